@@ -1,0 +1,28 @@
+# Each target is a line or two that you could type yourself.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+
+run: .venv/ready          ## the whole pipeline, going on where it was, and its summary
+	dvc --wait-for-lock repro
+	cat artifacts/report/summary.txt
+
+test: .venv/ready         ## everything that CI checks
+	ruff check . && ruff format --check .
+	lint-imports
+	mypy
+	pytest -n 2 --dist worksteal
+
+ui: .venv/ready           ## the pipeline as a Prefect flow
+	python -m flows.pipeline
+
+bench: .venv/ready        ## speed and memory, as ratios against named alternatives
+	python -m benchmarks.activation_store --json
+	python -m benchmarks.attribution --json
+
+.venv/ready: pyproject.toml constraints.txt
+	python3 -m venv .venv
+	python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	touch $@
+
+.PHONY: run test ui bench

@@ -1,0 +1,1 @@
+"""CoCoMix: language model pretraining with continuous concepts (arXiv 2502.08524)."""

@@ -1,0 +1,356 @@
+"""Artifacts: directories that are complete, checked and reproducible, or not there at all.
+
+An artifact is a directory with a `manifest.json`, which is written last and names the stage, its parameters, the
+digests of its inputs, and the rows, bytes and digest of every file. No time and no host name: the same inputs give
+the same bytes. `Artifact` reads one and refuses a missing, short or altered file.
+
+`Work` makes one. A stage works in `artifacts/.work/<stage>/<key>/`, where the key covers parameters, input digests
+and code, so that what a killed process left is found again by the same work and never by other work:
+
+    files/      finished files, each written aside, synced, renamed, and entered in journal.jsonl
+    side/       small files for other places (metrics, plots), which may hold times
+    scratch/    checkpoints; dropped when the artifact is published
+    manifest.json   written when all is there
+
+`publish` links the files into a new directory and renames it onto the artifact's place. The work folder stays
+until other work of the stage succeeds: hard links cost no disk, and a crash before DVC has noted the result costs
+nothing either.
+"""
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cocomix.errors import UserError
+from cocomix.runtime import runtime
+
+MANIFEST = "manifest.json"
+
+
+class FileRecord(BaseModel):
+    """What the manifest says of one file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int | None
+    """Records in the file, where that means something."""
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The content of manifest.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    fingerprint: str
+    """Digest of stage, parameters and inputs."""
+    inputs: dict[str, str]
+    """Digest of the manifest of each input artifact (or of another input) by name."""
+    params: dict[str, Any]
+    """The parameters that the stage used."""
+    about: dict[str, Any]
+    """Facts that readers of the artifact need, such as shapes."""
+    files: dict[str, FileRecord]
+
+
+class Artifact:
+    """A published artifact, opened for reading.
+
+    Raises:
+        UserError: when it is missing, or a file of it is missing, short, or altered (the digest is compared when
+            a file is first asked for); the message names the file and the stage to run again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content = (path / MANIFEST).read_bytes()
+            self.manifest = Manifest.model_validate_json(content)
+        except FileNotFoundError:
+            raise UserError(f"{path}: not there or incomplete (no {MANIFEST}); run the stage that makes it") from None
+        except (ValidationError, NotADirectoryError):
+            raise UserError(f"{path / MANIFEST}: damaged; remove {path} and run the stage that makes it") from None
+        self.digest = hashlib.sha256(content).hexdigest()
+        self._verified: set[str] = set()
+        for name, record in self.manifest.files.items():
+            self._check_size(name, record)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Facts about the content, as the stage wrote them."""
+        return self.manifest.about
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the files that begin with `prefix`, sorted."""
+        return sorted(name for name in self.manifest.files if name.startswith(prefix))
+
+    def rows(self, name: str) -> int:
+        """Records in a file."""
+        rows = self.manifest.files[name].rows
+        assert rows is not None, name
+        return rows
+
+    def file(self, name: str) -> Path:
+        """The path of a file whose content has been compared with its digest."""
+        if name not in self.manifest.files:
+            raise UserError(f"{self.path / name}: no such file in this artifact; {self._remedy}")
+        if name not in self._verified:
+            record = self.manifest.files[name]
+            self._check_size(name, record)
+            if digest_of(self.path / name) != record.sha256:
+                raise UserError(f"{self.path / name}: altered since it was written (its digest differs); {self._remedy}")
+            self._verified.add(name)
+        return self.path / name
+
+    def verified(self) -> Path:
+        """The artifact's path, with every file compared with its digest: for readers that take a folder."""
+        for name in self.manifest.files:
+            self.file(name)
+        return self.path
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.path} and run the stage {self.manifest.stage!r} again"
+
+    def _check_size(self, name: str, record: FileRecord) -> None:
+        try:
+            size = (self.path / name).stat().st_size
+        except FileNotFoundError:
+            raise UserError(f"{self.path / name}: missing; {self._remedy}") from None
+        if size != record.bytes:
+            raise UserError(f"{self.path / name}: has {size} bytes, not {record.bytes}; {self._remedy}")
+
+
+@dataclass
+class PendingFile:
+    """A file that is being written aside."""
+
+    path: Path
+    """Where to write it."""
+    rows: int | None = None
+    """Set by the writer, for the manifest."""
+
+
+class Work:
+    """The work folder of one stage, held by one job at a time (whose processes may be several).
+
+    Args:
+        stage: the DVC name, such as `sae` or `pretrain@ntp-0`.
+        out: where the artifact is published; its parent holds `.work`.
+        inputs: digests by name.
+        params: the parameters that the result depends on.
+        side: names in `side/` and where `publish` copies them to.
+
+    Raises:
+        UserError: when another job holds the stage.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        out: Path,
+        inputs: Mapping[str, str],
+        params: Mapping[str, Any],
+        side: Mapping[str, Path] | None = None,
+        root: Path = Path("artifacts/.work"),
+    ) -> None:
+        self.stage, self.out, self._side_targets = stage, out, dict(side or {})
+        self._inputs, self._params = dict(inputs), dict(params)
+        self._fingerprint = _digest_of_json({"stage": stage, "inputs": self._inputs, "params": self._params})
+        key = _digest_of_json({"fingerprint": self._fingerprint, "code": code_digest()})[:16]
+        self._home = root / stage
+        self.path = self._home / key
+        self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        if runtime().rank == 0:
+            self._home.mkdir(parents=True, exist_ok=True)
+            self._lock = _hold(self._home / "lock", self.stage)
+        for folder in (self.files, self.side, self.scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lock:
+            self._lock.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was computed, by this process or an earlier one."""
+        return (self.path / MANIFEST).exists()
+
+    def has(self, name: str) -> bool:
+        """Whether an earlier process finished this file, and its content is still what it wrote."""
+        record = self._journal().get(name)
+        path = self.files / name
+        return (
+            record is not None
+            and path.exists()
+            and path.stat().st_size == record.bytes
+            and digest_of(path) == record.sha256
+        )
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[PendingFile]:
+        """Write one file of the artifact: it appears whole, on the disk, or not at all."""
+        pending = PendingFile(self._aside(name))
+        yield pending
+        self._commit(name, pending)
+
+    @contextmanager
+    def write_folder(self) -> Iterator[Path]:
+        """Write several files, by a library that takes a folder. Each is then entered under its path in the folder."""
+        folder = self._aside("folder")
+        folder.mkdir()
+        yield folder
+        for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+            self._commit(str(path.relative_to(folder)), PendingFile(path))
+        shutil.rmtree(folder)
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Say that everything is there: write the manifest."""
+        manifest = Manifest(
+            stage=self.stage,
+            fingerprint=self._fingerprint,
+            inputs=self._inputs,
+            params=self._params,
+            about=dict(about),
+            files=dict(sorted(self._journal().items())),
+        )
+        text = json.dumps(manifest.model_dump(), indent=1, sort_keys=True, ensure_ascii=False)
+        write_atomically(self.path / MANIFEST, (text + "\n").encode())
+
+    def publish(self) -> None:
+        """Put the finished artifact, and the side files, in their places; forget other work of the stage."""
+        manifest = Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
+        staging = self._home / "publishing"
+        shutil.rmtree(staging, ignore_errors=True)
+        for name in manifest.files:
+            target = staging / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(self.files / name, target)
+        shutil.copyfile(self.path / MANIFEST, staging / MANIFEST)
+        for folder in (staging, *(each for each in staging.rglob("*") if each.is_dir())):
+            _sync(folder)
+        for name, place in self._side_targets.items():
+            write_atomically(place, (self.side / name).read_bytes())
+        old = self._home / "replaced"
+        shutil.rmtree(old, ignore_errors=True)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        if self.out.exists():
+            self.out.rename(old)
+        staging.rename(self.out)
+        _sync(self.out.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        for other in self._home.iterdir():
+            if other.is_dir() and other != self.path:
+                shutil.rmtree(other)
+
+    def _aside(self, name: str) -> Path:
+        aside = self.path / f"writing-{runtime().rank}"
+        shutil.rmtree(aside, ignore_errors=True)
+        target = aside / name
+        target.parent.mkdir(parents=True)
+        return target
+
+    def _commit(self, name: str, pending: PendingFile) -> None:
+        _sync(pending.path)
+        record = FileRecord(rows=pending.rows, bytes=pending.path.stat().st_size, sha256=digest_of(pending.path))
+        target = self.files / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pending.path.replace(target)
+        _sync(target.parent)
+        line = json.dumps({"name": name, **record.model_dump()}) + "\n"
+        # One short write to a file opened for appending is whole also among several processes.
+        with (self.path / "journal.jsonl").open("a") as journal:
+            journal.write(line)
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _journal(self) -> dict[str, FileRecord]:
+        records = {}
+        path = self.path / "journal.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # torn by a loss of power: the file it spoke of is written again
+            records[entry.pop("name")] = FileRecord(**entry)
+        return records
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by `content`: readers, also after a loss of power, see the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    _sync(aside)
+    aside.replace(path)
+    _sync(path.parent)
+
+
+def code_digest() -> str:
+    """Digest of the project's modules that this process has imported; comments and layout do not count."""
+    sources = {
+        name: ast.dump(ast.parse(Path(file).read_bytes()))
+        for name, module in sorted(sys.modules.items())
+        if name.partition(".")[0] in ("cocomix", "stages", "__main__")
+        and (file := getattr(module, "__file__", None))
+        and file.endswith(".py")
+    }
+    return _digest_of_json(sources)
+
+
+def _digest_of_json(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+        _sync(target)
+
+
+def _hold(path: Path, stage: str) -> IO[str]:
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(f"{stage}: process {file.read().strip()} is already at work on this stage; wait for it") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

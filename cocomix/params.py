@@ -1,0 +1,377 @@
+"""Parameters: every scientific knob, one section a stage, typed, frozen and closed.
+
+`params.yaml` is read into `Params`. An unknown key, a wrong type or two values that contradict each other is a
+`UserError` of one line that names the file, the key, the value, and what is allowed.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cocomix.errors import UserError, suggestion
+
+FILE = Path("params.yaml")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Method = Literal["ntp", "cocomix"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FilesParams(Section):
+    """Text files on this machine."""
+
+    paths: list[str] = []
+    """Globs relative to the project: .txt, .md, .jsonl, .parquet, each plain or .gz or .zst."""
+    text_field: str = "text"
+    """Field or column that holds the text (.jsonl, .parquet)."""
+
+
+class HubParams(Section):
+    """A dataset of the Hugging Face hub."""
+
+    dataset: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    """Commit or tag: without it the data may change under you, so it must be given."""
+    split: str = "train"
+    text_field: str = "text"
+    limit: Positive | None = None
+    """Documents to take at most."""
+
+
+class CorpusParams(Section):
+    """Documents: where they come from and how they are split."""
+
+    source: Literal["installed-docs", "files", "hub"]
+    files: FilesParams = FilesParams()
+    hub: HubParams = HubParams()
+    megabytes: Annotated[float, Field(gt=0)] | None = None
+    """Text to keep at most, in 10^6 UTF-8 bytes; none: all."""
+    validation_share: Fraction
+    """Share of the groups (documents; whole packages for installed-docs) that becomes the validation split."""
+    test_share: Fraction
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.source == "files" and not self.files.paths:
+            raise ValueError("source is files, but files.paths is empty: give at least one glob")
+        if self.source == "hub" and not (self.hub.dataset and self.hub.revision):
+            raise ValueError("source is hub, which needs hub.dataset and hub.revision")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share + test_share must be below 1: nothing is left for training")
+        return self
+
+
+class TokenizeParams(Section):
+    """Tokens: the tokenizer and the windows."""
+
+    source: Literal["train", "pretrained"]
+    pretrained: str | None = None
+    """Hub id or folder of the tokenizer."""
+    revision: str | None = None
+    vocab_size: Annotated[int, Field(ge=257)] = 4096
+    """Entries of the trained byte-level BPE, the end-of-document token included."""
+    train_megabytes: Annotated[float, Field(gt=0)] = 100.0
+    """Text that the tokenizer is trained on at most, in 10^6 UTF-8 bytes."""
+    context: Annotated[int, Field(ge=2)]
+    """Tokens of a window; the last one of a window has no next token."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.source == "pretrained" and not self.pretrained:
+            raise ValueError("source is pretrained, which needs pretrained: a hub id or a folder")
+        return self
+
+
+class ModelParams(Section):
+    """A GPT-2 shape."""
+
+    d_model: Positive
+    n_layer: Positive
+    n_head: Positive
+    dropout: Share = 0.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.d_model % self.n_head:
+            raise ValueError(f"d_model ({self.d_model}) must be a multiple of n_head ({self.n_head})")
+        return self
+
+
+class TrainingParams(Section):
+    """AdamW with linear warm-up and a cosine, as the paper trains (App. A)."""
+
+    steps: Positive
+    batch_size: Positive
+    """Windows in a step."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """The peak."""
+    warmup_share: Share = 0.05
+    """Share of the steps with rising learning rate (paper: 1/300)."""
+    final_share: Share = 0.1
+    """Last learning rate over the peak."""
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """On matrices only: not on biases, norms and other vectors."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient."""
+    eval_every: Positive
+    """Steps between two validation losses on the curve."""
+    eval_windows: Positive
+    """Validation windows behind a point of the curve (the final evaluation takes all)."""
+    checkpoint_every: Positive
+    """Steps between two checkpoints."""
+
+
+class BaseParams(Section):
+    """The language model whose hidden states the concepts describe."""
+
+    source: Literal["train", "pretrained"]
+    pretrained: str | None = None
+    """Hub id or folder of a causal language model."""
+    revision: str | None = None
+    seed: int = 0
+    model: ModelParams
+    training: TrainingParams
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.source == "pretrained" and not self.pretrained:
+            raise ValueError("source is pretrained, which needs pretrained: a hub id or a folder")
+        return self
+
+
+class ActivationsParams(Section):
+    """The residual stream of the base model, stored."""
+
+    layer: Positive
+    """Blocks of the base model below the stored residual stream: `hidden_states[layer]`."""
+    tokens: Positive
+    """Training activations to store."""
+    validation_tokens: Positive
+    """Held-out activations to store, from the validation split."""
+    shard_tokens: Positive
+    """Tokens of a Parquet file: the window of the shuffle on disk, and the unit of resuming."""
+    row_group_tokens: Positive
+    """Tokens of a row group: the unit of reading."""
+    seed: int = 0
+    """Of the choice of windows and of the shuffle."""
+
+
+class SaeParams(Section):
+    """The TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093)."""
+
+    latents: Positive
+    """C, the size of the dictionary (paper: 32768)."""
+    k: Positive
+    """Latents that are active at a time (paper: 32)."""
+    epochs: Positive
+    """Passes over the stored activations."""
+    batch_size: Positive
+    """Activations in a step."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_share: Share = 0.05
+    decay_share: Share = 0.2
+    """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
+    aux_k: Positive
+    """Dead latents that reconstruct the error (AuxK)."""
+    aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
+    dead_tokens: Positive
+    """A latent is dead when it has not fired for this many tokens."""
+    normalize: Literal["none", "token"] = "token"
+    """token: each activation minus its mean over its unbiased standard deviation, as OpenAI's v5."""
+    seed: int = 0
+    checkpoint_every: Positive
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.k > self.latents:
+            raise ValueError(f"k ({self.k}) must not exceed latents ({self.latents})")
+        if self.aux_k > self.latents:
+            raise ValueError(f"aux_k ({self.aux_k}) must not exceed latents ({self.latents})")
+        return self
+
+
+class AttributionParams(Section):
+    """Which concepts matter for the next token (paper Eq. 1)."""
+
+    k_attr: Positive
+    """Labels of a position (paper: 4)."""
+    sign: Literal["released", "helpful", "absolute"]
+    """released: largest signed gradient-times-activation of the loss; helpful: its most negative; absolute: either."""
+    shard_windows: Positive
+    """Token windows of a Parquet file: the unit of resuming."""
+
+
+class NtpParams(Section):
+    """Next-token prediction has no knobs of its own."""
+
+
+class CocomixParams(Section):
+    """Continuous concept mixing."""
+
+    concept_layer: Positive
+    """Blocks below the concept head (released code: 3 of 8); at least 1, for the KV cache's sake."""
+    concept_k: Positive
+    """Predicted concepts that are mixed (paper: 32)."""
+    concept_init: Literal["tied", "normal"]
+    """tied: unit-norm predictor rows and compress = 0.75 x their transpose; normal: N(0, 0.02), as released."""
+    concept_weight: Annotated[float, Field(ge=0)]
+    """Lambda, the weight of the concept loss (paper: 0.1)."""
+
+
+class PretrainParams(Section):
+    """The language models that are compared."""
+
+    methods: Annotated[list[Method], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    model: ModelParams
+    training: TrainingParams
+    ntp: NtpParams
+    cocomix: CocomixParams
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.cocomix.concept_layer >= self.model.n_layer:
+            raise ValueError(
+                f"cocomix.concept_layer ({self.cocomix.concept_layer}) must be below model.n_layer ({self.model.n_layer})"
+            )
+        for name, values in (("methods", self.methods), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):  # type: ignore[arg-type]
+                raise ValueError(f"{name} lists a value twice: {values}")
+        return self
+
+
+class EvaluateParams(Section):
+    """What is measured on the finished models."""
+
+    batch_size: Positive
+    """Windows in a forward pass."""
+
+
+class ReportParams(Section):
+    """The page."""
+
+    title: str
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    corpus: CorpusParams
+    tokenize: TokenizeParams
+    base: BaseParams
+    activations: ActivationsParams
+    sae: SaeParams
+    attribution: AttributionParams
+    pretrain: PretrainParams
+    evaluate: EvaluateParams
+    report: ReportParams
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.base.source == "train" and self.activations.layer >= self.base.model.n_layer:
+            raise ValueError(
+                f"activations.layer ({self.activations.layer}) must be below "
+                f"base.model.n_layer ({self.base.model.n_layer}): attribution needs a block above it"
+            )
+        if self.attribution.k_attr > self.sae.k:
+            raise ValueError(f"attribution.k_attr ({self.attribution.k_attr}) must not exceed sae.k ({self.sae.k})")
+        if self.pretrain.cocomix.concept_k > self.sae.latents:
+            raise ValueError(
+                f"pretrain.cocomix.concept_k ({self.pretrain.cocomix.concept_k}) must not exceed "
+                f"sae.latents ({self.sae.latents})"
+            )
+        if self.activations.tokens < self.sae.batch_size:
+            raise ValueError(
+                f"activations.tokens ({self.activations.tokens}) must be at least sae.batch_size ({self.sae.batch_size})"
+            )
+        return self
+
+
+def load(path: Path = FILE) -> Params:
+    """Read and check all parameters.
+
+    Raises:
+        UserError: one line that names the file, the key, the value and what is allowed.
+    """
+    return parse(Params, read_yaml(path), str(path))
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: PyYAML reads `2e-3` as text, DVC (YAML 1.2) as a number."""
+
+
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: when it is missing, is no YAML, or holds something else.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's folder") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}, not sections of 'key: value'")
+    return content
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], content: Mapping[str, object], source: str, where: Mapping[str, str] | None = None) -> Model:
+    """`content` as `model`.
+
+    Args:
+        source: the file, for the error.
+        where: the place that each key was read from, when it is not `source`.
+
+    Raises:
+        UserError: the first thing that is wrong, in one line.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = [str(part) for part in first["loc"] if "[" not in str(part)]
+        key = ".".join(location)
+        place = (where or {}).get(location[0] if location else "", f"{source}: {key}" if key else source)
+        if first["type"] == "extra_forbidden":
+            fields = _fields(model, location[:-1])
+            raise UserError(f"{place}: unknown key; {suggestion(location[-1], fields)}") from None
+        if first["type"] == "missing":
+            raise UserError(f"{place}: missing; it must be given") from None
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        value = first["input"]
+        shown = "" if isinstance(value, (dict, BaseModel)) else f"{value!r}: "
+        raise UserError(f"{place}: {shown}{message}") from None
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,70 @@
+"""Runtime: how the work is done on this machine. Nothing here changes what is computed, beyond rounding.
+
+Each knob is set by an environment variable `COCOMIX_<NAME>`, or in an optional, git-ignored `runtime.yaml`;
+the environment wins. No knob is a parameter: changing one invalidates no artifact.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cocomix.params import parse, read_yaml
+
+FILE = Path("runtime.yaml")
+
+
+class Runtime(BaseModel):
+    """Knobs of the machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one."""
+    processes: int | Literal["auto"] = "auto"
+    """Processes of the stages that can share work; auto: one a GPU, or one a CPU core."""
+    threads: int | Literal["auto"] = "auto"
+    """Threads of each process; auto: the cores divided by the processes."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that read and clean text; auto: one a CPU core."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Windows in one forward pass; auto: what is fastest on the device."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Training arithmetic: autocast to bf16 or not; auto: bf16 where the hardware multiplies bf16."""
+    compile: bool = False
+    """torch.compile the training step."""
+    log_seconds: float = Field(5.0, gt=0)
+    """Seconds between progress lines when the output is no terminal."""
+
+    @property
+    def rank(self) -> int:
+        """This process's index among those that share the work (set by torchrun)."""
+        return int(os.environ.get("RANK", "0"))
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share the work (set by torchrun)."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def cores(self) -> int:
+        """CPU cores that this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def runtime() -> Runtime:
+    """The knobs of this process, read once.
+
+    Raises:
+        UserError: for an unknown knob or a wrong value, naming the variable or the file.
+    """
+    given: dict[str, object] = dict(read_yaml(FILE)) if FILE.exists() else {}
+    where = {key: f"{FILE}: {key}" for key in given}
+    for variable, text in os.environ.items():
+        if variable.startswith("COCOMIX_"):
+            key = variable.removeprefix("COCOMIX_").lower()
+            given[key], where[key] = text, variable
+    return parse(Runtime, given, str(FILE), where)

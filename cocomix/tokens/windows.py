@@ -1,0 +1,50 @@
+"""Reading the token windows."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cocomix.artifact import Artifact
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class Tokens:
+    """The tokens artifact: documents end with EOS and are packed into windows of `context` tokens.
+
+    Files: `<split>.npy`, unsigned integers [windows, context]; `<split>.documents.npy`, uint32 [windows], the number
+    of the document that the window's first token belongs to; `tokenizer/`, a Hugging Face folder.
+    """
+
+    def __init__(self, path: Path = Path("artifacts/tokens")) -> None:
+        self.artifact = Artifact(path)
+        self.context: int = self.artifact.about["context"]
+        self.vocab_size: int = self.artifact.about["vocab_size"]
+        self.eos_id: int = self.artifact.about["eos_id"]
+
+    @cache  # noqa: B019  one reader lives as long as its process
+    def windows(self, split: Split) -> NDArray[np.unsignedinteger]:
+        """Token ids, memory-mapped: [windows, context]."""
+        return np.load(self.artifact.file(f"{split}.npy"), mmap_mode="r")
+
+    def documents(self, split: Split, rows: slice | NDArray[np.integer]) -> NDArray[np.uint32]:
+        """The document number of every token of the windows `rows`: [rows, context]."""
+        first = np.load(self.artifact.file(f"{split}.documents.npy"), mmap_mode="r")[rows]
+        ends = self.windows(split)[rows] == self.eos_id
+        before = np.cumsum(ends, axis=1) - ends
+        return (first[:, None] + before).astype(np.uint32)
+
+    def bytes_per_token(self, split: Split) -> float:
+        """UTF-8 bytes of text a token stands for, on average: turns nats a token into bits a byte."""
+        return float(self.artifact.about["bytes_per_token"][split])
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that made the windows."""
+        for name in self.artifact.names("tokenizer/"):
+            self.artifact.file(name)
+        return AutoTokenizer.from_pretrained(self.artifact.path / "tokenizer")
