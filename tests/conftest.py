@@ -1,0 +1,65 @@
+"""Shared fixtures: small artifacts of exactly the real layout, in a temporary project folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.artifact import Work
+from cocomix.runtime import runtime
+
+CONTEXT, VOCAB = 16, 64
+
+
+@pytest.fixture(autouse=True)
+def _fresh_runtime() -> Iterator[None]:
+    runtime.cache_clear()
+    yield
+    runtime.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder, made the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tokens_folder(folder: Path) -> Path:
+    """A published tokens artifact: 96, 24 and 24 windows of 16 tokens, in which the next token is predictable."""
+    generator = np.random.default_rng(0)
+    step = generator.integers(1, 4, size=(3,))
+    with Work("tokenize", Path("artifacts/tokens"), {}, {}) as work:
+        for number, (split, windows) in enumerate({"train": 96, "validation": 24, "test": 24}.items()):
+            start = generator.integers(0, VOCAB, size=(windows, 1))
+            noise = generator.random((windows, CONTEXT)) < 0.1
+            ids = (start + step[number % 1] * np.arange(CONTEXT)) % VOCAB
+            ids = np.where(noise, generator.integers(0, VOCAB, size=ids.shape), ids).astype(np.uint16)
+            flat_ends = np.cumsum(ids.reshape(-1) == 0)
+            first = np.concatenate([[0], flat_ends[CONTEXT - 1 : -1 : CONTEXT]]).astype(np.uint32)
+            for name, array in {f"{split}.npy": ids, f"{split}.documents.npy": first}.items():
+                with work.write(name) as pending:
+                    with pending.path.open("wb") as file:
+                        np.save(file, array)
+                    pending.rows = windows
+        vocabulary = {"<|endoftext|>": 0} | {f"w{each}": each for each in range(1, VOCAB)}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        with work.write_folder() as target:
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(
+                target / "tokenizer"
+            )
+        work.finish(
+            {
+                "context": CONTEXT,
+                "vocab_size": VOCAB,
+                "eos_id": 0,
+                "bytes_per_token": {"train": 4.0, "validation": 4.0, "test": 4.0},
+            }
+        )
+        work.publish()
+    return Path("artifacts/tokens")
