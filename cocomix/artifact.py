@@ -276,7 +276,8 @@ class Work:
         target.parent.mkdir(parents=True, exist_ok=True)
         pending.path.replace(target)
         _sync(target.parent)
-        line = json.dumps({"name": name, **record.model_dump()}) + "\n"
+        # The leading newline ends a line that a loss of power may have torn.
+        line = "\n" + json.dumps({"name": name, **record.model_dump()}) + "\n"
         # One short write to a file opened for appending is whole also among several processes.
         with (self.path / "journal.jsonl").open("a") as journal:
             journal.write(line)
@@ -289,9 +290,10 @@ class Work:
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # torn by a loss of power: the file it spoke of is written again
-            records[entry.pop("name")] = FileRecord(**entry)
+            except json.JSONDecodeError:  # blank, or torn: the file it spoke of is written again
+                continue
+            name = entry.pop("name")
+            records[name] = FileRecord(**entry)
         return records
 
 
