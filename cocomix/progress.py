@@ -4,41 +4,55 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from signal import Signals
 
 from tqdm import tqdm
 
-from cocomix import interrupt
+from cocomix import distributed, interrupt
+from cocomix.interrupt import Interrupted
 from cocomix.runtime import runtime
+
+tqdm.monitor_interval = 0  # no watching thread: stages fork
 
 
 class Progress:
-    """One long task. `advance` is also where the process obeys SIGTERM and SIGINT.
+    """One long task, shown by the first of the processes that share it; in `advance` each obeys SIGTERM and SIGINT.
 
     Rate and time left count only what this process has done: work found finished after a restart
     is passed as `done` and moves the bar without flattering the rate.
+
+    Args:
+        task: what is being done.
+        total: units in all; none: unknown.
+        unit: what is counted, in the plural.
+        done: units that an earlier process finished.
+        lockstep: whether the processes advance together (a training step), so that they also stop together;
+            otherwise each stops by itself (shards).
     """
 
-    def __init__(self, task: str, total: int | None, unit: str, done: int = 0) -> None:
+    def __init__(self, task: str, total: int | None, unit: str, done: int = 0, *, lockstep: bool = False) -> None:
+        on_terminal = sys.stderr.isatty()
+        self._lockstep = lockstep
+        self._lines = runtime().rank == 0 and not on_terminal
+        self._next_line = time.monotonic() + runtime().log_seconds
         self._bar = tqdm(
             desc=task,
             total=total,
             unit=f" {unit}",
-            unit_scale=True,
+            unit_scale=total is None or total >= 100_000,
             initial=done,
             dynamic_ncols=True,
+            miniters=1,
             disable=runtime().rank != 0,
             # Off a terminal, tqdm keeps the counts and the formatting, and _line() prints whole lines.
-            file=sys.stderr if sys.stderr.isatty() else _Nowhere(),
-            mininterval=0.2,
+            file=sys.stderr if on_terminal else _Nowhere(),
         )
-        self._lines = not sys.stderr.isatty() and runtime().rank == 0
-        self._next_line = time.monotonic() + runtime().log_seconds
 
     def advance(self, amount: int, **shown: float | str) -> None:
         """Count `amount` more units; `shown` are figures to print, such as the loss.
 
         Raises:
-            Interrupted: when a stop was asked for.
+            Interrupted: when a stop was asked for; with `lockstep`, in all processes at the same unit.
         """
         if shown:
             self._bar.set_postfix(shown, refresh=False)
@@ -46,7 +60,9 @@ class Progress:
         if self._lines and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + runtime().log_seconds
             self._line()
-        interrupt.check()
+        stop = interrupt.received() or 0
+        if stop := distributed.maximum(stop) if self._lockstep else stop:
+            raise Interrupted(Signals(stop))
 
     def close(self) -> None:
         """Leave the finished bar (or a last line) behind."""
@@ -55,8 +71,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        figures = self._bar.format_dict | {"ncols": None, "bar_format": None}
-        print(tqdm.format_meter(**(figures | {"ascii": True, "ncols": 0})), file=sys.stderr, flush=True)
+        print(tqdm.format_meter(**{**self._bar.format_dict, "ascii": True, "ncols": 0}), file=sys.stderr, flush=True)
 
 
 class _Nowhere:
@@ -65,9 +80,9 @@ class _Nowhere:
 
 
 @contextmanager
-def progress(task: str, total: int | None, unit: str, done: int = 0) -> Iterator[Progress]:
+def progress(task: str, total: int | None, unit: str, done: int = 0, *, lockstep: bool = False) -> Iterator[Progress]:
     """A `Progress` that is closed at the end, also after an error."""
-    bar = Progress(task, total, unit, done)
+    bar = Progress(task, total, unit, done, lockstep=lockstep)
     try:
         yield bar
     finally:

@@ -1,0 +1,51 @@
+"""Processes that share the work of a stage, joined into one group: gloo on CPUs, NCCL on GPUs.
+
+Whoever starts them (`stages.launch`, or torchrun across machines) sets RANK, WORLD_SIZE and the address to meet at.
+A process alone needs no group, and then nothing here imports torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from cocomix.runtime import runtime
+
+PATIENCE = timedelta(days=7)
+"""A process may wait for as long as another computes. That one has died is noticed by who started them."""
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Join the other processes; inside, `torch.distributed` and DistributedDataParallel work. Alone: does nothing."""
+    if runtime().world_size == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    from cocomix.device import device
+
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def maximum(value: int) -> int:
+    """The largest `value` among the processes, all of which must ask; over the CPU, so that no GPU is waited for."""
+    if runtime().world_size == 1:
+        return value
+    import torch
+    from torch import distributed
+
+    shared = torch.tensor(value)
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return int(shared)
+
+
+def barrier() -> None:
+    """Wait until all processes have come here."""
+    maximum(0)
