@@ -1,0 +1,245 @@
+"""The CoCoMix language model (arXiv 2502.08524), on the library's own GPT-2 blocks.
+
+- Below `concept_layer`, a plain GPT-2 over T positions.
+- There, each position predicts concepts: logits over a dictionary, of which the largest `concept_k` are
+  compressed into one vector, the continuous concept (section 2.2).
+- Above, 2T positions: each token's hidden state, then its continuous concept. The language model head reads the
+  concept positions, so logits have one row a text token.
+
+The cache holds T entries in the blocks below and 2T above. Attention masks are made once for each length.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import slice_logits_to_keep  # type: ignore[attr-defined]
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_cocomix import CoCoMixConfig
+
+TIED_SCALE = 0.75
+"""Compress over predictor at the tied start; measured to start best at small size (docs/log.md)."""
+
+
+class Concepts(NamedTuple):
+    """What the concept head makes of hidden states [batch, seq, d_model]."""
+
+    logits: Tensor
+    """Concept logits z: [batch, seq, num_concepts]."""
+    mixed: Tensor
+    """Continuous concept, one vector a position: [batch, seq, d_model]."""
+
+
+@dataclass
+class CoCoMixOutput(ModelOutput):
+    """Output of the model; `logits` [batch, seq, vocab] only with the language model head."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    """After the final norm, at the concept positions: [batch, seq, d_model]."""
+    concept_logits: Tensor | None = None
+    """[batch, seq, num_concepts]."""
+    past_key_values: Cache | None = None
+
+
+class ConceptHead(nn.Module):
+    """Predict concepts and compress the prediction into one vector, as in the released code.
+
+    The hidden state is normalised like an autoencoder's input (mean over features, unbiased standard deviation,
+    learned pre-bias) and the continuous concept is scaled back by the same figures.
+    """
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.k = config.concept_k
+        self.pre_bias = nn.Parameter(torch.zeros(config.n_embd))
+        self.predictor = nn.Linear(config.n_embd, config.num_concepts)
+        # Row = concept: only the rows of the predicted concepts are read.
+        self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
+
+    def forward(self, hidden: Tensor) -> Concepts:
+        """hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
+        std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
+        std = std + 1e-5
+        logits = self.predictor((hidden - mean) / std - self.pre_bias)
+        strength, index = logits.topk(self.k, sorted=False)
+        mixed = self.compress(
+            index.flatten(0, 1), per_sample_weights=strength.flatten(0, 1).to(self.compress.weight.dtype)
+        ).view_as(hidden)
+        return Concepts(logits, (mixed + self.pre_bias) * std + mean)
+
+
+class _PairLayer(DynamicLayer):
+    """Cache of a block that sees two positions a token."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(2 * tokens_to_remove)
+
+
+class CoCoMixCache(DynamicCache):
+    """A key-value cache with one entry a token below the concept head and two above."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        layers = [(DynamicLayer if i < config.concept_layer else _PairLayer)() for i in range(config.n_layer)]
+        Cache.__init__(self, layers=layers)
+
+
+class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
+    """What the library needs to know of the model."""
+
+    config: CoCoMixConfig
+    _can_compile_fullgraph = False  # that means generation from a static cache, which cannot hold two lengths
+    _can_record_outputs = None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ConceptHead):
+            init.zeros_(module.pre_bias)
+            init.normal_(module.compress.weight, mean=0.0, std=self.config.initializer_range)
+            if self.config.concept_init == "tied":
+                rows = F.normalize(torch.randn_like(module.predictor.weight), dim=1)
+                init.copy_(module.predictor.weight, rows)
+                init.copy_(module.compress.weight, TIED_SCALE * rows)
+
+
+class CoCoMixModel(CoCoMixPreTrainedModel):
+    """The model without the language model head."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(GPT2Block(config, layer_idx=i) for i in range(config.n_layer))
+        self.concepts = ConceptHead(config)
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.wte = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> CoCoMixOutput:
+        """Run the model.
+
+        Args:
+            input_ids: [batch, seq], or `inputs_embeds`: [batch, seq, d_model].
+            attention_mask: 1 for tokens, 0 for padding: [batch, past + seq].
+            position_ids: [batch, seq]; default: counted from the cache's length.
+            past_key_values: a `CoCoMixCache`.
+        """
+        use_cache = use_cache if use_cache is not None else self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = CoCoMixCache(self.config)
+        cache = past_key_values if use_cache else None
+        if inputs_embeds is None:
+            inputs_embeds = self.wte(input_ids)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(past, past + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+
+        hidden = self.drop(inputs_embeds + self.wpe(position_ids))
+        lower, upper = self.h[: self.config.concept_layer], self.h[self.config.concept_layer :]
+        mask = self._mask(hidden, attention_mask, past_key_values, layer=0)
+        for block in lower:
+            hidden = block(hidden, cache, mask, use_cache=use_cache, **kwargs)
+
+        concepts = self.concepts(hidden)
+        hidden = torch.stack([hidden, concepts.mixed.to(hidden.dtype)], dim=2).flatten(1, 2)
+        if attention_mask is not None:
+            attention_mask = attention_mask.repeat_interleave(2, dim=-1)
+        mask = self._mask(hidden, attention_mask, past_key_values, layer=self.config.concept_layer)
+        for block in upper:
+            hidden = block(hidden, cache, mask, use_cache=use_cache, **kwargs)
+
+        return CoCoMixOutput(
+            last_hidden_state=self.ln_f(hidden[:, 1::2]), concept_logits=concepts.logits, past_key_values=cache
+        )
+
+    def _mask(self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor | None:
+        # No position_ids: the library would read the doubled ones as packed documents, and separate the pairs.
+        mask: Tensor | None = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            layer_idx=layer,
+        )
+        return mask
+
+
+class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
+    """The CoCoMix language model: logits [batch, seq, vocab], one row a text token."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.transformer = CoCoMixModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CoCoMixOutput | tuple[Any, ...]:
+        """Run the model; see `CoCoMixModel.forward`.
+
+        Args:
+            labels: token ids, -100 where there is none: [batch, seq]; shifted here. Gives the language model's
+                loss; the concept loss is the training objective's.
+            logits_to_keep: how many of the last positions to make logits for; 0: all.
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        output = self.transformer(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        )
+        output.logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
+        if labels is not None:
+            output.loss = self.loss_function(
+                output.logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+            )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        kind = generation_config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation {kind!r} cannot hold a CoCoMix model's two lengths (T below and 2T above the "
+                "concept layer); leave it out, or give 'dynamic'"
+            )
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = CoCoMixCache(self.config)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
