@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import GenerationMixin
@@ -128,9 +127,11 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The token embeddings."""
         return self.wte
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embeddings."""
         self.wte = value
 
     def forward(
