@@ -17,7 +17,6 @@ until other work of the stage succeeds: hard links cost no disk, and a crash bef
 nothing either.
 """
 
-import ast
 import fcntl
 import hashlib
 import json
@@ -25,18 +24,31 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from cocomix import distributed
 from cocomix.errors import UserError
 from cocomix.runtime import runtime
+from cocomix.sources import digest_of_sources
 
 MANIFEST = "manifest.json"
+
+
+def _stay_inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError("leads out of the artifact")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_stay_inside)]
+"""A path relative to the artifact."""
 
 
 class FileRecord(BaseModel):
@@ -48,6 +60,12 @@ class FileRecord(BaseModel):
     """Records in the file, where that means something."""
     bytes: int
     sha256: str
+
+
+class JournalEntry(BaseModel):
+    """A line of journal.jsonl: files that were finished together, by name."""
+
+    files: dict[FileName, FileRecord]
 
 
 class Manifest(BaseModel):
@@ -64,7 +82,7 @@ class Manifest(BaseModel):
     """The parameters that the stage used."""
     about: dict[str, Any]
     """Facts that readers of the artifact need, such as shapes."""
-    files: dict[str, FileRecord]
+    files: dict[FileName, FileRecord]
 
 
 class Artifact:
@@ -112,7 +130,9 @@ class Artifact:
             record = self.manifest.files[name]
             self._check_size(name, record)
             if digest_of(self.path / name) != record.sha256:
-                raise UserError(f"{self.path / name}: altered since it was written (its digest differs); {self._remedy}")
+                raise UserError(
+                    f"{self.path / name}: altered since it was written (its digest differs); {self._remedy}"
+                )
             self._verified.add(name)
         return self.path / name
 
@@ -171,9 +191,10 @@ class Work:
         self.stage, self.out, self._side_targets = stage, out, dict(side or {})
         self._inputs, self._params = dict(inputs), dict(params)
         self._fingerprint = _digest_of_json({"stage": stage, "inputs": self._inputs, "params": self._params})
-        key = _digest_of_json({"fingerprint": self._fingerprint, "code": code_digest()})[:16]
+        key = _digest_of_json({"fingerprint": self._fingerprint, "code": _digest_of_program()})[:16]
         self._home = root / stage
         self.path = self._home / key
+        self._aside = self.path / "writing"
         self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
         self._lock: IO[str] | None = None
 
@@ -181,11 +202,17 @@ class Work:
         if runtime().rank == 0:
             self._home.mkdir(parents=True, exist_ok=True)
             self._lock = _hold(self._home / "lock", self.stage)
-        for folder in (self.files, self.side, self.scratch):
-            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self._aside, ignore_errors=True)
+            for folder in (self.files, self.side, self.scratch):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not self._is_finish_intact():
+                (self.path / MANIFEST).unlink(missing_ok=True)
+        distributed.barrier()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._lock:
             self._lock.close()
 
@@ -196,41 +223,47 @@ class Work:
 
     def has(self, name: str) -> bool:
         """Whether an earlier process finished this file, and its content is still what it wrote."""
-        record = self._journal().get(name)
-        path = self.files / name
-        return (
-            record is not None
-            and path.exists()
-            and path.stat().st_size == record.bytes
-            and digest_of(path) == record.sha256
-        )
+        record = self.records().get(name)
+        return record is not None and self._is_intact(name, record)
+
+    def records(self) -> dict[str, FileRecord]:
+        """What has been finished so far, by any process of the job: by name."""
+        path = self.path / "journal.jsonl"
+        records: dict[str, FileRecord] = {}
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with suppress(ValidationError):  # blank, or torn: the files it spoke of are written again
+                records |= JournalEntry.model_validate_json(line).files
+        return records
 
     @contextmanager
     def write(self, name: str) -> Iterator[PendingFile]:
         """Write one file of the artifact: it appears whole, on the disk, or not at all."""
-        pending = PendingFile(self._aside(name))
+        pending = PendingFile(self._aside / str(runtime().rank) / name)
+        pending.path.parent.mkdir(parents=True, exist_ok=True)
         yield pending
-        self._commit(name, pending)
+        self._commit({name: pending})
 
     @contextmanager
     def write_folder(self) -> Iterator[Path]:
-        """Write several files, by a library that takes a folder. Each is then entered under its path in the folder."""
-        folder = self._aside("folder")
-        folder.mkdir()
+        """Write several files, by a library that takes a folder: each appears under its path in it, all or none."""
+        folder = self._aside / f"{runtime().rank}-folder"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         yield folder
-        for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-            self._commit(str(path.relative_to(folder)), PendingFile(path))
-        shutil.rmtree(folder)
+        paths = sorted(each for each in folder.rglob("*") if each.is_file())
+        self._commit({str(path.relative_to(folder)): PendingFile(path) for path in paths})
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Say that everything is there: write the manifest."""
+        """Say that everything is there, side files included: write the manifest."""
+        for name in self._side_targets:
+            _sync(self.side / name)
         manifest = Manifest(
             stage=self.stage,
             fingerprint=self._fingerprint,
             inputs=self._inputs,
             params=self._params,
             about=dict(about),
-            files=dict(sorted(self._journal().items())),
+            files=dict(sorted(self.records().items())),
         )
         text = json.dumps(manifest.model_dump(), indent=1, sort_keys=True, ensure_ascii=False)
         write_atomically(self.path / MANIFEST, (text + "\n").encode())
@@ -262,39 +295,32 @@ class Work:
             if other.is_dir() and other != self.path:
                 shutil.rmtree(other)
 
-    def _aside(self, name: str) -> Path:
-        aside = self.path / f"writing-{runtime().rank}"
-        shutil.rmtree(aside, ignore_errors=True)
-        target = aside / name
-        target.parent.mkdir(parents=True)
-        return target
-
-    def _commit(self, name: str, pending: PendingFile) -> None:
-        _sync(pending.path)
-        record = FileRecord(rows=pending.rows, bytes=pending.path.stat().st_size, sha256=digest_of(pending.path))
-        target = self.files / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pending.path.replace(target)
-        _sync(target.parent)
-        # The leading newline ends a line that a loss of power may have torn.
-        line = "\n" + json.dumps({"name": name, **record.model_dump()}) + "\n"
-        # One short write to a file opened for appending is whole also among several processes.
-        with (self.path / "journal.jsonl").open("a") as journal:
+    def _commit(self, pending: Mapping[str, PendingFile]) -> None:
+        entry = JournalEntry(files={name: _record(each.path, each.rows) for name, each in pending.items()})
+        for name, each in pending.items():
+            target = self.files / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            each.path.replace(target)
+            _sync(target.parent)
+        # The leading newline ends a line that a loss of power may have torn. The buffer holds all of it, so that it
+        # goes out in one write, which is whole also when several processes append.
+        line = f"\n{entry.model_dump_json()}\n".encode()
+        with (self.path / "journal.jsonl").open("ab", buffering=len(line) + 1) as journal:
             journal.write(line)
             journal.flush()
-            os.fsync(journal.fileno())
+            os.fsync(journal)
 
-    def _journal(self) -> dict[str, FileRecord]:
-        records = {}
-        path = self.path / "journal.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # blank, or torn: the file it spoke of is written again
-                continue
-            name = entry.pop("name")
-            records[name] = FileRecord(**entry)
-        return records
+    def _is_finish_intact(self) -> bool:
+        try:
+            files = Manifest.model_validate_json((self.path / MANIFEST).read_bytes()).files
+        except (FileNotFoundError, ValidationError):
+            return False
+        sides = all((self.side / name).is_file() for name in self._side_targets)
+        return sides and all(self._is_intact(*each) for each in files.items())
+
+    def _is_intact(self, name: str, record: FileRecord) -> bool:
+        path = self.files / name
+        return path.is_file() and path.stat().st_size == record.bytes and digest_of(path) == record.sha256
 
 
 def digest_of(path: Path) -> str:
@@ -306,23 +332,21 @@ def digest_of(path: Path) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by `content`: readers, also after a loss of power, see the old or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.aside")
     aside.write_bytes(content)
     _sync(aside)
     aside.replace(path)
     _sync(path.parent)
 
 
-def code_digest() -> str:
-    """Digest of the project's modules that this process has imported; comments and layout do not count."""
-    sources = {
-        name: ast.dump(ast.parse(Path(file).read_bytes()))
-        for name, module in sorted(sys.modules.items())
-        if name.partition(".")[0] in ("cocomix", "stages", "__main__")
-        and (file := getattr(module, "__file__", None))
-        and file.endswith(".py")
-    }
-    return _digest_of_json(sources)
+def _digest_of_program() -> str:
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    return digest_of_sources(Path(program)) if program else "interactive"
+
+
+def _record(path: Path, rows: int | None) -> FileRecord:
+    _sync(path)
+    return FileRecord(rows=rows, bytes=path.stat().st_size, sha256=digest_of(path))
 
 
 def _digest_of_json(content: object) -> str:
@@ -351,7 +375,9 @@ def _hold(path: Path, stage: str) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise UserError(f"{stage}: process {file.read().strip()} is already at work on this stage; wait for it") from None
+        raise UserError(
+            f"{stage}: process {file.read().strip()} is already at work on this stage; wait for it"
+        ) from None
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

@@ -5,15 +5,24 @@ the environment wins. No knob is a parameter: changing one invalidates no artifa
 """
 
 import os
+import re
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cocomix.params import parse, read_yaml
 
 FILE = Path("runtime.yaml")
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def _is_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("allowed: auto, cpu, mps, cuda, or cuda:N")
+    return name
 
 
 class Runtime(BaseModel):
@@ -21,15 +30,15 @@ class Runtime(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(_is_device)] = "auto"
     """auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one."""
-    processes: int | Literal["auto"] = "auto"
+    processes: Count | Literal["auto"] = "auto"
     """Processes of the stages that can share work; auto: one a GPU, or one a CPU core."""
-    threads: int | Literal["auto"] = "auto"
+    threads: Count | Literal["auto"] = "auto"
     """Threads of each process; auto: the cores divided by the processes."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Count | Literal["auto"] = "auto"
     """Processes that read and clean text; auto: one a CPU core."""
-    micro_batch: int | Literal["auto"] = "auto"
+    micro_batch: Count | Literal["auto"] = "auto"
     """Windows in one forward pass; auto: what is fastest on the device."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Training arithmetic: autocast to bf16 or not; auto: bf16 where the hardware multiplies bf16."""

@@ -1,21 +1,24 @@
 """What all stages share: how one starts, how it ends, and how it makes its artifact."""
 
-import ctypes
+import errno
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cocomix import interrupt
+from cocomix import distributed, interrupt
 from cocomix.artifact import Artifact, Work
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import Params, load
 from cocomix.progress import say
 from cocomix.runtime import runtime
+from stages.launch import die_with, first_to_fail, launch
 
 ARTIFACTS = Path("artifacts")
 
@@ -28,26 +31,32 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
     Args:
         run: the stage.
         shared: whether several processes can share the work; `runtime().processes` then says how many, started
-            by torchrun unless this process is one of torchrun's already.
+            here unless this process is one of them (or of torchrun's) already.
 
-    The exit status is 0, 2 after bad input (one line says what), or 128 + the signal that stopped it.
+    The exit status is 0, 2 after bad input or a full disk (one line says what), or 128 + the signal that stopped it.
     """
     try:
         params = load()
         _die_with_dvc()
-        if shared and "RANK" not in os.environ and _processes() > 1:
-            _torchrun(_processes())
+        if shared and "RANK" not in os.environ and (processes := _processes()) > 1:
+            sys.exit(launch(processes))
         _share_cores()
         interrupt.install()
-        run(params)
-        status = 0
-    except UserError as error:
-        say(f"error: {error}")
-        status = 2
+        with distributed.group():
+            run(params)
     except Interrupted as stop:
         say(f"{stop}; what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there")
-        status = stop.exit_code
-    sys.exit(status)
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
+        if runtime().world_size > 1 and not first_to_fail():
+            # The others cannot go on without a process that has failed; that one has said why.
+            sys.exit(1)
+        if trouble is None:
+            raise
+        print(f"error: {trouble}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
 
 
 def produce(
@@ -70,10 +79,7 @@ def produce(
     with Work(stage, out, digests, params, side) as work:
         if not work.finished:
             about = compute(work)
-            if runtime().world_size > 1:
-                from torch import distributed
-
-                distributed.barrier()
+            distributed.barrier()
             if runtime().rank == 0:
                 work.finish(about)
         else:
@@ -87,35 +93,29 @@ def to_json(content: object) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def _machine_trouble(error: Exception) -> str | None:
+    """What to tell the user when the machine, and not the program, is at fault."""
+    with suppress(FileNotFoundError):
+        free = shutil.disk_usage(ARTIFACTS).free
+        # Libraries have their own words for a failed write, often without the error number.
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < 2**16:
+            return f"no space left for {ARTIFACTS} ({error}); make room and run it again: what is finished is kept"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return f"{error}; the project's folder must be writable"
+    return None
+
+
 def _processes() -> int:
     processes = runtime().processes
     if processes != "auto":
         return processes
-    if runtime().device in ("auto", "cuda"):
+    has_gpu_driver = any(Path(each).exists() for each in ("/dev/nvidiactl", "/dev/kfd"))
+    if has_gpu_driver and runtime().device in ("auto", "cuda"):
         import torch
 
         if torch.cuda.is_available():
             return torch.cuda.device_count()
     return runtime().cores if runtime().device in ("auto", "cpu") else 1
-
-
-def _torchrun(processes: int) -> NoReturn:
-    """Become torchrun, which starts this program `processes` times and passes signals and the exit status on."""
-    import logging
-
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
-
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    spec = sys.modules["__main__"].__spec__
-    assert spec is not None, "stages are run as modules: python -m stages.NAME"
-    arguments = ["--standalone", f"--nproc-per-node={processes}", "-m", spec.name, *sys.argv[1:]]
-    try:
-        run(parse_args(arguments))
-    except ChildFailedError as error:
-        status = next(iter(error.failures.values())).exitcode
-        sys.exit(status if status >= 0 else 128 - status)
-    sys.exit(0)
 
 
 def _share_cores() -> None:
@@ -131,7 +131,9 @@ def _share_cores() -> None:
 
 
 def _die_with_dvc() -> None:
-    """Ask the kernel for SIGTERM when the parent dies: a killed `dvc repro` must not leave its stage running."""
-    if sys.platform == "linux" and ("DVC_STAGE" in os.environ or "RANK" in os.environ):
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """A killed `dvc repro` must not leave its stage running. DVC's shell becomes the stage, so DVC is the parent."""
+    if "DVC_STAGE" in os.environ and "RANK" not in os.environ:
+        parent = os.getppid()
+        if os.getsid(parent) != os.getsid(0):  # adopted: DVC ended before this line
+            sys.exit(128 + signal.SIGTERM)
+        die_with(parent)
