@@ -45,3 +45,11 @@ def bf16() -> bool:
 def autocast() -> AbstractContextManager[object]:
     """A context in which matrix products are bf16 where `bf16()`, and sums, norms and losses stay fp32."""
     return torch.autocast(device().type, torch.bfloat16) if bf16() else nullcontext()
+
+
+def attention(context: int) -> str:
+    """The attention implementation to train and evaluate with, by its name in transformers.
+
+    On CPUs and short contexts the plain one: its backward is faster there (docs/log.md).
+    """
+    return "eager" if device().type == "cpu" and context <= 512 else "sdpa"

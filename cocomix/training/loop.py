@@ -1,0 +1,279 @@
+"""The training loop, one for all methods.
+
+    for each step:
+        windows of the step         a function of (seed, step): the same for any number of processes
+        forward and backward        in micro-batches, gradients summed over them and over the processes
+        clip, AdamW                 linear warm-up, cosine
+        every eval_every steps      a row of the curve
+        every checkpoint_every      a checkpoint; after SIGTERM or SIGINT too
+
+A run that was killed and started again goes on from its newest checkpoint and ends, on a CPU, with the same bytes.
+"""
+
+import csv
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cocomix.device import autocast, device
+from cocomix.errors import UserError
+from cocomix.interrupt import Interrupted
+from cocomix.modeling import flops_per_token
+from cocomix.params import TrainingParams
+from cocomix.progress import progress, say
+from cocomix.runtime import runtime
+from cocomix.training import checkpoint
+from cocomix.training.objectives import Objective, labelled_positions
+from cocomix.training.order import WindowOrder
+
+
+@dataclass(frozen=True)
+class WindowData:
+    """Token windows, with the concept labels of their positions where the method uses them."""
+
+    windows: NDArray[np.unsignedinteger]
+    """[windows, context]."""
+    labels: NDArray[np.unsignedinteger] | None = None
+    """[windows, context, k_attr]; the dtype's largest value: no label."""
+
+    def batch(self, rows: NDArray[np.int64] | slice) -> tuple[Tensor, ...]:
+        """The arguments of an objective, on the device: windows, and labels if there are any; both int64."""
+        batch = [self.windows[rows].astype(np.int64)]
+        if self.labels is not None:
+            labels = self.labels[rows]
+            batch.append(np.where(labels == np.iinfo(labels.dtype).max, -1, labels.astype(np.int64)))
+        return tuple(torch.from_numpy(each).to(device()) for each in batch)
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """A point of the learning curve."""
+
+    step: int
+    tokens: int
+    """Text tokens seen."""
+    flops: float
+    """Of training so far: three forward passes a token."""
+    seconds: float
+    """Of training so far, earlier processes' included, evaluation not."""
+    train_loss: float
+    """Nats a token, mean since the row before."""
+    validation_loss: float
+    """Nats a token, on `eval_windows` windows."""
+    concept_loss: float | None
+    """Validation, nats a label; none: the method predicts no concepts."""
+
+
+class Training:
+    """A training run.
+
+    Raises:
+        UserError: when there are more processes than windows in a step.
+
+    Args:
+        objective: what is minimised; its model is trained in place.
+        train, validation: the data.
+        params: how it is trained.
+        seed: of the data order and of dropout (the model's initial weights are the caller's).
+        folder: where the checkpoints are, also those of an earlier process.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        train: WindowData,
+        validation: WindowData,
+        params: TrainingParams,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        if min(params.batch_size, params.eval_windows, len(validation.windows)) < runtime().world_size:
+            raise UserError(
+                f"batch_size ({params.batch_size}), eval_windows ({params.eval_windows}) and the validation windows "
+                f"({len(validation.windows)}) must not be fewer than the processes ({runtime().world_size}); "
+                "set COCOMIX_PROCESSES"
+            )
+        self._params, self._seed, self._folder = params, seed, folder
+        self._train = train
+        spread = np.linspace(0, len(validation.windows), params.eval_windows, endpoint=False).astype(np.int64)
+        self._validation, self._eval_rows = validation, np.unique(spread)
+        self._objective = objective.to(device()).train()
+        self._run: nn.Module = self._objective
+        if runtime().compile:
+            self._run = torch.compile(self._run)  # type: ignore[assignment]
+        if runtime().world_size > 1:
+            self._run = DistributedDataParallel(self._run, gradient_as_bucket_view=True)
+        self._weights = [each for each in objective.parameters() if each.requires_grad]
+        self._optimizer = adamw(objective, params)
+        self._order = WindowOrder(len(train.windows), params.batch_size, seed)
+        self._step, self._seconds = 0, 0.0
+        self._curve: list[CurveRow] = []
+        self._loss_sum, self._loss_count = 0.0, 0
+
+    def run(self, task: str) -> list[CurveRow]:
+        """Train to the end, from the newest checkpoint if there is one. Returns the curve."""
+        self._resume()
+        context = self._train.windows.shape[1]
+        step_tokens = self._params.batch_size * context
+        total = self._params.steps * step_tokens
+        with progress(task, total, "tokens", done=self._step * step_tokens, lockstep=True) as bar:
+            while self._step < self._params.steps:
+                started = time.perf_counter()
+                loss, norm = self._train_step()
+                self._seconds += time.perf_counter() - started
+                self._step += 1
+                if self._step % self._params.eval_every == 0 or self._step == self._params.steps:
+                    self._curve.append(self._evaluate())
+                if self._step % self._params.checkpoint_every == 0 or self._step == self._params.steps:
+                    self._save()
+                try:
+                    bar.advance(step_tokens, loss=f"{loss:.3f}", norm=f"{norm:.2f}")
+                except Interrupted:
+                    self._save()
+                    raise
+        return self._curve
+
+    def _train_step(self) -> tuple[float, float]:
+        """One optimiser step. Returns this process's loss a token and the norm of the gradient."""
+        rows = self._order.batch(self._step)[runtime().rank :: runtime().world_size]
+        # Dropout's randomness is a function of the step too, so that no generator's state needs saving.
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, self._step, runtime().rank]).generate_state(1)[0]))
+        micro_batches = [self._train.batch(each) for each in _split(rows, runtime().micro_batch)]
+        positions = self._params.batch_size * (self._train.windows.shape[1] - 1)
+        labelled = _sum_over_processes(sum(labelled_positions(batch[1]) for batch in micro_batches if len(batch) > 1))
+        # DDP averages the gradients over the processes; the sums below want their sum.
+        scale = runtime().world_size
+        loss = torch.zeros((), device=device())
+        for number, batch in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            if isinstance(self._run, DistributedDataParallel):
+                self._run.require_backward_grad_sync = last
+            with autocast():
+                losses = self._run(*batch)
+            total = losses.tokens / positions
+            if self._objective.concept_weight:
+                total = total + self._objective.concept_weight * losses.concepts / max(labelled, 1)
+            (total * scale).backward()
+            loss += losses.tokens.detach()
+        norm = float(nn.utils.clip_grad_norm_(self._weights, self._params.clip))
+        if not math.isfinite(norm):
+            raise UserError(
+                f"step {self._step}: the gradient is not finite (windows {rows.tolist()[:4]}...); the last good "
+                f"checkpoint is in {self._folder}; a smaller learning_rate, or COCOMIX_PRECISION=fp32, may help"
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self._params, self._step)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        count = len(rows) * (self._train.windows.shape[1] - 1)
+        self._loss_sum += float(loss)
+        self._loss_count += count
+        return float(loss) / count, norm
+
+    @torch.no_grad()
+    def _evaluate(self) -> CurveRow:
+        self._objective.eval()
+        sums = torch.zeros(5, dtype=torch.float64)
+        rows = self._eval_rows[runtime().rank :: runtime().world_size]
+        for some in _split(rows, self._params.batch_size):
+            batch = self._validation.batch(some)
+            with autocast():
+                losses = self._objective(*batch)
+            labelled = int(labelled_positions(batch[1])) if len(batch) > 1 else 0
+            tokens = batch[0].shape[0] * (batch[0].shape[1] - 1)
+            sums += torch.tensor([float(losses.tokens), tokens, float(losses.concepts), labelled, 0.0])
+        self._objective.train()
+        sums[4], count = self._loss_sum, self._loss_count
+        seen = _sum_over_processes(count)
+        if runtime().world_size > 1:
+            distributed.all_reduce(sums)
+        self._loss_sum, self._loss_count = 0.0, 0
+        tokens_seen = self._step * self._params.batch_size * self._train.windows.shape[1]
+        per_token = flops_per_token(self._objective.model.config, self._train.windows.shape[1])
+        return CurveRow(
+            step=self._step,
+            tokens=tokens_seen,
+            flops=3.0 * per_token * tokens_seen,
+            seconds=round(self._seconds, 3),
+            train_loss=round(float(sums[4]) / seen, 6),
+            validation_loss=round(float(sums[0] / sums[1]), 6),
+            concept_loss=round(float(sums[2] / sums[3]), 6) if sums[3] else None,
+        )
+
+    def _save(self) -> None:
+        sums = torch.tensor([self._loss_sum, self._loss_count], dtype=torch.float64)
+        if runtime().world_size > 1:
+            distributed.all_reduce(sums)
+        if runtime().rank != 0:
+            return
+        state = {
+            "step": self._step,
+            "seconds": self._seconds,
+            "curve": json.dumps([asdict(row) for row in self._curve]),
+            "loss": sums,
+            "model": self._objective.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        checkpoint.save(self._folder, self._step, state)
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self._folder)
+        if state is None:
+            return
+        self._objective.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._step, self._seconds = state["step"], state["seconds"]
+        self._curve = [CurveRow(**row) for row in json.loads(state["curve"])]
+        if runtime().rank == 0:  # the sum over the processes that saved, whatever their number
+            self._loss_sum, self._loss_count = float(state["loss"][0]), int(state["loss"][1])
+        say(f"going on from step {self._step}")
+
+
+def adamw(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
+    """AdamW that decays matrices (embeddings among them) and leaves vectors (biases, norms) alone."""
+    weights = [each for each in model.parameters() if each.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in weights if each.ndim >= 2], "weight_decay": params.weight_decay},
+        {"params": [each for each in weights if each.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=params.learning_rate, betas=params.betas, fused=True)
+
+
+def learning_rate(params: TrainingParams, step: int) -> float:
+    """The rate of a step (from 0): linear warm-up to the peak, then half a cosine down to `final_share` of it."""
+    warmup = round(params.warmup_share * params.steps)
+    if step < warmup:
+        return params.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, params.steps - 1 - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return params.learning_rate * (params.final_share + (1 - params.final_share) * cosine)
+
+
+def write_curve(path: Path, curve: list[CurveRow]) -> None:
+    """Write a curve as CSV, a column a field."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(CurveRow.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in curve)
+
+
+def _split(rows: NDArray[np.int64], size: int | Literal["auto"]) -> list[NDArray[np.int64]]:
+    """Parts of `rows` of `size` at most; auto: one part."""
+    return np.array_split(rows, math.ceil(len(rows) / size)) if size != "auto" else [rows]
+
+
+def _sum_over_processes(value: int | Tensor) -> int:
+    if runtime().world_size == 1:
+        return int(value)
+    total = torch.tensor(int(value))
+    distributed.all_reduce(total)
+    return int(total)

@@ -1,0 +1,83 @@
+"""Stage `base`: the language model whose hidden states the concepts describe, trained here or taken from elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
+
+from cocomix.artifact import Work
+from cocomix.errors import UserError
+from cocomix.evaluation import score_language_model
+from cocomix.modeling import flops_per_token, gpt2_config, parameters
+from cocomix.params import Params
+from cocomix.runtime import runtime
+from cocomix.tokens import Tokens
+from cocomix.training import CurveRow, NextToken, Training, WindowData, write_curve
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+
+def run(params: Params) -> None:
+    """Make artifacts/base, a Hugging Face folder."""
+    tokens = Tokens(ARTIFACTS / "tokens")
+
+    def compute(work: Work) -> dict[str, Any]:
+        if params.base.source == "train":
+            model, curve = _train(params, tokens, work.scratch)
+        else:
+            model, curve = _load(params, tokens), []
+        if runtime().rank == 0:
+            _save(model, curve, tokens, work, params)
+        return {"d_model": model.config.hidden_size, "n_layer": model.config.num_hidden_layers}
+
+    side = {"metrics.json": Path("metrics/base.json"), "curve.csv": Path("plots/base.csv")}
+    produce("base", ARTIFACTS / "base", {"tokens": tokens.artifact}, params.base.model_dump(), compute, side)
+
+
+def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedModel, list[CurveRow]]:
+    torch.manual_seed(params.base.seed)
+    model = GPT2LMHeadModel(gpt2_config(params.base.model, tokens))
+    data = (WindowData(tokens.windows("train")), WindowData(tokens.windows("validation")))
+    training = Training(NextToken(model), *data, params.base.training, params.base.seed, scratch)
+    return model, training.run("base")
+
+
+def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
+    source = params.base.pretrained
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, revision=params.base.revision, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"base.pretrained: {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    length = getattr(model.config, "max_position_embeddings", tokens.context)
+    if model.config.vocab_size < tokens.vocab_size or length < tokens.context:
+        raise UserError(
+            f"base.pretrained: {source!r} has a vocabulary of {model.config.vocab_size} and a context of {length}; the "
+            f"tokens need {tokens.vocab_size} and {tokens.context}: use its tokenizer (tokenize.pretrained) and context"
+        )
+    return model
+
+
+def _save(model: PreTrainedModel, curve: list[CurveRow], tokens: Tokens, work: Work, params: Params) -> None:
+    windows = tokens.windows("validation")
+    score = score_language_model(
+        model, windows, tokens.bytes_per_token("validation"), params.evaluate.batch_size, "base: validation"
+    )
+    with work.write_folder() as folder:
+        model.save_pretrained(folder)
+        tokens.tokenizer().save_pretrained(folder)
+    write_curve(work.side / "curve.csv", curve)
+    metrics = {
+        "parameters": parameters(model).stored,
+        "tokens": curve[-1].tokens if curve else 0,
+        "flops": curve[-1].flops if curve else 0,
+        "flops_per_token": flops_per_token(model.config, tokens.context) if params.base.source == "train" else None,
+        "seconds": curve[-1].seconds if curve else 0,
+        "validation_loss": score.loss,
+        "perplexity": score.perplexity,
+        "bits_per_byte": score.bits_per_byte,
+    }
+    (work.side / "metrics.json").write_bytes(to_json(metrics))
+
+
+if __name__ == "__main__":
+    main(run, shared=True)

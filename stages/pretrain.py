@@ -1,0 +1,109 @@
+"""Stage `pretrain`: one language model, by one method and from one seed: `python -m stages.pretrain METHOD SEED`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from cocomix.artifact import Artifact, Work
+from cocomix.attribution import ConceptLabels
+from cocomix.distributed import barrier
+from cocomix.errors import UserError
+from cocomix.modeling import CoCoMixForCausalLM, cocomix_config, flops_per_token, gpt2_config, parameters
+from cocomix.params import Method, Params
+from cocomix.runtime import runtime
+from cocomix.tokens import Split, Tokens
+from cocomix.training import ConceptMixing, CurveRow, NextToken, Objective, Training, WindowData, write_curve
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+
+def run(params: Params, method: Method, seed: int) -> None:
+    """Make artifacts/models/<method>-<seed>, a Hugging Face folder."""
+    name = f"{method}-{seed}"
+    tokens = Tokens(ARTIFACTS / "tokens")
+    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact}
+    labels = None
+    if method == "cocomix":
+        labels = ConceptLabels(Artifact(ARTIFACTS / "concepts"))
+        # The digest of the labels, not of their artifact: the same one that DVC watches (see dvc.yaml).
+        inputs["supervision"] = json.loads(labels.artifact.file("supervision.json").read_text())[method]
+    section = params.pretrain
+    used = {
+        "method": method,
+        "seed": seed,
+        "model": section.model.model_dump(),
+        "training": section.training.model_dump(),
+        method: getattr(section, method).model_dump(),
+    }
+
+    def data(split: Split, scratch: Path) -> WindowData:
+        if labels is None:
+            return WindowData(tokens.windows(split))
+        target = scratch / f"labels-{split}.npy"
+        if runtime().rank == 0:
+            labels.unpack(split, target)
+        barrier()
+        return WindowData(tokens.windows(split), labels.unpack(split, target))
+
+    def compute(work: Work) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        objective: Objective
+        if labels is None:
+            objective = NextToken(GPT2LMHeadModel(gpt2_config(section.model, tokens)))
+        else:
+            config = cocomix_config(section.model, section.cocomix, tokens, labels.latents)
+            objective = ConceptMixing(CoCoMixForCausalLM(config), section.cocomix.concept_weight)
+        train, validation = data("train", work.scratch), data("validation", work.scratch)
+        curve = Training(objective, train, validation, section.training, seed, work.scratch).run(name)
+        if runtime().rank == 0:
+            with work.write_folder() as folder:
+                objective.model.save_pretrained(folder)
+                tokens.tokenizer().save_pretrained(folder)
+            write_curve(work.side / "curve.csv", curve)
+            (work.side / "metrics.json").write_bytes(to_json(_metrics(method, seed, objective, curve, tokens.context)))
+        return {"method": method, "seed": seed}
+
+    side = {
+        "metrics.json": Path("metrics/pretrain") / f"{name}.json",
+        "curve.csv": Path("plots/pretrain") / f"{name}.csv",
+    }
+    produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
+
+
+def _metrics(method: str, seed: int, objective: Objective, curve: list[CurveRow], context: int) -> dict[str, Any]:
+    last = curve[-1]
+    return {
+        "method": method,
+        "seed": seed,
+        "parameters": parameters(objective.model)._asdict(),
+        "tokens": last.tokens,
+        "flops_per_token": flops_per_token(objective.model.config, context),
+        "flops": last.flops,
+        "seconds": last.seconds,
+        "tokens_per_second": round(last.tokens / last.seconds, 1),
+        "train_loss": last.train_loss,
+        "validation_loss": last.validation_loss,
+    }
+
+
+def matrix_item(arguments: list[str], params: Params) -> tuple[Method, int]:
+    """METHOD and SEED from a command line, checked against the parameters.
+
+    Raises:
+        UserError: when they are not a method and a seed of `pretrain`.
+    """
+    if len(arguments) != 2 or arguments[0] not in get_args(Method) or not arguments[1].lstrip("-").isdigit():
+        raise UserError(
+            f"usage: METHOD SEED, with a method of {', '.join(get_args(Method))}; got {' '.join(arguments)!r}"
+        )
+    method, seed = arguments
+    if method not in params.pretrain.methods or int(seed) not in params.pretrain.seeds:
+        raise UserError(f"{method} {seed}: not in pretrain.methods and pretrain.seeds of params.yaml")
+    return method, int(seed)  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    main(lambda params: run(params, *matrix_item(sys.argv[1:], params)), shared=True)
