@@ -1,0 +1,1 @@
+"""The activation store: written once by the base model, read in random order by the autoencoder."""

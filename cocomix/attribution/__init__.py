@@ -1,0 +1,1 @@
+"""Attribution: which concepts matter for the next token, as labels of every position."""

@@ -1,0 +1,1 @@
+"""The TopK sparse autoencoder: its parts, its training, its quality."""

@@ -1,0 +1,44 @@
+"""Stage `activations`: store the base model's residual stream after one layer, shuffled."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cocomix.activations.collect import collect
+from cocomix.artifact import Artifact, Work
+from cocomix.base import load_base
+from cocomix.params import Params
+from cocomix.tokens.windows import Tokens
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+
+def run(params: Params) -> None:
+    """Collect the activations, by as many processes as there are."""
+    base = Artifact(ARTIFACTS / "base")
+    tokens = Tokens(ARTIFACTS / "tokens")
+
+    def compute(work: Work) -> Mapping[str, Any]:
+        about = collect(work, load_base(base), tokens, params.activations)
+        (work.side / "activations.json").write_bytes(
+            to_json(
+                {
+                    "train_tokens": about["tokens"]["train"],
+                    "validation_tokens": about["tokens"]["validation"],
+                    "d_model": about["d_model"],
+                }
+            )
+        )
+        return about
+
+    produce(
+        "activations",
+        ARTIFACTS / "activations",
+        {"base": base, "tokens": tokens.artifact},
+        params.activations.model_dump(),
+        compute,
+        {"activations.json": Path("metrics/activations.json")},
+    )
+
+
+if __name__ == "__main__":
+    main(run, shared=True)
