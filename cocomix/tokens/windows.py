@@ -2,16 +2,18 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.artifact import Artifact
+from cocomix.splits import SPLITS, Split
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["SPLITS", "Split", "Tokens"]
 
 
 class Tokens:
@@ -40,11 +42,16 @@ class Tokens:
         return (first[:, None] + before).astype(np.uint32)
 
     def bytes_per_token(self, split: Split) -> float:
-        """UTF-8 bytes of text a token stands for, on average: turns nats a token into bits a byte."""
+        """UTF-8 bytes of the split's text over its tokens: turns nats a token into bits a byte.
+
+        The EOS of each document is a token of no bytes; so are counted the few tokens after the last window.
+        """
         return float(self.artifact.about["bytes_per_token"][split])
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The tokenizer that made the windows."""
+        from transformers import AutoTokenizer  # seconds to import, for readers that need none
+
         for name in self.artifact.names("tokenizer/"):
             self.artifact.file(name)
         return AutoTokenizer.from_pretrained(self.artifact.path / "tokenizer")

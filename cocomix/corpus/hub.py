@@ -1,0 +1,37 @@
+"""Documents from a dataset of the Hugging Face hub, streamed: nothing is downloaded ahead."""
+
+from collections.abc import Iterator
+
+from cocomix.corpus.store import Document
+from cocomix.errors import UserError, suggestion
+from cocomix.params import HubParams
+from cocomix.progress import progress
+
+
+def read_hub(params: HubParams) -> Iterator[Document]:
+    """The first `limit` documents of the dataset, or all.
+
+    Raises:
+        UserError: when the dataset cannot be reached or has no such configuration, split or text field.
+    """
+    import datasets  # seconds to import, and no part of the core
+
+    name = f"{params.dataset}@{params.revision}"
+    with progress("corpus", params.limit, "documents") as bar:
+        try:
+            rows = datasets.load_dataset(
+                params.dataset, params.config, split=params.split, revision=params.revision, streaming=True
+            )
+            for number, row in enumerate(rows if params.limit is None else rows.take(params.limit)):
+                if params.text_field not in row:
+                    known = suggestion(params.text_field, row)
+                    raise UserError(f"{name}: no field {params.text_field!r} (corpus.hub.text_field); {known}")
+                text = row[params.text_field]
+                if not isinstance(text, str | None):
+                    kind = type(text).__name__
+                    raise UserError(f"{name} row {number}: {params.text_field!r} holds {kind}, not text")
+                yield Document(f"{name}:{params.split}:{number}", text or "")
+                bar.advance(1)
+        except (OSError, ValueError) as error:  # what `datasets` raises for networks, names, splits and damaged data
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{name}: cannot be read: {reason}; corpus.source may also be files") from None

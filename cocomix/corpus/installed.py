@@ -1,0 +1,174 @@
+"""The documentation of the installed packages and of the standard library, as a corpus.
+
+It needs no download and is real expository English. It is also full of templates: packages repeat their own
+phrases, so paragraphs are dropped that differ from an earlier one in names and numbers only, and a whole package
+goes to one split.
+"""
+
+import ast
+import gc
+import hashlib
+import sys
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from email import message_from_bytes
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import NamedTuple
+
+from cocomix.corpus.prose import fold, paragraphs
+from cocomix.corpus.store import Document
+from cocomix.progress import progress
+from cocomix.splits import Split
+from cocomix.workers import in_order
+
+_OURS = "cocomix"
+_MIN_CHARACTERS = 100
+"""A shorter document teaches nothing about context."""
+_BATCH = 32
+_SKIPPED = frozenset({"test", "tests", "testing", "_vendor", "vendor", "vendored", "third_party", "site-packages"})
+
+
+class Origin(NamedTuple):
+    """A file with documentation: a Python module, or the metadata of a distribution."""
+
+    group: str
+    """The top-level package."""
+    source: str
+    path: Path
+
+
+class InstalledDocs(NamedTuple):
+    """What was found."""
+
+    groups: dict[str, list[Document]]
+    """Documents by top-level package."""
+    repeated: int
+    """Paragraphs dropped because they differ from an earlier one in names and numbers only."""
+    short: int
+    """Documents dropped as too short."""
+
+
+def versions() -> str:
+    """Digest of what is installed: with the code, it decides what is read."""
+    names = sorted(f"{each.name}=={each.version}" for each in distributions() if each.name != _OURS)
+    return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
+
+
+def read_installed_docs() -> InstalledDocs:
+    """Read, clean and de-duplicate all documentation there is on this machine."""
+    origins = find_origins()
+    groups: dict[str, list[Document]] = {}
+    seen: set[str] = set()
+    repeated = short = 0
+    batches = [origins[start : start + _BATCH] for start in range(0, len(origins), _BATCH)]
+    with progress("corpus", len(origins), "files") as bar:
+        for batch, texts in zip(batches, in_order(_read_all, batches), strict=True):
+            for origin, found in zip(batch, texts, strict=True):
+                kept = []
+                for paragraph in found:
+                    key = fold(paragraph)
+                    if key in seen:
+                        repeated += 1
+                    else:
+                        seen.add(key)
+                        kept.append(paragraph)
+                text = "\n\n".join(kept)
+                if len(text) >= _MIN_CHARACTERS:
+                    groups.setdefault(origin.group, []).append(Document(origin.source, text))
+                elif text:
+                    short += 1
+            bar.advance(len(batch))
+    return InstalledDocs(groups, repeated, short)
+
+
+def split_groups(sizes: Mapping[str, int], validation_share: float, test_share: float) -> dict[str, Split]:
+    """Deal whole groups to the splits, so that the shares of bytes come close to what is asked for.
+
+    Groups come in the order of a hash of their names; each goes to the first of validation and test that it still
+    fits into, else to train. So huge packages train, and one more package moves few others.
+
+    Args:
+        sizes: bytes by group.
+    """
+    total = sum(sizes.values())
+    room: dict[Split, float] = {"validation": validation_share * total, "test": test_share * total}
+    dealt: dict[str, Split] = {}
+    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        dealt[group] = next((split for split in room if sizes[group] <= room[split]), "train")
+        if dealt[group] in room:
+            room[dealt[group]] -= sizes[group]
+    return dealt
+
+
+def find_origins() -> list[Origin]:
+    """All files with documentation, but tests, vendored copies and this project, in a fixed order."""
+    found = list(_standard_library())
+    for distribution in distributions():
+        if distribution.name != _OURS:
+            found += _files_of(distribution)
+    # A file that two distributions claim is read once; names before paths, so that the place does not matter.
+    return sorted({origin.source: origin for origin in sorted(found)}.values())
+
+
+def _standard_library() -> Iterator[Origin]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        if not _is_skipped(relative):
+            yield Origin("python", f"python/{relative.as_posix()}", path)
+
+
+def _files_of(distribution: Distribution) -> Iterator[Origin]:
+    modules = [file for file in distribution.files or [] if file.suffix == ".py" and not _is_skipped(file)]
+    modules = [file for file in modules if ".." not in file.parts]  # scripts
+    tops = Counter(_top(file.parts[0]) for file in modules)
+    for file in modules:
+        yield Origin(_top(file.parts[0]), file.as_posix(), Path(str(file.locate())))
+    group = max(sorted(tops), key=lambda top: tops[top], default=distribution.name)
+    for file in distribution.files or []:
+        if file.name == "METADATA" and file.parent.name.endswith(".dist-info") and len(file.parts) == 2:
+            yield Origin(group, f"{distribution.name} (description)", Path(str(file.locate())))
+
+
+def _top(part: str) -> str:
+    return part.removesuffix(".py")
+
+
+def _is_skipped(path: Path) -> bool:
+    return not _SKIPPED.isdisjoint(path.parts) or path.name.startswith("test_") or path.name == "conftest.py"
+
+
+def _read_all(origins: Iterable[Origin]) -> list[list[str]]:
+    """The paragraphs of each file."""
+    gc.disable()  # syntax trees hold no cycles, and looking for some costs a third of the time
+    return [[each for text in _texts(origin.path) for each in paragraphs(text)] for origin in origins]
+
+
+def _texts(path: Path) -> Iterator[str]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:  # listed, but removed since
+        return
+    if path.name == "METADATA":
+        message = message_from_bytes(content)
+        yield str(message.get_payload()) or message.get("Description", "")
+    elif b'"""' in content or b"'''" in content:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                yield from _docstrings(ast.parse(content))
+        except (SyntaxError, ValueError):  # a template, or Python 2
+            return
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    """Docstrings of a module and of all classes and functions in it, in the order of the source."""
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        docstring = ast.get_docstring(node, clean=False)
+        if docstring:
+            yield docstring
+    for block in ("body", "handlers", "orelse", "finalbody"):
+        for child in getattr(node, block, ()):
+            yield from _docstrings(child)

@@ -1,0 +1,87 @@
+"""The corpus on disk: one Parquet file a split, with the columns id, source and text."""
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cocomix.splits import SPLITS, Split
+
+SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("text", pa.string())])
+ROW_GROUP_BYTES = 2_000_000
+"""Text of a row group: what a reader holds at a time, and a worker's share."""
+
+
+class Document(NamedTuple):
+    """One text."""
+
+    source: str
+    """Where it is from: a file and the line or row in it, or a module."""
+    text: str
+
+
+class SplitSize(NamedTuple):
+    """What one split holds."""
+
+    documents: int
+    bytes: int
+    """UTF-8 bytes of text."""
+
+
+def digest_of_text(text: str) -> bytes:
+    """The 8 bytes that name a document: the same text has the same, everywhere."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+class CorpusWriter:
+    """Writes `<split>.parquet` for all splits side by side. The bytes depend on the documents and their order only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {split: _SplitFile(folder / f"{split}.parquet") for split in SPLITS}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, split: Split, digest: bytes, document: Document) -> None:
+        """Append one document."""
+        self._files[split].add((digest.hex(), document.source, document.text))
+
+    def sizes(self) -> dict[Split, SplitSize]:
+        """What was added."""
+        return {split: SplitSize(file.documents, file.bytes) for split, file in self._files.items()}
+
+
+class _SplitFile:
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False)
+        self._rows: list[tuple[str, str, str]] = []
+        self._row_bytes = 0
+        self.documents = self.bytes = 0
+
+    def add(self, row: tuple[str, str, str]) -> None:
+        size = len(row[2].encode())
+        self._rows.append(row)
+        self._row_bytes += size
+        self.documents += 1
+        self.bytes += size
+        if self._row_bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        columns = [pa.array(column, pa.string()) for column in zip(*self._rows, strict=True)]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(self._rows))
+        self._rows, self._row_bytes = [], 0

@@ -1,0 +1,134 @@
+"""From text to windows of token ids: documents end with EOS and follow each other without padding.
+
+A row group of the corpus makes a shard of ids, which is the unit of resuming and of sharing the work. All shards of
+a split, one after the other, make its windows; the rest at the end that fills no window is dropped.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from cocomix.artifact import write_atomically
+from cocomix.progress import progress
+from cocomix.workers import in_order
+
+_BATCH_CHARACTERS = 250_000
+"""Encoded at a time: the tokenizer keeps a hundred bytes a token meanwhile."""
+
+
+class _Shard(NamedTuple):
+    text: Path
+    row_group: int
+    documents: int
+    tokenizer: Path
+    eos_id: int
+    dtype: str
+    ids: Path
+
+
+def encode(text: Path, tokenizer: Path, eos_id: int, vocab_size: int, folder: Path) -> list[Path]:
+    """Token ids of all documents, as `.npy` files of one dimension, in the order of the text.
+
+    Args:
+        text: Parquet with a column `text`.
+        tokenizer: its tokenizer.json.
+        folder: where the shards go; those that are there are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = pq.ParquetFile(text).metadata
+    dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    shards = [
+        _Shard(text, group, metadata.row_group(group).num_rows, tokenizer, eos_id, dtype, folder / f"{group:06d}.npy")
+        for group in range(metadata.num_row_groups)
+    ]
+    missing = [shard for shard in shards if not shard.ids.exists()]
+    done = metadata.num_rows - sum(shard.documents for shard in missing)
+    with progress(f"tokenize {text.stem}", metadata.num_rows, "documents", done) as bar:
+        for documents in in_order(_encode_shard, missing):
+            bar.advance(documents)
+    return [shard.ids for shard in shards]
+
+
+def count_tokens(shards: Sequence[Path]) -> int:
+    """Ids in all shards."""
+    return sum(ids.size for ids in _load(shards))
+
+
+def write_windows(shards: Sequence[Path], context: int, path: Path) -> None:
+    """Write the ids as one `.npy` array [windows, context], a shard at a time."""
+    windows = count_tokens(shards) // context
+    left = windows * context
+    with path.open("wb") as file:
+        for number, ids in enumerate(_load(shards)):
+            if number == 0:
+                header = {"descr": npy.dtype_to_descr(ids.dtype), "fortran_order": False, "shape": (windows, context)}
+                npy.write_array_header_1_0(file, header)
+            file.write(ids[:left].tobytes())
+            left -= min(left, ids.size)
+
+
+def first_documents(shards: Sequence[Path], context: int, eos_id: int) -> NDArray[np.uint32]:
+    """The number of the document that each window's first token belongs to: uint32 [windows]."""
+    windows = count_tokens(shards) // context
+    first = np.empty(windows, np.uint32)
+    documents = position = filled = 0  # ended so far; ids so far; windows that began so far
+    for ids in _load(shards):
+        ended = np.flatnonzero(ids == eos_id)
+        starts = np.arange(filled * context - position, ids.size, context)[: windows - filled]
+        first[filled : filled + starts.size] = documents + np.searchsorted(ended, starts)
+        filled += starts.size
+        documents += ended.size
+        position += ids.size
+    return first
+
+
+def _load(shards: Sequence[Path]) -> Iterator[NDArray[np.unsignedinteger]]:
+    for path in shards:
+        yield np.load(path, mmap_mode="r")
+
+
+def _encode_shard(shard: _Shard) -> int:
+    """Write the shard's ids; the number of its documents."""
+    texts = pq.ParquetFile(shard.text).read_row_group(shard.row_group, columns=["text"]).column(0).to_pylist()
+    tokenizer = _tokenizer(shard.tokenizer)
+    parts = [
+        np.array([*encoding.ids, shard.eos_id], shard.dtype)
+        for batch in _batches(texts)
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+    ]
+    content = BytesIO()
+    np.save(content, np.concatenate(parts))
+    write_atomically(shard.ids, content.getvalue())
+    return shard.documents
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+@cache
+def _tokenizer(path: Path) -> Tokenizer:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

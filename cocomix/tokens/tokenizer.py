@@ -1,0 +1,80 @@
+"""The tokenizer: a byte-level BPE of our own, or a pretrained one."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cocomix.artifact import digest_of
+from cocomix.errors import UserError
+from cocomix.params import TokenizeParams
+
+END_OF_DOCUMENT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with the end-of-document token as id 0. The same texts give the same tokenizer.
+
+    It has fewer than `vocab_size` entries when the texts have too few different words.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_trained(path: Path) -> PreTrainedTokenizerFast:
+    """A trained tokenizer, as `transformers` takes it."""
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END_OF_DOCUMENT)
+
+
+def sample_texts(text: Path, size: float) -> Iterator[str]:
+    """About `size` bytes of the documents in a Parquet file, in row groups from all over it."""
+    parquet = pq.ParquetFile(text)
+    groups = parquet.metadata.num_row_groups
+    total = sum(parquet.metadata.row_group(group).column(2).total_uncompressed_size for group in range(groups))
+    for group in range(0, groups, max(1, math.ceil(total / size))):
+        yield from parquet.read_row_group(group, columns=["text"]).column(0).to_pylist()
+
+
+def load_pretrained(name: str, revision: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a hub id or folder.
+
+    Raises:
+        UserError: when there is none, or it has no fast implementation or no end-of-document token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        kind = "folder" if Path(name).is_dir() else "hub id or folder"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"tokenize.pretrained: {name!r}: no tokenizer can be loaded from this {kind}: {reason}"
+        ) from None
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenize.pretrained: {name!r}: a {type(tokenizer).__name__} is slow; a fast tokenizer is needed"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenize.pretrained: {name!r}: has no EOS token, which ends documents")
+    return tokenizer
+
+
+def pretrained_digest(params: TokenizeParams) -> str:
+    """What the pretrained tokenizer depends on, besides parameters: the files, if it is a folder's."""
+    folder = Path(params.pretrained or "")
+    if params.source == "train" or not folder.is_dir():
+        return ""
+    states = [f"{path.name} {digest_of(path)}" for path in sorted(folder.iterdir()) if path.is_file()]
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()

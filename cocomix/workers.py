@@ -1,0 +1,52 @@
+"""Worker processes for work on text, which holds Python's lock."""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import TypeVar
+
+from cocomix.runtime import runtime
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`function` of every item, in the items' order, computed by `runtime().workers` processes.
+
+    Items are taken and results kept a few at a time, so memory does not grow with their number.
+    """
+    workers = runtime().workers
+    count = runtime().cores if workers == "auto" else workers
+    if count == 1:
+        yield from map(function, items)
+        return
+    # Spawned, not forked: a fork copies the locks of the thread pools of arrow and tokenizers as they happen to be.
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start() -> None:
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,86 @@
+"""Stage `tokenize`: the tokenizer, and the corpus as windows of token ids."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.artifact import Artifact, Work, write_atomically
+from cocomix.errors import UserError
+from cocomix.params import Params, TokenizeParams
+from cocomix.splits import SPLITS
+from cocomix.tokens.pack import count_tokens, encode, first_documents, write_windows
+from cocomix.tokens.tokenizer import (
+    load_pretrained,
+    load_trained,
+    pretrained_digest,
+    sample_texts,
+    train_tokenizer,
+)
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+
+def run(params: Params) -> None:
+    """Make artifacts/tokens."""
+    section = params.tokenize
+    corpus = Artifact(ARTIFACTS / "corpus")
+
+    def compute(work: Work) -> Mapping[str, Any]:
+        tokenizer = _tokenizer(section, corpus, work)
+        with work.write_folder() as folder:
+            tokenizer.save_pretrained(folder / "tokenizer")
+        eos_id = tokenizer.eos_token_id
+        vocab_size = max(tokenizer.get_vocab().values()) + 1
+        metrics: dict[str, Any] = {"vocab_size": vocab_size}
+        for split in SPLITS:
+            text = corpus.file(f"{split}.parquet")
+            shards = encode(text, work.files / "tokenizer/tokenizer.json", eos_id, vocab_size, work.scratch / split)
+            tokens = count_tokens(shards)
+            windows = tokens // section.context
+            if not windows:
+                raise UserError(
+                    f"tokenize: the {split} split has {tokens} tokens, too few for one window of "
+                    f"tokenize.context ({section.context})"
+                )
+            if not work.has(f"{split}.npy"):
+                with work.write(f"{split}.npy") as pending:
+                    write_windows(shards, section.context, pending.path)
+                    pending.rows = windows
+            with work.write(f"{split}.documents.npy") as pending:
+                np.save(pending.path, first_documents(shards, section.context, eos_id))
+                pending.rows = windows
+            bytes_per_token = corpus.about["splits"][split]["bytes"] / tokens
+            metrics[split] = {"tokens": tokens, "windows": windows, "bytes_per_token": bytes_per_token}
+        (work.side / "metrics.json").write_bytes(to_json(metrics))
+        return {
+            "context": section.context,
+            "vocab_size": vocab_size,
+            "eos_id": eos_id,
+            "bytes_per_token": {split: metrics[split]["bytes_per_token"] for split in SPLITS},
+        }
+
+    produce(
+        "tokenize",
+        ARTIFACTS / "tokens",
+        {"corpus": corpus, "tokenizer": pretrained_digest(section)},
+        section.model_dump(mode="json"),
+        compute,
+        side={"metrics.json": Path("metrics/tokenize.json")},
+    )
+
+
+def _tokenizer(section: TokenizeParams, corpus: Artifact, work: Work) -> PreTrainedTokenizerFast:
+    if section.source == "pretrained":
+        assert section.pretrained
+        return load_pretrained(section.pretrained, section.revision)
+    trained = work.scratch / "trained.json"
+    if not trained.exists():
+        texts = sample_texts(corpus.file("train.parquet"), section.train_megabytes * 1e6)
+        write_atomically(trained, train_tokenizer(texts, section.vocab_size).to_str().encode())
+    return load_trained(trained)
+
+
+if __name__ == "__main__":
+    main(run)
