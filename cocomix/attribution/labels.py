@@ -1,0 +1,106 @@
+"""The concept labels on disk: one Parquet row a token window, in the order of the windows.
+
+Column `concepts` holds the window's labels as raw bytes, unsigned integers [context, k_attr], best first; column
+`scores` their attribution scores, fp16 [context, k_attr]. A place without a label holds the integer type's maximum
+and a score of 0: all places of a window's last position, which has no next token, and the last places of a position
+with fewer than k_attr concepts of the wanted sign.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import DTypeLike, NDArray
+
+from cocomix.artifact import Artifact
+from cocomix.tokens.windows import Split
+
+ROW_GROUP_WINDOWS = 256
+"""Windows that are read at a time."""
+
+
+class Labels(NamedTuple):
+    """Labels of some windows."""
+
+    concepts: NDArray[np.unsignedinteger]
+    """[windows, context, k_attr]."""
+    scores: NDArray[np.float16]
+    """[windows, context, k_attr]."""
+
+
+def label_type(latents: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest integers that hold every concept and the mark of no label."""
+    return np.dtype(np.uint16 if latents <= np.iinfo(np.uint16).max else np.uint32)
+
+
+def write_labels(path: Path, labels: Labels) -> None:
+    """Write one file of labels."""
+
+    def column(values: NDArray[np.generic]) -> pa.FixedSizeBinaryArray:
+        windows, width = len(values), values[0].nbytes
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), windows, [None, pa.py_buffer(values.data)])
+
+    pq.write_table(
+        pa.table({name: column(np.ascontiguousarray(values)) for name, values in labels._asdict().items()}),
+        path,
+        row_group_size=ROW_GROUP_WINDOWS,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+    )
+
+
+class ConceptLabels:
+    """Reads the concepts artifact.
+
+    Args:
+        artifact: files `<split>-<number>.parquet`.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        self.latents: int = artifact.about["latents"]
+        self.k_attr: int = artifact.about["k_attr"]
+        self.context: int = artifact.about["context"]
+        self.dtype = label_type(self.latents)
+        self.no_label = int(np.iinfo(self.dtype).max)
+        """Stands where a position has no (further) label."""
+
+    def unpack(self, split: Split, target: Path) -> NDArray[np.unsignedinteger]:
+        """The labels of all windows of a split, memory-mapped: [windows, context, k_attr].
+
+        They are streamed once into `target`, an .npy file; one that is there was finished and is taken as it is, so
+        it must lie where only this artifact's labels can be (a work folder).
+        """
+        if not target.exists():
+            names = self._artifact.names(f"{split}-")
+            shape = (sum(map(self._artifact.rows, names)), self.context, self.k_attr)
+            aside = target.with_name(f".{target.name}.{os.getpid()}")
+            unpacked = np.lib.format.open_memmap(aside, "w+", self.dtype, shape)
+            at = 0
+            for name in names:
+                for labels in read_labels(self._artifact.file(name), self.context, self.k_attr, self.dtype):
+                    unpacked[at : at + len(labels.concepts)] = labels.concepts
+                    at += len(labels.concepts)
+            unpacked.flush()
+            aside.replace(target)
+        return np.load(target, mmap_mode="r")
+
+
+def read_labels(path: Path, context: int, k_attr: int, dtype: DTypeLike) -> Iterator[Labels]:
+    """The labels of a file, a few windows at a time."""
+
+    def array(column: pa.Array, kind: DTypeLike) -> NDArray[np.generic]:
+        _, values = column.buffers()
+        assert values is not None
+        size = context * k_attr
+        flat = np.frombuffer(memoryview(values), kind)
+        return flat[column.offset * size :][: len(column) * size].reshape(-1, context, k_attr)
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP_WINDOWS):
+            yield Labels(array(batch.column("concepts"), dtype), array(batch.column("scores"), np.float16))

@@ -1,0 +1,25 @@
+"""Arrays in Parquet columns, each row as raw bytes: read at memory speed, without a copy.
+
+`FixedSizeBinary` does that; a Parquet list of numbers costs a definition level for each of them.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike, NDArray
+
+
+def raw_column(rows: NDArray[Any]) -> pa.FixedSizeBinaryArray:
+    """`rows` [rows, ...] as a column of `rows[0].nbytes` bytes each; the memory is shared."""
+    rows = np.ascontiguousarray(rows)
+    width = rows.itemsize * int(np.prod(rows.shape[1:]))
+    column: Any = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, pa.py_buffer(rows.data)])
+    return column
+
+
+def rows_of(column: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """What `raw_column` was given: read-only [rows, *shape], sharing the memory of the Arrow array `column`."""
+    size = int(np.prod(shape))
+    flat = np.frombuffer(memoryview(column.buffers()[1]), dtype)
+    return flat[column.offset * size :][: len(column) * size].reshape(-1, *shape)
