@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cocomix.artifact import Artifact
+from cocomix.columns import raw_column, rows_of
 from cocomix.tokens.windows import Split
 
 MIXED_GROUPS = 8
@@ -40,13 +41,9 @@ class Activations(NamedTuple):
 
 def write_activations(path: Path, activations: Activations, row_group_tokens: int) -> None:
     """Write one file of the store, its rows in the order given."""
-    rows, d_model = activations.x.shape
-    vectors = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(2 * d_model), rows, [None, pa.py_buffer(activations.x.data)]
-    )
     origin = {name: pa.array(getattr(activations, name)) for name in ("token", "document", "position")}
     pq.write_table(
-        pa.table({"x": vectors} | origin),
+        pa.table({"x": raw_column(activations.x)} | origin),
         path,
         row_group_size=row_group_tokens,
         compression={"x": "none", "token": "zstd", "document": "zstd", "position": "zstd"},
@@ -142,11 +139,7 @@ class ActivationStore:
     def _read(self, group: "_Group") -> NDArray[np.float16]:
         with pq.ParquetFile(self._artifact.file(group.file)) as file:
             (vectors,) = file.read_row_group(group.number, columns=["x"]).column("x").chunks
-        start = vectors.offset * self.d_model
-        _, values = vectors.buffers()
-        assert values is not None
-        flat = np.frombuffer(memoryview(values), np.float16)
-        return flat[start : start + group.rows * self.d_model].reshape(group.rows, self.d_model)
+        return rows_of(vectors, np.float16, (self.d_model,))
 
 
 class _Group(NamedTuple):

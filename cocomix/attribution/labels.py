@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
 from cocomix.artifact import Artifact
+from cocomix.columns import raw_column, rows_of
 from cocomix.tokens.windows import Split
 
 ROW_GROUP_WINDOWS = 256
@@ -39,13 +40,8 @@ def label_type(latents: int) -> np.dtype[np.unsignedinteger]:
 
 def write_labels(path: Path, labels: Labels) -> None:
     """Write one file of labels."""
-
-    def column(values: NDArray[np.generic]) -> pa.FixedSizeBinaryArray:
-        windows, width = len(values), values[0].nbytes
-        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), windows, [None, pa.py_buffer(values.data)])
-
     pq.write_table(
-        pa.table({name: column(np.ascontiguousarray(values)) for name, values in labels._asdict().items()}),
+        pa.table({"concepts": raw_column(labels.concepts), "scores": raw_column(labels.scores)}),
         path,
         row_group_size=ROW_GROUP_WINDOWS,
         compression="zstd",
@@ -93,14 +89,9 @@ class ConceptLabels:
 
 def read_labels(path: Path, context: int, k_attr: int, dtype: DTypeLike) -> Iterator[Labels]:
     """The labels of a file, a few windows at a time."""
-
-    def array(column: pa.Array, kind: DTypeLike) -> NDArray[np.generic]:
-        _, values = column.buffers()
-        assert values is not None
-        size = context * k_attr
-        flat = np.frombuffer(memoryview(values), kind)
-        return flat[column.offset * size :][: len(column) * size].reshape(-1, context, k_attr)
-
+    shape = (context, k_attr)
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROW_GROUP_WINDOWS):
-            yield Labels(array(batch.column("concepts"), dtype), array(batch.column("scores"), np.float16))
+            yield Labels(
+                rows_of(batch.column("concepts"), dtype, shape), rows_of(batch.column("scores"), np.float16, shape)
+            )
