@@ -21,8 +21,8 @@ def run(params: Params) -> None:
             with work.write(name) as pending:
                 (work.scratch / name).replace(pending.path)
                 pending.rows = summary.splits[split].documents
-        sizes = {split: summary.splits[split]._asdict() for split in SPLITS}
-        metrics = {**sizes, "sources": summary.sources, "dropped": dict(summary.dropped)}
+        sizes = {str(split): summary.splits[split]._asdict() for split in SPLITS}
+        metrics = sizes | {"sources": summary.sources, "dropped": dict(summary.dropped)}
         (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {"splits": sizes}
 

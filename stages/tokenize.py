@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from cocomix.artifact import Artifact, Work, write_atomically
 from cocomix.errors import UserError
 from cocomix.params import Params, TokenizeParams
+from cocomix.progress import say
 from cocomix.splits import SPLITS
 from cocomix.tokens.pack import count_tokens, encode, first_documents, write_windows
 from cocomix.tokens.tokenizer import (
@@ -20,6 +20,9 @@ from cocomix.tokens.tokenizer import (
     train_tokenizer,
 )
 from stages.stage import ARTIFACTS, main, produce, to_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def run(params: Params) -> None:
@@ -34,9 +37,9 @@ def run(params: Params) -> None:
         eos_id = tokenizer.eos_token_id
         vocab_size = max(tokenizer.get_vocab().values()) + 1
         metrics: dict[str, Any] = {"vocab_size": vocab_size}
-        for split in SPLITS:
-            text = corpus.file(f"{split}.parquet")
-            shards = encode(text, work.files / "tokenizer/tokenizer.json", eos_id, vocab_size, work.scratch / split)
+        texts = {split: corpus.file(f"{split}.parquet") for split in SPLITS}
+        encoded = encode(texts, work.files / "tokenizer/tokenizer.json", eos_id, vocab_size, work.scratch)
+        for split, shards in encoded.items():
             tokens = count_tokens(shards)
             windows = tokens // section.context
             if not windows:
@@ -71,12 +74,13 @@ def run(params: Params) -> None:
     )
 
 
-def _tokenizer(section: TokenizeParams, corpus: Artifact, work: Work) -> PreTrainedTokenizerFast:
+def _tokenizer(section: TokenizeParams, corpus: Artifact, work: Work) -> "PreTrainedTokenizerFast":
     if section.source == "pretrained":
         assert section.pretrained
         return load_pretrained(section.pretrained, section.revision)
     trained = work.scratch / "trained.json"
     if not trained.exists():
+        say(f"tokenize: training a tokenizer of {section.vocab_size} entries")
         texts = sample_texts(corpus.file("train.parquet"), section.train_megabytes * 1e6)
         write_atomically(trained, train_tokenizer(texts, section.vocab_size).to_str().encode())
     return load_trained(trained)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, BinaryIO, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ PIECE_CHARACTERS = 1 << 16
 """A longer text file is cut at blank lines into documents of about this size: memory stays small, and a single
 big file can be split."""
 
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSION: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
 _KINDS = (".txt", ".md", ".jsonl", ".parquet")
 _CHUNK = 1 << 16
 _ROWS = 64
@@ -81,7 +81,7 @@ def _kind(path: Path) -> str:
 
 def _read(path: Path, field: str) -> Iterator[tuple[int, Document]]:
     """Documents, each with how far into the file they end, in bytes on the disk."""
-    with pa.OSFile(str(path)) as file:
+    with pa.OSFile(str(path), "rb") as file:
         compression = _COMPRESSION.get(path.suffix)
         # Arrow, unlike the gzip and zstandard modules, reads both, and says when a stream ends too early.
         stream = pa.CompressedInputStream(file, compression) if compression else file
@@ -91,35 +91,42 @@ def _read(path: Path, field: str) -> Iterator[tuple[int, Document]]:
                     shutil.copyfileobj(stream, unpacked)
                 yield from _parquet(path, unpacked if compression else file, field)
             return
-        buffered = io.BufferedReader(stream, _CHUNK)
+        buffered = io.BufferedReader(cast(io.RawIOBase, stream), _CHUNK)
         for document in _jsonl(path, buffered, field) if _kind(path) == ".jsonl" else _plain(path, buffered):
             yield file.tell(), document
 
 
-def _plain(path: Path, file: io.BufferedReader) -> Iterator[Document]:
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+def _plain(path: Path, file: BinaryIO) -> Iterator[Document]:
     line = 1  # where `text` begins
     text = ""
-    lines_read = 0
-    while chunk := file.read(_CHUNK):
-        try:
-            text += decoder.decode(chunk)
-            if not file.peek(1):
-                text += decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            bad_line = lines_read + error.object[: error.start].count(b"\n") + 1
-            raise UserError(f"{path}:{bad_line}: not UTF-8: {error.reason}") from None
-        lines_read += chunk.count(b"\n")
+    for more in _decode(path, file):
+        text += more
         while len(text) > PIECE_CHARACTERS:
-            end = max(text.rfind("\n\n", 0, PIECE_CHARACTERS), 0) or max(text.rfind("\n", 0, PIECE_CHARACTERS), 0)
-            end = end or max(text.rfind(" ", 0, PIECE_CHARACTERS), 0) or PIECE_CHARACTERS
+            ends = (text.rfind(gap, 1, PIECE_CHARACTERS) for gap in ("\n\n", "\n", " "))
+            end = next((each for each in ends if each > 0), PIECE_CHARACTERS)
             yield Document(f"{path}:{line}", text[:end])
             line += text.count("\n", 0, end)
             text = text[end:]
     yield Document(f"{path}:{line}", text)
 
 
-def _jsonl(path: Path, file: io.BufferedReader, field: str) -> Iterator[Document]:
+def _decode(path: Path, file: BinaryIO) -> Iterator[str]:
+    """The text, a chunk at a time, with `\\n` for all ends of lines."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    lines = 0
+    chunk = file.read(_CHUNK)
+    while chunk:
+        following = file.read(_CHUNK)
+        try:
+            yield decoder.decode(chunk, final=not following)
+        except UnicodeDecodeError as error:
+            line = lines + error.object[: error.start].count(b"\n") + 1
+            raise UserError(f"{path}:{line}: not UTF-8: {error.reason}") from None
+        lines += chunk.count(b"\n")
+        chunk = following
+
+
+def _jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[Document]:
     for number, line in enumerate(file, 1):
         place = f"{path}:{number}"
         try:

@@ -8,6 +8,7 @@ goes to one split.
 import ast
 import gc
 import hashlib
+import re
 import sys
 import sysconfig
 import warnings
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from email import message_from_bytes
 from importlib.metadata import Distribution, distributions
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from cocomix.corpus.prose import fold, paragraphs
@@ -28,6 +29,8 @@ _OURS = "cocomix"
 _MIN_CHARACTERS = 100
 """A shorter document teaches nothing about context."""
 _BATCH = 32
+_GENERATED = re.compile(rb"auto(?:matically|-)? ?generated|do not edit|@generated", re.IGNORECASE)
+"""Said near the top of a file that repeats another one, or holds tables."""
 _SKIPPED = frozenset({"test", "tests", "testing", "_vendor", "vendor", "vendored", "third_party", "site-packages"})
 
 
@@ -87,20 +90,29 @@ def read_installed_docs() -> InstalledDocs:
 def split_groups(sizes: Mapping[str, int], validation_share: float, test_share: float) -> dict[str, Split]:
     """Deal whole groups to the splits, so that the shares of bytes come close to what is asked for.
 
-    Groups come in the order of a hash of their names; each goes to the first of validation and test that it still
-    fits into, else to train. So huge packages train, and one more package moves few others.
+    Groups stand in the order of a hash of their names; validation is filled from the front and test from the back,
+    so one more package moves hardly any other. A group of over half a split's size trains: a split is to be more
+    than one package.
 
     Args:
         sizes: bytes by group.
     """
+    order = sorted(sizes, key=lambda group: hashlib.sha256(group.encode()).digest())
     total = sum(sizes.values())
-    room: dict[Split, float] = {"validation": validation_share * total, "test": test_share * total}
-    dealt: dict[str, Split] = {}
-    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        dealt[group] = next((split for split in room if sizes[group] <= room[split]), "train")
-        if dealt[group] in room:
-            room[dealt[group]] -= sizes[group]
-    return dealt
+    splits: dict[str, Split] = dict.fromkeys(order, "train")
+    ends: list[tuple[Split, float, list[str]]] = [
+        ("validation", validation_share, order),
+        ("test", test_share, order[::-1]),
+    ]
+    for split, share, groups in ends:
+        wanted, taken = share * total, 0
+        for group in groups:
+            if splits[group] == "train" and sizes[group] <= wanted / 2:
+                if taken + sizes[group] / 2 > wanted:
+                    break
+                splits[group] = split
+                taken += sizes[group]
+    return splits
 
 
 def find_origins() -> list[Origin]:
@@ -137,7 +149,7 @@ def _top(part: str) -> str:
     return part.removesuffix(".py")
 
 
-def _is_skipped(path: Path) -> bool:
+def _is_skipped(path: PurePath) -> bool:
     return not _SKIPPED.isdisjoint(path.parts) or path.name.startswith("test_") or path.name == "conftest.py"
 
 
@@ -155,20 +167,31 @@ def _texts(path: Path) -> Iterator[str]:
     if path.name == "METADATA":
         message = message_from_bytes(content)
         yield str(message.get_payload()) or message.get("Description", "")
-    elif b'"""' in content or b"'''" in content:
+    elif (b'"""' in content or b"'''" in content) and not _GENERATED.search(content, 0, 2000):
         try:
             with warnings.catch_warnings(action="ignore"):
-                yield from _docstrings(ast.parse(content))
+                tree = ast.parse(content)
         except (SyntaxError, ValueError):  # a template, or Python 2
             return
+        yield from _documentation(tree)
 
 
-def _docstrings(node: ast.AST) -> Iterator[str]:
-    """Docstrings of a module and of all classes and functions in it, in the order of the source."""
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-        docstring = ast.get_docstring(node, clean=False)
-        if docstring:
-            yield docstring
+def _documentation(node: ast.AST) -> Iterator[str]:
+    """The documentation below a node, in the order of the source.
+
+    That is every string that is a statement (docstrings, those of attributes included), and the longer ones that are
+    assigned or handed to a function for use as documentation, as in `add_docstr(f, "...")`.
+    """
+    match node:
+        case ast.Expr(value=ast.Constant(value=str(text))):
+            yield text
+        case ast.Assign(value=ast.Constant(value=str(text))) if "\n" in text:
+            yield text
+        case ast.Expr(value=ast.Call(args=arguments)):
+            for argument in arguments:
+                match argument:
+                    case ast.Constant(value=str(text)) if "\n" in text:
+                        yield text
     for block in ("body", "handlers", "orelse", "finalbody"):
         for child in getattr(node, block, ()):
-            yield from _docstrings(child)
+            yield from _documentation(child)

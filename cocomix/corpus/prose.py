@@ -40,8 +40,8 @@ _INLINE = [
     (re.compile(r"\b[A-Z]\{([^{}]*)\}"), r"\1"),  # epytext
     (re.compile(r"(?<![\w*])\*{1,3}([^\s*](?:[^*]*[^\s*])?)\*{1,3}(?![\w*])"), r"\1"),  # emphasis
     (re.compile(r"::(?=\s|$)"), ":"),
-    (re.compile(r"\s+"), " "),
 ]
+_MARKUP = re.compile(r"[`*<\[{&]|::")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
 _ADDRESS = re.compile(r"://|www\.|\S@\S")
 _FULL_STOP = re.compile(r"[.!?][\"')]*$")
@@ -143,11 +143,13 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _sentences(block: str) -> str:
     """The sentences of a block, or nothing if it is no prose."""
-    if len(block) < 3 * _MIN_WORDS:
+    if not _FUNCTION_WORD.search(block):
         return ""
-    for pattern, replacement in _INLINE:
-        block = pattern.sub(replacement, block)
-    block = html.unescape(block).strip()
+    if _MARKUP.search(block):
+        for pattern, replacement in _INLINE:
+            block = pattern.sub(replacement, block)
+        block = html.unescape(block)
+    block = " ".join(block.split())
     kept = [each for each in _SENTENCE_END.split(block) if _FULL_STOP.search(each) and not _ADDRESS.search(each)]
     paragraph = " ".join(kept)
     return paragraph if _is_prose(paragraph) else ""

@@ -5,9 +5,10 @@ a split, one after the other, make its windows; the rest at the end that fills n
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from tokenizers import Tokenizer
 
 from cocomix.artifact import write_atomically
 from cocomix.progress import progress
+from cocomix.splits import Split
+from cocomix.tokens.tokenizer import read_texts
 from cocomix.workers import in_order
 
 _BATCH_CHARACTERS = 250_000
@@ -35,27 +38,40 @@ class _Shard(NamedTuple):
     ids: Path
 
 
-def encode(text: Path, tokenizer: Path, eos_id: int, vocab_size: int, folder: Path) -> list[Path]:
+def encode(
+    texts: Mapping[Split, Path], tokenizer: Path, eos_id: int, vocab_size: int, folder: Path
+) -> dict[Split, list[Path]]:
     """Token ids of all documents, as `.npy` files of one dimension, in the order of the text.
 
     Args:
-        text: Parquet with a column `text`.
-        tokenizer: its tokenizer.json.
+        texts: Parquet files with a column `text`.
+        tokenizer: tokenizer.json.
         folder: where the shards go; those that are there are kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata = pq.ParquetFile(text).metadata
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    shards = [
-        _Shard(text, group, metadata.row_group(group).num_rows, tokenizer, eos_id, dtype, folder / f"{group:06d}.npy")
-        for group in range(metadata.num_row_groups)
-    ]
-    missing = [shard for shard in shards if not shard.ids.exists()]
-    done = metadata.num_rows - sum(shard.documents for shard in missing)
-    with progress(f"tokenize {text.stem}", metadata.num_rows, "documents", done) as bar:
+    shards: dict[Split, list[_Shard]] = {}
+    for split, text in texts.items():
+        (folder / split).mkdir(exist_ok=True)
+        metadata = pq.ParquetFile(text).metadata
+        shards[split] = [
+            _Shard(
+                text=text,
+                row_group=group,
+                documents=metadata.row_group(group).num_rows,
+                tokenizer=tokenizer,
+                eos_id=eos_id,
+                dtype=dtype,
+                ids=folder / split / f"{group:06d}.npy",
+            )
+            for group in range(metadata.num_row_groups)
+        ]
+    everything = list(chain.from_iterable(shards.values()))
+    missing = [shard for shard in everything if not shard.ids.exists()]
+    total, left = (sum(shard.documents for shard in each) for each in (everything, missing))
+    with progress("tokenize", total, "documents", done=total - left) as bar:
         for documents in in_order(_encode_shard, missing):
             bar.advance(documents)
-    return [shard.ids for shard in shards]
+    return {split: [shard.ids for shard in shards[split]] for split in shards}
 
 
 def count_tokens(shards: Sequence[Path]) -> int:
@@ -98,7 +114,7 @@ def _load(shards: Sequence[Path]) -> Iterator[NDArray[np.unsignedinteger]]:
 
 def _encode_shard(shard: _Shard) -> int:
     """Write the shard's ids; the number of its documents."""
-    texts = pq.ParquetFile(shard.text).read_row_group(shard.row_group, columns=["text"]).column(0).to_pylist()
+    texts = read_texts(pq.ParquetFile(shard.text), shard.row_group)
     tokenizer = _tokenizer(shard.tokenizer)
     parts = [
         np.array([*encoding.ids, shard.eos_id], shard.dtype)

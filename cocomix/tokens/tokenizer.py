@@ -4,14 +4,17 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.artifact import digest_of
 from cocomix.errors import UserError
 from cocomix.params import TokenizeParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 END_OF_DOCUMENT = "<|endoftext|>"
 
@@ -34,8 +37,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load_trained(path: Path) -> PreTrainedTokenizerFast:
+def load_trained(path: Path) -> "PreTrainedTokenizerFast":
     """A trained tokenizer, as `transformers` takes it."""
+    from transformers import PreTrainedTokenizerFast  # seconds to import: not for the workers
+
     return PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END_OF_DOCUMENT)
 
 
@@ -43,17 +48,25 @@ def sample_texts(text: Path, size: float) -> Iterator[str]:
     """About `size` bytes of the documents in a Parquet file, in row groups from all over it."""
     parquet = pq.ParquetFile(text)
     groups = parquet.metadata.num_row_groups
-    total = sum(parquet.metadata.row_group(group).column(2).total_uncompressed_size for group in range(groups))
+    total = sum(parquet.metadata.row_group(group).total_byte_size for group in range(groups))
     for group in range(0, groups, max(1, math.ceil(total / size))):
-        yield from parquet.read_row_group(group, columns=["text"]).column(0).to_pylist()
+        yield from read_texts(parquet, group)
 
 
-def load_pretrained(name: str, revision: str | None) -> PreTrainedTokenizerFast:
+def read_texts(parquet: pq.ParquetFile, row_group: int) -> list[str]:
+    """The documents of one row group."""
+    texts: list[str] = parquet.read_row_group(row_group, columns=["text"]).column(0).to_pylist()  # type: ignore[assignment]
+    return texts
+
+
+def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast":
     """The tokenizer of a hub id or folder.
 
     Raises:
         UserError: when there is none, or it has no fast implementation or no end-of-document token.
     """
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
