@@ -90,8 +90,8 @@ def _start(processes: int, claim: Path) -> list[subprocess.Popen[bytes]]:
 def _wait(children: list[subprocess.Popen[bytes]], stop: list[int]) -> int:
     """Wait for all; when one fails, stop the others, unless they have been told already."""
     first, deadline = 0, float("inf")
-    while any(child.poll() is None for child in children):
-        if not first and (first := next((child.returncode for child in children if child.returncode), 0)):
+    while None in (statuses := [child.poll() for child in children]):
+        if not first and (first := next(filter(None, statuses), 0)):
             deadline = time.monotonic() + GRACE_SECONDS
             if not stop:
                 for child in children:
@@ -100,7 +100,7 @@ def _wait(children: list[subprocess.Popen[bytes]], stop: list[int]) -> int:
             for child in children:
                 child.kill()
         time.sleep(0.05)
-    return first or next((child.returncode for child in children if child.returncode), 0)
+    return first or next(filter(None, statuses), 0)
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -49,9 +50,13 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         sys.exit(stop.exit_code)
     except Exception as error:
         trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
-        if runtime().world_size > 1 and not first_to_fail():
-            # The others cannot go on without a process that has failed; that one has said why.
-            sys.exit(1)
+        if runtime().world_size > 1:
+            if trouble is None:
+                # Collectives break when another process ends. Then whoever started us stops us within this time,
+                # and the other one has said why.
+                time.sleep(1)
+            if interrupt.received() or not first_to_fail():
+                sys.exit(1)
         if trouble is None:
             raise
         print(f"error: {trouble}", file=sys.stderr)
