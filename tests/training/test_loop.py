@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,17 +74,17 @@ def test_a_run_that_died_goes_on_to_the_same_bits(
     undisturbed = make(dropout=0.1)
     expected = training(undisturbed, tmp_path / "undisturbed").run("test")
 
-    class Died(Exception): ...
+    class DiedError(Exception): ...
 
     step = Training._train_step
 
     def dying_step(self: Training) -> tuple[float, float]:
         if self._step == stop_at:
-            raise Died
+            raise DiedError
         return step(self)
 
     monkeypatch.setattr(Training, "_train_step", dying_step)
-    with pytest.raises(Died):
+    with pytest.raises(DiedError):
         training(make(dropout=0.1), tmp_path / "killed").run("test")
     monkeypatch.setattr(Training, "_train_step", step)
     resumed = make(dropout=0.1)
@@ -135,7 +136,7 @@ def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
     rates = [learning_rate(PARAMS, step) for step in range(12)]
     assert rates[:3] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
     assert rates[-1] == pytest.approx(1e-3)
-    assert all(earlier >= later for earlier, later in zip(rates[2:], rates[3:], strict=False))
+    assert all(earlier >= later for earlier, later in itertools.pairwise(rates[2:]))
     assert rates[3 + 4] == pytest.approx(1e-3 + 0.5 * 9e-3)
 
 

@@ -1,0 +1,40 @@
+"""A small CoCoMix training run, as a program for one or several processes: `python -m tests.training.small_run OUT`."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from cocomix import distributed
+from cocomix.runtime import runtime
+from cocomix.training import Training
+from tests.training.test_loop import PARAMS, cocomix, training
+
+
+def main(folder: Path, stop_at: int | None) -> None:
+    os.environ |= {"COCOMIX_PRECISION": "fp32", "COCOMIX_DEVICE": "cpu"}
+    with distributed.group():
+        objective = cocomix()
+        run = training(objective, folder, PARAMS)
+        if stop_at is not None:
+            step = Training._train_step
+
+            def dying_step(self: Training) -> tuple[float, float]:
+                if self._step == stop_at:
+                    os._exit(0)
+                return step(self)
+
+            Training._train_step = dying_step  # type: ignore[method-assign]
+        curve = run.run("small")
+        if runtime().rank == 0:
+            weights = {name: each.flatten().tolist() for name, each in objective.state_dict().items()}
+            (folder / "result.json").write_text(
+                json.dumps({"curve": [asdict(row) for row in curve], "weights": weights})
+            )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    sys.stderr.flush()
+    os._exit(0)  # as stages do: see stages/stage.py

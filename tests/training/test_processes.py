@@ -1,0 +1,46 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def run(processes: int, *arguments: str) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "tests.training.small_run", *arguments]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("alone")
+    run(1, str(folder))
+    return result(folder)
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    for one, other in zip(first["curve"], second["curve"], strict=True):
+        for key in ("step", "tokens", "flops", "train_loss", "validation_loss", "concept_loss"):
+            assert one[key] == pytest.approx(other[key], abs=1e-4)
+    for name, weights in first["weights"].items():
+        np.testing.assert_allclose(weights, second["weights"][name], atol=2e-4, rtol=1e-3)
+
+
+def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], tmp_path: Path) -> None:
+    run(2, str(tmp_path))
+    assert_same(result(tmp_path), alone)
+
+
+def test_a_run_of_two_processes_goes_on_as_one(alone: dict[str, Any], tmp_path: Path) -> None:
+    run(2, str(tmp_path), "7")
+    assert not (tmp_path / "result.json").exists()
+    run(1, str(tmp_path))
+    assert_same(result(tmp_path), alone)
