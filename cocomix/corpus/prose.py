@@ -34,9 +34,10 @@ _INLINE = [
     (re.compile(r"!\[[^\]]*\]\([^)]*\)|<!--.*?-->|\[[#*]?\w*\]_|</?[a-zA-Z][^<>]*>"), ""),  # images, notes, tags
     (re.compile(r"\[([^\[\]]+)\](?:\([^)]*\)|\[[^\]]*\])"), r"\1"),  # Markdown links
     (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}"), r"\1"),  # reStructuredText links
-    (re.compile(r"(?::[\w+-]+){1,2}:`[~!.]?([^`]+)`"), r"\1"),  # roles
-    (re.compile(r"\[`~?([^`]+)`\]"), r"\1"),  # the references of Hugging Face's docstrings
-    (re.compile(r"``([^`]+)``|`~?([^`]+)`_{0,2}"), r"\1\2"),
+    (re.compile(r"`[~!](?:[\w.]+\.)?"), "`"),  # `~package.module.name` is shown as its name
+    (re.compile(r"(?::[\w+-]+){1,2}:`([^`]+)`"), r"\1"),  # roles
+    (re.compile(r"\[`([^`]+)`\]"), r"\1"),  # the references of Hugging Face's docstrings
+    (re.compile(r"``([^`]+)``|`([^`]+)`_{0,2}"), r"\1\2"),
     (re.compile(r"\b[A-Z]\{([^{}]*)\}"), r"\1"),  # epytext
     (re.compile(r"(?<![\w*])\*{1,3}([^\s*](?:[^*]*[^\s*])?)\*{1,3}(?![\w*])"), r"\1"),  # emphasis
     (re.compile(r"::(?=\s|$)"), ":"),

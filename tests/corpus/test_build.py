@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cocomix.corpus import build, fingerprint, installed
+from cocomix.corpus.installed import Origin
+from cocomix.corpus.store import ROW_GROUP_BYTES
+from cocomix.errors import UserError
+from cocomix.params import CorpusParams, FilesParams
+from cocomix.splits import SPLITS
+
+
+def params_of(paths: list[str], megabytes: float | None = None, share: float = 0.2) -> CorpusParams:
+    return CorpusParams(
+        source="files",
+        files=FilesParams(paths=paths),
+        megabytes=megabytes,
+        validation_share=share,
+        test_share=share,
+    )
+
+
+def write_jsonl(path: str, texts: list[str]) -> None:
+    Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return [row for split in SPLITS for row in pq.read_table(folder / f"{split}.parquet").to_pylist()]
+
+
+@pytest.fixture
+def out(folder: Path) -> Path:
+    (folder / "out").mkdir()
+    return folder / "out"
+
+
+TEXTS = [f"This is text number {number}, and it is unlike the others." for number in range(300)]
+
+
+def test_every_document_is_in_one_split_with_its_place(out: Path) -> None:
+    write_jsonl("a.jsonl", TEXTS)
+    summary = build(params_of(["*.jsonl"]), out)
+    rows = rows_of(out)
+    assert sorted(row["text"] for row in rows) == sorted(TEXTS)
+    assert all(TEXTS[int(row["source"].removeprefix("a.jsonl:")) - 1] == row["text"] for row in rows)
+    for split in SPLITS:
+        found = [row["text"] for row in pq.read_table(out / f"{split}.parquet").to_pylist()]
+        assert summary.splits[split] == (len(found), sum(len(text.encode()) for text in found))
+    assert 30 < summary.splits["validation"].documents < 90
+    assert 30 < summary.splits["test"].documents < 90
+
+
+def test_repeated_and_empty_documents_are_dropped_and_counted(out: Path) -> None:
+    write_jsonl("a.jsonl", TEXTS)
+    write_jsonl("b.jsonl", [*TEXTS[:10], " ", f"  {TEXTS[20]}\n", ""])
+    summary = build(params_of(["*.jsonl"]), out)
+    assert sorted(row["text"] for row in rows_of(out)) == sorted(TEXTS)
+    assert summary.dropped == {"repeated documents": 11, "empty documents": 2}
+    assert summary.sources == 2
+
+
+def test_the_split_of_a_document_follows_from_its_text_alone(out: Path) -> None:
+    write_jsonl("a.jsonl", TEXTS)
+    build(params_of(["a.jsonl"]), out)
+    before = {row["text"] for row in pq.read_table(out / "validation.parquet").to_pylist()}
+    write_jsonl("a.jsonl", ["Something new.", *reversed(TEXTS)])
+    build(params_of(["a.jsonl"]), out)
+    after = {row["text"] for row in pq.read_table(out / "validation.parquet").to_pylist()}
+    assert after - {"Something new."} == before
+
+
+def test_the_same_texts_give_the_same_bytes_in_row_groups_of_even_size(out: Path) -> None:
+    write_jsonl("a.jsonl", [text * 1000 for text in TEXTS])
+    contents = []
+    for _ in range(2):
+        build(params_of(["a.jsonl"]), out)
+        contents.append([(out / f"{split}.parquet").read_bytes() for split in SPLITS])
+    assert contents[0] == contents[1]
+    metadata = pq.ParquetFile(out / "train.parquet").metadata
+    sizes = [metadata.row_group(number).column(2).total_uncompressed_size for number in range(metadata.num_row_groups)]
+    assert len(sizes) > 3
+    assert all(ROW_GROUP_BYTES <= size < 1.1 * ROW_GROUP_BYTES for size in sizes[:-1])
+
+
+def test_megabytes_caps_the_text(out: Path) -> None:
+    write_jsonl("a.jsonl", TEXTS)
+    build(params_of(["a.jsonl"], megabytes=0.01), out)
+    kept = [row["text"] for row in rows_of(out)]
+    size = sum(len(text) for text in kept)
+    assert 10_000 - 60 < size <= 10_000
+    assert sorted(kept) == sorted(TEXTS[: len(kept)])
+
+
+@pytest.mark.parametrize(
+    ("texts", "share", "message"),
+    [
+        ([], 0.2, "corpus: nothing is left of files; dropped: nothing"),
+        (["", " "], 0.2, "corpus: nothing is left of files; dropped: {'empty documents': 2}"),
+        (TEXTS[:3], 0.001, "corpus: no document for the validation split (3 in all): give more text, or raise "),
+        (['half a pair: "\ud800"'], 0.2, "a.jsonl:1: half a surrogate pair at character 15: not Unicode"),
+    ],
+)
+def test_too_little_or_broken_text_is_an_error(out: Path, texts: list[str], share: float, message: str) -> None:
+    write_jsonl("a.jsonl", texts)
+    with pytest.raises(UserError) as caught:
+        build(params_of(["a.jsonl"], share=share), out)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_fingerprint_of_files_follows_their_state(folder: Path) -> None:
+    write_jsonl("a.jsonl", TEXTS)
+    before = fingerprint(params_of(["*.jsonl"]))
+    write_jsonl("b.jsonl", TEXTS)
+    assert fingerprint(params_of(["*.jsonl"])) != before
+
+
+def test_packages_are_kept_whole(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = []
+    for number in range(120):
+        path = Path(f"m{number}.py")
+        words = f"{'abcdefghij'[number // 12]}{'klmnopqrstuv'[number % 12]}"
+        path.write_text(
+            f'"""The text about {words} is as long as it has to be for a document of the {words} kind.\n\n'
+            f'It goes on about {words} in a second paragraph, and then it ends."""'
+        )
+        origins.append(Origin(f"package{number // 4}", path.name, path))
+    monkeypatch.setattr(installed, "find_origins", lambda: origins)
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+    build(CorpusParams(source="installed-docs", validation_share=0.2, test_share=0.2), out)
+    rows = rows_of(out)
+    assert len(rows) == 120
+    package = {origin.source: origin.group for origin in origins}
+    packages = [
+        {package[row["source"]] for row in pq.read_table(out / f"{split}.parquet").to_pylist()} for split in SPLITS
+    ]
+    assert all(packages)
+    assert sum(map(len, packages)) == 30
+    for split in SPLITS:
+        digests = pq.read_table(out / f"{split}.parquet").column("id").to_pylist()
+        assert digests == sorted(digests)
