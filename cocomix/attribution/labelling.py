@@ -1,0 +1,98 @@
+"""Labelling all training and validation windows with their concepts."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix import distributed
+from cocomix.artifact import Work
+from cocomix.attribution.labels import Labels, label_type, write_labels
+from cocomix.attribution.score import loss_gradient, scores_of, strongest
+from cocomix.base import check_layer, micro_batch
+from cocomix.errors import UserError
+from cocomix.params import AttributionParams
+from cocomix.progress import progress
+from cocomix.runtime import runtime
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.tokens.windows import Split, Tokens
+
+SUPERVISION = "supervision.json"
+
+
+class Shard(NamedTuple):
+    """A file of labels."""
+
+    name: str
+    split: Split
+    start: int
+    stop: int
+    """The token windows that it covers: [start, stop)."""
+
+
+def plan(tokens: Tokens, shard_windows: int) -> list[Shard]:
+    """All training and validation windows, dealt into shards in their order."""
+    splits: tuple[Split, ...] = ("train", "validation")
+    return [
+        Shard(f"{split}-{start // shard_windows:05d}.parquet", split, start, min(start + shard_windows, windows))
+        for split in splits
+        for windows in [len(tokens.windows(split))]
+        for start in range(0, windows, shard_windows)
+    ]
+
+
+def label(
+    work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: AttributionParams
+) -> Mapping[str, Any]:
+    """Write this process's shards of labels, wait for the others, and return what readers must know.
+
+    Raises:
+        UserError: when the autoencoder does not fit the base model.
+    """
+    check_layer(model, sae.config.layer)
+    if sae.config.d_model != model.config.hidden_size:
+        raise UserError(f"sae: is for width {sae.config.d_model}, the base model's is {model.config.hidden_size}")
+    shards = plan(tokens, params.shard_windows)
+    mine = shards[runtime().rank :: runtime().world_size]
+    missing = [shard for shard in mine if not work.has(shard.name)]
+    total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
+    with progress("attribution", total, "tokens", total - left) as bar:
+        for shard in missing:
+            per_batch = micro_batch(tokens.context)
+            parts = []
+            for start in range(shard.start, shard.stop, per_batch):
+                rows = tokens.windows(shard.split)[start : min(start + per_batch, shard.stop)]
+                parts.append(label_windows(model, sae, torch.from_numpy(rows.astype(np.int64)), params))
+                bar.advance(rows.size)
+            with work.write(shard.name) as pending:
+                pending.rows = shard.stop - shard.start
+                write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
+    distributed.barrier()
+    facts = {"latents": sae.config.latents, "k_attr": params.k_attr, "context": tokens.context}
+    if runtime().rank == 0:
+        _write_supervision(work, facts)
+    return {**facts, "dtype": label_type(sae.config.latents).name}
+
+
+def label_windows(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams) -> Labels:
+    """Label some windows, ids [windows, context]."""
+    latents, scores = scores_of(sae, loss_gradient(model, ids.to(model.device), sae.config.layer))
+    labelled = strongest(latents, scores, params.k_attr, params.sign)
+    dtype = label_type(sae.config.latents)
+    shape = (*ids.shape, params.k_attr)
+    # -1 becomes the type's maximum.
+    concepts = labelled.concepts.cpu().numpy().astype(dtype).reshape(shape)
+    return Labels(concepts, labelled.scores.half().cpu().numpy().reshape(shape))
+
+
+def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:
+    """Say what each method learns from besides the tokens, so that new labels rerun those alone that use them."""
+    digests = {name: record.sha256 for name, record in work.records().items() if name != SUPERVISION}
+    cocomix = hashlib.sha256(json.dumps([facts, digests], sort_keys=True).encode()).hexdigest()
+    with work.write(SUPERVISION) as pending:
+        pending.path.write_text(json.dumps({"cocomix": cocomix, "ntp": ""}, indent=1) + "\n")

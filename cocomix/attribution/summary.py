@@ -1,0 +1,44 @@
+"""What the labels of the training split are like, all together."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cocomix.attribution.labels import Labels
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the labels of the training split are like."""
+
+    positions: int
+    full_share: float
+    """Share of the positions with a next token that have all k_attr labels."""
+    label_entropy: float
+    """Of the distribution of labels over concepts, in bits."""
+    distinct_concepts: int
+    """Concepts that are a label anywhere."""
+    most_frequent: int
+    most_frequent_share: float
+    """The concept that is a label most often, and its share of the labels."""
+
+
+def summarise(files: Iterable[Labels], latents: int) -> Summary:
+    """Count labels, part by part."""
+    counts = np.zeros(latents, dtype=np.int64)
+    positions = full = 0
+    for concepts, _scores in files:
+        given = concepts < latents
+        counts += np.bincount(concepts[given], minlength=latents)
+        full += int(given[:, :, -1].sum())
+        positions += len(concepts) * (concepts.shape[1] - 1)
+    shares = counts[counts > 0] / max(1, counts.sum())
+    return Summary(
+        positions=positions,
+        full_share=full / positions,
+        label_entropy=float(-(shares * np.log2(shares)).sum()),
+        distinct_concepts=len(shares),
+        most_frequent=int(counts.argmax()),
+        most_frequent_share=float(shares.max(initial=0.0)),
+    )

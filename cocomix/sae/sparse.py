@@ -1,0 +1,82 @@
+"""Products with a few rows of a matrix, without a [batch, k, d] or a [batch, latents] tensor.
+
+A latent that is not among a position's k has no value and no gradient, so encoder and decoder need only k rows a
+position. PyTorch's embedding-bag kernels are those products: the bag of rows `indices`, weighted by `values`, is the
+decoder; their backward passes are the encoder's forward pass and its gradient. Two of the kernels are private to
+PyTorch: they are named here and nowhere else.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cocomix.device import bf16
+
+_SUM = 0
+"""The kernels' number for bags that are summed."""
+
+
+@torch.no_grad()
+def top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
+    """The rows of `weight` with the k largest `x @ weight.T + bias`, in no order: int64 [n, k].
+
+    The products are bf16 where the hardware has it: only rows that are about equal to the k-th can change places.
+
+    Args:
+        x: [n, d]. weight: [latents, d]. bias: [latents].
+    """
+    if bf16():
+        x, weight, bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
+    return torch.addmm(bias, x, weight.T).topk(k, dim=1, sorted=False).indices
+
+
+def dots(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    """The dot products of each `x` with its own rows of `weight`: [n, k].
+
+    Args:
+        x: [n, d]. weight: [latents, d]. indices: int64 [n, k].
+    """
+    values: Tensor = _Dots.apply(x, weight, indices)  # type: ignore[no-untyped-call]
+    return values
+
+
+def weighted_sum(values: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    """The sums of rows of `weight`, each with its value: [n, d].
+
+    Args:
+        values: [n, k]. weight: [latents, d]. indices: int64 [n, k].
+    """
+    return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
+
+
+class _Dots(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, indices)
+        starts, bag_of = _bags(indices)
+        values = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            x.contiguous(), weight, indices.flatten(), starts, bag_of, _SUM
+        )
+        return values.view(indices.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        x, weight, indices = ctx.saved_tensors
+        grad_x = weighted_sum(grad, weight, indices) if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            starts, bag_of = _bags(indices)
+            sizes = torch.full_like(starts, indices.shape[1])
+            grad_weight = torch.ops.aten._embedding_bag_dense_backward(
+                x.contiguous(), indices.flatten(), bag_of, sizes, starts, len(weight), False, _SUM, grad.flatten()
+            )
+        return grad_x, grad_weight, None
+
+
+def _bags(indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each bag starts, and the bag of each index."""
+    n, k = indices.shape
+    bags = torch.arange(n, device=indices.device)
+    return bags * k, bags.repeat_interleave(k)

@@ -1,0 +1,219 @@
+"""Training the sparse autoencoder: one pass, or a few, over the activation store."""
+
+import csv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cocomix.activations.store import ActivationStore
+from cocomix.device import device
+from cocomix.errors import UserError
+from cocomix.interrupt import Interrupted
+from cocomix.params import SaeParams
+from cocomix.progress import progress, say
+from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
+from cocomix.sae.sparse import dots, top_indices, weighted_sum
+from cocomix.training import checkpoint
+
+SAMPLE_ROWS = 32_768
+"""Activations behind the initial bias and the scale of the loss (Gao et al., App. A.1)."""
+CURVE_ROWS = 200
+"""About how many rows a curve has."""
+
+
+class CurveRow(NamedTuple):
+    """A point of the training curve."""
+
+    step: int
+    tokens: int
+    """Activations seen."""
+    fvu: float
+    """Fraction of variance unexplained in this step's batch, normalised space."""
+    aux: float
+    """Fraction of the remaining error's variance that the dead latents leave unexplained; 0: none is dead."""
+    dead: float
+    """Share of the latents that have not fired for `dead_tokens` tokens."""
+
+
+class Losses(NamedTuple):
+    """What a step minimises: `fvu + aux_weight * aux`."""
+
+    fvu: Tensor
+    aux: Tensor
+
+
+class SaeTraining:
+    """A training run.
+
+    Args:
+        folder: where the checkpoints are, also those of an earlier process.
+
+    Raises:
+        UserError: when the store holds less than one batch.
+    """
+
+    def __init__(self, store: ActivationStore, params: SaeParams, folder: Path) -> None:
+        self._store, self._params, self._folder = store, params, folder
+        self._epoch_steps = store.rows("train") // params.batch_size
+        if not self._epoch_steps:
+            raise UserError(f"sae.batch_size: {params.batch_size}: the store holds {store.rows('train')} activations")
+        self._steps = params.epochs * self._epoch_steps
+        config = SaeConfig(
+            d_model=store.d_model,
+            latents=params.latents,
+            k=params.k,
+            normalize=params.normalize,
+            layer=store.layer,
+        )
+        self.sae = SparseAutoencoder(config).to(device())
+        self._optimizer = torch.optim.Adam(self.sae.parameters(), params.learning_rate, eps=6.25e-10, fused=True)
+        self._variance = torch.ones((), device=device())
+        self._tokens_since_fired = torch.zeros(params.latents, dtype=torch.int64, device=device())
+        self._step = 0
+        self._curve: list[CurveRow] = []
+
+    def run(self) -> list[CurveRow]:
+        """Train to the end, from the newest checkpoint if there is one. Returns the curve."""
+        if state := checkpoint.load(self._folder):
+            self._restore(state)
+        else:
+            self._initialise()
+        size = self._params.batch_size
+        with progress("sae", self._steps * size, "tokens", self._step * size) as bar:
+            while self._step < self._steps:
+                epoch, start = divmod(self._step, self._epoch_steps)
+                for x in self._store.batches("train", size, seed=self._params.seed, epoch=epoch, start=start):
+                    losses = self._train_step(x.to(device()))
+                    self._step += 1
+                    if self._step % max(1, self._steps // CURVE_ROWS) == 0 or self._step == self._steps:
+                        self._curve.append(self._point(losses))
+                    if self._step % self._params.checkpoint_every == 0 or self._step == self._steps:
+                        self._save()
+                    try:
+                        bar.advance(size, **self._shown())
+                    except Interrupted:
+                        self._save()
+                        raise
+        return self._curve
+
+    def _train_step(self, x: Tensor) -> Losses:
+        x = self.sae.normalize(x).x
+        latents = self.sae.encode(x)
+        self._count_firing(latents)
+        error = x - self.sae.decode(latents)
+        losses = Losses(error.square().mean() / self._variance, self._aux_loss(x, error.detach()))
+        (losses.fvu + self._params.aux_weight * losses.aux).backward()  # type: ignore[no-untyped-call]
+        remove_parallel_gradient(self.sae.decoder)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._params.learning_rate * learning_rate_share(self._params, self._step, self._steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        normalize_rows(self.sae.decoder)
+        return Losses(*(each.detach() for each in losses))
+
+    def _aux_loss(self, x: Tensor, error: Tensor) -> Tensor:
+        """AuxK: the dead latents reconstruct what is left, so that they get a gradient and revive."""
+        dead = (self._tokens_since_fired > self._params.dead_tokens).nonzero().squeeze(1)
+        if not len(dead):
+            return x.new_zeros(())
+        sae, centered = self.sae, x - self.sae.pre_bias
+        encoder, bias = sae.encoder.index_select(0, dead), sae.latent_bias.index_select(0, dead)
+        chosen = top_indices(centered, encoder, bias, min(self._params.aux_k, len(dead)))
+        values = (dots(centered, encoder, chosen) + bias[chosen]).relu()
+        left = error - weighted_sum(values, sae.decoder, dead[chosen])
+        # Where the error has no variance, nothing is left to learn.
+        return (left.square().mean() / error.var(0, correction=0).mean()).nan_to_num(0.0)
+
+    @torch.no_grad()
+    def _count_firing(self, latents: Latents) -> None:
+        self._tokens_since_fired += len(latents.indices)
+        fired = torch.zeros_like(self._tokens_since_fired, dtype=torch.bool)
+        fired[latents.indices[latents.values > 0]] = True
+        self._tokens_since_fired.masked_fill_(fired, 0)
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        generator = torch.Generator().manual_seed(self._params.seed)
+        sample_size = min(SAMPLE_ROWS, self._store.rows("train"))
+        x = next(self._store.batches("train", sample_size, seed=self._params.seed))
+        x = self.sae.normalize(x.to(device())).x
+        self._variance = x.var(0, correction=0).mean()
+        self.sae.pre_bias.copy_(geometric_median(x))
+        directions = torch.randn(self.sae.decoder.shape, generator=generator)
+        self.sae.decoder.copy_(directions)
+        normalize_rows(self.sae.decoder)
+        self.sae.encoder.copy_(self.sae.decoder)
+        # k rows that are not orthogonal overshoot: scale the encoder so that unit vectors come back at unit length.
+        unit = torch.randn(256, self._store.d_model, generator=generator).to(device())
+        unit /= unit.norm(dim=1, keepdim=True)
+        centered = self.sae.decode(self.sae.encode(unit + self.sae.pre_bias)) - self.sae.pre_bias
+        self.sae.encoder.div_(centered.norm(dim=1).mean())
+
+    def _point(self, losses: Losses) -> CurveRow:
+        dead = (self._tokens_since_fired > self._params.dead_tokens).float().mean()
+        fvu, aux = float(losses.fvu), float(losses.aux)
+        return CurveRow(self._step, self._step * self._params.batch_size, fvu, aux, float(dead))
+
+    def _shown(self) -> dict[str, str]:
+        return {"fvu": f"{self._curve[-1].fvu:.4f}", "dead": f"{self._curve[-1].dead:.1%}"} if self._curve else {}
+
+    def _save(self) -> None:
+        state = {
+            "step": self._step,
+            "sae": self.sae.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "variance": self._variance,
+            "tokens_since_fired": self._tokens_since_fired,
+            "curve": [tuple(row) for row in self._curve],
+        }
+        checkpoint.save(self._folder, self._step, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
+        self.sae.load_state_dict(state["sae"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._variance.copy_(state["variance"])
+        self._tokens_since_fired.copy_(state["tokens_since_fired"])
+        self._curve = [CurveRow(*row) for row in state["curve"]]
+        say(f"sae: going on from step {self._step}")
+
+
+def learning_rate_share(params: SaeParams, step: int, steps: int) -> float:
+    """The learning rate of a step (from 0) over its peak: a linear rise, a plateau, a linear fall towards zero."""
+    rise, fall = params.warmup_share * steps, params.decay_share * steps
+    return min(1.0, (step + 1) / max(rise, 1.0), (steps - step) / max(fall, 1.0))
+
+
+@torch.no_grad()
+def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """The point with the least sum of distances to the rows of `x` [n, d] (Weiszfeld's iteration): [d]."""
+    median = x.mean(0)
+    for _ in range(rounds):
+        weights = 1 / (x - median).norm(dim=1).clamp(min=1e-6)
+        before, median = median, weights @ x / weights.sum()
+        if (median - before).norm() <= tolerance * median.norm():
+            break
+    return median
+
+
+@torch.no_grad()
+def normalize_rows(weight: Tensor) -> None:
+    """Scale each row to length 1, in place."""
+    weight /= weight.norm(dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def remove_parallel_gradient(weight: Tensor) -> None:
+    """Take from the gradient of unit rows the part that would only change their length, in place."""
+    assert weight.grad is not None
+    weight.grad -= (weight.grad * weight).sum(1, keepdim=True) * weight
+
+
+def write_curve(path: Path, curve: list[CurveRow]) -> None:
+    """The curve as CSV, a column a field."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(CurveRow._fields)
+        writer.writerows(curve)

@@ -1,0 +1,50 @@
+"""Stage `attribution`: label every training and validation position with its concepts."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cocomix.artifact import Artifact, Work
+from cocomix.attribution.labelling import label
+from cocomix.attribution.labels import Labels, label_type, read_labels
+from cocomix.attribution.summary import summarise
+from cocomix.base import load_base
+from cocomix.params import Params
+from cocomix.runtime import runtime
+from cocomix.sae.autoencoder import load_sae
+from cocomix.tokens.windows import Tokens
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+
+def run(params: Params) -> None:
+    """Make artifacts/concepts, by as many processes as there are."""
+    base, trained = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
+    tokens = Tokens(ARTIFACTS / "tokens")
+
+    def compute(work: Work) -> Mapping[str, Any]:
+        sae = load_sae(trained)
+        facts = label(work, load_base(base), sae, tokens, params.attribution)
+        if runtime().rank == 0:
+            latents, k_attr = sae.config.latents, params.attribution.k_attr
+
+            def train_labels() -> Iterator[Labels]:
+                for name in sorted(each for each in work.records() if each.startswith("train-")):
+                    yield from read_labels(work.files / name, tokens.context, k_attr, label_type(latents))
+
+            metrics = asdict(summarise(train_labels(), latents))
+            (work.side / "metrics.json").write_bytes(to_json(metrics))
+        return facts
+
+    produce(
+        "attribution",
+        ARTIFACTS / "concepts",
+        {"base": base, "sae": trained, "tokens": tokens.artifact},
+        params.attribution.model_dump(),
+        compute,
+        {"metrics.json": Path("metrics/attribution.json")},
+    )
+
+
+if __name__ == "__main__":
+    main(run, shared=True)
