@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cocomix.errors import UserError
+from cocomix.params import load
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+
+
+def loaded(tmp_path: Path, old: str, new: str) -> str:
+    """The message of loading params.yaml with `old` replaced, after the file's name."""
+    text = SHIPPED.read_text()
+    assert text.count(old) >= 1, old
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        load(path)
+    message = str(error.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message.removeprefix(str(path)).removeprefix(": ")
+
+
+def test_the_shipped_file_is_valid_and_frozen() -> None:
+    params = load(SHIPPED)
+    with pytest.raises(ValueError, match="frozen"):
+        params.sae.k = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  k: 32", "  k: 3.0", "sae.k: 3.0: input should be a valid integer"),
+        ("  k: 32", "  k: '3'", "sae.k: '3': input should be a valid integer"),
+        ("  k: 32", "  k: true", "sae.k: True: input should be a valid integer"),
+        ("  k: 32", "  k: 0", "sae.k: 0: input should be greater than 0"),
+        ("  k: 32", "  k: null", "sae.k: None: input should be a valid integer"),
+        ("  k: 32", "  k: [1]", "sae.k: [1]: input should be a valid integer"),
+        ("  k: 32", "", "sae.k: missing; it must be given"),
+        ("  k: 32", "  kk: 32", "sae.kk: unknown key; did you mean 'k'?"),
+        ("  k: 32", "  k: 5000", "sae: k (5000) must not exceed latents (1024)"),
+        ("  learning_rate: 1.0e-3", "  learning_rate: .inf", "sae.learning_rate: inf: input should be a finite number"),
+        ("  learning_rate: 1.0e-3", "  learning_rate: -1", "sae.learning_rate: -1: input should be greater than 0"),
+        ("  seeds: [0]", "  seeds: 0", "pretrain.seeds: 0: input should be a valid list"),
+        ("  seeds: [0]", "  seeds: [0, 0]", "pretrain: seeds lists a value twice: [0, 0]"),
+        ("[ntp, cocomix]", "[npt]", "pretrain.methods.0: 'npt': input should be 'ntp' or 'cocomix'"),
+        ("evaluate:", "evalute:", "evalute: unknown key; did you mean 'evaluate'?"),
+        ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, evaluate, "),
+        ("evaluate:\n  batch_size: 32", "evaluate: [1] #", "evaluate: must be a section of 'key: value', not [1]"),
+        (
+            "d_model: 128, n_layer: 4, n_head: 4",
+            "d_model: 128, n_layer: 4, n_head: 5",
+            "base.model: d_model (128) must be",
+        ),
+        ("  layer: 2", "  layer: 4", "activations.layer (4) must be below base.model.n_layer (4)"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_the_key_and_what_is_allowed(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert loaded(tmp_path, old, new).startswith(message)
+
+
+def test_a_whole_number_and_a_bare_exponent_are_fine_as_float(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    for text, value in {"1": 1.0, "2e-3": 2e-3, "2.e-3": 2e-3, "+2E-3": 2e-3}.items():
+        path.write_text(SHIPPED.read_text().replace("learning_rate: 1.0e-3", f"learning_rate: {text}", 1))
+        assert load(path).sae.learning_rate == value
+
+
+@given(value=st.floats(min_value=1e-12, max_value=1e12), style=st.sampled_from(["{!r}", "{:e}", "{:.3g}"]))
+def test_numbers_are_read_as_dvc_reads_them(tmp_path_factory: pytest.TempPathFactory, value: float, style: str) -> None:
+    from ruamel.yaml import YAML
+
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("learning_rate: 1.0e-3", f"learning_rate: {style.format(value)}", 1))
+    assert load(path).sae.learning_rate == YAML(typ="safe").load(path)["sae"]["learning_rate"]
+
+
+def test_a_key_given_twice_is_an_error_with_its_line(tmp_path: Path) -> None:
+    line = SHIPPED.read_text().splitlines().index("  k: 32                       # active at a time (paper: 32)") + 2
+    assert loaded(tmp_path, "  k: 32 ", "  k: 32\n  k: 33 ") == f":{line}: not valid YAML: the key 'k' is given twice"
+
+
+def test_a_tab_is_an_error_with_its_line(tmp_path: Path) -> None:
+    assert ": not valid YAML: found character '\\t'" in loaded(tmp_path, "  k: 32", "\tk: 32")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; it must hold sections of 'key: value'"),
+        (b"- 1\n", "holds a list; it must hold sections of 'key: value'"),
+        (b"\xff\xfe", "not UTF-8 text (byte 0)"),
+        (b"a: [\n", "not valid YAML"),
+        (b"1: {}\n", "corpus: missing; it must be given"),
+    ],
+)
+def test_a_file_without_sections_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"params\.yaml: no such file; run from the project's folder"):
+        load(tmp_path / "params.yaml")
