@@ -22,7 +22,7 @@ def test_wrapped_lines_are_joined_and_paragraphs_stay_apart() -> None:
     "dropped",
     [
         ">>> the_function(1, 2)\nThe result is what a reader of this page would expect.",
-        "Parameters\n----------\nx : int\n    The number that is added to the other number.\ny\n    It is the other one.",
+        "Parameters\n----------\nx : int\n    The number that is added to the other number.\ny\n    The other one.",
         "Args:\n    x: The number that is added to the other number.\n    y (int): It is the other number.",
         "Returns:\n    The sum of the two numbers that were given to it.",
         ":param x: The number that is added to the other number.\n    It must not be a negative number.",
@@ -42,7 +42,7 @@ def test_wrapped_lines_are_joined_and_paragraphs_stay_apart() -> None:
         "lower case at the start is the continuation of something that is missing.",
         "The sentence of this paragraph has no end and",
         "Too short.",
-        "该函数返回两个数字的总和，并且可以在多个线程中同时调用。",
+        "该函数返回两个数字的总和并且可以在多个线程中同时调用.",
     ],
 )
 def test_what_is_no_prose_is_dropped_and_its_surroundings_stay(dropped: str) -> None:

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cocomix.splits import SPLITS
+from cocomix.tokens import pack
+from cocomix.tokens.pack import count_tokens, encode, first_documents, write_windows
+from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
+
+EOS = 0
+TEXTS = [f"The {number}th sentence says that {END_OF_DOCUMENT} is a text." for number in range(50)] + [""]
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(train_tokenizer(TEXTS, 300).to_str())
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path, row_group_size=7)
+    return path
+
+
+def ids_of(shards: list[Path]) -> list[int]:
+    return [int(each) for shard in shards for each in np.load(shard)]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_documents_follow_each_other_and_end_with_eos(
+    tmp_path: Path, text: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", workers)
+    monkeypatch.setattr(pack, "_BATCH_CHARACTERS", 100)
+    shards = encode(dict.fromkeys(SPLITS, text), tokenizer, EOS, 300, tmp_path)
+    plain = pack._tokenizer(tokenizer)
+    expected = [each for text in TEXTS for each in [*plain.encode(text).ids, EOS]]
+    for split in SPLITS:
+        assert ids_of(shards[split]) == expected
+        assert count_tokens(shards[split]) == len(expected)
+    assert expected.count(EOS) == len(TEXTS), "a text that shows the EOS token must not end there"
+    assert plain.decode(expected[: expected.index(EOS)]) == TEXTS[0]
+
+
+def test_shards_that_are_there_are_kept(
+    tmp_path: Path, text: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+    shards = encode({"train": text}, tokenizer, EOS, 300, tmp_path)["train"]
+    whole = ids_of(shards)
+    times = [shard.stat().st_mtime_ns for shard in shards]
+    shards[3].unlink()
+    again = encode({"train": text}, tokenizer, EOS, 300, tmp_path)["train"]
+    assert ids_of(again) == whole
+    assert [shard.stat().st_mtime_ns == time for shard, time in zip(again, times, strict=True)].count(False) == 1
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_ids_are_as_small_as_the_vocabulary_allows(
+    tmp_path: Path,
+    text: Path,
+    tokenizer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vocab_size: int,
+    dtype: type[np.unsignedinteger],
+) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+    shards = encode({"train": text}, tokenizer, EOS, vocab_size, tmp_path)["train"]
+    write_windows(shards, 16, tmp_path / "train.npy")
+    assert np.load(tmp_path / "train.npy").dtype == dtype
+
+
+def write_shards(folder: Path, parts: list[list[int]]) -> list[Path]:
+    paths = [folder / f"{number}.npy" for number in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        np.save(path, np.array(part, np.uint16))
+    return paths
+
+
+@given(
+    parts=st.lists(st.lists(st.sampled_from([EOS, 1, 2, 3]), min_size=1, max_size=20), min_size=1, max_size=6),
+    context=st.integers(2, 9),
+)
+def test_windows_and_their_documents_are_those_of_the_joined_ids(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], context: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    shards = write_shards(folder, parts)
+    ids = np.array([each for part in parts for each in part])
+    windows = ids.size // context
+    write_windows(shards, context, folder / "windows.npy")
+    np.testing.assert_array_equal(
+        np.load(folder / "windows.npy", mmap_mode="r" if windows else None),
+        ids[: windows * context].reshape(windows, context),
+    )
+    document = np.cumsum(ids == EOS) - (ids == EOS)
+    first = first_documents(shards, context, EOS)
+    assert first.dtype == np.uint32
+    np.testing.assert_array_equal(first, document[: windows * context : context])

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cocomix.errors import UserError
+from cocomix.params import TokenizeParams
+from cocomix.tokens.tokenizer import (
+    END_OF_DOCUMENT,
+    load_pretrained,
+    load_trained,
+    pretrained_digest,
+    sample_texts,
+    train_tokenizer,
+)
+
+TEXTS = [f"The {number}th sentence says that {word}s are {word}." for number in range(50) for word in ("good", "bad")]
+
+
+def test_training_gives_the_same_tokenizer_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = set()
+    for parallelism in ("false", "true", "true"):
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallelism)
+        trained.add(train_tokenizer(TEXTS, 400).to_str())
+    assert len(trained) == 1
+
+
+def test_a_trained_tokenizer_is_lossless_and_ends_documents(tmp_path: Path) -> None:
+    path = tmp_path / "trained.json"
+    path.write_text(train_tokenizer(TEXTS, 300).to_str())
+    load_trained(path).save_pretrained(tmp_path / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in ("The sentence .", "  two  spaces\n\ttab ", "naïve 数字 \U0001f600", "a 's n't , b"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == (END_OF_DOCUMENT, 0)
+    assert len(tokenizer) <= 300
+
+
+def test_the_sample_comes_from_all_over_the_corpus(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    texts = [f"{number:04d}" * 100 for number in range(100)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=5)
+    assert list(sample_texts(path, 1e9)) == texts
+    sampled = list(sample_texts(path, 10_000))
+    assert sampled == [text for text in texts if text in set(sampled)]
+    assert 8_000 <= sum(map(len, sampled)) <= 12_000
+    assert sampled[0] == texts[0]
+    assert texts.index(sampled[-1]) >= 75
+
+
+def test_a_folder_is_loaded_and_its_digest_follows_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "trained.json"
+    path.write_text(train_tokenizer(TEXTS, 300).to_str())
+    folder = tmp_path / "folder"
+    load_trained(path).save_pretrained(folder)
+    assert load_pretrained(str(folder), None).get_vocab() == load_trained(path).get_vocab()
+    params = TokenizeParams(source="pretrained", pretrained=str(folder), context=8)
+    before = pretrained_digest(params)
+    assert before
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert pretrained_digest(params) != before
+
+
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer can be loaded from this folder") as caught:
+        load_pretrained(str(tmp_path), None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_eos_is_an_error(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no EOS token"):
+        load_pretrained(str(tmp_path), None)
