@@ -34,6 +34,12 @@ def _note(number: int, _frame: FrameType | None) -> None:
         signal.raise_signal(number)
 
 
+def ignore() -> None:
+    """From here to the exit, an echo of the signal must not change the exit status."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+
+
 def received() -> signal.Signals | None:
     """The signal that asks this process to stop, if one has come."""
     return _received

@@ -46,6 +46,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         with distributed.group():
             run(params)
     except Interrupted as stop:
+        interrupt.ignore()
         say(f"{stop}; what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there")
         sys.exit(stop.exit_code)
     except Exception as error:

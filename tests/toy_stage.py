@@ -1,0 +1,52 @@
+"""A stage of a dozen small files, for killing: `python -m toy_stage [ALONE|SHARED] [RANK:TROUBLE]`."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cocomix.artifact import Work
+from cocomix.errors import UserError
+from cocomix.params import Params
+from cocomix.progress import progress
+from cocomix.runtime import runtime
+from stages.stage import main, produce
+
+FILES = 12
+OUT = Path("artifacts/toy")
+
+
+def run(_params: Params) -> None:
+    with Path("pids").open("a") as pids:
+        pids.write(f"{os.getpid()}\n")
+    produce("toy", OUT, {}, {}, compute, {"metrics.json": Path("metrics/toy.json")})
+
+
+def compute(work: Work) -> Mapping[str, Any]:
+    mine = range(runtime().rank, FILES, runtime().world_size)
+    with progress("toy", len(mine), "files") as bar:
+        for number in mine:
+            if not work.has(f"{number}.bin"):
+                with work.write(f"{number}.bin") as pending:
+                    pending.path.write_bytes(number.to_bytes() * 20_000)
+                    time.sleep(0.02)
+            if number >= 4:
+                get_into(sys.argv[2:])
+            bar.advance(1)
+    (work.side / "metrics.json").write_text("{}")
+    return {"files": FILES}
+
+
+def get_into(trouble: list[str]) -> None:
+    match trouble:
+        case [rank, "user-error"] if int(rank) == runtime().rank:
+            raise UserError("toy.k: 7: must be even")
+        case [rank, "killed"] if int(rank) == runtime().rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(run, shared=sys.argv[1] == "shared")
