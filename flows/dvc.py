@@ -1,0 +1,17 @@
+"""The dvc command, in a process that does not outlive the one that started it."""
+
+import ctypes
+import os
+import signal
+import sys
+
+from dvc.cli import main
+
+if __name__ == "__main__":
+    if sys.platform == "linux":
+        # Stages ask the kernel the same about DVC: a killed flow takes everything along.
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ["FLOW_PID"]):
+            sys.exit("the flow that asked for this stage is gone")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""Switch params.yaml to a preset, keeping its comments: `python -m flows.preset smoke`, and `default` to go back.
+
+A preset file holds only what differs from the shipped parameters. `presets/default.yaml` holds the shipped value of
+every key that some preset sets, and lies below each of them: what a preset leaves open does not depend on the
+preset that was there before. Keys that no preset sets stay as they are.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from cocomix.artifact import write_atomically
+from cocomix.errors import UserError, suggestion
+from cocomix.params import FILE, Params, parse
+
+FOLDER = Path("presets")
+
+
+def switch(name: str) -> None:
+    """Write a preset into params.yaml.
+
+    Raises:
+        UserError: when there is no such preset, or the parameters with it are not valid.
+    """
+    names = [path.stem for path in FOLDER.glob("*.yaml")]
+    if name not in names:
+        raise UserError(f"{name}: no such preset in {FOLDER}; {suggestion(name, names)}")
+    write_atomically(FILE, merged(FILE, FOLDER / "default.yaml", FOLDER / f"{name}.yaml"))
+
+
+def merged(params: Path, *overrides: Path) -> bytes:
+    """The content of `params` with the values of the other files, and its own comments.
+
+    Raises:
+        UserError: when the result is not valid.
+    """
+    content = _yaml().load(params.read_bytes())
+    for path in overrides:
+        _merge(content, _yaml().load(path.read_bytes()))
+    parse(Params, content, str(overrides[-1]))
+    stream = io.BytesIO()
+    _yaml().dump(content, stream)
+    return stream.getvalue()
+
+
+def _merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), MutableMapping):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m flows.preset", description="Switch params.yaml to a preset.")
+    parser.add_argument("name", help=f"a file of {FOLDER}, without .yaml")
+    try:
+        switch(parser.parse_args().name)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
