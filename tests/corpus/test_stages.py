@@ -1,0 +1,160 @@
+"""The stages corpus and tokenize as the programs that DVC runs."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+import zstandard
+
+from cocomix.artifact import Artifact
+from cocomix.splits import SPLITS
+from cocomix.tokens import Tokens
+
+REPOSITORY = Path(__file__).parents[2]
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "ou") for c in ("", "n", "st", "nder", "ly")]
+
+
+@pytest.fixture
+def project(folder: Path) -> Path:
+    """A project whose corpus is `data/*.jsonl`, with a small vocabulary and windows."""
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params["corpus"] |= {"source": "files", "validation_share": 0.1, "test_share": 0.1}
+    params["corpus"]["files"]["paths"] = ["data/*"]
+    params["tokenize"] |= {"source": "train", "vocab_size": 500, "context": 32}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("data").mkdir()
+    return folder
+
+
+def change(section: str, **values: object) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params[section] |= values
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+def write_data(megabytes: float, name: str = "data/a.jsonl") -> None:
+    generator = random.Random(name)
+    size = 0
+    with zstandard.open(name, "wb") if name.endswith(".zst") else Path(name).open("wb") as file:
+        while size < megabytes * 1e6:
+            text = " ".join(generator.choices(WORDS, k=400))
+            size += len(text)
+            file.write(json.dumps({"text": text}).encode() + b"\n")
+
+
+def start(stage: str, workers: int = 2) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COCOMIX_WORKERS": str(workers), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def run(stage: str, workers: int = 2) -> tuple[int, str]:
+    """Exit status and what was printed."""
+    process = start(stage, workers)
+    _, printed = process.communicate()
+    return process.returncode, printed
+
+
+def digests() -> dict[str, str]:
+    return {
+        f"{name}/{file}": record.sha256
+        for name in ("corpus", "tokens")
+        for file, record in Artifact(Path("artifacts", name)).manifest.files.items()
+    }
+
+
+def test_text_files_become_windows_that_read_back_as_the_text(project: Path) -> None:
+    write_data(0.5)
+    for stage in ("corpus", "tokenize"):
+        status, printed = run(stage)
+        assert status == 0, printed
+    tokens = Tokens()
+    tokenizer = tokens.tokenizer()
+    metrics = json.loads(Path("metrics/tokenize.json").read_text())
+    for split in SPLITS:
+        texts = pq.read_table(f"artifacts/corpus/{split}.parquet").column("text").to_pylist()
+        ids = np.asarray(tokens.windows(split)).reshape(-1)
+        assert metrics[split]["windows"] == len(ids) // 32
+        assert metrics[split]["tokens"] - len(ids) < 32
+        read = tokenizer.decode(ids).split("<|endoftext|>")
+        assert read[:-1] == texts[: len(read) - 1]
+        assert len(read) in (len(texts), len(texts) + 1)
+        assert texts[len(read) - 1].startswith(read[-1].rstrip("\ufffd")) if len(read) == len(texts) else not read[-1]
+        size = sum(len(text.encode()) for text in texts)
+        assert tokens.bytes_per_token(split) == size / metrics[split]["tokens"]
+    corpus = json.loads(Path("metrics/corpus.json").read_text())
+    assert corpus["sources"] == 1
+    assert corpus["train"]["bytes"] == sum(
+        len(text) for text in pq.read_table("artifacts/corpus/train.parquet")["text"].to_pylist()
+    )
+
+
+def test_bad_input_is_one_line_and_status_2(project: Path) -> None:
+    assert run("corpus")[0] == 2
+    write_data(0.05)
+    assert run("corpus")[0] == 0
+    change("tokenize", context=1_000_000)
+    status, printed = run("tokenize")
+    assert status == 2
+    assert "the train split has" in printed.splitlines()[-1]
+    assert not Path("artifacts/tokens").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_stages_killed_at_any_time_end_with_the_same_bytes(project: Path, number: signal.Signals) -> None:
+    write_data(10)
+    seconds = {}
+    for stage in ("corpus", "tokenize"):
+        begin = time.monotonic()
+        assert run(stage, workers=1)[0] == 0
+        seconds[stage] = time.monotonic() - begin
+    undisturbed = digests()
+    shutil.rmtree("artifacts")
+    generator = random.Random(0)
+    stopped = (-number,) if number == signal.SIGKILL else (128 + number, -number)  # before the handler is there
+    for stage, whole in seconds.items():
+        for _ in range(6):
+            process = start(stage)
+            time.sleep(generator.uniform(0.2, 0.9) * whole)
+            process.send_signal(number)
+            process.communicate()
+            assert process.returncode in (*stopped, 0)
+        assert run(stage)[0] == 0
+    assert digests() == undisturbed
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_stage(project: Path) -> None:
+    write_data(20)
+    assert run("corpus")[0] == 0
+    process = start("tokenize")
+    time.sleep(6)
+    process.kill()
+    process.communicate(timeout=20)  # its standard error stays open while a worker lives
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(project: Path) -> None:
+    peaks: dict[str, list[int]] = {"corpus": [], "tokenize": []}
+    for number, megabytes in enumerate((10, 190)):
+        write_data(megabytes, f"data/{number}.jsonl.zst")
+        for stage, found in peaks.items():
+            process = start(stage)
+            assert process.stderr is not None
+            process.stderr.read()
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0
+            found.append(usage.ru_maxrss)  # kilobytes, of the largest process
+    for small, large in peaks.values():
+        assert large < small + 100_000
