@@ -32,7 +32,8 @@ class FilesParams(Section):
     """Text files on this machine."""
 
     paths: list[str] = []
-    """Globs relative to the project: .txt, .md, .jsonl, .parquet, each plain or .gz or .zst."""
+    """Globs relative to the project: .txt, .md, .jsonl, .parquet, each plain or .gz or .zst. A text file is one
+    document, cut at blank lines where it is longer than 2^16 characters."""
     text_field: str = "text"
     """Field or column that holds the text (.jsonl, .parquet)."""
 
@@ -59,7 +60,7 @@ class CorpusParams(Section):
     megabytes: Annotated[float, Field(gt=0)] | None = None
     """Text to keep at most, in 10^6 UTF-8 bytes; none: all."""
     validation_share: Fraction
-    """Share of the groups (documents; whole packages for installed-docs) that becomes the validation split."""
+    """Share of the documents (of the bytes, in whole packages, for installed-docs) that becomes the validation split."""
     test_share: Fraction
 
     @model_validator(mode="after")
