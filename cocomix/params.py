@@ -60,7 +60,7 @@ class CorpusParams(Section):
     megabytes: Annotated[float, Field(gt=0)] | None = None
     """Text to keep at most, in 10^6 UTF-8 bytes; none: all."""
     validation_share: Fraction
-    """Share of the documents (of the bytes, in whole packages, for installed-docs) that becomes the validation split."""
+    """Share of the documents (installed-docs: of the bytes, in whole packages) that becomes the validation split."""
     test_share: Fraction
 
     @model_validator(mode="after")

@@ -31,7 +31,9 @@ _MIN_CHARACTERS = 100
 _BATCH = 32
 _GENERATED = re.compile(rb"auto(?:matically|-)? ?generated|do not edit|@generated", re.IGNORECASE)
 """Said near the top of a file that repeats another one, or holds tables."""
-_SKIPPED = frozenset({"test", "tests", "testing", "_vendor", "vendor", "vendored", "third_party", "site-packages"})
+_SKIPPED = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "testing", "_vendor", "vendor", "vendored", "third_party"}
+)
 
 
 class Origin(NamedTuple):
