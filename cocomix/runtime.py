@@ -35,7 +35,7 @@ class Runtime(BaseModel):
     processes: Count | Literal["auto"] = "auto"
     """Processes of the stages that can share work; auto: one a GPU, or one a CPU core."""
     threads: Count | Literal["auto"] = "auto"
-    """Threads of each process; auto: the cores divided by the processes."""
+    """Threads of each process; auto: OMP_NUM_THREADS where it is set, else the cores divided by the processes."""
     workers: Count | Literal["auto"] = "auto"
     """Processes that read and clean text; auto: one a CPU core."""
     micro_batch: Count | Literal["auto"] = "auto"

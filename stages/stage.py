@@ -127,6 +127,8 @@ def _processes() -> int:
 def _share_cores() -> None:
     """Give each process its share of the cores; torch reads the variable when it is first imported."""
     threads = runtime().threads
+    if threads == "auto" and "OMP_NUM_THREADS" in os.environ:
+        return
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     count = max(1, runtime().cores // local) if threads == "auto" else threads
     os.environ["OMP_NUM_THREADS"] = str(count)
