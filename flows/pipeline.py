@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -40,7 +41,7 @@ def stage(name: str, changed: bool) -> State[None]:
 @flow(persist_result=False)
 def pipeline(stages: list[str] | None = None) -> State[None]:
     """Bring the named stages of dvc.yaml, and those that they need, up to date: all stages if none is named."""
-    states: dict[str, State[None]] = {}
+    states: dict[str, State[Any]] = {}
     try:
         nodes = plan(stages or ())
     except UserError as error:
@@ -55,7 +56,7 @@ def pipeline(stages: list[str] | None = None) -> State[None]:
     return Completed(message=", ".join(_tally(list(states.values()))))
 
 
-def _tally(states: list[State[None]]) -> list[str]:
+def _tally(states: list[State[Any]]) -> list[str]:
     names = [state.name or "" for state in states]
     return [f"{names.count(name)} {name.lower()}" for name in dict.fromkeys(names)]
 

@@ -1,0 +1,121 @@
+"""Stage `report`: one page, one table for the terminal and one file for DVC, from the metrics of the other stages."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cocomix.artifact import Work, digest_of
+from cocomix.params import Params
+from cocomix.report.comparison import BASELINE, MethodResult, Spread, compare
+from cocomix.report.facts import Pipeline, pipeline_files, read_pipeline, read_run, run_files
+from cocomix.report.figures import learning_curves
+from cocomix.report.wording import NAMES, Answer, answer, over_seeds, si
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def run(params: Params) -> None:
+    """Make artifacts/report: index.html and summary.txt."""
+    methods, seeds = params.pretrain.methods, params.pretrain.seeds
+    files = pipeline_files() + [path for method in methods for seed in seeds for path in run_files(method, seed)]
+    pipeline = read_pipeline()
+    results = compare({method: [read_run(method, seed) for seed in seeds] for method in methods})
+
+    def compute(work: Work) -> Mapping[str, Any]:
+        contents = {
+            "index.html": page(params.report.title, pipeline, results),
+            "summary.txt": summary(results),
+        }
+        for name, content in contents.items():
+            with work.write(name) as pending:
+                pending.path.write_text(content, encoding="utf-8")
+        (work.side / "metrics.json").write_bytes(to_json({each.method: numbers(each) for each in results}))
+        return {}
+
+    produce(
+        "report",
+        ARTIFACTS / "report",
+        {str(path): digest_of(path) for path in files} | {TEMPLATE.name: digest_of(TEMPLATE)},
+        params.report.model_dump() | {"methods": methods, "seeds": seeds},
+        compute,
+        {"metrics.json": Path("metrics/report.json")},
+    )
+
+
+def answers(results: Sequence[MethodResult]) -> list[Answer]:
+    """One for each method but the baseline; none without a baseline."""
+    baseline = next((each for each in results if each.method == BASELINE), None)
+    return [answer(each, baseline) for each in results if baseline and each is not baseline]
+
+
+def page(title: str, pipeline: Pipeline, results: Sequence[MethodResult]) -> str:
+    """The HTML page: no script, and nothing that is fetched."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"si": si, "over_seeds": over_seeds, "number": format}
+    curves = [
+        Markup(learning_curves(results, "tokens", "Validation loss against training tokens")),
+        Markup(learning_curves(results, "flops", "Validation loss against training compute")),
+    ]
+    return environment.get_template(TEMPLATE.name).render(
+        title=title,
+        names=NAMES,
+        baseline=BASELINE,
+        answers=answers(results),
+        pipeline=pipeline,
+        results=results,
+        first=results[0].runs[0],
+        curves=curves,
+    )
+
+
+def summary(results: Sequence[MethodResult]) -> str:
+    """The table that `make run` ends with."""
+    header = ["method", "parameters (active)", "tokens", "training", "validation loss", "test loss", "test perplexity"]
+    header.append("to NTP's final loss")
+    rows = [header]
+    for each in results:
+        training, saving = each.runs[0].training, each.saving
+        needs = "" if each.method == BASELINE else "not reached"
+        if saving and saving.tokens and saving.tokens_saved:
+            needs = f"{si(saving.tokens.mean)} tokens, {saving.tokens_saved.mean:.0%} saved"
+        rows.append(
+            [
+                each.method,
+                f"{si(training.parameters.stored)} ({si(training.parameters.active)})",
+                si(training.tokens),
+                si(training.flops, "FLOP"),
+                over_seeds(each.validation_loss, ".3f"),
+                over_seeds(each.test_loss, ".3f"),
+                over_seeds(each.test_perplexity, ".1f"),
+                needs,
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    text = [textwrap.fill(" ".join(each), 110) for each in answers(results)]
+    return "\n\n".join(["\n".join(table), *text, f"The whole page: {ARTIFACTS}/report/index.html"]) + "\n"
+
+
+def numbers(result: MethodResult) -> dict[str, Any]:
+    """Figures of one method, for `dvc metrics show` and `dvc metrics diff`."""
+    training, saving = result.runs[0].training, result.saving
+    spreads = ("validation_loss", "test_loss", "test_perplexity", "test_bits_per_byte")
+    return {
+        "parameters": training.parameters.model_dump(),
+        "tokens": training.tokens,
+        "flops": training.flops,
+        **{name: getattr(result, name)._asdict() for name in spreads},
+        "down_to_baseline": saving
+        and {key: value._asdict() if isinstance(value, Spread) else value for key, value in saving._asdict().items()},
+    }
+
+
+if __name__ == "__main__":
+    main(run)
