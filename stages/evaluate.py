@@ -1,6 +1,7 @@
 """Stage `evaluate`: measure one finished language model: `python -m stages.evaluate METHOD SEED`."""
 
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cocomix.artifact import Artifact, write_atomically
-from cocomix.attribution import ConceptLabels
+from cocomix.attribution.labels import ConceptLabels
 from cocomix.device import attention
 from cocomix.evaluation import score_concepts, score_language_model
 from cocomix.modeling import CoCoMixForCausalLM
@@ -39,12 +40,11 @@ def run(params: Params, method: Method, seed: int) -> None:
         metrics[split] = asdict(score)
     metrics["concepts"] = None
     if isinstance(model, CoCoMixForCausalLM):
-        target = ARTIFACTS / ".work" / f"evaluate@{name}" / "labels-validation.npy"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        labels = ConceptLabels(Artifact(ARTIFACTS / "concepts")).unpack("validation", target)
-        data = WindowData(tokens.windows("validation"), labels)
-        metrics["concepts"] = asdict(score_concepts(model, data, batch_size, f"{name}: concepts"))
-        target.unlink()
+        with tempfile.TemporaryDirectory() as unpacked:
+            target = Path(unpacked) / "labels.npy"
+            labels = ConceptLabels(Artifact(ARTIFACTS / "concepts")).unpack("validation", target)
+            data = WindowData(tokens.windows("validation"), labels)
+            metrics["concepts"] = asdict(score_concepts(model, data, batch_size, f"{name}: concepts"))
     write_atomically(Path("metrics/evaluate") / f"{name}.json", to_json(metrics))
 
 

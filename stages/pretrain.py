@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from cocomix.artifact import Artifact, Work
-from cocomix.attribution import ConceptLabels
+from cocomix.attribution.labels import ConceptLabels
 from cocomix.distributed import barrier
 from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixForCausalLM, cocomix_config, flops_per_token, gpt2_config, parameters
