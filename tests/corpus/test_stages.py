@@ -147,7 +147,7 @@ def test_workers_end_with_a_killed_stage(project: Path) -> None:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(project: Path) -> None:
     peaks: dict[str, list[int]] = {"corpus": [], "tokenize": []}
-    for number, megabytes in enumerate((10, 190)):
+    for number, megabytes in enumerate((20, 80)):
         write_data(megabytes, f"data/{number}.jsonl.zst")
         for stage, found in peaks.items():
             process = start(stage)
@@ -157,4 +157,4 @@ def test_memory_does_not_grow_with_the_corpus(project: Path) -> None:
             assert status == 0
             found.append(usage.ru_maxrss)  # kilobytes, of the largest process
     for small, large in peaks.values():
-        assert large < small + 100_000
+        assert large < small + 40_000
