@@ -27,9 +27,10 @@ def run(params: Params, method: Method, seed: int) -> None:
     inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact}
     labels = None
     if method == "cocomix":
-        labels = ConceptLabels(Artifact(ARTIFACTS / "concepts"))
+        concepts = Artifact(ARTIFACTS / "concepts")
+        labels = ConceptLabels(concepts)
         # The digest of the labels, not of their artifact: the same one that DVC watches (see dvc.yaml).
-        inputs["supervision"] = json.loads(labels.artifact.file("supervision.json").read_text())[method]
+        inputs["supervision"] = json.loads(concepts.file("supervision.json").read_text())[method]
     section = params.pretrain
     used = {
         "method": method,
