@@ -21,6 +21,7 @@ PLUMBING = frozenset(
         "cocomix.progress",
         "cocomix.runtime",
         "cocomix.sources",
+        "cocomix.workers",
         "stages",
         "stages.launch",
         "stages.stage",

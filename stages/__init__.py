@@ -1,8 +1,10 @@
 """One module per DVC stage, a program each: read the parameters, call the library, publish one artifact."""
 
+import os
 import signal
 import sys
 
-if sys.argv[0] == "-m":
-    # A stage is starting. Until `stages.stage.main` takes over, Ctrl-C ends it without a traceback of the imports.
+if sys.argv[0] == "-m":  # a stage is starting
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of libraries; ours say for themselves whether they are shown
+    # Until `stages.stage.main` takes over, Ctrl-C ends it without a traceback of the imports.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

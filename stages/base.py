@@ -60,7 +60,7 @@ def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
 def _save(model: PreTrainedModel, curve: list[CurveRow], tokens: Tokens, work: Work, params: Params) -> None:
     windows = tokens.windows("validation")
     score = score_language_model(
-        model, windows, tokens.bytes_per_token("validation"), params.evaluate.batch_size, "base: validation"
+        model, windows, tokens.bytes_per_token("validation"), params.base.training.batch_size, "base: validation"
     )
     with work.write_folder() as folder:
         model.save_pretrained(folder)

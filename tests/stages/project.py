@@ -1,0 +1,89 @@
+"""A copy of the project, to run, change and break."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the project."""
+
+    path: Path
+
+    def run(self, *command: str) -> str:
+        """A command that must succeed; what it printed."""
+        done = subprocess.run(command, cwd=self.path, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def stage(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """A stage, without DVC."""
+        command = [sys.executable, "-m", f"stages.{arguments[0]}", *arguments[1:]]
+        return subprocess.run(command, cwd=self.path, env=self.environment, capture_output=True, text=True)
+
+    def start(self, command: str) -> "subprocess.Popen[bytes]":
+        """A stage, without DVC, to be killed."""
+        stage, *item = command.split()
+        arguments = [sys.executable, "-m", f"stages.{stage}", *item]
+        return subprocess.Popen(arguments, cwd=self.path, env=self.environment, stderr=subprocess.DEVNULL)
+
+    def start_dvc(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """DVC, to be killed."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "dvc", *arguments],
+            cwd=self.path,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def dvc(self, *arguments: str) -> str:
+        """What DVC printed, which must succeed."""
+        return self.run(sys.executable, "-m", "dvc", *arguments)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        clean = {name: text for name, text in os.environ.items() if not name.startswith("COCOMIX_")}
+        return clean | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self.path / ".dvc/site"),
+            "COCOMIX_PROCESSES": "1",
+            "COCOMIX_THREADS": "1",  # tests run side by side: threads would wait for each other
+        }
+
+    def change(self, overrides: Mapping[str, Any]) -> None:
+        """Set parameters, given as nested mappings."""
+        yaml = YAML()
+        params = yaml.load(self.path / "params.yaml")
+        _merge(params, overrides)
+        yaml.dump(params, self.path / "params.yaml")
+
+    def copy(self, target: Path) -> "Project":
+        """A copy to break; its large files are links."""
+        shutil.copytree(self.path, target, copy_function=_link, symlinks=True)
+        return Project(target)
+
+
+def _merge(params: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            _merge(params[key], value)
+        else:
+            params[key] = value
+
+
+def _link(source: str, target: str) -> None:
+    # Linked: what is never written in place. DVC and git write into theirs.
+    if "/artifacts/" in source or "/.dvc/cache/" in source:
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)

@@ -1,0 +1,144 @@
+"""The whole pipeline, at smoke size."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+
+from cocomix.artifact import Artifact
+from tests.stages.project import Project
+
+ALL = {
+    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "report"),
+    *(f"{stage}@{method}-0" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")),
+}
+
+
+def ran(output: str) -> set[str]:
+    """Stages that `dvc repro` ran, from what it printed."""
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def changed(project: Project) -> set[str]:
+    """Stages that something changed for, directly."""
+    with Repo(str(project.path)) as repo:
+        return set(repo.status())
+
+
+def artifacts(project: Project) -> list[Path]:
+    return sorted(
+        each.parent for each in (project.path / "artifacts").glob("**/manifest.json") if ".work" not in each.parts
+    )
+
+
+def test_every_artifact_opens_and_verifies(finished: Project) -> None:
+    found = artifacts(finished)
+    assert [str(each.relative_to(finished.path / "artifacts")) for each in found] == sorted(
+        [
+            *(
+                "activations",
+                "base",
+                "concepts",
+                "corpus",
+                "models/cocomix-0",
+                "models/ntp-0",
+                "report",
+                "sae",
+                "tokens",
+            ),
+        ]
+    )
+    for path in found:
+        Artifact(path).verified()
+
+
+def test_the_report_can_be_read(finished: Project) -> None:
+    assert "<html" in (finished.path / "artifacts/report/index.html").read_text()
+    assert "CoCoMix" in (finished.path / "artifacts/report/summary.txt").read_text()
+
+
+def test_a_second_run_runs_nothing(finished: Project) -> None:
+    assert ran(finished.dvc("repro")) == set()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        ({"corpus": {"megabytes": 0.1}}, {"corpus"}),
+        ({"tokenize": {"context": 16}}, {"tokenize"}),
+        ({"base": {"seed": 1}}, {"base"}),
+        ({"activations": {"layer": 1}}, {"activations"}),
+        ({"sae": {"k": 7}}, {"sae"}),
+        ({"attribution": {"sign": "helpful"}}, {"attribution"}),
+        ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0"}),
+        ({"pretrain": {"training": {"steps": 61}}}, {"pretrain@ntp-0", "pretrain@cocomix-0"}),
+        ({"pretrain": {"methods": ["ntp"]}}, {"report"}),
+        (
+            {"pretrain": {"seeds": [0, 1]}},
+            {"report"} | {f"{stage}@{method}-1" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")},
+        ),
+        ({"evaluate": {"batch_size": 31}}, {"evaluate@ntp-0", "evaluate@cocomix-0"}),
+        ({"report": {"title": "Other"}}, {"report"}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_parameter_touches_exactly_its_stages(
+    finished: Project, tmp_path: Path, overrides: dict[str, Any], stages: set[str]
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change(overrides)
+    assert changed(project) == stages
+
+
+@pytest.mark.parametrize(
+    ("path", "stages"),
+    [
+        ("cocomix/progress.py", set()),
+        ("stages/stage.py", set()),
+        ("params.yaml", set()),
+        ("stages/sae.py", {"sae"}),
+        ("cocomix/activations/store.py", {"activations", "sae"}),
+    ],
+)
+def test_a_source_file_touches_exactly_its_stages(
+    finished: Project, tmp_path: Path, path: str, stages: set[str]
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    with (project.path / path).open("a") as file:
+        file.write("\n# A comment.\n")
+    assert changed(project) == stages
+
+
+def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"sae": {"k": 7}})
+    assert ran(project.dvc("repro")) == {"sae", "attribution", "pretrain@cocomix-0", "evaluate@cocomix-0", "report"}
+    assert changed(project) == set()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    ],
+    ids=["missing", "short", "altered"],
+)
+def test_a_damaged_input_is_refused_in_one_line(
+    finished: Project, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    path = project.path / "artifacts/tokens/train.npy"
+    content = path.read_bytes()
+    path.unlink()  # it is a link
+    path.write_bytes(content)
+    damage(path)
+    done = project.stage("base")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if not line.startswith("base:")] == [
+        line for line in done.stderr.splitlines() if line.startswith("error: artifacts/tokens/train.npy: ")
+    ]
+    assert "remove artifacts/tokens and run the stage 'tokenize' again" in done.stderr
