@@ -11,22 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.activations import NewGELUActivation
 
 from cocomix.artifact import Artifact
-from cocomix.device import device
+from cocomix.device import attention, device
 from cocomix.errors import UserError
 from cocomix.runtime import runtime
 
 
-def load_base(artifact: Artifact) -> PreTrainedModel:
+def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
     """The base model, frozen, in evaluation mode, fp32, on this process's device.
 
     Args:
         artifact: a Hugging Face model folder.
+        context: tokens of the windows that it will read.
     """
-    model = AutoModelForCausalLM.from_pretrained(artifact.verified(), dtype=torch.float32)
-    model.requires_grad_(False)
-    return model.eval().to(device())
+    model = AutoModelForCausalLM.from_pretrained(
+        artifact.verified(), dtype=torch.float32, attn_implementation=attention(context)
+    )
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU("tanh"))  # the same function, in one kernel instead of eight
+    return model.requires_grad_(False).eval().to(device())
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:

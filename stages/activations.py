@@ -18,7 +18,7 @@ def run(params: Params) -> None:
     tokens = Tokens(ARTIFACTS / "tokens")
 
     def compute(work: Work) -> Mapping[str, Any]:
-        about = collect(work, load_base(base), tokens, params.activations)
+        about = collect(work, load_base(base, tokens.context), tokens, params.activations)
         (work.side / "activations.json").write_bytes(
             to_json(
                 {

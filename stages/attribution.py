@@ -24,7 +24,7 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         sae = load_sae(trained)
-        facts = label(work, load_base(base), sae, tokens, params.attribution)
+        facts = label(work, load_base(base, tokens.context), sae, tokens, params.attribution)
         if runtime().rank == 0:
             latents, k_attr = sae.config.latents, params.attribution.k_attr
 

