@@ -46,6 +46,18 @@ def maximum(value: int) -> int:
     return int(shared)
 
 
+def totals(*values: float) -> list[float]:
+    """Each value summed over the processes, all of which must ask; over the CPU, in float64."""
+    if runtime().world_size == 1:
+        return list(values)
+    import torch
+    from torch import distributed
+
+    shared = torch.tensor(values, dtype=torch.float64)
+    distributed.all_reduce(shared)
+    return shared.tolist()
+
+
 def barrier() -> None:
     """Wait until all processes have come here."""
     maximum(0)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.artifact import Work
 from cocomix.errors import UserError
-from cocomix.evaluation import score_language_model
+from cocomix.evaluation import LanguageModelScore, score_language_model
 from cocomix.modeling import flops_per_token, gpt2_config, parameters
 from cocomix.params import Params
 from cocomix.runtime import runtime
@@ -26,8 +26,12 @@ def run(params: Params) -> None:
             model, curve = _train(params, tokens, work.scratch)
         else:
             model, curve = _load(params, tokens), []
+        windows = tokens.windows("validation")
+        score = score_language_model(
+            model, windows, tokens.bytes_per_token("validation"), params.base.training.batch_size, "base: validation"
+        )
         if runtime().rank == 0:
-            _save(model, curve, tokens, work, params)
+            _save(model, curve, score, tokens, work)
         return {"d_model": model.config.hidden_size, "n_layer": model.config.num_hidden_layers}
 
     side = {"metrics.json": Path("metrics/base.json"), "curve.csv": Path("plots/base.csv")}
@@ -57,11 +61,7 @@ def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
     return model
 
 
-def _save(model: PreTrainedModel, curve: list[CurveRow], tokens: Tokens, work: Work, params: Params) -> None:
-    windows = tokens.windows("validation")
-    score = score_language_model(
-        model, windows, tokens.bytes_per_token("validation"), params.base.training.batch_size, "base: validation"
-    )
+def _save(model: PreTrainedModel, curve: list[CurveRow], score: LanguageModelScore, tokens: Tokens, work: Work) -> None:
     with work.write_folder() as folder:
         model.save_pretrained(folder)
         tokens.tokenizer().save_pretrained(folder)
@@ -70,7 +70,7 @@ def _save(model: PreTrainedModel, curve: list[CurveRow], tokens: Tokens, work: W
         "parameters": parameters(model).stored,
         "tokens": curve[-1].tokens if curve else 0,
         "flops": curve[-1].flops if curve else 0,
-        "flops_per_token": flops_per_token(model.config, tokens.context) if params.base.source == "train" else None,
+        "flops_per_token": flops_per_token(model.config, tokens.context) if curve else None,
         "seconds": curve[-1].seconds if curve else 0,
         "validation_loss": score.loss,
         "perplexity": score.perplexity,

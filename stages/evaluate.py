@@ -15,6 +15,7 @@ from cocomix.device import attention
 from cocomix.evaluation import score_concepts, score_language_model
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import Method, Params
+from cocomix.runtime import runtime
 from cocomix.tokens import Split, Tokens
 from cocomix.training import WindowData
 from stages.pretrain import matrix_item
@@ -45,8 +46,9 @@ def run(params: Params, method: Method, seed: int) -> None:
             labels = ConceptLabels(Artifact(ARTIFACTS / "concepts")).unpack("validation", target)
             data = WindowData(tokens.windows("validation"), labels)
             metrics["concepts"] = asdict(score_concepts(model, data, batch_size, f"{name}: concepts"))
-    write_atomically(Path("metrics/evaluate") / f"{name}.json", to_json(metrics))
+    if runtime().rank == 0:
+        write_atomically(Path("metrics/evaluate") / f"{name}.json", to_json(metrics))
 
 
 if __name__ == "__main__":
-    main(lambda params: run(params, *matrix_item(sys.argv[1:], params)))
+    main(lambda params: run(params, *matrix_item(sys.argv[1:], params)), shared=True)

@@ -50,7 +50,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
     except Interrupted as stop:
         interrupt.ignore()
         say(f"{stop}; what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there")
-        sys.exit(stop.exit_code)
+        _leave(stop.exit_code)
     except Exception as error:
         trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
         if runtime().world_size > 1:
@@ -59,12 +59,12 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
                 # and the other one has said why.
                 time.sleep(1)
             if interrupt.received() or not first_to_fail():
-                sys.exit(1)
+                _leave(1)
         if trouble is None:
             raise
         print(f"error: {trouble}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+        _leave(2)
+    _leave(0)
 
 
 def produce(
@@ -99,6 +99,15 @@ def produce(
 def to_json(content: object) -> bytes:
     """`content` as a JSON file for people and for DVC."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process. One of several ends at once: shutting down, Python and gloo's threads can deadlock."""
+    if runtime().world_size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _machine_trouble(error: Exception) -> str | None:

@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.device import device
+from cocomix.distributed import totals
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.progress import progress
+from cocomix.runtime import runtime
 from cocomix.training import WindowData
 from cocomix.training.objectives import NO_LABEL, concept_loss, labelled_positions, next_token_loss
 
@@ -50,6 +52,7 @@ def score_language_model(
     total = 0.0
     for batch in _batches(model, WindowData(windows), batch_size, task):
         total += float(next_token_loss(model(batch[0], use_cache=False).logits, batch[0]))
+    (total,) = totals(total)
     loss = total / (windows.shape[0] * (windows.shape[1] - 1))
     return LanguageModelScore(loss=loss, perplexity=math.exp(loss), bits_per_byte=loss / math.log(2) / bytes_per_token)
 
@@ -58,7 +61,7 @@ def score_language_model(
 def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int, task: str) -> ConceptScore:
     """Score the concept predictions of `model` against the labels of `data`."""
     config = model.config
-    loss, positions, labels, found_k, found_labels = 0.0, 0, 0, 0, 0
+    loss, positions, labels, found_k, found_labels = 0.0, 0.0, 0.0, 0.0, 0.0
     predicted = torch.zeros(config.num_concepts, dtype=torch.bool, device=device())
     for windows, wanted in _batches(model, data, batch_size, task):
         logits = model.transformer(windows, use_cache=False).concept_logits
@@ -69,11 +72,13 @@ def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int,
         predicted[top[..., : config.concept_k].flatten()] = True
         found_k += _found(wanted, top[..., : config.concept_k])
         found_labels += _found(wanted, top[..., : wanted.shape[-1]])
+    loss, *counts = totals(loss, positions, labels, found_k, found_labels, *predicted.double().tolist())
+    positions, labels, found_k, found_labels, *by_process = counts
     return ConceptScore(
         cross_entropy=loss / max(positions, 1),
         recall_at_k=found_k / max(labels, 1),
         recall_at_labels=found_labels / max(labels, 1),
-        never_predicted=1.0 - float(predicted.float().mean()),
+        never_predicted=by_process.count(0.0) / config.num_concepts,
     )
 
 
@@ -83,10 +88,11 @@ def _found(wanted: Tensor, predicted: Tensor) -> int:
 
 
 def _batches(model: PreTrainedModel, data: WindowData, batch_size: int, task: str) -> Iterator[tuple[Tensor, ...]]:
+    """This process's share of the windows, a batch at a time."""
     model.eval().to(device())
-    count, context = data.windows.shape
-    with progress(task, count * context, "tokens") as bar:
-        for start in range(0, count, batch_size):
-            rows = slice(start, min(start + batch_size, count))
-            yield data.batch(rows)
-            bar.advance((rows.stop - start) * context)
+    starts = range(0, len(data.windows), batch_size)[runtime().rank :: runtime().world_size]
+    with progress(task, len(starts) * batch_size * data.windows.shape[1], "tokens") as bar:
+        for start in starts:
+            batch = data.batch(slice(start, start + batch_size))
+            yield batch
+            bar.advance(batch[0].numel())

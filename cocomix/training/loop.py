@@ -21,9 +21,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cocomix import distributed
 from cocomix.device import autocast, device
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
@@ -117,7 +118,7 @@ class Training:
         self._order = WindowOrder(len(train.windows), params.batch_size, seed)
         self._step, self._seconds = 0, 0.0
         self._curve: list[CurveRow] = []
-        self._loss_sum, self._loss_count = 0.0, 0
+        self._loss_sum, self._loss_count = 0.0, 0.0
 
     def run(self, task: str) -> list[CurveRow]:
         """Train to the end, from the newest checkpoint if there is one. Returns the curve."""
@@ -149,7 +150,7 @@ class Training:
         torch.manual_seed(int(np.random.SeedSequence([self._seed, self._step, runtime().rank]).generate_state(1)[0]))
         micro_batches = [self._train.batch(each) for each in _split(rows, runtime().micro_batch)]
         positions = self._params.batch_size * (self._train.windows.shape[1] - 1)
-        labelled = _sum_over_processes(sum(labelled_positions(batch[1]) for batch in micro_batches if len(batch) > 1))
+        (labelled,) = distributed.totals(sum(int(labelled_positions(batch[1])) for batch in micro_batches if batch[1:]))
         # DDP averages the gradients over the processes; the sums below want their sum.
         scale = runtime().world_size
         loss = torch.zeros((), device=device())
@@ -182,21 +183,21 @@ class Training:
     @torch.no_grad()
     def _evaluate(self) -> CurveRow:
         self._objective.eval()
-        sums = torch.zeros(5, dtype=torch.float64)
+        tokens_loss, tokens, concepts_loss, labelled = 0.0, 0.0, 0.0, 0.0
         rows = self._eval_rows[runtime().rank :: runtime().world_size]
         for some in _split(rows, self._params.batch_size):
             batch = self._validation.batch(some)
             with autocast():
                 losses = self._objective(*batch)
-            labelled = int(labelled_positions(batch[1])) if len(batch) > 1 else 0
-            tokens = batch[0].shape[0] * (batch[0].shape[1] - 1)
-            sums += torch.tensor([float(losses.tokens), tokens, float(losses.concepts), labelled, 0.0])
+            tokens_loss += float(losses.tokens)
+            tokens += batch[0].shape[0] * (batch[0].shape[1] - 1)
+            concepts_loss += float(losses.concepts)
+            labelled += int(labelled_positions(batch[1])) if len(batch) > 1 else 0
         self._objective.train()
-        sums[4], count = self._loss_sum, self._loss_count
-        seen = _sum_over_processes(count)
-        if runtime().world_size > 1:
-            distributed.all_reduce(sums)
-        self._loss_sum, self._loss_count = 0.0, 0
+        tokens_loss, tokens, concepts_loss, labelled, train_loss, seen = distributed.totals(
+            tokens_loss, tokens, concepts_loss, labelled, self._loss_sum, self._loss_count
+        )
+        self._loss_sum, self._loss_count = 0.0, 0.0
         tokens_seen = self._step * self._params.batch_size * self._train.windows.shape[1]
         per_token = flops_per_token(self._objective.model.config, self._train.windows.shape[1])
         return CurveRow(
@@ -204,22 +205,21 @@ class Training:
             tokens=tokens_seen,
             flops=3.0 * per_token * tokens_seen,
             seconds=round(self._seconds, 3),
-            train_loss=round(float(sums[4]) / seen, 6),
-            validation_loss=round(float(sums[0] / sums[1]), 6),
-            concept_loss=round(float(sums[2] / sums[3]), 6) if sums[3] else None,
+            train_loss=round(train_loss / seen, 6),
+            validation_loss=round(tokens_loss / tokens, 6),
+            concept_loss=round(concepts_loss / labelled, 6) if labelled else None,
         )
 
     def _save(self) -> None:
-        sums = torch.tensor([self._loss_sum, self._loss_count], dtype=torch.float64)
-        if runtime().world_size > 1:
-            distributed.all_reduce(sums)
+        loss_sum, loss_count = distributed.totals(self._loss_sum, self._loss_count)
         if runtime().rank != 0:
             return
         state = {
             "step": self._step,
             "seconds": self._seconds,
             "curve": json.dumps([asdict(row) for row in self._curve]),
-            "loss": sums,
+            "loss_sum": loss_sum,
+            "loss_count": loss_count,
             "model": self._objective.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
@@ -234,7 +234,7 @@ class Training:
         self._step, self._seconds = state["step"], state["seconds"]
         self._curve = [CurveRow(**row) for row in json.loads(state["curve"])]
         if runtime().rank == 0:  # the sum over the processes that saved, whatever their number
-            self._loss_sum, self._loss_count = float(state["loss"][0]), int(state["loss"][1])
+            self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
         say(f"going on from step {self._step}")
 
 
@@ -269,11 +269,3 @@ def write_curve(path: Path, curve: list[CurveRow]) -> None:
 def _split(rows: NDArray[np.int64], size: int | Literal["auto"]) -> list[NDArray[np.int64]]:
     """Parts of `rows` of `size` at most; auto: one part."""
     return np.array_split(rows, math.ceil(len(rows) / size)) if size != "auto" else [rows]
-
-
-def _sum_over_processes(value: int | Tensor) -> int:
-    if runtime().world_size == 1:
-        return int(value)
-    total = torch.tensor(int(value))
-    distributed.all_reduce(total)
-    return int(total)
