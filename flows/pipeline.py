@@ -17,7 +17,19 @@ from flows.reproduce import reproduce
 UP_TO_DATE = "Skipped"
 
 
-@task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def _is_busy(_task: object, _run: object, state: State[Any]) -> bool:
+    """Whether another DVC holds what the stage needs: perhaps one that was killed and is not yet reaped."""
+    return "is busy, it is being blocked by" in (state.message or "")
+
+
+@task(
+    task_run_name="{name}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=5,
+    retry_delay_seconds=2,
+    retry_condition_fn=_is_busy,
+)
 def stage(name: str, changed: bool) -> State[None]:
     """Bring one stage up to date; its state is Completed, Restored (by DVC's run cache), Skipped or Failed.
 

@@ -1,0 +1,87 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.reproduce import Result, reproduce
+from tests.flows.conftest import set_params
+
+
+def test_a_stage_runs_then_is_up_to_date_then_is_restored(project: Path) -> None:
+    lines: list[str] = []
+    assert reproduce("number", lines.append) == Result("ran", "")
+    assert "half way" in lines
+    assert reproduce("number", lines.append) == Result("up to date", "")
+    set_params(number=2)
+    assert reproduce("number", lines.append) == Result("ran", "")
+    set_params(number=1)
+    assert reproduce("number", lines.append) == Result("restored", "")
+    assert Path("number.txt").read_text() == "1"
+
+
+def test_a_failure_is_told_in_the_words_of_the_stage(project: Path) -> None:
+    set_params(number=-1)
+    assert reproduce("number", lambda _: None) == Result("failed", "params.yaml: number: -1: must not be negative")
+
+
+def test_a_stage_that_says_nothing_fails_in_the_words_of_dvc(project: Path) -> None:
+    Path("number.py").write_text("raise SystemExit(3)")
+    result = reproduce("number", lambda _: None)
+    assert result.outcome == "failed"
+    assert "number" in result.error
+    assert "exited with 3" in result.error
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_a_signal_to_the_caller_ends_the_stage_and_the_next_run_goes_on(project: Path, name: str) -> None:
+    for stage in ("number", "parity", "each@x"):
+        reproduce(stage, lambda _: None)
+    set_params(number=1, wait=60)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", "from flows.reproduce import reproduce; reproduce('wait', print)"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stage = wait_for_pid()
+    caller.send_signal(signal.Signals[name])
+    caller.wait(20)
+    assert ends(stage)
+    # A killed DVC, while nobody has reaped it, still holds what it had locked.
+    assert all(ends(holder, reaped=True) for holder in lock_holders())
+    set_params(number=1, wait=0)
+    assert reproduce("wait", lambda _: None) == Result("ran", "")
+
+
+def wait_for_pid() -> int:
+    """The process of the stage `wait`, when it has begun."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if Path("pid").exists() and (text := Path("pid").read_text()):
+            return int(text)
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def lock_holders() -> list[int]:
+    """The processes in DVC's lock file."""
+    text = Path(".dvc/tmp/rwlock").read_text()
+    return [int(each) for each in re.findall(r'"pid": (\d+)', text)]
+
+
+def ends(process: int, *, reaped: bool = False) -> bool:
+    """Whether a process that is no child of this one is gone within some seconds, or at least a zombie."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process, 0)
+            if not reaped and Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.05)
+    return False
