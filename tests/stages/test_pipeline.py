@@ -1,6 +1,7 @@
 """The whole pipeline, at smoke size."""
 
-from collections.abc import Callable
+import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def ran(output: str) -> set[str]:
 
 def changed(project: Project) -> set[str]:
     """Stages that something changed for, directly."""
-    with Repo(str(project.path)) as repo:
+    with chdir(project.path), Repo() as repo:
         return set(repo.status())
 
 
@@ -118,27 +119,16 @@ def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Projec
     assert changed(project) == set()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.unlink(),
-        lambda path: path.write_bytes(path.read_bytes()[:-1]),
-        lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    ],
-    ids=["missing", "short", "altered"],
-)
-def test_a_damaged_input_is_refused_in_one_line(
-    finished: Project, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
+def test_an_altered_input_is_refused_in_one_line(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
+    shutil.rmtree(project.path / "artifacts/.work/base")
     path = project.path / "artifacts/tokens/train.npy"
-    content = path.read_bytes()
+    size = path.stat().st_size
     path.unlink()  # it is a link
-    path.write_bytes(content)
-    damage(path)
+    path.write_bytes(bytes(size))
     done = project.stage("base")
-    assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if not line.startswith("base:")] == [
-        line for line in done.stderr.splitlines() if line.startswith("error: artifacts/tokens/train.npy: ")
-    ]
-    assert "remove artifacts/tokens and run the stage 'tokenize' again" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: artifacts/tokens/train.npy: altered since it was written (its digest differs); "
+        "remove artifacts/tokens and run the stage 'tokenize' again\n"
+    )
