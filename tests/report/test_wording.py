@@ -1,0 +1,29 @@
+import pytest
+
+from cocomix.report.comparison import Spread
+from cocomix.report.wording import over_seeds, si
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0, "", "0"),
+        (7, "", "7"),
+        (0.25, "", "0.25"),
+        (999, "B", "999 B"),
+        (1000, "B", "1.00 kB"),
+        (7120, "", "7.12 k"),
+        (65536, "", "65.5 k"),
+        (999_999, "", "1.00 M"),
+        (3_072_000, "", "3.07 M"),
+        (3.84e13, "FLOP", "38.4 TFLOP"),
+        (2e20, "FLOP", "200 EFLOP"),
+    ],
+)
+def test_figures_have_three_digits_and_a_prefix(value: float, unit: str, text: str) -> None:
+    assert si(value, unit) == text
+
+
+def test_a_spread_is_shown_only_where_there_is_one() -> None:
+    assert over_seeds(Spread(4.4123, 4.4123, 4.4123), ".3f") == "4.412"
+    assert over_seeds(Spread(4.41, 4.40, 4.42), ".2f") == "4.41 (4.40 to 4.42)"
