@@ -51,15 +51,15 @@ def build(params: CorpusParams, folder: Path) -> Summary:
         UserError: when nothing is left, or a split stays empty.
     """
     dropped: Counter[str] = Counter()
+    limit = float("inf") if params.megabytes is None else params.megabytes * 1e6
     match params.source:
         case "installed-docs":
-            found = read_installed_docs()
+            found = read_installed_docs(limit)
             sources, dealt = len(found.groups), _deal_packages(found, params, dropped)
         case "files":
             sources, dealt = len(find_files(params.files.paths)), _deal(read_files(params.files), params, dropped)
         case "hub":
             sources, dealt = 1, _deal(read_hub(params.hub), params, dropped)
-    limit = float("inf") if params.megabytes is None else params.megabytes * 1e6
     with CorpusWriter(folder) as writer:
         for split, digest, document in dealt:
             limit -= len(document.text.encode())

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cocomix.corpus.prose import fold, paragraphs
 from cocomix.corpus.store import Document
-from cocomix.progress import progress
+from cocomix.progress import Progress, progress
 from cocomix.splits import Split
 from cocomix.workers import in_order
 
@@ -62,30 +62,30 @@ def versions() -> str:
     return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
 
 
-def read_installed_docs() -> InstalledDocs:
-    """Read, clean and de-duplicate all documentation there is on this machine."""
+def read_installed_docs(limit: float = float("inf")) -> InstalledDocs:
+    """Read, clean and de-duplicate the documentation that is on this machine, until `limit` bytes of text are kept."""
     origins = find_origins()
     groups: dict[str, list[Document]] = {}
     seen: set[str] = set()
     repeated = short = 0
-    batches = [origins[start : start + _BATCH] for start in range(0, len(origins), _BATCH)]
     with progress("corpus", len(origins), "files") as bar:
-        for batch, texts in zip(batches, in_order(_read_all, batches), strict=True):
-            for origin, found in zip(batch, texts, strict=True):
-                kept = []
-                for paragraph in found:
-                    key = fold(paragraph)
-                    if key in seen:
-                        repeated += 1
-                    else:
-                        seen.add(key)
-                        kept.append(paragraph)
-                text = "\n\n".join(kept)
-                if len(text) >= _MIN_CHARACTERS:
-                    groups.setdefault(origin.group, []).append(Document(origin.source, text))
-                elif text:
-                    short += 1
-            bar.advance(len(batch))
+        for origin, found in _read(origins, bar):
+            kept = []
+            for paragraph in found:
+                key = fold(paragraph)
+                if key in seen:
+                    repeated += 1
+                else:
+                    seen.add(key)
+                    kept.append(paragraph)
+            text = "\n\n".join(kept)
+            limit -= len(text.encode())
+            if limit < 0:
+                break
+            if len(text) >= _MIN_CHARACTERS:
+                groups.setdefault(origin.group, []).append(Document(origin.source, text))
+            elif text:
+                short += 1
     return InstalledDocs(groups, repeated, short)
 
 
@@ -118,13 +118,17 @@ def split_groups(sizes: Mapping[str, int], validation_share: float, test_share: 
 
 
 def find_origins() -> list[Origin]:
-    """All files with documentation, but tests, vendored copies and this project, in a fixed order."""
+    """All files with documentation, but tests, vendored copies and this project.
+
+    In the order of a hash of their names: any first part of them has something of every large package.
+    """
     found = list(_standard_library())
     for distribution in distributions():
         if distribution.name != _OURS:
             found += _files_of(distribution)
     # A file that two distributions claim is read once; names before paths, so that the place does not matter.
-    return sorted({origin.source: origin for origin in sorted(found)}.values())
+    once = {origin.source: origin for origin in sorted(found)}.values()
+    return sorted(once, key=lambda origin: hashlib.sha256(origin.source.encode()).digest())
 
 
 def _standard_library() -> Iterator[Origin]:
@@ -153,6 +157,14 @@ def _top(part: str) -> str:
 
 def _is_skipped(path: PurePath) -> bool:
     return not _SKIPPED.isdisjoint(path.parts) or path.name.startswith("test_") or path.name == "conftest.py"
+
+
+def _read(origins: list[Origin], bar: Progress) -> Iterator[tuple[Origin, list[str]]]:
+    """Each file with its paragraphs."""
+    batches = [origins[start : start + _BATCH] for start in range(0, len(origins), _BATCH)]
+    for batch, texts in zip(batches, in_order(_read_all, batches), strict=True):
+        yield from zip(batch, texts, strict=True)
+        bar.advance(len(batch))
 
 
 def _read_all(origins: Iterable[Origin]) -> list[list[str]]:
