@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from cocomix.artifact import Work
 from cocomix.runtime import runtime
@@ -63,3 +64,17 @@ def tokens_folder(folder: Path) -> Path:
         )
         work.publish()
     return Path("artifacts/tokens")
+
+
+@pytest.fixture
+def base_folder(tokens_folder: Path) -> Path:
+    """A published base model, random: a GPT-2 of 3 blocks and width 32 that reads the windows of `tokens_folder`."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=CONTEXT, vocab_size=VOCAB, initializer_range=0.2)
+    config.bos_token_id = config.eos_token_id = 0
+    with Work("base", Path("artifacts/base"), {}, {}) as work:
+        with work.write_folder() as target:
+            GPT2LMHeadModel(config).save_pretrained(target)
+        work.finish({})
+        work.publish()
+    return Path("artifacts/base")

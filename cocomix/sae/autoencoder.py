@@ -70,9 +70,10 @@ class SparseAutoencoder(nn.Module):
             zeros = x.new_zeros(len(x), 1)
             return Normalized(x, zeros, zeros + 1)
         # Unbiased, and the epsilon beside it: OpenAI's, not torch's layer_norm.
-        std, mean = torch.std_mean(x, dim=-1, keepdim=True)
-        std = std + 1e-5
-        return Normalized((x - mean) / std, mean, std)
+        mean = x.mean(-1, keepdim=True)
+        centered = x - mean
+        std = (centered.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt() + 1e-5
+        return Normalized(centered / std, mean, std)
 
     def encode(self, x: Tensor) -> Latents:
         """The latents of normalised activations [n, d_model]."""

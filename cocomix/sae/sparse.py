@@ -68,7 +68,8 @@ def _top_k(scores: Tensor, k: int) -> Tensor:
     best = grid.amax(1).topk(k, dim=1, sorted=False).indices
     candidates = grid.gather(2, best[:, None].expand(-1, GROUP, -1)).flatten(1)
     chosen = candidates.topk(k, dim=1, sorted=False).indices
-    return best.gather(1, chosen % k) + chosen // k * columns
+    row = chosen // k
+    return best.gather(1, chosen - row * k) + row * columns
 
 
 class _Dots(torch.autograd.Function):
