@@ -1,11 +1,12 @@
 # Each target is a line or two that you could type yourself.
+PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
 run: .venv/ready          ## the whole pipeline, going on where it was, and its summary
 	dvc --wait-for-lock repro
-	cat artifacts/report/summary.txt
+	@cat artifacts/report/summary.txt
 
 test: .venv/ready         ## everything that CI checks
 	ruff check . && ruff format --check .
@@ -13,7 +14,7 @@ test: .venv/ready         ## everything that CI checks
 	mypy
 	pytest -n 2 --dist worksteal
 
-ui: .venv/ready           ## the pipeline as a Prefect flow
+flow: .venv/ready         ## the same pipeline, as a Prefect flow
 	python -m flows.pipeline
 
 bench: .venv/ready        ## speed and memory, as ratios against named alternatives
@@ -21,8 +22,8 @@ bench: .venv/ready        ## speed and memory, as ratios against named alternati
 	python -m benchmarks.attribution --json
 
 .venv/ready: pyproject.toml constraints.txt
-	python3 -m venv .venv
+	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
 	touch $@
 
-.PHONY: run test ui bench
+.PHONY: run test flow bench

@@ -16,11 +16,8 @@ FLOPS_PER_TOKEN = {"ntp": 1e7, "cocomix": 1.5e7}
 
 def write_params(methods: Sequence[str], seeds: Sequence[int], shipped: Path) -> None:
     """The shipped parameters with other methods and seeds."""
-    lines = shipped.read_text().splitlines()
-    changed = {"  methods:": f"  methods: [{', '.join(methods)}]", "  seeds:": f"  seeds: {list(seeds)}"}
-    FILE.write_text(
-        "\n".join(next((new for old, new in changed.items() if line.startswith(old)), line) for line in lines)
-    )
+    text = re.sub(r"(?m)^  methods: .*$", f"  methods: [{', '.join(methods)}]", shipped.read_text())
+    FILE.write_text(re.sub(r"(?m)^  seeds: .*$", f"  seeds: {list(seeds)}", text))
 
 
 def write_pipeline() -> None:

@@ -1,0 +1,86 @@
+"""What README.md, CONTRIBUTING.md and docs/ mention is there."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md"]
+MADE_LATER = {"artifacts", "metrics", "plots", "runtime.yaml", "dvc.lock", ".venv"}
+"""Made by a run, so not in a fresh clone."""
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def stages() -> set[str]:
+    return set(yaml.safe_load(text("dvc.yaml"))["stages"])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_folder_in_code_marks_exists(page: str) -> None:
+    named = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?)`", text(page))
+    paths = [each for each in named if "/" in each or re.search(r"\.(py|md|yaml|toml|txt|json|lock)$", each)]
+    assert paths
+    files = [each for each in paths if each.split("/")[0] not in MADE_LATER and each not in ("manifest.json",)]
+    assert [each for each in files if not (ROOT / each).exists() and not (ROOT / "tests" / each).exists()] == []
+
+
+def test_every_path_of_the_file_tree_exists() -> None:
+    tree = text("README.md").partition("## Files")[2].split("```")[1]
+    folder = ""
+    for line in filter(None, tree.splitlines()):
+        names = re.split(r",? ", line.strip().partition("  ")[0])
+        for name in names:
+            path = name if not line.startswith(" ") else folder + name
+            assert path.split("/")[0] in MADE_LATER or (ROOT / path).exists(), path
+        if not line.startswith(" "):
+            folder = names[0]
+
+
+def test_the_file_tree_names_every_folder_of_the_library() -> None:
+    tree = text("README.md").partition("## Files")[2]
+    folders = {each.parent.name for each in (ROOT / "cocomix").glob("*/__init__.py")}
+    assert [each for each in folders if f"  {each}/ " not in tree] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_exists(page: str) -> None:
+    targets = set(re.findall(r"^(\w+):", text("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make (\w+)", text(page), re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_module_that_is_run_exists(page: str) -> None:
+    for module in re.findall(r"python -m ((?:flows|stages|benchmarks)\.\w+)", text(page)):
+        assert find_spec(module), module
+
+
+def test_the_picture_shows_the_stages_of_dvc_yaml_in_order() -> None:
+    picture = text("README.md").partition("## The pipeline")[2].split("```")[1]
+    shown = picture.strip().splitlines()[0].split(" ──> ")
+    assert [each.strip() for each in shown] == list(yaml.safe_load(text("dvc.yaml"))["stages"])
+
+
+def test_the_stages_and_presets_in_commands_exist() -> None:
+    readme = text("README.md")
+    assert set(re.findall(r"flows\.pipeline ([a-z]+)", readme)) <= stages()
+    for name in re.findall(r"flows\.preset ([a-z0-9-]+)", readme):
+        assert (ROOT / "presets" / f"{name}.yaml").exists()
+
+
+def test_every_runtime_knob_in_the_readme_exists() -> None:
+    from cocomix.runtime import Runtime
+
+    knobs = {each.lower() for each in re.findall(r"COCOMIX_([A-Z_]+)=", text("README.md"))}
+    assert knobs
+    assert knobs <= set(Runtime.model_fields)
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    assert "make test" in text("README.md")
+    assert text(".ci/run").strip().endswith("make test")
