@@ -195,6 +195,15 @@ def test_a_signal_to_the_parent_or_to_all_stops_all_and_keeps_their_work(whom: s
     assert content() == whole
 
 
+def test_processes_in_lockstep_stop_at_the_same_step_when_one_is_told_to() -> None:
+    with start(*SHARED, "lockstep") as process:
+        wait_until(lambda: all(Path(f"steps-{rank}").exists() for rank in (0, 1)))
+        wait_until(lambda: Path("steps-1").stat().st_size > 5)
+        os.kill(processes()[0], signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+    assert Path("steps-0").stat().st_size == Path("steps-1").stat().st_size
+
+
 def test_a_killed_parent_leaves_no_process() -> None:
     with start(*SHARED) as process:
         wait_until(lambda: finished_files() >= 2)

@@ -1,4 +1,4 @@
-"""A stage of a dozen small files, for killing: `python -m toy_stage [ALONE|SHARED] [RANK:TROUBLE]`."""
+"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE | lockstep]`."""
 
 import os
 import signal
@@ -22,6 +22,8 @@ OUT = Path("artifacts/toy")
 def run(_params: Params) -> None:
     with Path("pids").open("a") as pids:
         pids.write(f"{os.getpid()}\n")
+    if sys.argv[1:] == ["shared", "lockstep"]:
+        walk_in_step()
     produce("toy", OUT, {}, {}, compute, {"metrics.json": Path("metrics/toy.json")})
 
 
@@ -38,6 +40,15 @@ def compute(work: Work) -> Mapping[str, Any]:
             bar.advance(1)
     (work.side / "metrics.json").write_text("{}")
     return {"files": FILES}
+
+
+def walk_in_step() -> None:
+    """Count steps in a file a process, until told to stop; each process takes its own time for a step."""
+    with progress("toy", None, "steps", lockstep=True) as bar, Path(f"steps-{runtime().rank}").open("w") as steps:
+        while True:
+            print(file=steps, flush=True)
+            time.sleep(0.001 + 0.01 * runtime().rank)
+            bar.advance(1)
 
 
 def get_into(trouble: list[str]) -> None:
