@@ -1,0 +1,75 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
+
+
+def autoencoder(**changes: Any) -> SparseAutoencoder:
+    shape = {"d_model": 6, "latents": 20, "k": 4, "normalize": "token", "layer": 1}
+    sae = SparseAutoencoder(SaeConfig(**(shape | changes)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in sae.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    return sae
+
+
+def dense(sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """The reconstruction as published, with the whole dictionary."""
+    mean, std = torch.zeros(len(x), 1), torch.ones(len(x), 1)
+    if sae.config.normalize == "token":
+        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
+    pre = ((x - mean) / std - sae.pre_bias) @ sae.encoder.T + sae.latent_bias
+    top = pre.topk(sae.config.k)
+    latents = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    return (latents @ sae.decoder + sae.pre_bias) * std + mean
+
+
+@given(
+    normalize=st.sampled_from(["none", "token"]), k=st.integers(1, 20), seed=st.integers(0, 99), rows=st.integers(1, 5)
+)
+def test_a_reconstruction_is_that_of_the_dense_formula_with_the_same_gradients(
+    normalize: str, k: int, seed: int, rows: int
+) -> None:
+    sae = autoencoder(normalize=normalize, k=k)
+    x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed))
+    weights = list(sae.parameters())
+    fused, plain = sae(x), dense(sae, x)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+    slope = torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed + 1))
+    for ours, expected in zip(
+        torch.autograd.grad(fused, weights, slope), torch.autograd.grad(plain, weights, slope), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_normalised_rows_have_mean_0_and_unbiased_variance_1() -> None:
+    x = 7 + 3 * torch.randn(5, 6)
+    normalized = autoencoder().normalize(x)
+    np.testing.assert_allclose(normalized.x.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized.x.var(1), 1, atol=1e-4)
+    torch.testing.assert_close(normalized.x * normalized.std + normalized.mean, x)
+
+
+def test_latents_are_not_negative_and_at_most_k() -> None:
+    latents = autoencoder(k=20).encode(torch.randn(50, 6))
+    assert (latents.values >= 0).all()
+    assert (latents.values == 0).any()
+    assert latents.indices.shape == (50, 20)
+
+
+@pytest.mark.parametrize("normalize", ["none", "token"])
+def test_a_saved_autoencoder_is_loaded_as_it_was(tmp_path: Path, normalize: str) -> None:
+    sae = autoencoder(normalize=normalize)
+    sae.save(tmp_path)
+    loaded = SparseAutoencoder.load(tmp_path)
+    assert loaded.config == sae.config
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(loaded(x), sae(x), rtol=0, atol=0)
