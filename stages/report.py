@@ -13,7 +13,7 @@ from cocomix.params import Params
 from cocomix.report.comparison import BASELINE, MethodResult, Spread, compare
 from cocomix.report.facts import Pipeline, pipeline_files, read_pipeline, read_run, run_files
 from cocomix.report.figures import learning_curves
-from cocomix.report.wording import NAMES, Answer, answer, over_seeds, si
+from cocomix.report.wording import NAMES, Answer, answer, duration, over_seeds, si
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -58,7 +58,7 @@ def page(title: str, pipeline: Pipeline, results: Sequence[MethodResult]) -> str
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"si": si, "over_seeds": over_seeds, "number": format}
+    environment.filters |= {"si": si, "over_seeds": over_seeds, "number": format, "duration": duration}
     curves = [
         Markup(learning_curves(results, "tokens", "Validation loss against training tokens")),
         Markup(learning_curves(results, "flops", "Validation loss against training compute")),

@@ -26,7 +26,7 @@ def test_every_file_and_folder_in_code_marks_exists(page: str) -> None:
     named = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?)`", text(page))
     paths = [each for each in named if "/" in each or re.search(r"\.(py|md|yaml|toml|txt|json|lock)$", each)]
     assert paths
-    files = [each for each in paths if each.split("/")[0] not in MADE_LATER and each not in ("manifest.json",)]
+    files = [each for each in paths if each.split("/")[0] not in MADE_LATER and each != "manifest.json"]
     assert [each for each in files if not (ROOT / each).exists() and not (ROOT / "tests" / each).exists()] == []
 
 

@@ -20,6 +20,13 @@ def si(value: float, unit: str = "") -> str:
     return f"{number} {prefix}{unit}".rstrip()
 
 
+def duration(seconds: float) -> str:
+    """`42 s`, `5.5 min` or `3.2 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def over_seeds(value: Spread, form: str) -> str:
     """The mean, and where they differ the lowest and the highest: `4.412 (4.401 to 4.420)`."""
     mean, low, high = (format(each, form) for each in value)

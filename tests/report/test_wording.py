@@ -1,7 +1,7 @@
 import pytest
 
 from cocomix.report.comparison import Spread
-from cocomix.report.wording import over_seeds, si
+from cocomix.report.wording import duration, over_seeds, si
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,10 @@ from cocomix.report.wording import over_seeds, si
 )
 def test_figures_have_three_digits_and_a_prefix(value: float, unit: str, text: str) -> None:
     assert si(value, unit) == text
+
+
+def test_durations_have_the_unit_that_people_would_choose() -> None:
+    assert [duration(each) for each in (3.2, 99, 332, 11_520)] == ["3 s", "99 s", "5.5 min", "3.2 h"]
 
 
 def test_a_spread_is_shown_only_where_there_is_one() -> None:
