@@ -20,7 +20,7 @@ from cocomix.runtime import runtime
 
 
 def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
-    """The base model, frozen, in evaluation mode, fp32, on this process's device.
+    """The base model in fp32, `prepared`.
 
     Args:
         artifact: a Hugging Face model folder.
@@ -29,6 +29,11 @@ def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         artifact.verified(), dtype=torch.float32, attn_implementation=attention(context)
     )
+    return prepared(model)
+
+
+def prepared(model: PreTrainedModel) -> PreTrainedModel:
+    """`model`, changed in place: frozen, in evaluation mode, on this process's device."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):

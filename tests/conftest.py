@@ -13,6 +13,7 @@ from cocomix.artifact import Work
 from cocomix.runtime import runtime
 
 CONTEXT, VOCAB = 16, 64
+torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 
 
 @pytest.fixture(autouse=True)

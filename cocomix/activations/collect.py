@@ -114,7 +114,8 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
 def _write(
     work: Work, shard: Shard, x: Tensor, order: NDArray[np.int64], tokens: Tokens, params: ActivationsParams
 ) -> None:
-    if not x.isfinite().all():
+    # Exponents that are all ones, infinite or no number; isfinite() is 20 times slower on fp16.
+    if x.view(torch.int16).bitwise_and(0x7FFF).amax() >= 0x7C00:
         raise UserError(
             f"activations.layer: {params.layer}: the residual stream after it exceeds {torch.finfo(x.dtype).max:.0f}, "
             "the largest fp16 number; choose another layer"

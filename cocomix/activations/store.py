@@ -88,17 +88,20 @@ class ActivationStore:
         """
         pieces: list[Tensor] = []
         missing = batch_size
-        for vectors, places in self._mixes(split, [seed, epoch], skip=start * batch_size):
-            while len(places):
-                piece, places = places[:missing], places[missing:]
-                pieces.append(vectors.index_select(0, piece).float())
+        for vectors in self._mixes(split, [seed, epoch], skip=start * batch_size):
+            while len(vectors):
+                piece, vectors = vectors[:missing], vectors[missing:]
+                pieces.append(piece.float())
                 missing -= len(piece)
                 if not missing:
                     yield torch.cat(pieces) if len(pieces) > 1 else pieces[0]
                     pieces, missing = [], batch_size
 
-    def _mixes(self, split: Split, seed: list[int], skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Vectors of a few row groups, [rows, d_model] float16, and the order to take them in; read one ahead."""
+    def _mixes(self, split: Split, seed: list[int], skip: int) -> Iterator[Tensor]:
+        """The vectors of a few row groups at a time in their random order, [rows, d_model] float16; read one ahead.
+
+        A mix is overwritten once the next is asked for.
+        """
         groups = self._groups(split)
         groups = [groups[each] for each in np.random.default_rng(seed).permutation(len(groups))]
         mixes = []
@@ -112,7 +115,7 @@ class ActivationStore:
         # One is read while the other is taken from: fresh memory for each mix would cost as much as the reading.
         buffers = [torch.empty(MIXED_GROUPS * self._row_group_tokens, self.d_model, dtype=torch.float16) for _ in "ab"]
         with ThreadPoolExecutor(1, "activations") as reader:
-            ahead: Future[tuple[Tensor, Tensor]] | None = None
+            ahead: Future[Tensor] | None = None
             for number, mix in enumerate(mixes):
                 now, ahead = ahead, reader.submit(self._mix, buffers[number % 2], *mix)
                 if now:
@@ -120,12 +123,12 @@ class ActivationStore:
             if ahead:
                 yield ahead.result()
 
-    def _mix(self, buffer: Tensor, groups: list["_Group"], seed: list[int], skip: int) -> tuple[Tensor, Tensor]:
+    def _mix(self, buffer: Tensor, groups: list["_Group"], seed: list[int], skip: int) -> Tensor:
         ends = np.cumsum([group.rows for group in groups])
+        places = np.random.default_rng(seed).permutation(ends[-1])
         for group, end in zip(groups, ends, strict=True):
-            buffer.numpy()[end - group.rows : end] = self._read(group)
-        places = np.random.default_rng(seed).permutation(ends[-1])[skip:]
-        return buffer, torch.from_numpy(places)
+            buffer.numpy()[places[end - group.rows : end]] = self._read(group)
+        return buffer[skip : ends[-1]]
 
     def _groups(self, split: Split) -> list["_Group"]:
         size = self._row_group_tokens

@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cocomix import distributed, interrupt
+from cocomix.artifact import Artifact, Work
+from cocomix.attribution.labelling import label, plan
+from cocomix.attribution.labels import ConceptLabels, Labels
+from cocomix.attribution.score import loss_gradient, scores_of, strongest
+from cocomix.attribution.summary import summarise
+from cocomix.errors import UserError
+from cocomix.interrupt import Interrupted
+from cocomix.params import AttributionParams
+from cocomix.progress import Progress
+from tests.attribution.conftest import LAYER, Setting
+from tests.conftest import CONTEXT
+
+PARAMS = AttributionParams(k_attr=3, sign="released", shard_windows=40)
+
+
+def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> Artifact:
+    """The artifact, made by `jobs` processes one after the other; the first one, which ends it, comes last."""
+    out = Path(f"artifacts/concepts{jobs}{key}")
+    with Work("attribution", out, {}, {"jobs": jobs, "key": key}) as work, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "barrier", lambda: None)
+        for rank in reversed(range(jobs)):
+            patch.setenv("RANK", str(rank))
+            patch.setenv("WORLD_SIZE", str(jobs))
+            facts = label(work, setting.model, setting.sae, setting.tokens, PARAMS.model_copy(update=changes))
+        patch.undo()
+        work.finish(facts)
+        work.publish()
+    return Artifact(out)
+
+
+def supervision(artifact: Artifact) -> dict[str, str]:
+    digests: dict[str, str] = json.loads(artifact.file("supervision.json").read_text())
+    return digests
+
+
+def test_training_and_validation_windows_are_labelled_in_their_order(setting: Setting, tmp_path: Path) -> None:
+    labels = ConceptLabels(labelled(setting))
+    for split, windows in {"train": 96, "validation": 24}.items():
+        unpacked = labels.unpack(split, tmp_path / f"{split}.npy")
+        assert unpacked.shape == (windows, CONTEXT, 3)
+        ids = setting.tokens.windows(split).astype(np.int64)
+        for window in (0, 23, windows - 1):
+            alone = scores_of(setting.sae, loss_gradient(setting.model, torch.from_numpy(ids[[window]]), LAYER))
+            expected = strongest(*alone, 3, "released").concepts.numpy()
+            given = unpacked[window].astype(np.int64)
+            np.testing.assert_array_equal(np.where(given == labels.no_label, -1, given), expected)
+
+
+def test_test_windows_are_not_labelled(setting: Setting) -> None:
+    assert labelled(setting).names("test") == []
+
+
+def test_any_number_of_processes_writes_the_same_artifact(setting: Setting) -> None:
+    alone = labelled(setting)
+    assert labelled(setting, jobs=3).manifest.files == alone.manifest.files
+    assert [shard.name for shard in plan(setting.tokens, 40)] == alone.names("train") + alone.names("validation")
+
+
+def test_what_an_interrupted_process_finished_is_kept_and_the_result_is_the_same(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = labelled(setting).manifest.files
+    seen = 0
+
+    def stop(self: Progress, amount: int, **_: Any) -> None:
+        nonlocal seen
+        seen += amount
+        if seen > 50 * CONTEXT:
+            raise Interrupted(interrupt.signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", stop)
+        with pytest.raises(Interrupted):
+            labelled(setting, key="stopped")
+    counted = []
+    monkeypatch.setattr(Progress, "advance", lambda _, amount: counted.append(amount))
+    assert labelled(setting, key="stopped").manifest.files == expected
+    assert sum(counted) == (96 + 24 - 40) * CONTEXT
+
+
+def test_supervision_differs_with_the_labels_for_the_method_that_uses_them_alone(setting: Setting) -> None:
+    first, again = supervision(labelled(setting)), supervision(labelled(setting, key="again"))
+    other = supervision(labelled(setting, key="other", sign="helpful"))
+    assert first == again
+    assert first["ntp"] == other["ntp"] == ""
+    assert first["cocomix"] != other["cocomix"]
+
+
+def test_an_autoencoder_of_another_width_is_an_error_that_names_both(setting: Setting) -> None:
+    setting.sae.config = setting.sae.config.model_copy(update={"d_model": 64})
+    with pytest.raises(UserError, match="is for width 64, the base model's is 32"):
+        labelled(setting)
+
+
+def test_the_summary_counts_labels() -> None:
+    none = 65535
+    concepts = np.array([[[1, 2], [1, none], [none, none]], [[3, 1], [1, 2], [none, none]]], np.uint16)
+    parts = [Labels(each[None], np.zeros((1, 3, 2), np.float16)) for each in concepts]
+    summary = summarise(parts, latents=5)
+    assert summary.positions == 4
+    assert summary.full_share == 3 / 4
+    assert summary.distinct_concepts == 3
+    assert (summary.most_frequent, summary.most_frequent_share) == (1, 4 / 7)
+    shares = np.array([4, 2, 1]) / 7
+    assert summary.label_entropy == pytest.approx(-(shares * np.log2(shares)).sum())

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cocomix.artifact import Artifact, Work
+from cocomix.attribution.labels import ConceptLabels, Labels, label_type, read_labels, write_labels
+
+
+def some_labels(windows: int, context: int, k_attr: int, latents: int) -> Labels:
+    generator = np.random.default_rng(0)
+    shape = (windows, context, k_attr)
+    concepts = generator.integers(0, latents, size=shape).astype(label_type(latents))
+    concepts[:, -1] = np.iinfo(concepts.dtype).max
+    return Labels(concepts, generator.standard_normal(shape).astype(np.float16))
+
+
+def publish(folder: Path, labels: Labels, latents: int, files: int) -> Artifact:
+    with Work("attribution", folder / "out", {}, {}, root=folder / "work") as work:
+        parts = [np.array_split(each, files) for each in labels]
+        for number, (concepts, scores) in enumerate(zip(*parts, strict=True)):
+            with work.write(f"train-{number:05d}.parquet") as pending:
+                write_labels(pending.path, Labels(concepts, scores))
+                pending.rows = len(concepts)
+        _, context, k_attr = labels.concepts.shape
+        work.finish({"latents": latents, "k_attr": k_attr, "context": context})
+        work.publish()
+    return Artifact(folder / "out")
+
+
+@given(
+    windows=st.integers(1, 600),
+    context=st.integers(1, 5),
+    k_attr=st.integers(1, 3),
+    latents=st.sampled_from([10, 65535, 65536]),
+    files=st.integers(1, 3),
+)
+@settings(max_examples=20)
+def test_labels_are_read_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, windows: int, context: int, k_attr: int, latents: int, files: int
+) -> None:
+    folder = tmp_path_factory.mktemp("labels")
+    written = some_labels(windows, context, k_attr, latents)
+    labels = ConceptLabels(publish(folder, written, latents, min(files, windows)))
+    unpacked = labels.unpack("train", folder / "train.npy")
+    np.testing.assert_array_equal(unpacked, written.concepts)
+    assert (unpacked[:, -1] == labels.no_label).all()
+    assert isinstance(unpacked, np.memmap)
+
+
+@pytest.mark.parametrize(("latents", "kind"), [(1024, np.uint16), (65535, np.uint16), (65536, np.uint32)])
+def test_the_mark_of_no_label_is_never_a_concept(latents: int, kind: type) -> None:
+    assert label_type(latents) == kind
+    assert latents - 1 < np.iinfo(kind).max
+
+
+def test_scores_are_beside_the_concepts(tmp_path: Path) -> None:
+    written = some_labels(300, 4, 2, 10)
+    write_labels(tmp_path / "file", written)
+    read = list(read_labels(tmp_path / "file", 4, 2, np.uint16))
+    np.testing.assert_array_equal(np.concatenate([each.scores for each in read]), written.scores)
+
+
+def test_an_unpacked_file_is_used_again(tmp_path: Path) -> None:
+    labels = ConceptLabels(publish(tmp_path, some_labels(9, 4, 2, 10), 10, 2))
+    first = labels.unpack("train", tmp_path / "train.npy").copy()
+    labels._artifact.path.joinpath("train-00000.parquet").unlink()
+    np.testing.assert_array_equal(labels.unpack("train", tmp_path / "train.npy"), first)
+
+
+def test_an_unpacking_that_died_leaves_nothing_that_is_taken_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = some_labels(9, 4, 2, 10)
+    labels = ConceptLabels(publish(tmp_path, written, 10, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(np.memmap, "flush", lambda _: pytest.fail("died"))
+        with pytest.raises(pytest.fail.Exception):
+            labels.unpack("train", tmp_path / "train.npy")
+    np.testing.assert_array_equal(labels.unpack("train", tmp_path / "train.npy"), written.concepts)
