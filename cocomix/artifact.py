@@ -130,9 +130,7 @@ class Artifact:
             record = self.manifest.files[name]
             self._check_size(name, record)
             if digest_of(self.path / name) != record.sha256:
-                raise UserError(
-                    f"{self.path / name}: altered since it was written (its digest differs); {self._remedy}"
-                )
+                raise self._damage(name, "altered since it was written (its digest differs)")
             self._verified.add(name)
         return self.path / name
 
@@ -152,7 +150,14 @@ class Artifact:
         except FileNotFoundError:
             raise UserError(f"{self.path / name}: missing; {self._remedy}") from None
         if size != record.bytes:
-            raise UserError(f"{self.path / name}: has {size} bytes, not {record.bytes}; {self._remedy}")
+            raise self._damage(name, f"has {size} bytes, not {record.bytes}")
+
+    def _damage(self, name: str, what: str) -> UserError:
+        # DVC's cache may share the file by a hard link, and it trusts what is read-only: it would bring the damage
+        # back. What is writable it checks, and drops.
+        with suppress(PermissionError):
+            (self.path / name).chmod(0o644)
+        return UserError(f"{self.path / name}: {what}; {self._remedy}")
 
 
 @dataclass

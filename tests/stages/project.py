@@ -67,9 +67,10 @@ class Project:
         _merge(params, overrides)
         yaml.dump(params, self.path / "params.yaml")
 
-    def copy(self, target: Path) -> "Project":
-        """A copy to break; its large files are links."""
-        shutil.copytree(self.path, target, copy_function=_link, symlinks=True)
+    def copy(self, target: Path, *, linked: bool = True) -> "Project":
+        """A copy to break, whose large files are links if `linked`."""
+        copy = _link if linked else shutil.copy2
+        shutil.copytree(self.path, target, copy_function=copy, ignore=shutil.ignore_patterns("__pycache__"))
         return Project(target)
 
 
