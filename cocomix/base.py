@@ -110,10 +110,10 @@ def residual_edited(model: PreTrainedModel, layer: int, edit: Callable[[Tensor],
 def micro_batch(context: int) -> int:
     """Windows of `context` tokens for one forward pass of a frozen model: `runtime().micro_batch`.
 
-    auto: few enough that what a block makes stays in a CPU's cache, enough to fill a GPU.
+    auto: few enough that what a block makes stays in a CPU's cache; enough to fill a GPU, but not its memory.
     """
     asked = runtime().micro_batch
-    return asked if asked != "auto" else max(1, (65536 if device().type == "cuda" else 2048) // context)
+    return asked if asked != "auto" else max(1, (16384 if device().type == "cuda" else 2048) // context)
 
 
 class _Reached(BaseException):

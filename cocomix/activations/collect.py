@@ -135,9 +135,13 @@ def _write(
 
 def _check_disk(work: Work, needed: int, written: int) -> None:
     free = shutil.disk_usage(work.path).free
-    say(f"activations: {needed / 1e9:.2f} GB, of which {written / 1e9:.2f} written; {free / 1e9:.2f} GB are free")
+    say(f"activations: {_megabytes(needed)} to store, {_megabytes(written)} of it is; {_megabytes(free)} are free")
     if needed - written > free:
         raise UserError(
-            f"activations: {(needed - written) / 1e9:.2f} GB are still to be written to {work.path}, "
-            f"where {free / 1e9:.2f} GB are free; lower activations.tokens or make room"
+            f"activations: {_megabytes(needed - written)} are still to be written to {work.path}, "
+            f"where {_megabytes(free)} are free; lower activations.tokens or make room"
         )
+
+
+def _megabytes(size: int) -> str:
+    return f"{-(-size // 10**6):,} MB"

@@ -3,7 +3,7 @@
 A latent that is not among a position's k has no value and no gradient, so encoder and decoder need only k rows a
 position. PyTorch's embedding-bag kernels are those products: the bag of rows `indices`, weighted by `values`, is the
 decoder; their backward passes are the encoder's forward pass and its gradient. Two of the kernels are private to
-PyTorch: they are named here and nowhere else.
+PyTorch: they are named here and nowhere else, and where they do not exist the dense products stand in.
 """
 
 from typing import Any
@@ -41,6 +41,8 @@ def dots(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     Args:
         x: [n, d]. weight: [latents, d]. indices: int64 [n, k].
     """
+    if not has_kernels(x.device):
+        return (x @ weight.T).gather(1, indices)
     values: Tensor = _Dots.apply(x, weight, indices)  # type: ignore[no-untyped-call]
     return values
 
@@ -51,6 +53,8 @@ def weighted_sum(values: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     Args:
         values: [n, k]. weight: [latents, d]. indices: int64 [n, k].
     """
+    if not has_kernels(weight.device):
+        return values.new_zeros(len(values), len(weight)).scatter_add(1, indices, values) @ weight
     return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
 
 
@@ -70,6 +74,12 @@ def _top_k(scores: Tensor, k: int) -> Tensor:
     chosen = candidates.topk(k, dim=1, sorted=False).indices
     row = chosen // k
     return best.gather(1, chosen - row * k) + row * columns
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether this PyTorch has the embedding-bag kernels for a device."""
+    kernels = ("_embedding_bag_per_sample_weights_backward", "_embedding_bag_dense_backward")
+    return device.type in ("cpu", "cuda") and all(hasattr(torch.ops.aten, kernel) for kernel in kernels)
 
 
 class _Dots(torch.autograd.Function):

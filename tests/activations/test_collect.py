@@ -135,7 +135,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_anything_is_computed(
 ) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000})())
     monkeypatch.setattr(module, "residual_at", lambda *_: pytest.fail("computed"))
-    with pytest.raises(UserError, match=r"0\.00 GB are free; lower activations\.tokens"):
+    with pytest.raises(UserError, match=r"1 MB are still .* 1 MB are free; lower activations\.tokens"):
         setting.collect()
 
 

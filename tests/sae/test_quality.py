@@ -20,7 +20,7 @@ from tests.sae.test_training import PARAMS
 def trained(request: pytest.FixtureRequest, store: ActivationStore, tmp_path: Path) -> SparseAutoencoder:
     training = SaeTraining(store, PARAMS.model_copy(update={"normalize": request.param}), tmp_path / "sae")
     training.run()
-    return training.sae
+    return training.sae.requires_grad_(False)
 
 
 def test_unexplained_variance_is_that_of_all_held_out_activations(

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cocomix.runtime import runtime
+from cocomix.sae import sparse
 from cocomix.sae.sparse import dots, top_indices, weighted_sum
 
 SHAPES = {"n": st.integers(1, 6), "k": st.integers(1, 5), "latents": st.integers(1, 9), "d": st.integers(1, 7)}
@@ -45,6 +46,15 @@ def test_weighted_sums_are_the_dense_product_with_their_gradients(n: int, k: int
         strict=True,
     ):
         torch.testing.assert_close(ours, expected)
+
+
+def test_without_the_kernels_the_dense_products_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, values, weight, indices = normal(4, 3), normal(4, 2, seed=3), normal(6, 3, seed=1), bags(4, 2, 6)
+    fused = dots(x, weight, indices), weighted_sum(values, weight, indices)
+    monkeypatch.setattr(sparse, "has_kernels", lambda _: False)
+    monkeypatch.setattr(sparse._Dots, "apply", lambda *_: pytest.fail("fused"))
+    monkeypatch.setattr(sparse.F, "embedding_bag", lambda *_: pytest.fail("fused"))
+    torch.testing.assert_close((dots(x, weight, indices), weighted_sum(values, weight, indices)), fused)
 
 
 def test_dots_pass_a_numerical_gradient_check() -> None:
