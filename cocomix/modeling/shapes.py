@@ -33,6 +33,7 @@ def _shape(model: ModelParams, tokens: Tokens) -> dict[str, Any]:
         "n_embd": model.d_model,
         "n_layer": model.n_layer,
         "n_head": model.n_head,
+        "activation_function": "gelu_pytorch_tanh",  # GPT-2's gelu_new in one kernel instead of eight
         "resid_pdrop": model.dropout,
         "embd_pdrop": model.dropout,
         "attn_pdrop": model.dropout,
