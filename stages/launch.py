@@ -20,8 +20,8 @@ from types import FrameType
 GRACE_SECONDS = 30.0
 """After one process has failed, the time that the others have to stop by themselves."""
 
-ERROR_CLAIM = "STAGE_ERROR_CLAIM"
-"""Names a file; the process that creates it is the first to fail, and the one that says why."""
+END_CLAIM = "STAGE_END_CLAIM"
+"""Names a file; the process that creates it is the first to end before its time."""
 
 
 def launch(processes: int) -> int:
@@ -57,9 +57,9 @@ def die_with(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def first_to_fail() -> bool:
-    """Whether no other process of this job has failed before."""
-    claim = os.environ.get(ERROR_CLAIM)
+def first_to_end() -> bool:
+    """Whether no other process of this job has failed, or been stopped, before: the first one says why."""
+    claim = os.environ.get(END_CLAIM)
     with suppress(FileExistsError):
         if claim:
             Path(claim).touch(exist_ok=False)
@@ -73,7 +73,7 @@ def _start(processes: int, claim: Path) -> list[subprocess.Popen[bytes]]:
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        ERROR_CLAIM: str(claim),
+        END_CLAIM: str(claim),
     }
     if sys.platform == "linux":
         shared.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo otherwise wants the host name to resolve

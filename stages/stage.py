@@ -20,7 +20,7 @@ from cocomix.interrupt import Interrupted
 from cocomix.params import Params, load
 from cocomix.progress import say
 from cocomix.runtime import runtime
-from stages.launch import die_with, first_to_fail, launch
+from stages.launch import die_with, first_to_end, launch
 
 ARTIFACTS = Path("artifacts")
 
@@ -49,7 +49,9 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
             run(params)
     except Interrupted as stop:
         interrupt.ignore()
-        say(f"{stop}; what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there")
+        if first_to_end():
+            how = f"what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there"
+            print(f"{stop}; {how}", file=sys.stderr)
         _leave(stop.exit_code)
     except Exception as error:
         trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
@@ -58,7 +60,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
                 # Collectives break when another process ends. Then whoever started us stops us within this time,
                 # and the other one has said why.
                 time.sleep(1)
-            if interrupt.received() or not first_to_fail():
+            if interrupt.received() or not first_to_end():
                 _leave(1)
         if trouble is None:
             raise
