@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from .configuration_cocomix import CoCoMixConfig
 
 TIED_SCALE = 0.75
-"""Compress over predictor at the tied start; measured to start best at small size (docs/log.md)."""
+"""Compress over predictor at the tied start. Not tuned."""
 
 
 class Concepts(NamedTuple):
