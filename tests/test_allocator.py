@@ -9,11 +9,11 @@ import torch
 from cocomix.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-for _ in range(40):
-    torch.ones(2**24)  # 64 MB, filled and freed
+for _ in range(25):
+    torch.ones(2**23 + 1)  # above 32 MB, filled and freed
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
-    torch.ones(2**24)
+    torch.ones(2**23 + 1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
