@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -23,19 +24,27 @@ def set_up() -> None:
     keep_freed_memory()
 
 
-def medians(
-    works: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.process_time
-) -> dict[str, float]:
-    """Seconds of each piece of work: each is done once unmeasured, then all in turns."""
+class Seconds(NamedTuple):
+    """What some work took."""
+
+    cpu: float
+    """Of all threads together."""
+    wall: float
+
+
+def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Seconds]:
+    """What each piece of work takes: each is done once unmeasured, then all in turns."""
     for work in works.values():
         work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+    taken: dict[str, list[Seconds]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            start = clock()
+            cpu, wall = time.process_time(), time.perf_counter()
             work()
-            seconds[name].append(clock() - start)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+            taken[name].append(Seconds(time.process_time() - cpu, time.perf_counter() - wall))
+    return {
+        name: Seconds(*(statistics.median(each) for each in zip(*runs, strict=True))) for name, runs in taken.items()
+    }
 
 
 def report(benchmark: str, ratios: Mapping[str, float]) -> None:

@@ -9,7 +9,6 @@ stage_over_forward_cpu    the same in CPU seconds, the writer thread's included
 
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from cocomix.params import ActivationsParams
 from cocomix.tokens.windows import Tokens
 
 ROWS, WIDE = 65_536, 768
-CONTEXT, VOCAB, WINDOWS = 128, 4096, 2048
+CONTEXT, VOCAB, WINDOWS = 128, 4096, 4096
 PARAMS = ActivationsParams(
     layer=2, tokens=CONTEXT * WINDOWS, validation_tokens=1, shard_tokens=65_536, row_group_tokens=4096
 )
@@ -54,8 +53,8 @@ def read_and_write() -> dict[str, float]:
         {"read": read, "write": lambda: write_activations(Path("written"), activations, PARAMS.row_group_tokens)}, 7
     )
     return {
-        "read_mtokens_per_core_s": store.rows("train") / seconds["read"] / 1e6,
-        "write_mtokens_per_core_s": ROWS / seconds["write"] / 1e6,
+        "read_mtokens_per_core_s": store.rows("train") / seconds["read"].cpu / 1e6,
+        "write_mtokens_per_core_s": ROWS / seconds["write"].cpu / 1e6,
     }
 
 
@@ -78,11 +77,10 @@ def stage_over_forward() -> dict[str, float]:
             with torch.inference_mode(), autocast():
                 residual_at(model, ids, PARAMS.layer)
 
-    works = {"stage": stage, "forward": forward}
-    wall, cpu = medians(works, 5, time.perf_counter), medians(works, 5)
+    seconds = medians({"stage": stage, "forward": forward}, 5)
     return {
-        "stage_over_forward": wall["stage"] / wall["forward"],
-        "stage_over_forward_cpu": cpu["stage"] / cpu["forward"],
+        "stage_over_forward": seconds["stage"].wall / seconds["forward"].wall,
+        "stage_over_forward_cpu": seconds["stage"].cpu / seconds["forward"].cpu,
     }
 
 

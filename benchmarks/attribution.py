@@ -42,7 +42,7 @@ def attribution_over_forward(
             model(input_ids=ids, use_cache=False)
 
     seconds = medians({"label": lambda: label_windows(model, sae, ids, PARAMS), "forward": forward}, repeats)
-    return seconds["label"] / seconds["forward"]
+    return seconds["label"].cpu / seconds["forward"].cpu
 
 
 if __name__ == "__main__":

@@ -83,20 +83,18 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
         writing: Future[None] | None = None
         for shard in missing:
             x = torch.empty(rows[shard.name], d_model, dtype=torch.float16, device=model.device)
-            place = np.random.default_rng(shard.seed).permutation(len(x))
             per_batch = micro_batch(tokens.context)
             for at in range(0, len(shard.windows), per_batch):
                 windows = shard.windows[at : at + per_batch]
                 ids = torch.from_numpy(tokens.windows(shard.split)[windows].astype(np.int64)).to(model.device)
                 with torch.inference_mode(), autocast():
                     residual = residual_at(model, ids, params.layer).flatten(0, 1)
-                here = place[at * tokens.context :][: len(residual)]
-                x.index_copy_(0, torch.from_numpy(here).to(x.device), residual.half())
+                x[at * tokens.context :][: len(residual)] = residual
                 bar.advance(len(residual))
             if writing:
                 writing.result()
             # Written while the next one is computed; never more than two in memory.
-            writing = writer.submit(_write, work, shard, x, np.argsort(place), tokens, params)
+            writing = writer.submit(_write, work, shard, x, tokens, params)
         if writing:
             writing.result()
     return {
@@ -111,11 +109,8 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
     }
 
 
-def _write(
-    work: Work, shard: Shard, x: Tensor, order: NDArray[np.int64], tokens: Tokens, params: ActivationsParams
-) -> None:
-    # Exponents that are all ones, infinite or no number; isfinite() is 20 times slower on fp16.
-    if x.view(torch.int16).bitwise_and(0x7FFF).amax() >= 0x7C00:
+def _write(work: Work, shard: Shard, x: Tensor, tokens: Tokens, params: ActivationsParams) -> None:
+    if not torch.stack(x.aminmax()).isfinite().all():  # 10 times faster than x.isfinite()
         raise UserError(
             f"activations.layer: {params.layer}: the residual stream after it exceeds {torch.finfo(x.dtype).max:.0f}, "
             "the largest fp16 number; choose another layer"
@@ -126,6 +121,8 @@ def _write(
         tokens.documents(shard.split, shard.windows),
         np.broadcast_to(np.arange(tokens.context), windows.shape),
     )
+    order = np.random.default_rng(shard.seed).permutation(len(x))
+    x = x.index_select(0, torch.from_numpy(order).to(x.device))
     token, document, position = (each.reshape(-1)[order].astype(np.uint32) for each in origin)
     with work.write(shard.name) as pending:
         pending.rows = len(x)
