@@ -194,8 +194,8 @@ class Work:
         root: Path = Path("artifacts/.work"),
     ) -> None:
         self.stage, self.out, self._side_targets = stage, out, dict(side or {})
-        self._inputs, self._params = dict(inputs), dict(params)
-        self._fingerprint = _digest_of_json({"stage": stage, "inputs": self._inputs, "params": self._params})
+        self.inputs, self._params = dict(inputs), dict(params)
+        self._fingerprint = _digest_of_json({"stage": stage, "inputs": self.inputs, "params": self._params})
         key = _digest_of_json({"fingerprint": self._fingerprint, "code": _digest_of_program()})[:16]
         self._home = root / stage
         self.path = self._home / key
@@ -265,7 +265,7 @@ class Work:
         manifest = Manifest(
             stage=self.stage,
             fingerprint=self._fingerprint,
-            inputs=self._inputs,
+            inputs=self.inputs,
             params=self._params,
             about=dict(about),
             files=dict(sorted(self.records().items())),

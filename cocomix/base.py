@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
 
 from cocomix.artifact import Artifact
 from cocomix.device import attention, device
@@ -86,6 +87,22 @@ def residual_at(model: PreTrainedModel, ids: Tensor, layer: int) -> Tensor:
     finally:
         handle.remove()
     raise AssertionError(f"{type(model).__name__} never ran its block {layer - 1}")
+
+
+def forward_flops(model: PreTrainedModel, context: int, layers: int | None = None) -> int:
+    """Floating-point operations of a forward pass over `context` tokens, a token.
+
+    Matrix products only, attention over the full square, as `cocomix.modeling.flops_per_token` counts.
+
+    Args:
+        layers: only so many blocks; none: the whole model.
+    """
+    blocks = blocks_of(model)[:layers]
+    matrices = [each.weight for each in blocks.modules() if isinstance(each, (nn.Linear, Conv1D))]
+    if layers is None:
+        matrices.append(model.get_output_embeddings().weight)
+    attention = 4 * context * model.config.hidden_size
+    return sum(2 * each.numel() for each in matrices) + len(blocks) * attention
 
 
 @contextmanager

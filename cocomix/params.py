@@ -19,7 +19,8 @@ FILE = Path("params.yaml")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Method = Literal["ntp", "cocomix"]
+Method = Literal["ntp", "kd", "pause", "cocomix"]
+Match = Literal["width", "stored", "active", "flops"]
 
 
 class Section(BaseModel):
@@ -219,17 +220,42 @@ class NtpParams(Section):
     """Next-token prediction has no knobs of its own."""
 
 
-class CocomixParams(Section):
-    """Continuous concept mixing."""
+class KdParams(Section):
+    """Knowledge distillation from the base model."""
 
+    kl_weight: Annotated[float, Field(ge=0)]
+    """Weight of KL(base || student) beside the cross-entropy (paper: 0.1)."""
+
+
+class PauseParams(Section):
+    """Pause tokens: one learned vector after each token."""
+
+    layer: Positive
+    """Blocks below the pause vectors: CoCoMix's concept_layer, for a comparison like the paper's (Fig. 6f)."""
+
+
+class CocomixParams(Section):
+    """Continuous concept mixing, and its ablations."""
+
+    predicts: Literal["concepts", "hidden"]
+    """concepts; hidden: the base model's hidden state instead, regressed (paper Fig. 6b)."""
+    mixing: Literal["interleave", "interleave_with_state", "add", "none"]
+    """interleave: a position of its own after each token; interleave_with_state: so, plus the token's hidden state;
+    add: added to the token's hidden state (Fig. 6e); none: predicted only (Fig. 6d)."""
     concept_layer: Positive
     """Blocks below the concept head (released code: 3 of 8); at least 1, for the KV cache's sake."""
     concept_k: Positive
     """Predicted concepts that are mixed (paper: 32)."""
+    concept_head: Literal["released", "equations"]
+    """released: the hidden state is normalised and the concept scaled back, as the code does; equations: neither."""
     concept_init: Literal["tied", "normal"]
     """tied: unit-norm predictor rows and compress = 0.75 x their transpose; normal: N(0, 0.02), as released."""
+    stop_gradient: bool
+    """Whether the language model's loss leaves the prediction alone."""
     concept_weight: Annotated[float, Field(ge=0)]
-    """Lambda, the weight of the concept loss (paper: 0.1)."""
+    """Lambda, the weight of the concept loss (paper: 0.1); 0: mixing without concept loss (Fig. 6d)."""
+    hidden_loss: Literal["l1", "l2", "cosine"]
+    """Distance between hidden states, with predicts: hidden."""
 
 
 class PretrainParams(Section):
@@ -237,18 +263,21 @@ class PretrainParams(Section):
 
     methods: Annotated[list[Method], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)]
+    match: Match
+    """What ntp and kd have in common with cocomix, by their width: width: as it is in `model`; stored: parameters;
+    active: parameters that work on a token (paper); flops: training FLOPs a token."""
     model: ModelParams
     training: TrainingParams
     ntp: NtpParams
+    kd: KdParams
+    pause: PauseParams
     cocomix: CocomixParams
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.cocomix.concept_layer >= self.model.n_layer:
-            raise ValueError(
-                f"cocomix.concept_layer ({self.cocomix.concept_layer}) must be below "
-                f"model.n_layer ({self.model.n_layer})"
-            )
+        for key, layer in (("cocomix.concept_layer", self.cocomix.concept_layer), ("pause.layer", self.pause.layer)):
+            if layer >= self.model.n_layer:
+                raise ValueError(f"{key} ({layer}) must be below model.n_layer ({self.model.n_layer})")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if len(set(values)) < len(values):  # type: ignore[arg-type]
                 raise ValueError(f"{name} lists a value twice: {values}")

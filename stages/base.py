@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 from cocomix.artifact import Work
 from cocomix.errors import UserError
 from cocomix.evaluation import LanguageModelScore, score_language_model
-from cocomix.modeling import flops_per_token, gpt2_config, parameters
+from cocomix.modeling import config_of, flops_per_token, gpt2_shape, parameters
 from cocomix.params import Params
 from cocomix.runtime import runtime
 from cocomix.tokens import Tokens
@@ -40,7 +40,7 @@ def run(params: Params) -> None:
 
 def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedModel, list[CurveRow]]:
     torch.manual_seed(params.base.seed)
-    model = GPT2LMHeadModel(gpt2_config(params.base.model, tokens))
+    model = GPT2LMHeadModel(config_of(gpt2_shape(params.base.model, tokens)))
     data = (WindowData(tokens.windows("train")), WindowData(tokens.windows("validation")))
     training = Training(NextToken(model), *data, params.base.training, params.base.seed, scratch)
     return model, training.run("base")

@@ -40,7 +40,7 @@ def run(params: Params, method: Method, seed: int) -> None:
         )
         metrics[split] = asdict(score)
     metrics["concepts"] = None
-    if isinstance(model, CoCoMixForCausalLM):
+    if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
         with tempfile.TemporaryDirectory() as unpacked:
             target = Path(unpacked) / "labels.npy"
             labels = ConceptLabels(Artifact(ARTIFACTS / "concepts")).unpack("validation", target)

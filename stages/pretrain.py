@@ -6,17 +6,28 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels
+from cocomix.base import load_base
 from cocomix.distributed import barrier
 from cocomix.errors import UserError
-from cocomix.modeling import CoCoMixForCausalLM, cocomix_config, flops_per_token, gpt2_config, parameters
-from cocomix.params import Method, Params
+from cocomix.modeling import config_of, parameters
+from cocomix.params import Method, Params, PretrainParams
 from cocomix.runtime import runtime
 from cocomix.tokens import Split, Tokens
-from cocomix.training import ConceptMixing, CurveRow, NextToken, Objective, Training, WindowData, write_curve
+from cocomix.training import (
+    ConceptMixing,
+    CurveRow,
+    Distillation,
+    HiddenMixing,
+    NextToken,
+    Objective,
+    Training,
+    WindowData,
+    write_curve,
+)
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
@@ -24,21 +35,19 @@ def run(params: Params, method: Method, seed: int) -> None:
     """Make artifacts/models/<method>-<seed>, a Hugging Face folder."""
     name = f"{method}-{seed}"
     tokens = Tokens(ARTIFACTS / "tokens")
-    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact}
-    labels = None
-    if method == "cocomix":
-        concepts = Artifact(ARTIFACTS / "concepts")
-        labels = ConceptLabels(concepts)
-        # The digest of the labels, not of their artifact: the same one that DVC watches (see dvc.yaml).
-        inputs["supervision"] = json.loads(concepts.file("supervision.json").read_text())[method]
+    base, concepts = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "concepts")
+    # What the method learns from besides the tokens, as a digest: the same one that DVC watches (see dvc.yaml).
+    supervision = json.loads(concepts.file("supervision.json").read_text())[method]
+    shape = json.loads(Artifact(ARTIFACTS / "shapes").file("shapes.json").read_text())[method]
     section = params.pretrain
     used = {
         "method": method,
         "seed": seed,
-        "model": section.model.model_dump(),
+        "shape": shape,
         "training": section.training.model_dump(),
         method: getattr(section, method).model_dump(),
     }
+    labels = ConceptLabels(concepts) if method == "cocomix" and section.cocomix.predicts == "concepts" else None
 
     def data(split: Split, scratch: Path) -> WindowData:
         if labels is None:
@@ -51,12 +60,7 @@ def run(params: Params, method: Method, seed: int) -> None:
 
     def compute(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
-        objective: Objective
-        if labels is None:
-            objective = NextToken(GPT2LMHeadModel(gpt2_config(section.model, tokens)))
-        else:
-            config = cocomix_config(section.model, section.cocomix, tokens, labels.latents)
-            objective = ConceptMixing(CoCoMixForCausalLM(config), section.cocomix.concept_weight)
+        objective = _objective(method, section, shape, base, concepts)
         train, validation = data("train", work.scratch), data("validation", work.scratch)
         curve = Training(objective, train, validation, section.training, seed, work.scratch).run(name)
         if runtime().rank == 0:
@@ -71,7 +75,26 @@ def run(params: Params, method: Method, seed: int) -> None:
         "metrics.json": Path("metrics/pretrain") / f"{name}.json",
         "curve.csv": Path("plots/pretrain") / f"{name}.csv",
     }
+    inputs = {"tokens": tokens.artifact, "supervision": supervision}
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
+
+
+def _objective(
+    method: Method, section: PretrainParams, shape: dict[str, Any], base: Artifact, concepts: Artifact
+) -> Objective:
+    """A new model, and what it is to minimise."""
+    model = AutoModelForCausalLM.from_config(config_of(shape))
+    context, layer = shape["n_positions"], concepts.about["layer"]
+    match method:
+        case "ntp" | "pause":
+            return NextToken(model)
+        case "kd":
+            return Distillation(model, load_base(base, context), section.kd.kl_weight)
+        case "cocomix":
+            chosen = section.cocomix
+            if chosen.predicts == "concepts":
+                return ConceptMixing(model, chosen.concept_weight)
+            return HiddenMixing(model, load_base(base, context), layer, chosen.hidden_loss, chosen.concept_weight)
 
 
 def _metrics(method: str, seed: int, objective: Objective, curve: list[CurveRow], context: int) -> dict[str, Any]:
@@ -79,9 +102,10 @@ def _metrics(method: str, seed: int, objective: Objective, curve: list[CurveRow]
     return {
         "method": method,
         "seed": seed,
+        "d_model": objective.model.config.n_embd,
         "parameters": parameters(objective.model)._asdict(),
         "tokens": last.tokens,
-        "flops_per_token": flops_per_token(objective.model.config, context),
+        "flops_per_token": objective.training_flops(context),
         "flops": last.flops,
         "seconds": last.seconds,
         "tokens_per_second": round(last.tokens / last.seconds, 1),

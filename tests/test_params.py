@@ -46,7 +46,7 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("  learning_rate: 1.0e-3", "  learning_rate: -1", "sae.learning_rate: -1: input should be greater than 0"),
         ("  seeds: [0]", "  seeds: 0", "pretrain.seeds: 0: input should be a valid list"),
         ("  seeds: [0]", "  seeds: [0, 0]", "pretrain: seeds lists a value twice: [0, 0]"),
-        ("[ntp, cocomix]", "[npt]", "pretrain.methods.0: 'npt': input should be 'ntp' or 'cocomix'"),
+        ("[ntp, cocomix]", "[npt]", "pretrain.methods.0: 'npt': input should be 'ntp', 'kd', 'pause' or 'cocomix'"),
         ("evaluate:", "evalute:", "evalute: unknown key; did you mean 'evaluate'?"),
         ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, evaluate, "),
         ("evaluate:\n  batch_size: 32", "evaluate: [1] #", "evaluate: must be a section of 'key: value', not [1]"),

@@ -73,7 +73,12 @@ def label(
                 pending.rows = shard.stop - shard.start
                 write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
     distributed.barrier()
-    facts = {"latents": sae.config.latents, "k_attr": params.k_attr, "context": tokens.context}
+    facts = {
+        "latents": sae.config.latents,
+        "layer": sae.config.layer,
+        "k_attr": params.k_attr,
+        "context": tokens.context,
+    }
     if runtime().rank == 0:
         _write_supervision(work, facts)
     return {**facts, "dtype": label_type(sae.config.latents).name}
@@ -93,6 +98,7 @@ def label_windows(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, p
 def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:
     """Say what each method learns from besides the tokens, so that new labels rerun those alone that use them."""
     digests = {name: record.sha256 for name, record in work.records().items() if name != SUPERVISION}
-    cocomix = hashlib.sha256(json.dumps([facts, digests], sort_keys=True).encode()).hexdigest()
+    labels = hashlib.sha256(json.dumps([facts, digests], sort_keys=True).encode()).hexdigest()
+    learns_from = {"cocomix": labels, "kd": work.inputs["base"], "ntp": "", "pause": ""}
     with work.write(SUPERVISION) as pending:
-        pending.path.write_text(json.dumps({"cocomix": cocomix, "ntp": ""}, indent=1) + "\n")
+        pending.path.write_text(json.dumps(learns_from, indent=1) + "\n")

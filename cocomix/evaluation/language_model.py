@@ -16,7 +16,7 @@ from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.progress import progress
 from cocomix.runtime import runtime
 from cocomix.training import WindowData
-from cocomix.training.objectives import NO_LABEL, concept_loss, labelled_positions, next_token_loss
+from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions, next_token_loss
 
 
 @dataclass(frozen=True)

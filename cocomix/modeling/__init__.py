@@ -2,10 +2,10 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cocomix.modeling.accounting import flops_per_token, parameters
+from cocomix.modeling.accounting import flops_per_token, parameters, parameters_of
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
 from cocomix.modeling.modeling_cocomix import CoCoMixCache, CoCoMixForCausalLM, CoCoMixModel, CoCoMixOutput
-from cocomix.modeling.shapes import cocomix_config, gpt2_config
+from cocomix.modeling.shapes import Sources, config_of, gpt2_shape, shapes
 
 AutoConfig.register("cocomix", CoCoMixConfig)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM)
@@ -16,8 +16,11 @@ __all__ = [
     "CoCoMixForCausalLM",
     "CoCoMixModel",
     "CoCoMixOutput",
-    "cocomix_config",
+    "Sources",
+    "config_of",
     "flops_per_token",
-    "gpt2_config",
+    "gpt2_shape",
     "parameters",
+    "parameters_of",
+    "shapes",
 ]

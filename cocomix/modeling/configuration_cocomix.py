@@ -8,23 +8,38 @@ from transformers import GPT2Config
 
 @strict
 class CoCoMixConfig(GPT2Config):
-    """A GPT-2 shape with a concept head (arXiv 2502.08524).
+    """A GPT-2 shape that predicts something at one layer and mixes it into its hidden states (arXiv 2502.08524).
 
     Args:
-        num_concepts: C, the size of the dictionary that the concepts come from.
+        predicts: `concepts`: CoCoMix; `hidden`: the base model's hidden state instead (paper Fig. 6b); `nothing`: a
+            learned vector, the same everywhere, takes its place (pause token, Fig. 6f).
+        mixing: `interleave`: the vector is a position of its own after its token's; `interleave_with_state`: so, with
+            the token's hidden state added to it; `add`: it is added to the token's hidden state (Fig. 6e); `none`:
+            it is predicted only (Fig. 6d).
         concept_layer: blocks below the concept head. At least 1: generation counts past tokens in the cache of
             block 0, which must hold one entry a token.
+        num_concepts: C, the size of the dictionary that the concepts come from.
         concept_k: predicted concepts that are mixed into the continuous concept.
+        concept_head: `released`: the hidden state is normalised before the prediction, and the continuous concept
+            is scaled back, as the released code does; `equations`: neither (paper Eq. 2 and 3).
         concept_init: `tied`: predictor rows of unit norm and compress = 0.75 times their transpose, so that mixing
             starts as a coarse copy of the hidden state; `normal`: N(0, initializer_range), as the released code.
+        stop_gradient: whether the language model's loss leaves the prediction alone: it still trains what is made
+            of the prediction.
+        base_width: width of the hidden state that is predicted, with `predicts: hidden`.
     """
 
     model_type = "cocomix"
 
-    num_concepts: int = 32768
+    predicts: Literal["concepts", "hidden", "nothing"] = "concepts"
+    mixing: Literal["interleave", "interleave_with_state", "add", "none"] = "interleave"
     concept_layer: int = 3
+    num_concepts: int = 32768
     concept_k: int = 32
+    concept_head: Literal["released", "equations"] = "released"
     concept_init: Literal["tied", "normal"] = "tied"
+    stop_gradient: bool = False
+    base_width: int = 768
 
     def __post_init__(self, **kwargs: object) -> None:
         """Check what the fields must satisfy together."""
@@ -33,3 +48,10 @@ class CoCoMixConfig(GPT2Config):
             raise ValueError(f"concept_layer ({self.concept_layer}) must be from 1 to n_layer - 1 ({self.n_layer - 1})")
         if not 1 <= self.concept_k <= self.num_concepts:
             raise ValueError(f"concept_k ({self.concept_k}) must be from 1 to num_concepts ({self.num_concepts})")
+        if self.predicts == "nothing" and self.mixing != "interleave":
+            raise ValueError(f"mixing ({self.mixing}) must be interleave where nothing is predicted")
+
+    @property
+    def interleaves(self) -> bool:
+        """Whether the blocks above `concept_layer` see two positions a token."""
+        return self.mixing in ("interleave", "interleave_with_state")

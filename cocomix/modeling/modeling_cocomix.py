@@ -4,9 +4,10 @@
 - There, each position predicts concepts: logits over a dictionary, of which the largest `concept_k` are
   compressed into one vector, the continuous concept (section 2.2).
 - Above, 2T positions: each token's hidden state, then its continuous concept. The language model head reads the
-  concept positions, so logits have one row a text token.
+  concept positions, so logits have one row a text token, and the last block computes no others.
 
 The cache holds T entries in the blocks below and 2T above. Attention masks are made once for each length.
+The paper's ablations are fields of the configuration; without interleaving there are T positions throughout.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,13 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_utils import slice_logits_to_keep  # type: ignore[attr-defined]
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block, GPT2PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep  # type: ignore[attr-defined]
+from transformers.models.gpt2.modeling_gpt2 import (
+    GPT2Attention,
+    GPT2Block,
+    GPT2PreTrainedModel,
+    eager_attention_forward,
+)
 from transformers.utils import ModelOutput
 
 from .configuration_cocomix import CoCoMixConfig
@@ -29,13 +35,15 @@ TIED_SCALE = 0.75
 """Compress over predictor at the tied start. Not tuned."""
 
 
-class Concepts(NamedTuple):
-    """What the concept head makes of hidden states [batch, seq, d_model]."""
+class Mixture(NamedTuple):
+    """What is made of hidden states [batch, seq, d_model]."""
 
-    logits: Tensor
-    """Concept logits z: [batch, seq, num_concepts]."""
-    mixed: Tensor
-    """Continuous concept, one vector a position: [batch, seq, d_model]."""
+    vector: Tensor | None
+    """What is mixed in, one vector a position: [batch, seq, d_model]; none: nothing is mixed."""
+    concept_logits: Tensor | None = None
+    """z: [batch, seq, num_concepts]."""
+    base_hidden: Tensor | None = None
+    """The prediction of the base model's hidden state: [batch, seq, base_width]."""
 
 
 @dataclass
@@ -45,37 +53,142 @@ class CoCoMixOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
-    """After the final norm, at the concept positions: [batch, seq, d_model]."""
+    """After the final norm, one row a text token: [batch, seq, d_model]."""
     concept_logits: Tensor | None = None
-    """[batch, seq, num_concepts]."""
+    """[batch, seq, num_concepts], where concepts are predicted."""
+    base_hidden: Tensor | None = None
+    """[batch, seq, base_width], where the base model's hidden state is predicted."""
     past_key_values: Cache | None = None
 
 
 class ConceptHead(nn.Module):
-    """Predict concepts and compress the prediction into one vector, as in the released code.
+    """Predict concepts and compress the prediction into one vector, the continuous concept.
 
-    The hidden state is normalised like an autoencoder's input (mean over features, unbiased standard deviation,
-    learned pre-bias) and the continuous concept is scaled back by the same figures.
+    `released`: as the released code does, the hidden state is normalised like an autoencoder's input (mean over
+    features, unbiased standard deviation, learned pre-bias), and the vector is scaled back by the same figures.
+    `equations`: z = M h and c = W TopK(z) + b, with b = `pre_bias` (paper Eq. 2 and 3).
     """
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
-        self.k = config.concept_k
-        self.pre_bias = nn.Parameter(torch.zeros(config.n_embd))
+        self.config = config
         self.predictor = nn.Linear(config.n_embd, config.num_concepts)
-        # Row = concept: only the rows of the predicted concepts are read.
-        self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
+        if config.mixing != "none" or config.concept_head == "released":
+            self.pre_bias = nn.Parameter(torch.zeros(config.n_embd))
+        if config.mixing != "none":
+            # Row = concept: only the rows of the predicted concepts are read.
+            self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
 
-    def forward(self, hidden: Tensor) -> Concepts:
+    def forward(self, hidden: Tensor) -> Mixture:
         """hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
+        if self.config.concept_head == "equations":
+            logits = self.predictor(hidden)
+            return Mixture(self._compressed(logits) + self.pre_bias if self._mixes else None, logits)
         std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
         std = std + 1e-5
         logits = self.predictor((hidden - mean) / std - self.pre_bias)
-        strength, index = logits.topk(self.k, sorted=False)
-        mixed = self.compress(
-            index.flatten(0, 1), per_sample_weights=strength.flatten(0, 1).to(self.compress.weight.dtype)
-        ).view_as(hidden)
-        return Concepts(logits, (mixed + self.pre_bias) * std + mean)
+        return Mixture((self._compressed(logits) + self.pre_bias) * std + mean if self._mixes else None, logits)
+
+    @property
+    def _mixes(self) -> bool:
+        return self.config.mixing != "none"
+
+    def _compressed(self, logits: Tensor) -> Tensor:
+        strength, index = logits.topk(self.config.concept_k, sorted=False)
+        if self.config.stop_gradient:
+            strength = strength.detach()
+        weights = strength.flatten(0, 1).to(self.compress.weight.dtype)
+        bag: Tensor = self.compress(index.flatten(0, 1), per_sample_weights=weights)
+        return bag.view(*logits.shape[:2], -1)
+
+
+class HiddenHead(nn.Module):
+    """Predict the base model's hidden state, normalised, and project the prediction (paper section 3.4, Fig. 6b)."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        inner = 4 * config.n_embd
+        self.predictor = nn.Sequential(
+            nn.Linear(config.n_embd, inner), nn.GELU("tanh"), nn.Linear(inner, config.base_width)
+        )
+        if config.mixing != "none":
+            self.compress = nn.Linear(config.base_width, config.n_embd)
+
+    def forward(self, hidden: Tensor) -> Mixture:
+        """hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
+        predicted = self.predictor(self.norm(hidden))
+        if self.config.mixing == "none":
+            return Mixture(None, base_hidden=predicted)
+        return Mixture(self.compress(predicted.detach() if self.config.stop_gradient else predicted), None, predicted)
+
+
+class PauseVector(nn.Module):
+    """The same learned vector at every position (pause tokens, arXiv 2310.02226; paper Fig. 6f)."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(config.n_embd))
+
+    def forward(self, hidden: Tensor) -> Mixture:
+        """hidden: [batch, seq, d_model], of which only the shape counts."""
+        return Mixture(self.vector.expand_as(hidden))
+
+
+class _ConceptQueries(GPT2Attention):
+    """Attention in which the concept positions alone ask, and all positions answer."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        kind = self.config._attn_implementation
+        if kind not in ("eager", "sdpa"):
+            # Flash kernels line a short query up with the end of the keys.
+            attended, _ = super().forward(hidden_states, past_key_values, attention_mask, **kwargs)
+            return attended[:, 1::2], None
+        d, weight, bias = self.embed_dim, self.c_attn.weight.t(), self.c_attn.bias
+        query = self._heads(F.linear(hidden_states[:, 1::2], weight[:d], bias[:d]))
+        key, value = map(self._heads, F.linear(hidden_states, weight[d:], bias[d:]).chunk(2, dim=-1))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        asking, keys = query.shape[2], key.shape[2]
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, :, 1::2]
+        elif asking > 1:  # a single query sees all keys
+            last_seen = torch.arange(keys - 2 * asking + 1, keys, 2, device=key.device)
+            attention_mask = torch.arange(keys, device=key.device) <= last_seen[:, None]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
+        dropout = self.attn_dropout.p if self.training else 0.0
+        attended, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        return self.resid_dropout(self.c_proj(attended.flatten(2))), None
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
+
+
+class _LastBlock(GPT2Block):
+    """The last of the blocks that see two positions a token: from 2T positions to the T that are read."""
+
+    def __init__(self, config: CoCoMixConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.attn = _ConceptQueries(config, layer_idx=layer_idx)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        attended, _ = self.attn(self.ln_1(hidden_states), past_key_values, attention_mask, **kwargs)
+        hidden = hidden_states[:, 1::2] + attended
+        output: Tensor = hidden + self.mlp(self.ln_2(hidden))
+        return output
 
 
 class _PairLayer(DynamicLayer):
@@ -89,7 +202,8 @@ class CoCoMixCache(DynamicCache):
     """A key-value cache with one entry a token below the concept head and two above."""
 
     def __init__(self, config: CoCoMixConfig) -> None:
-        layers = [(DynamicLayer if i < config.concept_layer else _PairLayer)() for i in range(config.n_layer)]
+        doubled = range(config.concept_layer if config.interleaves else config.n_layer, config.n_layer)
+        layers = [(_PairLayer if i in doubled else DynamicLayer)() for i in range(config.n_layer)]
         Cache.__init__(self, layers=layers)
 
 
@@ -103,12 +217,18 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, PauseVector):
+            init.normal_(module.vector, mean=0.0, std=self.config.initializer_range)
         if isinstance(module, ConceptHead):
-            init.zeros_(module.pre_bias)
-            init.normal_(module.compress.weight, mean=0.0, std=self.config.initializer_range)
-            if self.config.concept_init == "tied":
+            mixes, tied = hasattr(module, "compress"), self.config.concept_init == "tied"
+            if hasattr(module, "pre_bias"):
+                init.zeros_(module.pre_bias)
+            if mixes:
+                init.normal_(module.compress.weight, mean=0.0, std=self.config.initializer_range)
+            if tied:
                 rows = F.normalize(torch.randn_like(module.predictor.weight), dim=1)
                 init.copy_(module.predictor.weight, rows)
+            if tied and mixes:
                 init.copy_(module.compress.weight, TIED_SCALE * rows)
 
 
@@ -121,7 +241,10 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList(GPT2Block(config, layer_idx=i) for i in range(config.n_layer))
-        self.concepts = ConceptHead(config)
+        if config.interleaves:
+            self.h[-1] = _LastBlock(config, layer_idx=config.n_layer - 1)
+        mixers = {"concepts": ConceptHead, "hidden": HiddenHead, "nothing": PauseVector}
+        self.mixer = mixers[config.predicts](config)
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
@@ -168,17 +291,28 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         for block in lower:
             hidden = block(hidden, cache, mask, use_cache=use_cache, **kwargs)
 
-        concepts = self.concepts(hidden)
-        hidden = torch.stack([hidden, concepts.mixed.to(hidden.dtype)], dim=2).flatten(1, 2)
-        if attention_mask is not None:
-            attention_mask = attention_mask.repeat_interleave(2, dim=-1)
-        mask = self._mask(hidden, attention_mask, past_key_values, layer=self.config.concept_layer)
+        mixture: Mixture = self.mixer(hidden)
+        if mixture.vector is not None:
+            vector = mixture.vector.to(hidden.dtype)
+            hidden = self._interleaved(hidden, vector) if self.config.interleaves else hidden + vector
+        if self.config.interleaves:
+            if attention_mask is not None:
+                attention_mask = attention_mask.repeat_interleave(2, dim=-1)
+            mask = self._mask(hidden, attention_mask, past_key_values, layer=self.config.concept_layer)
         for block in upper:
             hidden = block(hidden, cache, mask, use_cache=use_cache, **kwargs)
 
         return CoCoMixOutput(
-            last_hidden_state=self.ln_f(hidden[:, 1::2]), concept_logits=concepts.logits, past_key_values=cache
+            last_hidden_state=self.ln_f(hidden),
+            concept_logits=mixture.concept_logits,
+            base_hidden=mixture.base_hidden,
+            past_key_values=cache,
         )
+
+    def _interleaved(self, hidden: Tensor, vector: Tensor) -> Tensor:
+        if self.config.mixing == "interleave_with_state":
+            vector = vector + hidden
+        return torch.stack([hidden, vector], dim=2).flatten(1, 2)
 
     def _mask(self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor | None:
         # No position_ids: the library would read the doubled ones as packed documents, and separate the pairs.

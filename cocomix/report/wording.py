@@ -5,7 +5,12 @@ from typing import NamedTuple
 
 from cocomix.report.comparison import BASELINE, MethodResult, Spread
 
-NAMES = {"ntp": "Next-token prediction", "cocomix": "CoCoMix"}
+NAMES = {
+    "ntp": "Next-token prediction",
+    "kd": "Knowledge distillation",
+    "pause": "Pause tokens",
+    "cocomix": "CoCoMix",
+}
 
 
 def si(value: float, unit: str = "") -> str:

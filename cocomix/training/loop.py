@@ -28,12 +28,11 @@ from cocomix import distributed
 from cocomix.device import autocast, device
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
-from cocomix.modeling import flops_per_token
 from cocomix.params import TrainingParams
 from cocomix.progress import progress, say
 from cocomix.runtime import runtime
 from cocomix.training import checkpoint
-from cocomix.training.objectives import Objective, labelled_positions
+from cocomix.training.objectives import Objective
 from cocomix.training.order import WindowOrder
 
 
@@ -63,15 +62,16 @@ class CurveRow:
     tokens: int
     """Text tokens seen."""
     flops: float
-    """Of training so far: three forward passes a token."""
+    """Of training so far; see the objective's `training_flops`."""
     seconds: float
     """Of training so far, earlier processes' included, evaluation not."""
     train_loss: float
     """Nats a token, mean since the row before."""
     validation_loss: float
     """Nats a token, on `eval_windows` windows."""
-    concept_loss: float | None
-    """Validation, nats a label; none: the method predicts no concepts."""
+    auxiliary_loss: float | None
+    """Validation, a supervised position: of concepts or distributions in nats, of hidden states a distance; none: the
+    method has no such loss."""
 
 
 class Training:
@@ -150,7 +150,7 @@ class Training:
         torch.manual_seed(int(np.random.SeedSequence([self._seed, self._step, runtime().rank]).generate_state(1)[0]))
         micro_batches = [self._train.batch(each) for each in _split(rows, runtime().micro_batch)]
         positions = self._params.batch_size * (self._train.windows.shape[1] - 1)
-        (labelled,) = distributed.totals(sum(int(labelled_positions(batch[1])) for batch in micro_batches if batch[1:]))
+        (supervised,) = distributed.totals(sum(self._objective.supervised(*batch) for batch in micro_batches))
         # DDP averages the gradients over the processes; the sums below want their sum.
         scale = runtime().world_size
         loss = torch.zeros((), device=device())
@@ -161,8 +161,8 @@ class Training:
             with autocast():
                 losses = self._run(*batch)
             total = losses.tokens / positions
-            if self._objective.concept_weight:
-                total = total + self._objective.concept_weight * losses.concepts / max(labelled, 1)
+            if losses.auxiliary is not None:
+                total = total + self._objective.auxiliary_weight * losses.auxiliary / max(supervised, 1)
             (total * scale).backward()
             loss += losses.tokens.detach()
         norm = float(nn.utils.clip_grad_norm_(self._weights, self._params.clip))
@@ -183,7 +183,7 @@ class Training:
     @torch.no_grad()
     def _evaluate(self) -> CurveRow:
         self._objective.eval()
-        tokens_loss, tokens, concepts_loss, labelled = 0.0, 0.0, 0.0, 0.0
+        tokens_loss, tokens, auxiliary_loss, supervised = 0.0, 0.0, 0.0, 0.0
         rows = self._eval_rows[runtime().rank :: runtime().world_size]
         for some in _split(rows, self._params.batch_size):
             batch = self._validation.batch(some)
@@ -191,23 +191,22 @@ class Training:
                 losses = self._objective(*batch)
             tokens_loss += float(losses.tokens)
             tokens += batch[0].shape[0] * (batch[0].shape[1] - 1)
-            concepts_loss += float(losses.concepts)
-            labelled += int(labelled_positions(batch[1])) if len(batch) > 1 else 0
+            auxiliary_loss += float(losses.auxiliary) if losses.auxiliary is not None else 0.0
+            supervised += self._objective.supervised(*batch)
         self._objective.train()
-        tokens_loss, tokens, concepts_loss, labelled, train_loss, seen = distributed.totals(
-            tokens_loss, tokens, concepts_loss, labelled, self._loss_sum, self._loss_count
+        tokens_loss, tokens, auxiliary_loss, supervised, train_loss, seen = distributed.totals(
+            tokens_loss, tokens, auxiliary_loss, supervised, self._loss_sum, self._loss_count
         )
         self._loss_sum, self._loss_count = 0.0, 0.0
         tokens_seen = self._step * self._params.batch_size * self._train.windows.shape[1]
-        per_token = flops_per_token(self._objective.model.config, self._train.windows.shape[1])
         return CurveRow(
             step=self._step,
             tokens=tokens_seen,
-            flops=3.0 * per_token * tokens_seen,
+            flops=float(self._objective.training_flops(self._train.windows.shape[1]) * tokens_seen),
             seconds=round(self._seconds, 3),
             train_loss=round(train_loss / seen, 6),
             validation_loss=round(tokens_loss / tokens, 6),
-            concept_loss=round(concepts_loss / labelled, 6) if labelled else None,
+            auxiliary_loss=round(auxiliary_loss / supervised, 6) if supervised else None,
         )
 
     def _save(self) -> None:

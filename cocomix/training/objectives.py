@@ -1,40 +1,73 @@
 """Objectives: what a method minimises. Each wraps its model, and returns sums, so that any split of a batch into
 micro-batches and processes gives the same gradient."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.base import forward_flops, residual_at
+from cocomix.modeling import CoCoMixForCausalLM, flops_per_token
+from cocomix.training.losses import concept_loss, distillation_loss, hidden_loss, labelled_positions, next_token_loss
 
-NO_LABEL = -1
+HiddenDistance = Literal["l1", "l2", "cosine"]
 
 
 class Losses(NamedTuple):
-    """Sums over a micro-batch, in nats."""
+    """Sums over a micro-batch."""
 
     tokens: Tensor
-    """Next-token cross-entropy, summed over the windows' tokens but the last ones."""
-    concepts: Tensor
-    """Concept loss, summed over the labelled positions."""
+    """Next-token cross-entropy in nats, summed over the windows' tokens but the last ones."""
+    auxiliary: Tensor | None = None
+    """What the method minimises besides, summed over `supervised` positions; none: nothing."""
 
 
 class NextToken(nn.Module):
-    """Next-token prediction."""
+    """Next-token prediction alone: `ntp`, and `pause` with a model that has a pause vector after each token."""
 
-    concept_weight = 0.0
+    auxiliary_weight = 0.0
 
-    def __init__(self, model: GPT2LMHeadModel) -> None:
+    def __init__(self, model: GPT2LMHeadModel | CoCoMixForCausalLM) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, windows: Tensor, labels: Tensor | None = None) -> Losses:  # noqa: ARG002
+    def forward(self, windows: Tensor) -> Losses:
+        """windows: token ids, int64 [batch, context]."""
+        return Losses(next_token_loss(self.model(windows, use_cache=False).logits, windows))
+
+    def supervised(self, windows: Tensor) -> int:  # noqa: ARG002
+        """Positions behind the auxiliary loss."""
+        return 0
+
+    def training_flops(self, context: int) -> int:
+        """Floating-point operations of training on one text token: a forward pass, and two more for the backward."""
+        return 3 * flops_per_token(self.model.config, context)
+
+
+class Distillation(nn.Module):
+    """Next-token prediction plus `auxiliary_weight` times KL(base || student) (paper section 3, KD baseline)."""
+
+    def __init__(self, model: GPT2LMHeadModel, base: PreTrainedModel, kl_weight: float) -> None:
+        super().__init__()
+        self.model, self.auxiliary_weight = model, kl_weight
+        self._base = (base,)  # not a submodule: it is neither trained nor saved
+
+    def forward(self, windows: Tensor) -> Losses:
         """windows: token ids, int64 [batch, context]."""
         logits = self.model(windows, use_cache=False).logits
-        return Losses(next_token_loss(logits, windows), logits.new_zeros(()))
+        with torch.no_grad():
+            # A pretrained base model's vocabulary may be padded.
+            wanted = self._base[0](input_ids=windows, use_cache=False).logits[..., : logits.shape[-1]]
+        return Losses(next_token_loss(logits, windows), distillation_loss(logits[:, :-1], wanted[:, :-1]))
+
+    def supervised(self, windows: Tensor) -> int:
+        """Positions behind the auxiliary loss."""
+        return windows.shape[0] * (windows.shape[1] - 1)
+
+    def training_flops(self, context: int) -> int:
+        """As of `NextToken`, and the base model's forward pass."""
+        return 3 * flops_per_token(self.model.config, context) + forward_flops(self._base[0], context)
 
 
 class ConceptMixing(nn.Module):
@@ -42,7 +75,7 @@ class ConceptMixing(nn.Module):
 
     def __init__(self, model: CoCoMixForCausalLM, concept_weight: float) -> None:
         super().__init__()
-        self.model, self.concept_weight = model, concept_weight
+        self.model, self.auxiliary_weight = model, concept_weight
 
     def forward(self, windows: Tensor, labels: Tensor) -> Losses:
         """Run the model.
@@ -54,36 +87,47 @@ class ConceptMixing(nn.Module):
         output = self.model(windows, use_cache=False)
         return Losses(next_token_loss(output.logits, windows), concept_loss(output.concept_logits, labels))
 
+    def supervised(self, windows: Tensor, labels: Tensor) -> int:  # noqa: ARG002
+        """Positions behind the auxiliary loss."""
+        return int(labelled_positions(labels))
 
-Objective = NextToken | ConceptMixing
-
-
-def next_token_loss(logits: Tensor, windows: Tensor) -> Tensor:
-    """Summed cross-entropy of each token given those before it.
-
-    Args:
-        logits: [batch, context, vocab].
-        windows: token ids, int64 [batch, context].
-    """
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
+    def training_flops(self, context: int) -> int:
+        """As of `NextToken`; making the labels is not counted: it is done once, whatever the epochs and the runs."""
+        return 3 * flops_per_token(self.model.config, context)
 
 
-def concept_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed concept loss: the mean of the cross-entropies to a position's labels (paper Eq. 2), in one pass.
+class HiddenMixing(nn.Module):
+    """Next-token prediction plus `concept_weight` times the distance to the base model's hidden state (Fig. 6b)."""
 
-    The mean of CE(z, i) over labels i is logsumexp(z) - mean z_i. Positions without a label count nothing.
+    def __init__(
+        self,
+        model: CoCoMixForCausalLM,
+        base: PreTrainedModel,
+        layer: int,
+        distance: HiddenDistance,
+        concept_weight: float,
+    ) -> None:
+        super().__init__()
+        self.model, self.auxiliary_weight = model, concept_weight
+        self._base = (base,)
+        self._layer, self._distance = layer, distance
 
-    Args:
-        logits: z, [batch, context, num_concepts].
-        labels: int64 [batch, context, k_attr], `NO_LABEL` where there is none.
-    """
-    logits = logits.float()
-    valid = labels != NO_LABEL
-    labelled = valid.any(-1)
-    chosen = logits.gather(-1, labels.clamp(min=0)).masked_fill(~valid, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
-    return ((logits.logsumexp(-1) - chosen) * labelled).sum()
+    def forward(self, windows: Tensor) -> Losses:
+        """windows: token ids, int64 [batch, context]."""
+        output = self.model(windows, use_cache=False)
+        with torch.no_grad():
+            wanted = residual_at(self._base[0], windows, self._layer)
+        distance = hidden_loss(output.base_hidden, wanted, self._distance)
+        return Losses(next_token_loss(output.logits, windows), distance)
+
+    def supervised(self, windows: Tensor) -> int:
+        """Positions behind the auxiliary loss."""
+        return windows.numel()
+
+    def training_flops(self, context: int) -> int:
+        """As of `NextToken`, and the base model's forward pass up to the layer."""
+        base = forward_flops(self._base[0], context, self._layer)
+        return 3 * flops_per_token(self.model.config, context) + base
 
 
-def labelled_positions(labels: Tensor) -> Tensor:
-    """How many positions have at least one label: int64 []. labels: as of `concept_loss`."""
-    return torch.count_nonzero((labels != NO_LABEL).any(-1))
+Objective = NextToken | Distillation | ConceptMixing | HiddenMixing

@@ -25,7 +25,7 @@ PARAMS = AttributionParams(k_attr=3, sign="released", shard_windows=40)
 def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> Artifact:
     """The artifact, made by `jobs` processes one after the other; the first one, which ends it, comes last."""
     out = Path(f"artifacts/concepts{jobs}{key}")
-    with Work("attribution", out, {}, {"jobs": jobs, "key": key}) as work, pytest.MonkeyPatch.context() as patch:
+    with Work("attribution", out, {"base": "of the base model"}, {"jobs": jobs, "key": key}) as work, pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "barrier", lambda: None)
         for rank in reversed(range(jobs)):
             patch.setenv("RANK", str(rank))
@@ -91,7 +91,8 @@ def test_supervision_differs_with_the_labels_for_the_method_that_uses_them_alone
     first, again = supervision(labelled(setting)), supervision(labelled(setting, key="again"))
     other = supervision(labelled(setting, key="other", sign="helpful"))
     assert first == again
-    assert first["ntp"] == other["ntp"] == ""
+    assert first["ntp"] == first["pause"] == other["ntp"] == other["pause"] == ""
+    assert first["kd"] == other["kd"] == "of the base model"
     assert first["cocomix"] != other["cocomix"]
 
 

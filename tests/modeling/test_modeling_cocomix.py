@@ -24,9 +24,9 @@ def reference(model: CoCoMixForCausalLM, tokens: Tensor) -> tuple[Tensor, Tensor
     for block in body.h[: config.concept_layer]:
         hidden = plain_block(block, hidden, config.n_head)
     mean, std = hidden.mean(-1, keepdim=True), hidden.std(-1, unbiased=True, keepdim=True) + 1e-5
-    z = body.concepts.predictor((hidden - mean) / std - body.concepts.pre_bias)
+    z = body.mixer.predictor((hidden - mean) / std - body.mixer.pre_bias)
     kept = torch.zeros_like(z).scatter(-1, z.topk(config.concept_k).indices, 1.0) * z
-    concept = (kept @ body.concepts.compress.weight + body.concepts.pre_bias) * std + mean
+    concept = (kept @ body.mixer.compress.weight + body.mixer.pre_bias) * std + mean
     pairs = [each for t in range(tokens.shape[1]) for each in (hidden[:, t], concept[:, t])]
     hidden = torch.stack(pairs, dim=1)
     for block in body.h[config.concept_layer :]:
@@ -49,7 +49,7 @@ def plain_block(block: torch.nn.Module, hidden: Tensor, heads: int) -> Tensor:
 def test_logits_concepts_and_gradients_equal_the_equations_written_out(model: CoCoMixForCausalLM) -> None:
     model.requires_grad_(True)
     with torch.no_grad():
-        model.transformer.concepts.pre_bias.normal_()
+        model.transformer.mixer.pre_bias.normal_()
     tokens = ids(3, 11)
     expected, expected_z = reference(model, tokens)
     output = model(tokens)
@@ -141,7 +141,7 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradient() -> None:
 
 
 def test_the_tied_start_has_unit_rows_and_their_scaled_transpose_and_the_normal_start_has_neither() -> None:
-    tied, normal = tiny().transformer.concepts, tiny(concept_init="normal").transformer.concepts
+    tied, normal = tiny().transformer.mixer, tiny(concept_init="normal").transformer.mixer
     torch.testing.assert_close(tied.predictor.weight.norm(dim=1), torch.ones(40))
     torch.testing.assert_close(tied.compress.weight, 0.75 * tied.predictor.weight)
     assert normal.predictor.weight.std().item() == pytest.approx(0.02, rel=0.1)

@@ -12,7 +12,7 @@ from cocomix.artifact import Artifact
 from tests.stages.project import Project
 
 ALL = {
-    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "report"),
+    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "shapes", "report"),
     *(f"{stage}@{method}-0" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")),
 }
 
@@ -47,6 +47,7 @@ def test_every_artifact_opens_and_verifies(finished: Project) -> None:
                 "models/ntp-0",
                 "report",
                 "sae",
+                "shapes",
                 "tokens",
             ),
         ]
@@ -74,6 +75,9 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"sae": {"k": 7}}, {"sae"}),
         ({"attribution": {"sign": "helpful"}}, {"attribution"}),
         ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0"}),
+        ({"pretrain": {"kd": {"kl_weight": 0.2}}}, set()),
+        ({"pretrain": {"match": "flops"}}, {"shapes"}),
+        ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"shapes", "pretrain@cocomix-0"}),
         ({"pretrain": {"training": {"steps": 61}}}, {"pretrain@ntp-0", "pretrain@cocomix-0"}),
         ({"pretrain": {"methods": ["ntp"]}}, {"report"}),
         (
@@ -115,7 +119,8 @@ def test_a_source_file_touches_exactly_its_stages(
 def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"sae": {"k": 7}})
-    assert ran(project.dvc("repro")) == {"sae", "attribution", "pretrain@cocomix-0", "evaluate@cocomix-0", "report"}
+    again = {"sae", "attribution", "shapes", "pretrain@cocomix-0", "evaluate@cocomix-0", "report"}
+    assert ran(project.dvc("repro")) == again
     assert changed(project) == set()
 
 

@@ -63,7 +63,7 @@ def test_the_loss_falls_and_the_curve_says_what_was_done(make: Callable[[], Obje
     assert [row.step for row in curve] == [5, 10, 12]
     assert [row.tokens for row in curve] == [5 * 48, 10 * 48, 12 * 48]
     assert curve[-1].validation_loss < curve[0].validation_loss < np.log(32) + 0.2
-    assert (curve[-1].concept_loss is None) == (make is ntp)
+    assert (curve[-1].auxiliary_loss is None) == (make is ntp)
 
 
 @pytest.mark.parametrize("make", [ntp, cocomix])

@@ -28,7 +28,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
     for one, other in zip(first["curve"], second["curve"], strict=True):
-        for key in ("step", "tokens", "flops", "train_loss", "validation_loss", "concept_loss"):
+        for key in ("step", "tokens", "flops", "train_loss", "validation_loss", "auxiliary_loss"):
             assert one[key] == pytest.approx(other[key], abs=1e-4)
     for name, weights in first["weights"].items():
         np.testing.assert_allclose(weights, second["weights"][name], atol=2e-4, rtol=1e-3)

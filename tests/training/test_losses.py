@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.training.objectives import NO_LABEL, concept_loss, labelled_positions, next_token_loss
+from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions, next_token_loss
 
 
 def concept_loss_by_definition(logits: Tensor, labels: Tensor) -> Tensor:

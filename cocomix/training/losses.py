@@ -1,0 +1,69 @@
+"""Loss functions. All return sums over positions, in float32."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NO_LABEL = -1
+
+
+def next_token_loss(logits: Tensor, windows: Tensor) -> Tensor:
+    """Summed cross-entropy of each token given those before it.
+
+    Args:
+        logits: [batch, context, vocab].
+        windows: token ids, int64 [batch, context].
+    """
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
+
+
+def concept_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed concept loss: the mean of the cross-entropies to a position's labels (paper Eq. 2), in one pass.
+
+    The mean of CE(z, i) over labels i is logsumexp(z) - mean z_i. Positions without a label count nothing.
+
+    Args:
+        logits: z, [batch, context, num_concepts].
+        labels: int64 [batch, context, k_attr], `NO_LABEL` where there is none.
+    """
+    logits = logits.float()
+    valid = labels != NO_LABEL
+    labelled = valid.any(-1)
+    chosen = logits.gather(-1, labels.clamp(min=0)).masked_fill(~valid, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
+    return ((logits.logsumexp(-1) - chosen) * labelled).sum()
+
+
+def labelled_positions(labels: Tensor) -> Tensor:
+    """How many positions have at least one label: int64 []. labels: as of `concept_loss`."""
+    return torch.count_nonzero((labels != NO_LABEL).any(-1))
+
+
+def distillation_loss(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """Summed KL divergence of the student's distribution from the base model's, KL(base || student), in nats.
+
+    Args:
+        logits, base_logits: [..., vocab].
+    """
+    student, base = (each.flatten(0, -2).log_softmax(-1, dtype=torch.float32) for each in (logits, base_logits))
+    return F.kl_div(student, base, reduction="sum", log_target=True)
+
+
+def hidden_loss(predicted: Tensor, hidden: Tensor, distance: Literal["l1", "l2", "cosine"]) -> Tensor:
+    """Summed distance of predictions to hidden states, each of which is first brought to mean 0 and variance 1.
+
+    Without that, the few features of a residual stream that are large everywhere are all that l1 and l2 see.
+
+    Args:
+        predicted, hidden: [..., d_model].
+        distance: l1, l2: mean over the features of the absolute, the squared difference; cosine: 1 - cosine.
+    """
+    target = F.layer_norm(hidden.float(), hidden.shape[-1:])
+    match distance:
+        case "l1":
+            return (predicted - target).abs().mean(-1).sum()
+        case "l2":
+            return (predicted - target).square().mean(-1).sum()
+        case "cosine":
+            return (1 - F.cosine_similarity(predicted.float(), target, dim=-1)).sum()

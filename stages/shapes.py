@@ -1,0 +1,43 @@
+"""Stage `shapes`: the shape of each method's model, matched to CoCoMix's as `pretrain.match` asks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cocomix.artifact import Artifact, Work
+from cocomix.base import forward_flops
+from cocomix.modeling import Sources, shapes
+from cocomix.params import Params
+from cocomix.tokens import Tokens
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+
+def run(params: Params) -> None:
+    """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration."""
+    tokens = Tokens(ARTIFACTS / "tokens")
+    base, sae = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
+    section = params.pretrain
+
+    def compute(work: Work) -> Mapping[str, Any]:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.file("config.json").parent))
+        sources = Sources(
+            latents=sae.about["latents"],
+            base_width=model.config.hidden_size,
+            base_flops=forward_flops(model, tokens.context),
+            base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),
+        )
+        with work.write("shapes.json") as pending:
+            pending.path.write_bytes(to_json(shapes(section, tokens, sources)))
+        return {}
+
+    used = section.model_dump(include={"match", "model", "pause"})
+    used["cocomix"] = section.cocomix.model_dump(exclude={"concept_weight", "hidden_loss"})
+    inputs = {"tokens": tokens.artifact, "base": base, "sae": sae}
+    produce("shapes", ARTIFACTS / "shapes", inputs, used, compute)
+
+
+if __name__ == "__main__":
+    main(run)
