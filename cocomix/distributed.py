@@ -4,8 +4,6 @@ Whoever starts them (`stages.launch`, or torchrun across machines) sets RANK, WO
 A process alone needs no group, and then nothing here imports torch.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 from cocomix.runtime import runtime
@@ -14,11 +12,13 @@ PATIENCE = timedelta(days=7)
 """A process may wait for as long as another computes. That one has died is noticed by who started them."""
 
 
-@contextmanager
-def group() -> Iterator[None]:
-    """Join the other processes; inside, `torch.distributed` and DistributedDataParallel work. Alone: does nothing."""
+def join() -> None:
+    """Join the other processes; then `torch.distributed` and DistributedDataParallel work. Alone: does nothing.
+
+    The group is never left: among several, a process must end by `os._exit`. Torch takes a group down while it holds
+    Python's lock, and waits for a thread of gloo's that may be waiting for that lock (seen, 1 run in 4 on a busy machine).
+    """
     if runtime().world_size == 1:
-        yield
         return
     import torch
     from torch import distributed
@@ -28,10 +28,6 @@ def group() -> Iterator[None]:
     if device().type == "cuda":
         torch.cuda.set_device(device())
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
 
 
 def maximum(value: int) -> int:

@@ -45,8 +45,8 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         _share_cores()
         keep_freed_memory()
         interrupt.install()
-        with distributed.group():
-            run(params)
+        distributed.join()
+        run(params)
     except Interrupted as stop:
         interrupt.ignore()
         if first_to_end():
@@ -104,7 +104,7 @@ def to_json(content: object) -> bytes:
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process. One of several ends at once: shutting down, Python and gloo's threads can deadlock."""
+    """End the process. One of several ends at once: see `distributed.join`."""
     if runtime().world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -14,27 +14,27 @@ from tests.training.test_loop import PARAMS, cocomix, training
 
 def main(folder: Path, stop_at: int | None) -> None:
     os.environ |= {"COCOMIX_PRECISION": "fp32", "COCOMIX_DEVICE": "cpu"}
-    with distributed.group():
-        objective = cocomix()
-        run = training(objective, folder, PARAMS)
-        if stop_at is not None:
-            step = Training._train_step
+    distributed.join()
+    objective = cocomix()
+    run = training(objective, folder, PARAMS)
+    if stop_at is not None:
+        step = Training._train_step
 
-            def dying_step(self: Training) -> tuple[float, float]:
-                if self._step == stop_at:
-                    os._exit(0)
-                return step(self)
+        def dying_step(self: Training) -> tuple[float, float]:
+            if self._step == stop_at:
+                os._exit(0)
+            return step(self)
 
-            Training._train_step = dying_step  # type: ignore[method-assign]
-        curve = run.run("small")
-        if runtime().rank == 0:
-            weights = {name: each.flatten().tolist() for name, each in objective.state_dict().items()}
-            (folder / "result.json").write_text(
-                json.dumps({"curve": [asdict(row) for row in curve], "weights": weights})
-            )
+        Training._train_step = dying_step  # type: ignore[method-assign]
+    curve = run.run("small")
+    if runtime().rank == 0:
+        weights = {name: each.flatten().tolist() for name, each in objective.state_dict().items()}
+        (folder / "result.json").write_text(
+            json.dumps({"curve": [asdict(row) for row in curve], "weights": weights})
+        )
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
     sys.stderr.flush()
-    os._exit(0)  # as stages do: see stages/stage.py
+    os._exit(0)  # as stages do: see cocomix.distributed.join
