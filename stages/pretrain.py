@@ -13,7 +13,7 @@ from cocomix.attribution.labels import ConceptLabels
 from cocomix.base import load_base
 from cocomix.distributed import barrier
 from cocomix.errors import UserError
-from cocomix.modeling import config_of, parameters
+from cocomix.modeling import Trained, config_of, model_card, parameters
 from cocomix.params import Method, Params, PretrainParams
 from cocomix.runtime import runtime
 from cocomix.tokens import Split, Tokens
@@ -67,6 +67,11 @@ def run(params: Params, method: Method, seed: int) -> None:
             with work.write_folder() as folder:
                 objective.model.save_pretrained(folder)
                 tokens.tokenizer().save_pretrained(folder)
+                last = curve[-1]
+                trained = Trained(
+                    name, method, params.corpus, tokens.context, last.tokens, last.flops, last.validation_loss
+                )
+                (folder / "README.md").write_text(model_card(objective.model, trained))
             write_curve(work.side / "curve.csv", curve)
             (work.side / "metrics.json").write_bytes(to_json(_metrics(method, seed, objective, curve, tokens.context)))
         return {"method": method, "seed": seed}

@@ -1,14 +1,20 @@
 """The CoCoMix language model. Importing this makes `AutoModelForCausalLM` know it."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from cocomix.modeling.accounting import flops_per_token, parameters, parameters_of
+from cocomix.modeling.card import Trained, model_card
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
 from cocomix.modeling.modeling_cocomix import CoCoMixCache, CoCoMixForCausalLM, CoCoMixModel, CoCoMixOutput
 from cocomix.modeling.shapes import Sources, config_of, gpt2_shape, shapes
 
 AutoConfig.register("cocomix", CoCoMixConfig)
+AutoModel.register(CoCoMixConfig, CoCoMixModel)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM)
+
+# Saved models carry the two files that define them, for `trust_remote_code` to load where this package is not.
+CoCoMixConfig.register_for_auto_class()
+CoCoMixForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
     "CoCoMixCache",
@@ -17,9 +23,11 @@ __all__ = [
     "CoCoMixModel",
     "CoCoMixOutput",
     "Sources",
+    "Trained",
     "config_of",
     "flops_per_token",
     "gpt2_shape",
+    "model_card",
     "parameters",
     "parameters_of",
     "shapes",

@@ -1,0 +1,49 @@
+import pytest
+from huggingface_hub import ModelCard
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from cocomix.modeling import Trained, model_card
+from cocomix.params import CorpusParams, HubParams, Method
+from tests.modeling.conftest import tiny
+
+DOCS = CorpusParams(source="installed-docs", validation_share=0.1, test_share=0.1)
+HUB = DOCS.model_copy(update={"source": "hub", "hub": HubParams(dataset="someone/texts", revision="abc123")})
+
+
+def trained(method: Method, corpus: CorpusParams = DOCS) -> Trained:
+    return Trained(f"{method}-0", method, corpus, context=48, tokens=2_048_000, flops=1.5e12, validation_loss=2.0)
+
+
+def plain() -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=2, n_head=4))
+
+
+def test_the_hub_reads_the_library_the_task_and_the_dataset_from_the_head() -> None:
+    head = ModelCard(model_card(tiny(), trained("cocomix", HUB))).data
+    assert (head.library_name, head.pipeline_tag) == ("transformers", "text-generation")
+    assert "cocomix" in head.tags
+    assert head.datasets == ["someone/texts"]
+    assert ModelCard(model_card(tiny(), trained("cocomix"))).data.datasets is None
+
+
+def test_the_card_says_what_the_model_was_trained_on_and_what_came_of_it() -> None:
+    text = ModelCard(model_card(tiny(), trained("cocomix", HUB))).text
+    for fact in ("someone/texts", "abc123", "2,048,000", "1.5e+12", "2.0000 nats", "perplexity 7.39", "2502.08524"):
+        assert fact in text
+
+
+def test_each_method_and_ablation_is_described_in_its_own_words() -> None:
+    models = [tiny(), tiny(mixing="add"), tiny(mixing="none"), tiny(predicts="hidden"), tiny(predicts="nothing")]
+    cards = [model_card(model, trained("cocomix")) for model in models]
+    cards += [model_card(plain(), trained("ntp")), model_card(plain(), trained("kd"))]
+    assert len(set(cards)) == len(cards)
+
+
+@pytest.mark.parametrize("model", [tiny(), plain()], ids=["cocomix", "ntp"])
+def test_the_ways_to_load_are_programs_and_only_a_model_of_our_own_needs_our_code(model: PreTrainedModel) -> None:
+    text = model_card(model, trained("cocomix"))
+    programs = [each.split("```")[0] for each in text.split("```python\n")[1:]]
+    for program in programs:
+        compile(program, "README.md", "exec")
+    ours = "trust_remote_code" in text
+    assert ours == (len(programs) == 2) == (model.config.model_type == "cocomix")
