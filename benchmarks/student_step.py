@@ -1,0 +1,202 @@
+"""The training step of the 69M model (paper Table 5), against the formulation of the released code.
+
+with_labels       text tokens a second of our step, which reads its labels, over those of the as-published step, which
+                  makes them in every step by a base model of GPT-2 124M's shape (layer 6, 32768 latents)
+student_only      the same, the as-published step's labels given
+peak_memory       peak of our step over that of the as-published step with its base model, each in a process of its own;
+                  on a CPU above what the imports take
+peak_memory_student_only  the same, the as-published step's labels given
+over_flop_ratio   time of our CoCoMix step over that of our NTP step of the same width and depth, divided by the ratio
+                  of their floating-point operations
+
+A step is forward, backward, clipping, fused AdamW. All weights are random; tokens and labels too. Students multiply in
+bf16 where the hardware does (`cocomix.device.bf16`), the as-published base model in fp32, as released. Both sides have
+the same attention kernels, the same threads, and no dropout. What the as-published step does is in `as_published`.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks import medians, report, set_up
+from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
+from cocomix.device import attention, autocast, device
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, flops_per_token
+from cocomix.params import TrainingParams
+from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
+from cocomix.training import ConceptMixing, NextToken, Objective
+from cocomix.training.loop import adamw
+
+ON_GPU = device().type == "cuda"
+CONTEXT, WINDOWS = (1024, 8) if ON_GPU else (256, 2)
+MEMORY_WINDOWS = 8
+VOCAB, LATENTS, K, K_ATTR = 50257, 32768, 32, 4
+CONCEPT_WEIGHT = 0.1
+PARAMS = TrainingParams(steps=1, batch_size=1, learning_rate=6e-4, eval_every=1, eval_windows=1, checkpoint_every=1)
+
+Step = Callable[[], None]
+
+
+def gpt2(d_model: int, n_layer: int, n_head: int) -> dict[str, object]:
+    return {
+        "n_embd": d_model,
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_positions": CONTEXT,
+        "vocab_size": VOCAB,
+        "activation_function": "gelu_pytorch_tanh",
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
+
+
+STUDENT = gpt2(512, 8, 8)
+COCOMIX = STUDENT | {"num_concepts": LATENTS, "concept_k": K, "concept_layer": 3}
+TEACHER = gpt2(768, 12, 12) | {"activation_function": "gelu_new"}
+
+
+def cocomix_model() -> CoCoMixForCausalLM:
+    return CoCoMixForCausalLM(CoCoMixConfig(**COCOMIX, attn_implementation=attention(CONTEXT))).to(device())
+
+
+def data(windows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(VOCAB, (windows, CONTEXT), device=device())
+    return ids, torch.randint(LATENTS, (windows, CONTEXT, K_ATTR), device=device())
+
+
+def our_step(objective: Objective, *batch: torch.Tensor) -> Step:
+    """What `cocomix.training.Training` does in a step of one micro-batch."""
+    optimizer = adamw(objective.train(), PARAMS)
+    positions = batch[0][:, 1:].numel()
+
+    def step() -> None:
+        with autocast():
+            losses = objective(*batch)
+        total = losses.tokens / positions
+        if losses.auxiliary is not None:
+            total = total + objective.auxiliary_weight * losses.auxiliary / objective.supervised(*batch)
+        total.backward()  # type: ignore[no-untyped-call]
+        _update(objective, optimizer)
+
+    return step
+
+
+def ntp(windows: int) -> Step:
+    config = GPT2Config(**STUDENT, attn_implementation=attention(CONTEXT))
+    return our_step(NextToken(GPT2LMHeadModel(config).to(device())), data(windows)[0])
+
+
+def ours(windows: int) -> Step:
+    return our_step(ConceptMixing(cocomix_model(), CONCEPT_WEIGHT), *data(windows))
+
+
+def published_student(windows: int) -> Step:
+    """The as-published step without its labels."""
+    student = PublishedStudent.of(cocomix_model()).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=6e-4, betas=PARAMS.betas, weight_decay=0.1, fused=True)
+    ids, labels = data(windows)
+    return lambda: _published_step(student, optimizer, ids, labels)
+
+
+def published(windows: int) -> Step:
+    """The whole as-published step."""
+    student = PublishedStudent.of(cocomix_model()).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=6e-4, betas=PARAMS.betas, weight_decay=0.1, fused=True)
+    base = GPT2LMHeadModel(GPT2Config(**TEACHER, attn_implementation=attention(CONTEXT)))
+    sae = SparseAutoencoder(SaeConfig(d_model=768, latents=LATENTS, k=K, normalize="token", layer=6))
+    for weight in (sae.encoder, sae.decoder):
+        nn.init.normal_(weight)
+    teacher = PublishedTeacher(base, sae, layer=6, k_attr=K_ATTR).to(device())
+    ids, _ = data(windows)
+
+    def step() -> None:
+        labels, _attribution = teacher(ids)  # the latter lives until the step ends, as released
+        _published_step(student, optimizer, ids, labels)
+
+    return step
+
+
+def _published_step(
+    student: PublishedStudent, optimizer: torch.optim.Optimizer, ids: torch.Tensor, labels: torch.Tensor
+) -> None:
+    with autocast():
+        loss = student_loss(student(ids), ids, labels, CONCEPT_WEIGHT)
+    loss.backward()
+    _update(student, optimizer)
+
+
+def _update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    nn.utils.clip_grad_norm_(model.parameters(), PARAMS.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+STEPS: dict[str, Callable[[int], Step]] = {
+    "ours": ours,
+    "published": published,
+    "published_student": published_student,
+    "ntp": ntp,
+}
+
+
+def times(repeats: int) -> dict[str, float]:
+    """The ratios of time: CPU seconds, on a GPU wall seconds."""
+    seconds = medians({name: make(WINDOWS) for name, make in STEPS.items()}, repeats)
+    taken = {name: each.wall if ON_GPU else each.cpu for name, each in seconds.items()}
+    flops = [flops_per_token(config, CONTEXT) for config in (CoCoMixConfig(**COCOMIX), GPT2Config(**STUDENT))]
+    return {
+        "with_labels": taken["published"] / taken["ours"],
+        "student_only": taken["published_student"] / taken["ours"],
+        "over_flop_ratio": taken["ours"] / taken["ntp"] / (flops[0] / flops[1]),
+    }
+
+
+def peak(name: str) -> int:
+    """Bytes at the peak of two steps of `MEMORY_WINDOWS` windows, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.student_step", "--peak", name]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _own_peak(name: str) -> int:
+    imported = _resident_peak()
+    step = STEPS[name](MEMORY_WINDOWS)
+    for _ in range(2):
+        step()
+    return torch.cuda.max_memory_allocated() if ON_GPU else _resident_peak() - imported
+
+
+def _resident_peak() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak", choices=STEPS)
+    arguments, rest = parser.parse_known_args()
+    torch.manual_seed(0)
+    if arguments.peak:
+        torch.set_num_threads(1)
+        print(_own_peak(arguments.peak))
+        sys.exit()
+    sys.argv[1:] = rest
+    set_up()
+    memory = {name: peak(name) for name in ("ours", "published", "published_student")}
+    report(
+        "student_step",
+        times(arguments.repeats)
+        | {
+            "peak_memory": memory["ours"] / memory["published"],
+            "peak_memory_student_only": memory["ours"] / memory["published_student"],
+        },
+    )
