@@ -152,7 +152,7 @@ def _share_cores() -> None:
 
 
 def _die_with_dvc() -> None:
-    """A killed `dvc repro` must not leave its stage running. DVC's shell becomes the stage, so DVC is the parent."""
+    """A killed `dvc repro` must not leave its stage running. DVC is the parent: see `exec` in dvc.yaml."""
     if "DVC_STAGE" in os.environ and "RANK" not in os.environ:
         parent = os.getppid()
         if os.getsid(parent) != os.getsid(0):  # adopted: DVC ended before this line

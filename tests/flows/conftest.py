@@ -10,21 +10,21 @@ ROOT = Path(__file__).parents[2]
 DVC_YAML = """
 stages:
   number:
-    cmd: python number.py
+    cmd: exec python number.py
     deps: [number.py]
     params: [number]
     outs: [number.txt]
   parity:
-    cmd: python parity.py
+    cmd: exec python parity.py
     deps: [number.txt]
     outs: [parity.txt]
   each:
     matrix: {name: [x, y]}
-    cmd: python each.py ${item.name}
+    cmd: exec python each.py ${item.name}
     deps: [parity.txt]
     outs: ["each-${item.name}.txt"]
   wait:
-    cmd: python wait.py
+    cmd: exec python wait.py
     params: [wait]
     deps: [each-x.txt]
     outs: [wait.txt]
@@ -56,6 +56,7 @@ open("wait.txt", "w").write("done")
 def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory: number -> parity -> each@x, each@y; each@x -> wait."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("SHELL", raising=False)  # then DVC takes /bin/sh, which may fork where others replace themselves
     Repo.init(no_scm=True).close()
     Path("dvc.yaml").write_text(DVC_YAML)
     for name, text in SCRIPTS.items():

@@ -42,4 +42,4 @@ def test_parameters_cover_every_section_that_the_stage_reads(stage: str) -> None
 
 @pytest.mark.parametrize("stage", DAG)
 def test_a_stage_is_the_module_of_its_name(stage: str) -> None:
-    assert DAG[stage]["cmd"].startswith(f"python -m stages.{stage}")
+    assert DAG[stage]["cmd"].startswith(f"exec python -m stages.{stage}")
