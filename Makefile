@@ -20,6 +20,7 @@ flow: .venv/ready         ## the same pipeline, as a Prefect flow
 bench: .venv/ready        ## speed and memory, as ratios against named alternatives
 	python -m benchmarks.activation_store --json
 	python -m benchmarks.attribution --json
+	python -m benchmarks.generate --json
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

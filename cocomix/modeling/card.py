@@ -29,11 +29,12 @@ class Trained(NamedTuple):
 
 def model_card(model: PreTrainedModel, trained: Trained) -> str:
     """The card: a YAML head that the hub reads, then Markdown. It holds no time, so that a model's folder does not."""
+    dataset = trained.corpus.hub.dataset if trained.corpus.source == "hub" else None
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt2", "pretraining", trained.method],
-        datasets=[trained.corpus.hub.dataset] if trained.corpus.source == "hub" else None,
+        datasets=[dataset] if dataset else None,
     )
     stored, active = parameters(model)
     config = model.config
