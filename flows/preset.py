@@ -8,7 +8,7 @@ preset that was there before. Keys that no preset sets stay as they are.
 import argparse
 import io
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,32 @@ def merged(params: Path, *overrides: Path) -> bytes:
     Raises:
         UserError: when the result is not valid.
     """
-    content = _yaml().load(params.read_bytes())
-    for path in overrides:
-        _merge(content, _yaml().load(path.read_bytes()))
-    parse(Params, content, str(overrides[-1]))
+    return with_values(params.read_bytes(), [_yaml().load(path.read_bytes()) for path in overrides], str(overrides[-1]))
+
+
+def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: str) -> bytes:
+    """The content of params.yaml with other values, given as nested mappings, and its own comments.
+
+    Args:
+        source: where the values come from, for the error.
+
+    Raises:
+        UserError: when the result is not valid.
+    """
+    content = _yaml().load(params)
+    for values in overrides:
+        merge(content, values)
+    parse(Params, content, source)
     stream = io.BytesIO()
     _yaml().dump(content, stream)
     return stream.getvalue()
 
 
-def _merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
+def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Set values in nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), MutableMapping):
-            _merge(into[key], value)
+            merge(into[key], value)
         else:
             into[key] = value
 

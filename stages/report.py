@@ -13,7 +13,7 @@ from cocomix.params import Params
 from cocomix.report.comparison import BASELINE, MethodResult, Spread, compare
 from cocomix.report.facts import Pipeline, pipeline_files, read_pipeline, read_run, run_files
 from cocomix.report.figures import learning_curves
-from cocomix.report.wording import NAMES, Answer, answer, duration, over_seeds, si
+from cocomix.report.wording import NAMES, Answer, answer, duration, over_seeds, si, table
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -97,10 +97,8 @@ def summary(results: Sequence[MethodResult]) -> str:
                 needs,
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     text = [textwrap.fill(" ".join(each), 110) for each in answers(results)]
-    return "\n\n".join(["\n".join(table), *text, f"The whole page: {ARTIFACTS}/report/index.html"]) + "\n"
+    return "\n\n".join([table(rows), *text, f"The whole page: {ARTIFACTS}/report/index.html"]) + "\n"
 
 
 def numbers(result: MethodResult) -> dict[str, Any]:

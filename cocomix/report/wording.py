@@ -1,6 +1,7 @@
 """Figures as people read them, and the answer in a few sentences."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cocomix.report.comparison import BASELINE, MethodResult, Spread
@@ -36,6 +37,13 @@ def over_seeds(value: Spread, form: str) -> str:
     """The mean, and where they differ the lowest and the highest: `4.412 (4.401 to 4.420)`."""
     mean, low, high = (format(each, form) for each in value)
     return mean if value.low == value.high else f"{mean} ({low} to {high})"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in columns, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(map(str.rstrip, lines))
 
 
 class Answer(NamedTuple):
