@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cocomix import checkpoint
 from cocomix.activations.store import ActivationStore
 from cocomix.device import device
 from cocomix.errors import UserError
@@ -15,7 +16,6 @@ from cocomix.params import SaeParams
 from cocomix.progress import progress, say
 from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
 from cocomix.sae.sparse import dots, top_indices, weighted_sum
-from cocomix.training import checkpoint
 
 SAMPLE_ROWS = 32_768
 """Activations behind the initial bias and the scale of the loss (Gao et al., App. A.1)."""

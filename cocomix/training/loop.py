@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cocomix import distributed
+from cocomix import checkpoint, distributed
 from cocomix.device import autocast, device
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import TrainingParams
 from cocomix.progress import progress, say
 from cocomix.runtime import runtime
-from cocomix.training import checkpoint
 from cocomix.training.objectives import Objective
 from cocomix.training.order import WindowOrder
 

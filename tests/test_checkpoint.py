@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix.training import checkpoint
+from cocomix import checkpoint
 
 
 def test_the_newest_whole_checkpoint_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
