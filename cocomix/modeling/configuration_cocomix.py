@@ -18,7 +18,8 @@ class CoCoMixConfig(GPT2Config):
             it is predicted only (Fig. 6d).
         concept_layer: blocks below the concept head. At least 1: generation counts past tokens in the cache of
             block 0, which must hold one entry a token.
-        num_concepts: C, the size of the dictionary that the concepts come from.
+        num_concepts: C, the size of the dictionary that the concepts come from, with `predicts: concepts`; so are the
+            next three.
         concept_k: predicted concepts that are mixed into the continuous concept.
         concept_head: `released`: the hidden state is normalised before the prediction, and the continuous concept
             is scaled back, as the released code does; `equations`: neither (paper Eq. 2 and 3).
@@ -50,6 +51,13 @@ class CoCoMixConfig(GPT2Config):
             raise ValueError(f"concept_k ({self.concept_k}) must be from 1 to num_concepts ({self.num_concepts})")
         if self.predicts == "nothing" and self.mixing != "interleave":
             raise ValueError(f"mixing ({self.mixing}) must be interleave where nothing is predicted")
+        if self.stop_gradient and (self.predicts == "nothing" or self.mixing == "none"):
+            raise ValueError(
+                f"stop_gradient must be false with predicts ({self.predicts}) and mixing ({self.mixing}): the language "
+                "model's loss does not reach a prediction"
+            )
+        if self.add_cross_attention:
+            raise ValueError("add_cross_attention must be false: there is nothing else to attend to")
 
     @property
     def interleaves(self) -> bool:

@@ -28,6 +28,7 @@ from transformers.models.gpt2.modeling_gpt2 import (
     eager_attention_forward,
 )
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cocomix import CoCoMixConfig
 
@@ -59,6 +60,11 @@ class CoCoMixOutput(ModelOutput):
     base_hidden: Tensor | None = None
     """[batch, seq, base_width], where the base model's hidden state is predicted."""
     past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    """On request: after 0, 1, .. blocks, the last one after the final norm; [batch, 2 x seq, d_model] above the concept
+    layer, with interleaving."""
+    attentions: tuple[Tensor, ...] | None = None
+    """On request, with eager attention: [batch, heads, queries, keys] of each block."""
 
 
 class ConceptHead(nn.Module):
@@ -145,12 +151,12 @@ class _ConceptQueries(GPT2Attention):
         past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Tensor | None]:
         kind = self.config._attn_implementation
-        if kind not in ("eager", "sdpa"):
+        if kind not in ("eager", "sdpa") or self.reorder_and_upcast_attn:
             # Flash kernels line a short query up with the end of the keys.
-            attended, _ = super().forward(hidden_states, past_key_values, attention_mask, **kwargs)
-            return attended[:, 1::2], None
+            attended, weights = super().forward(hidden_states, past_key_values, attention_mask, **kwargs)
+            return attended[:, 1::2], None if weights is None else weights[:, :, 1::2]
         d, weight, bias = self.embed_dim, self.c_attn.weight.t(), self.c_attn.bias
         query = self._heads(F.linear(hidden_states[:, 1::2], weight[:d], bias[:d]))
         key, value = map(self._heads, F.linear(hidden_states, weight[d:], bias[d:]).chunk(2, dim=-1))
@@ -164,8 +170,10 @@ class _ConceptQueries(GPT2Attention):
             attention_mask = torch.arange(keys, device=key.device) <= last_seen[:, None]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
         dropout = self.attn_dropout.p if self.training else 0.0
-        attended, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-        return self.resid_dropout(self.c_proj(attended.flatten(2))), None
+        attended, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.resid_dropout(self.c_proj(attended.flatten(2))), weights
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
@@ -211,8 +219,9 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
     """What the library needs to know of the model."""
 
     config: CoCoMixConfig
+    _no_split_modules = ["GPT2Block", "_LastBlock", "ConceptHead", "HiddenHead", "PauseVector"]
     _can_compile_fullgraph = False  # that means generation from a static cache, which cannot hold two lengths
-    _can_record_outputs = None
+    _can_record_outputs = {"hidden_states": GPT2Block, "attentions": GPT2Attention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -257,6 +266,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         """Replace the token embeddings."""
         self.wte = value
 
+    @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -276,9 +286,10 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             past_key_values: a `CoCoMixCache`.
         """
         use_cache = use_cache if use_cache is not None else self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
+        if self.gradient_checkpointing and self.training:
+            use_cache, past_key_values = False, None  # blocks run twice, and would enter their keys twice
+        elif use_cache and past_key_values is None:
             past_key_values = CoCoMixCache(self.config)
-        cache = past_key_values if use_cache else None
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
         if position_ids is None:
@@ -289,7 +300,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         lower, upper = self.h[: self.config.concept_layer], self.h[self.config.concept_layer :]
         mask = self._mask(hidden, attention_mask, past_key_values, layer=0)
         for block in lower:
-            hidden = block(hidden, cache, mask, use_cache=use_cache, **kwargs)
+            hidden = block(hidden, past_key_values, mask, **kwargs)
 
         mixture: Mixture = self.mixer(hidden)
         if mixture.vector is not None:
@@ -300,13 +311,13 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
                 attention_mask = attention_mask.repeat_interleave(2, dim=-1)
             mask = self._mask(hidden, attention_mask, past_key_values, layer=self.config.concept_layer)
         for block in upper:
-            hidden = block(hidden, cache, mask, use_cache=use_cache, **kwargs)
+            hidden = block(hidden, past_key_values, mask, **kwargs)
 
         return CoCoMixOutput(
             last_hidden_state=self.ln_f(hidden),
             concept_logits=mixture.concept_logits,
             base_hidden=mixture.base_hidden,
-            past_key_values=cache,
+            past_key_values=past_key_values if use_cache else None,
         )
 
     def _interleaved(self, hidden: Tensor, vector: Tensor) -> Tensor:
@@ -358,23 +369,36 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             logits_to_keep: how many of the last positions to make logits for; 0: all.
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        output = self.transformer(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        body: CoCoMixOutput = self.transformer(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            return_dict=True,
+            **kwargs,
         )
-        output.logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
+        logits, loss = self.lm_head(slice_logits_to_keep(body.last_hidden_state, logits_to_keep)), None
         if labels is not None:
-            output.loss = self.loss_function(
-                output.logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+            loss = self.loss_function(
+                logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
             )
-        return output if return_dict is not False else output.to_tuple()
+        output = CoCoMixOutput(loss=loss, logits=logits, **body)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
+        kind, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
+        if self.config.interleaves and kind not in (None, "dynamic"):
             raise ValueError(
                 f"cache_implementation {kind!r} cannot hold a CoCoMix model's two lengths (T below and 2T above the "
                 "concept layer); leave it out, or give 'dynamic'"
             )
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+        if self.config.interleaves and given is not None and not isinstance(given, CoCoMixCache):
+            raise ValueError(
+                f"past_key_values is a {type(given).__name__}, which takes one position for one token; above the "
+                "concept layer a token is two: give a CoCoMixCache"
+            )
+        if generation_config.use_cache and given is None and kind in (None, "dynamic"):
             model_kwargs["past_key_values"] = CoCoMixCache(self.config)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)

@@ -1,0 +1,265 @@
+"""The forward pass, in double precision against the equations written out."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+from cocomix.modeling import CoCoMixCache, CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.modeling.modeling_cocomix import ConceptHead
+from tests.modeling.conftest import ids, named, tiny
+
+EXACT = {"atol": 1e-10, "rtol": 1e-8}
+INTERLEAVING = [{}, {"mixing": "interleave_with_state"}, {"predicts": "hidden"}, {"predicts": "nothing"}]
+
+
+def reference(model: CoCoMixForCausalLM, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and what is predicted: dense top-K mask, dense compress, interleaving by a loop."""
+    body, config = model.transformer, model.config
+    hidden = body.wte(tokens) + body.wpe(torch.arange(tokens.shape[1]))
+    for block in body.h[: config.concept_layer]:
+        hidden = plain_block(block, hidden, config.n_head)
+    vector, predicted = mixture(body.mixer, config, hidden)
+    if config.mixing == "add":
+        hidden = hidden + vector
+    elif config.interleaves:
+        second = vector + hidden if config.mixing == "interleave_with_state" else vector
+        pairs = [each for t in range(tokens.shape[1]) for each in (hidden[:, t], second[:, t])]
+        hidden = torch.stack(pairs, dim=1)
+    for block in body.h[config.concept_layer :]:
+        hidden = plain_block(block, hidden, config.n_head)
+    read = hidden[:, 1::2] if config.interleaves else hidden
+    return F.linear(body.ln_f(read), model.lm_head.weight), predicted
+
+
+def mixture(mixer: nn.Module, config: CoCoMixConfig, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    if config.predicts == "nothing":
+        return mixer.vector.repeat(*hidden.shape[:2], 1), None
+    shelter = torch.detach if config.stop_gradient else nn.Identity()
+    if config.predicts == "hidden":
+        first, _, second = mixer.predictor
+        normed = F.layer_norm(hidden, hidden.shape[-1:], mixer.norm.weight, mixer.norm.bias, config.layer_norm_epsilon)
+        predicted = second(F.gelu(first(normed), approximate="tanh"))
+        return (None if config.mixing == "none" else mixer.compress(shelter(predicted))), predicted
+    released = config.concept_head == "released"
+    mean, std = hidden.mean(-1, keepdim=True), hidden.var(-1, unbiased=True, keepdim=True).sqrt() + 1e-5
+    z = mixer.predictor((hidden - mean) / std - mixer.pre_bias if released else hidden)
+    if config.mixing == "none":
+        return None, z
+    kept = torch.zeros_like(z).scatter(-1, z.topk(config.concept_k).indices, 1.0) * shelter(z)
+    concept = kept @ mixer.compress.weight + mixer.pre_bias
+    return (concept * std + mean if released else concept), z
+
+
+def plain_block(block: nn.Module, hidden: Tensor, heads: int) -> Tensor:
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    q, k, v = (split(x) for x in block.attn.c_attn(block.ln_1(hidden)).chunk(3, dim=-1))
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    mixed = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+    hidden = hidden + block.attn.c_proj(mixed.transpose(1, 2).flatten(2))
+    return hidden + block.mlp(block.ln_2(hidden))
+
+
+def randomised(**changes: object) -> CoCoMixForCausalLM:
+    """With no parameter at a value that would hide an error, as zeros and ones do."""
+    model = tiny(**changes).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("length", [1, 11])
+def test_values_and_gradients_equal_the_equations_written_out(
+    variant: dict[str, object], attention: str, length: int
+) -> None:
+    model, tokens = randomised(**variant, attn_implementation=attention), ids(3, length)
+    output = model(tokens)
+    predicted = output.base_hidden if model.config.predicts == "hidden" else output.concept_logits
+    expected_logits, expected = reference(model, tokens)
+    torch.testing.assert_close(output.logits, expected_logits, **EXACT)
+    assert (predicted is None) == (expected is None)
+    weight, other_weight = torch.randn_like(expected_logits), None if expected is None else torch.randn_like(expected)
+
+    def gradients(logits: Tensor, predicted: Tensor | None) -> tuple[Tensor, ...]:
+        loss = (logits * weight).sum()
+        if predicted is not None:
+            torch.testing.assert_close(predicted, expected, **EXACT)
+            loss = loss + (predicted * other_weight).sum()
+        return torch.autograd.grad(loss, list(model.parameters()))  # an error where a parameter has no part
+
+    for got, wanted in zip(gradients(output.logits, predicted), gradients(expected_logits, expected), strict=True):
+        torch.testing.assert_close(got, wanted, **EXACT)
+
+
+@pytest.mark.parametrize("head", ["released", "equations"])
+def test_a_sheltered_prediction_has_no_gradient_from_the_language_model(head: str) -> None:
+    for stop in (False, True):
+        model, tokens = tiny(concept_head=head, stop_gradient=stop), ids(2, 8)
+        model(tokens, labels=tokens).loss.backward()
+        reached = model.transformer.mixer.predictor.weight.grad is not None
+        assert reached != stop
+        assert model.transformer.mixer.compress.weight.grad.any()
+
+
+class Half(nn.Module):
+    """A block of the library, of whose output the concept positions are kept."""
+
+    def __init__(self, block: GPT2Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *arguments: object, **keywords: object) -> Tensor:
+        return self.block(*arguments, **keywords)[:, 1::2]
+
+
+def with_a_whole_last_block(model: CoCoMixForCausalLM) -> CoCoMixForCausalLM:
+    whole = copy.deepcopy(model)
+    block = GPT2Block(whole.config, layer_idx=whole.config.n_layer - 1).to(model.dtype).eval()
+    block.load_state_dict(model.transformer.h[-1].state_dict())
+    whole.transformer.h[-1] = Half(block)
+    return whole
+
+
+@pytest.mark.parametrize("change", [*INTERLEAVING, {"reorder_and_upcast_attn": True}], ids=named)
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_the_last_block_computes_the_concept_rows_of_a_whole_block(
+    change: dict[str, object], attention: str, cached: bool, padding: int
+) -> None:
+    model = randomised(**change, scale_attn_by_inverse_layer_idx=True, attn_implementation=attention)
+    if model.config.reorder_and_upcast_attn:
+        model = model.float()
+    close = EXACT if model.dtype == torch.float64 else {"atol": 1e-3, "rtol": 1e-3}
+    whole, tokens = with_a_whole_last_block(model), ids(2, 9)
+    mask = torch.ones_like(tokens)
+    mask[1, :padding] = 0
+    rows, gradients = [], []
+    for each in (model, whole):
+        cache = CoCoMixCache(each.config) if cached else None
+        chunks = tokens.split([5, 1, 3], dim=1) if cached else [tokens]
+        outputs, seen = [], 0
+        for chunk in chunks:
+            seen += chunk.shape[1]
+            attended = mask[:, :seen] if padding else None
+            outputs.append(each(chunk, attention_mask=attended, past_key_values=cache, use_cache=cached).logits)
+        logits = torch.cat(outputs, dim=1)[mask.bool()]
+        rows.append(logits)
+        gradients.append(torch.autograd.grad(logits.square().sum(), list(each.parameters()), allow_unused=True))
+    torch.testing.assert_close(rows[0], rows[1], **close)
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, **close) if wanted is not None else None
+
+
+def test_there_is_one_row_of_logits_a_text_token_and_no_row_sees_the_future(
+    variant: dict[str, object], attention: str
+) -> None:
+    model, tokens = tiny(**variant, attn_implementation=attention), ids(2, 9)
+    changed = tokens.clone()
+    changed[:, 6:] = ids(2, 3, seed=5)
+    first, second = model(tokens).logits, model(changed).logits
+    assert first.shape == (2, 9, 61)
+    torch.testing.assert_close(first[:, :6], second[:, :6], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(first[:, 6:], second[:, 6:], atol=1e-2)
+
+
+def test_left_padding_changes_no_row_of_logits(variant: dict[str, object], attention: str) -> None:
+    model, tokens = tiny(**variant, attn_implementation=attention).double(), ids(1, 6)
+    mask = F.pad(torch.ones_like(tokens), (4, 0))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    padded = model(F.pad(tokens, (4, 0), value=7), attention_mask=mask, position_ids=positions)
+    torch.testing.assert_close(padded.logits[:, 4:], model(tokens).logits, **EXACT)
+
+
+def test_embeddings_can_be_given_instead_of_tokens() -> None:
+    model, tokens = tiny(), ids(2, 8)
+    embedded = model(inputs_embeds=model.get_input_embeddings()(tokens))
+    torch.testing.assert_close(embedded.logits, model(tokens).logits, atol=0, rtol=0)
+
+
+def test_a_window_of_the_whole_context_works_and_a_longer_one_does_not(
+    variant: dict[str, object], attention: str
+) -> None:
+    model = tiny(**variant, attn_implementation=attention)
+    assert model(ids(1, 48)).logits.isfinite().all()
+    with pytest.raises(IndexError):
+        model(ids(1, 49))
+
+
+def test_the_loss_is_the_librarys_for_the_same_logits() -> None:
+    model, tokens = tiny(), ids(2, 8)
+    output = model(tokens, labels=tokens)
+    expected = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_only_the_last_logits_are_made_on_request() -> None:
+    model, tokens = tiny(), ids(2, 8)
+    torch.testing.assert_close(model(tokens, logits_to_keep=3).logits, model(tokens).logits[:, -3:])
+
+
+def test_hidden_states_are_given_on_request_with_two_positions_a_token_above_the_concept_layer() -> None:
+    model, tokens = tiny(attn_implementation="eager"), ids(2, 8)
+    output = model(tokens, output_hidden_states=True, output_attentions=True)
+    assert [each.shape[1] for each in output.hidden_states] == [8, 8, 8, 16, 8]
+    torch.testing.assert_close(output.hidden_states[-1], output.last_hidden_state, atol=0, rtol=0)
+    torch.testing.assert_close(
+        model.transformer.mixer(output.hidden_states[2]).concept_logits, output.concept_logits, atol=0, rtol=0
+    )
+    assert [tuple(each.shape[2:]) for each in output.attentions] == [(8, 8), (8, 8), (16, 16), (8, 16)]
+    assert model(tokens).hidden_states is None
+
+
+@pytest.mark.parametrize("asked", ["argument", "configuration"])
+def test_a_tuple_is_given_on_request(asked: str) -> None:
+    model, tokens = tiny(), ids(2, 8)
+    expected = model(tokens).logits
+    if asked == "configuration":
+        model.config.return_dict = False
+    output = model(tokens) if asked == "configuration" else model(tokens, return_dict=False)
+    assert isinstance(output, tuple)
+    torch.testing.assert_close(output[0], expected)
+
+
+def test_the_tied_start_has_unit_rows_and_their_scaled_transpose_and_the_normal_start_has_neither() -> None:
+    tied = tiny(initializer_range=0.02).transformer.mixer
+    normal = tiny(initializer_range=0.02, concept_init="normal").transformer.mixer
+    torch.testing.assert_close(tied.predictor.weight.norm(dim=1), torch.ones(40))
+    torch.testing.assert_close(tied.compress.weight, 0.75 * tied.predictor.weight)
+    assert normal.predictor.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert normal.compress.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_concept_head_that_does_not_mix_has_no_parameter_for_it() -> None:
+    names = {
+        head: {name for name, _ in ConceptHead(tiny(mixing="none", concept_head=head).config).named_parameters()}
+        for head in ("released", "equations")
+    }
+    assert names["released"] == {"predictor.weight", "predictor.bias", "pre_bias"}
+    assert names["equations"] == {"predictor.weight", "predictor.bias"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"concept_layer": 0}, "concept_layer .* must be from 1 to"),
+        ({"concept_layer": 4}, "concept_layer .* must be from 1 to"),
+        ({"concept_k": 41}, "concept_k .* must be from 1 to"),
+        ({"predicts": "nothing", "mixing": "add"}, "mixing .* must be interleave"),
+        ({"predicts": "nothing", "stop_gradient": True}, "stop_gradient must be false"),
+        ({"mixing": "none", "stop_gradient": True}, "stop_gradient must be false"),
+        ({"add_cross_attention": True}, "add_cross_attention must be false"),
+        ({"mixing": "multiply"}, "mixing"),
+    ],
+)
+def test_a_configuration_that_cannot_work_or_would_be_ignored_is_refused(
+    change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(Exception, match=message):  # the library wraps some in its own
+        tiny(**change)
