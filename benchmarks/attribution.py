@@ -14,7 +14,7 @@ from cocomix.device import attention, autocast
 from cocomix.params import AttributionParams
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
-PARAMS = AttributionParams(k_attr=4, sign="released", shard_windows=1)
+PARAMS = AttributionParams(k_attr=4, score="gradient", sign="released", shard_windows=1)
 
 
 def attribution_over_forward(

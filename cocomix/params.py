@@ -210,8 +210,10 @@ class AttributionParams(Section):
 
     k_attr: Positive
     """Labels of a position (paper: 4)."""
+    score: Literal["gradient", "activation"]
+    """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a)."""
     sign: Literal["released", "helpful", "absolute"]
-    """released: largest signed gradient-times-activation of the loss; helpful: its most negative; absolute: either."""
+    """Of the gradient's score. released: largest signed gradient-times-activation of the loss; helpful: its most negative; absolute: either."""
     shard_windows: Positive
     """Token windows of a Parquet file: the unit of resuming."""
 

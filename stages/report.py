@@ -12,8 +12,8 @@ from cocomix.artifact import Work, digest_of
 from cocomix.params import Params
 from cocomix.report.comparison import BASELINE, MethodResult, Spread, compare
 from cocomix.report.facts import Pipeline, pipeline_files, read_pipeline, read_run, run_files
-from cocomix.report.figures import learning_curves
-from cocomix.report.wording import NAMES, Answer, answer, duration, over_seeds, si, table
+from cocomix.report.figures import learning_curves, swatch
+from cocomix.report.wording import NAMES, answers, caveats, duration, matching, over_seeds, si, table, variant
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -28,8 +28,8 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {
-            "index.html": page(params.report.title, pipeline, results),
-            "summary.txt": summary(results),
+            "index.html": page(params, pipeline, results),
+            "summary.txt": summary(params, results),
         }
         for name, content in contents.items():
             with work.write(name) as pending:
@@ -41,19 +41,15 @@ def run(params: Params) -> None:
         "report",
         ARTIFACTS / "report",
         {str(path): digest_of(path) for path in files} | {TEMPLATE.name: digest_of(TEMPLATE)},
-        params.report.model_dump() | {"methods": methods, "seeds": seeds},
+        params.report.model_dump()
+        | params.pretrain.model_dump(include={"methods", "seeds", "match", "cocomix"})
+        | {"score": params.attribution.score},
         compute,
         {"metrics.json": Path("metrics/report.json")},
     )
 
 
-def answers(results: Sequence[MethodResult]) -> list[Answer]:
-    """One for each method but the baseline; none without a baseline."""
-    baseline = next((each for each in results if each.method == BASELINE), None)
-    return [answer(each, baseline) for each in results if baseline and each is not baseline]
-
-
-def page(title: str, pipeline: Pipeline, results: Sequence[MethodResult]) -> str:
+def page(params: Params, pipeline: Pipeline, results: Sequence[MethodResult]) -> str:
     """The HTML page: no script, and nothing that is fetched."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -64,10 +60,16 @@ def page(title: str, pipeline: Pipeline, results: Sequence[MethodResult]) -> str
         Markup(learning_curves(results, "flops", "Validation loss against training compute")),
     ]
     return environment.get_template(TEMPLATE.name).render(
-        title=title,
+        title=params.report.title,
+        pretrain=params.pretrain,
+        attribution=params.attribution,
         names=NAMES,
         baseline=BASELINE,
         answers=answers(results),
+        caveats=caveats(results, params.pretrain),
+        matching=matching(results, params.pretrain),
+        variant=variant(params.pretrain.cocomix),
+        swatches={each.method: Markup(swatch(each.method)) for each in results},
         pipeline=pipeline,
         results=results,
         first=results[0].runs[0],
@@ -75,9 +77,18 @@ def page(title: str, pipeline: Pipeline, results: Sequence[MethodResult]) -> str
     )
 
 
-def summary(results: Sequence[MethodResult]) -> str:
+def summary(params: Params, results: Sequence[MethodResult]) -> str:
     """The table that `make run` ends with."""
-    header = ["method", "parameters (active)", "tokens", "training", "validation loss", "test loss", "test perplexity"]
+    header = [
+        "method",
+        "width",
+        "parameters (active)",
+        "tokens",
+        "training",
+        "validation loss",
+        "test loss",
+        "test perplexity",
+    ]
     header.append("to NTP's final loss")
     rows = [header]
     for each in results:
@@ -88,6 +99,7 @@ def summary(results: Sequence[MethodResult]) -> str:
         rows.append(
             [
                 each.method,
+                str(training.d_model),
                 f"{si(training.parameters.stored)} ({si(training.parameters.active)})",
                 si(training.tokens),
                 si(training.flops, "FLOP"),
@@ -97,8 +109,13 @@ def summary(results: Sequence[MethodResult]) -> str:
                 needs,
             ]
         )
-    text = [textwrap.fill(" ".join(each), 110) for each in answers(results)]
-    return "\n\n".join([table(rows), *text, f"The whole page: {ARTIFACTS}/report/index.html"]) + "\n"
+    text = [" ".join(each) for each in answers(results)]
+    if text:
+        text.append(" ".join([caveats(results, params.pretrain), matching(results, params.pretrain)]))
+    if "cocomix" in params.pretrain.methods and (differs := variant(params.pretrain.cocomix)):
+        text.append(f"This is a variant of CoCoMix: {differs}.")
+    paragraphs = [textwrap.fill(each, 110) for each in text]
+    return "\n\n".join([table(rows), *paragraphs, f"The whole page: {ARTIFACTS}/report/index.html"]) + "\n"
 
 
 def numbers(result: MethodResult) -> dict[str, Any]:
@@ -106,6 +123,7 @@ def numbers(result: MethodResult) -> dict[str, Any]:
     training, saving = result.runs[0].training, result.saving
     spreads = ("validation_loss", "test_loss", "test_perplexity", "test_bits_per_byte")
     return {
+        "d_model": training.d_model,
         "parameters": training.parameters.model_dump(),
         "tokens": training.tokens,
         "flops": training.flops,

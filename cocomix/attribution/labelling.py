@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from cocomix import distributed
 from cocomix.artifact import Work
 from cocomix.attribution.labels import Labels, label_type, write_labels
-from cocomix.attribution.score import loss_gradient, scores_of, strongest
+from cocomix.attribution.score import activations_of, loss_gradient, scores_of, strongest
 from cocomix.base import check_layer, micro_batch
 from cocomix.errors import UserError
 from cocomix.params import AttributionParams
@@ -86,8 +86,11 @@ def label(
 
 def label_windows(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams) -> Labels:
     """Label some windows, ids [windows, context]."""
-    latents, scores = scores_of(sae, loss_gradient(model, ids.to(model.device), sae.config.layer))
-    labelled = strongest(latents, scores, params.k_attr, params.sign)
+    ids, layer = ids.to(model.device), sae.config.layer
+    if params.score == "gradient":
+        labelled = strongest(*scores_of(sae, loss_gradient(model, ids, layer)), params.k_attr, params.sign)
+    else:
+        labelled = strongest(*activations_of(model, sae, ids, layer), params.k_attr, "released")
     dtype = label_type(sae.config.latents)
     shape = (*ids.shape, params.k_attr)
     # -1 becomes the type's maximum.

@@ -1,4 +1,4 @@
-"""Attribution: which of a position's active latents matter for the text that follows (paper Eq. 1)."""
+"""Attribution: which of a position's active latents matter for the text that follows (paper Eq. 1, Fig. 6a)."""
 
 from typing import Literal, NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.base import residual_edited
+from cocomix.base import residual_at, residual_edited
 from cocomix.device import autocast
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.sae.sparse import dots
@@ -85,6 +85,23 @@ def scores_of(sae: SparseAutoencoder, gradient: Gradient) -> tuple[Latents, Tens
     latents = sae.encode(normalized.x)
     slopes = dots(gradient.gradient, sae.decoder, latents.indices)
     return latents, latents.values * slopes * normalized.std
+
+
+@torch.no_grad()
+def activations_of(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, layer: int) -> tuple[Latents, Tensor]:
+    """The active latents of each position, and how active they are: [n, k]; the blocks above `layer` are not run.
+
+    A window's last position predicts nothing, and the score of its latents is 0, as it is by the gradient.
+
+    Args:
+        ids: [windows, context].
+    """
+    with autocast():
+        residual = residual_at(model, ids, layer)
+    latents = sae.encode(sae.normalize(residual.flatten(0, 1).float()).x)
+    scores = latents.values.view(*ids.shape, -1).clone()
+    scores[:, -1] = 0
+    return latents, scores.flatten(0, 1)
 
 
 def strongest(latents: Latents, scores: Tensor, k_attr: int, sign: Sign) -> Labelled:

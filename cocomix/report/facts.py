@@ -99,6 +99,7 @@ class Parameters(Facts):
 class TrainingFacts(Facts):
     """metrics/pretrain/<method>-<seed>.json."""
 
+    d_model: int
     parameters: Parameters
     tokens: int
     flops: float

@@ -15,8 +15,11 @@ from cocomix.report.comparison import BASELINE, MethodResult, reach
 from cocomix.report.wording import NAMES
 
 # Stand-ins that matplotlib accepts, each replaced by the page's variable, which knows light and dark.
-_VARIABLES = {"#010101": "ink", "#020202": "muted", "#030303": "rule", "#040404": "series-0", "#050505": "series-1"}
-_INK, _MUTED, _RULE, *_SERIES = _VARIABLES
+_VARIABLES = {f"#{n:02}{n:02}{n:02}": name for n, name in enumerate(["ink", "muted", "rule", *NAMES], start=1)}
+_STANDINS = {name: color for color, name in _VARIABLES.items()}
+_INK, _MUTED, _RULE = (_STANDINS[each] for each in ("ink", "muted", "rule"))
+DASHES: dict[str, tuple[float, ...]] = {"ntp": (3.7, 1.6), "kd": (6.4, 1.6, 1, 1.6), "pause": (1, 1.65), "cocomix": ()}
+"""On and off, in widths of the line: curves can also be told apart without their colours."""
 Axis = Literal["tokens", "flops"]
 _EARLY = 0.2
 """Share of the training that sets the top of the picture: before, losses fall so far that they hide the rest."""
@@ -41,11 +44,11 @@ def learning_curves(results: Sequence[MethodResult], against: Axis, title: str) 
         figure = Figure(figsize=(5.0, 3.6), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        for number, result in enumerate(results):
-            color, line = _SERIES[number % len(_SERIES)], "--" if result.method == BASELINE else "-"
+        for result in results:
+            color, line = _STANDINS[result.method], (0, DASHES[result.method] or None)
             for run in result.runs:
-                axes.plot(getattr(run.curve, against), run.curve.loss, line, color=color, linewidth=1.8)
-            axes.plot([], [], line, color=color, label=NAMES[result.method])
+                axes.plot(getattr(run.curve, against), run.curve.loss, linestyle=line, color=color, linewidth=1.8)
+            axes.plot([], [], linestyle=line, color=color, linewidth=1.8, label=NAMES[result.method])
             if baseline and result is not baseline:
                 _mark_reach(axes, result, baseline, against)
         losses = [
@@ -71,6 +74,13 @@ def learning_curves(results: Sequence[MethodResult], against: Axis, title: str) 
     return _inline(stream.getvalue(), against, title)
 
 
+def swatch(method: str) -> str:
+    """A piece of the method's curve, for tables, as an `<svg>` element."""
+    dashes = " ".join(f"{3 * each:g}" for each in DASHES[method])
+    line = f'<line x1="0" y1="2" x2="36" y2="2" stroke="var(--{method})" stroke-width="3" stroke-dasharray="{dashes}"/>'
+    return f'<svg class="swatch" viewBox="0 0 36 4" aria-hidden="true">{line}</svg>'
+
+
 def _mark_reach(axes: Axes, result: MethodResult, baseline: MethodResult, against: Axis) -> None:
     """A thin line from the end of the baseline's curve to where the method's curve has come down as far."""
     for run, other in zip(result.runs, baseline.runs, strict=True):
@@ -88,5 +98,5 @@ def _inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg, count=5)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"#0[1-5]0[1-5]0[1-5]", lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
+    svg = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

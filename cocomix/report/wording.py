@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cocomix.params import CocomixParams, PretrainParams
 from cocomix.report.comparison import BASELINE, MethodResult, Spread
 
 NAMES = {
@@ -47,42 +48,95 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 class Answer(NamedTuple):
-    """What a method gains over the baseline, and what it costs and how far that can be trusted."""
+    """What a method gains over the baseline, and what it costs."""
 
     headline: str
     details: str
 
 
-def answer(result: MethodResult, baseline: MethodResult) -> Answer:
-    """The answer for one method, in full sentences."""
-    name, other = NAMES[result.method], NAMES[BASELINE].lower()
+def answers(results: Sequence[MethodResult]) -> list[Answer]:
+    """One for each method but the baseline, CoCoMix's first; without a baseline, one for all."""
+    baseline = next((each for each in results if each.method == BASELINE), None)
+    if baseline:
+        others = [each for each in results if each is not baseline]
+        return [_answer(each, baseline) for each in sorted(others, key=lambda each: each.method != "cocomix")]
+    if len(results) == 1:
+        return []
+    best, *rest = sorted(results, key=lambda each: each.validation_loss.mean)
+    losses = ", ".join(f"{_inside(each.method)} at {each.validation_loss.mean:.3f}" for each in rest)
+    return [
+        Answer(
+            f"{NAMES[best.method]} ended at a validation loss of {best.validation_loss.mean:.3f}, {losses}.",
+            f"{NAMES[BASELINE]}, with which they would be compared, was not trained.",
+        )
+    ]
+
+
+def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
+    name, other = NAMES[result.method], _inside(BASELINE)
     saving, ours, theirs = result.saving, result.runs[0].training, baseline.runs[0].training
     assert saving is not None
     cost = ours.flops_per_token / theirs.flops_per_token
     gap = result.validation_loss.mean - baseline.validation_loss.mean
     against = f"{result.validation_loss.mean:.3f} against {baseline.validation_loss.mean:.3f}"
+    compute = f"A token costs it {cost:.2f} times the training FLOPs"
     if saving.tokens and saving.tokens_saved and saving.flops_ratio:
         where = "" if saving.reached == saving.seeds else f" in {saving.reached} of {saving.seeds} seeds"
         headline = (
             f"{name} came down to the final validation loss of {other}{where} after "
             f"{si(saving.tokens.mean)} of {si(theirs.tokens)} tokens, {saving.tokens_saved.mean:.0%} fewer."
         )
-        compute = (
-            f"A token costs it {cost:.2f} times the training FLOPs, so that it had spent {saving.flops_ratio.mean:.2f} "
-            f"times the compute of {other} by then"
-        )
+        compute += f", so that it had spent {saving.flops_ratio.mean:.2f} times the compute of {other} by then"
     else:
         headline = f"{name} did not come down to the final validation loss of {other}."
-        compute = f"A token costs it {cost:.2f} times the training FLOPs"
     compare = "lower" if gap < 0 else "higher"
     last = f"After {si(ours.tokens)} tokens its loss is {against}, {abs(gap):.3f} nats {compare}."
-    return Answer(headline, f"{compute}; making the concepts is not counted in this. {last} {_trust(result)}")
+    return Answer(headline, f"{compute}. {last}")
 
 
-def _trust(result: MethodResult) -> str:
-    count = len(result.runs)
-    if count == 1:
-        return "This is one seed: how much of it is chance, it cannot tell."
-    saved = result.saving and result.saving.tokens_saved
-    spread = f"; the share of tokens saved went from {saved.low:.0%} to {saved.high:.0%}" if saved else ""
-    return f"These are means of {count} seeds{spread}."
+def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
+    """What the answers have in common: how far they can be trusted, and what is counted."""
+    count, methods = len(results[0].runs), [each.method for each in results]
+    chance = "This is one seed: how much of it is chance, it cannot tell." if count == 1 else f"These are means of {count} seeds."
+    counted = []
+    if "kd" in methods:
+        counted.append("The training compute of knowledge distillation includes the base model's forward pass.")
+    if "cocomix" in methods and pretrain.cocomix.predicts == "hidden":
+        counted.append("The training compute of CoCoMix includes the base model's forward pass to the regressed layer.")
+    elif "cocomix" in methods:
+        counted.append("Making the concepts is not counted in the training compute of CoCoMix.")
+    return " ".join([chance, *counted])
+
+
+def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
+    """How wide the models are, and why."""
+    widths = {each.method: each.runs[0].training.d_model for each in results}
+    matched = [method for method in widths if method in ("ntp", "kd")]
+    if pretrain.match == "width" or not matched:
+        return f"The hidden states of all models are {next(iter(widths.values()))} wide."
+    what = {"stored": "parameters", "active": "active parameters", "flops": "training FLOPs a token"}[pretrain.match]
+    listed = " and ".join(f"{_inside(method)} ({widths[method]})" for method in matched)
+    verb = "is" if len(matched) == 1 else "are"
+    own = f" ({widths['cocomix']})" if "cocomix" in widths else f" of width {pretrain.model.d_model}, not trained here"
+    return f"By width, {listed} {verb} given as many {what} as CoCoMix{own} has."
+
+
+def variant(cocomix: CocomixParams) -> str:
+    """What distinguishes this CoCoMix from the paper's; empty: nothing that changes the method."""
+    differs = [
+        (cocomix.predicts == "hidden", f"it predicts the base model's hidden state ({cocomix.hidden_loss} distance)"),
+        (cocomix.mixing == "none", "it predicts, but mixes nothing in"),
+        (cocomix.mixing == "add", "what it predicts is added to the token's state, not interleaved"),
+        (cocomix.mixing == "interleave_with_state", "the interleaved position also holds the token's state"),
+        (not cocomix.concept_weight, "nothing teaches it what to predict: the weight of that loss is 0"),
+        (cocomix.stop_gradient, "the language model's loss leaves the prediction alone"),
+        (cocomix.concept_head == "equations", "its head neither normalises nor rescales"),
+        (cocomix.concept_init == "normal", "its head starts from a normal distribution, as released"),
+    ]
+    return "; ".join(text for holds, text in differs if holds)
+
+
+def _inside(method: str) -> str:
+    """The name inside of a sentence."""
+    name = NAMES[method]
+    return name if method == "cocomix" else name.lower()

@@ -19,13 +19,16 @@ from cocomix.progress import Progress
 from tests.attribution.conftest import LAYER, Setting
 from tests.conftest import CONTEXT
 
-PARAMS = AttributionParams(k_attr=3, sign="released", shard_windows=40)
+PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_windows=40)
 
 
 def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> Artifact:
     """The artifact, made by `jobs` processes one after the other; the first one, which ends it, comes last."""
     out = Path(f"artifacts/concepts{jobs}{key}")
-    with Work("attribution", out, {"base": "of the base model"}, {"jobs": jobs, "key": key}) as work, pytest.MonkeyPatch.context() as patch:
+    with (
+        Work("attribution", out, {"base": "of the base model"}, {"jobs": jobs, "key": key}) as work,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(distributed, "barrier", lambda: None)
         for rank in reversed(range(jobs)):
             patch.setenv("RANK", str(rank))
@@ -53,6 +56,19 @@ def test_training_and_validation_windows_are_labelled_in_their_order(setting: Se
             expected = strongest(*alone, 3, "released").concepts.numpy()
             given = unpacked[window].astype(np.int64)
             np.testing.assert_array_equal(np.where(given == labels.no_label, -1, given), expected)
+
+
+def test_labels_can_be_the_most_active_concepts_of_all(setting: Setting, tmp_path: Path) -> None:
+    labels = ConceptLabels(labelled(setting, key="active", score="activation", sign="helpful"))
+    given = labels.unpack("validation", tmp_path / "validation.npy").astype(np.int64)
+    ids = torch.from_numpy(setting.tokens.windows("validation").astype(np.int64))
+    with torch.no_grad():
+        residual = setting.model(ids, output_hidden_states=True).hidden_states[LAYER]
+        centred = residual - residual.mean(-1, keepdim=True)
+        x = centred / (centred.std(-1, keepdim=True) + 1e-5)
+        active = ((x - setting.sae.pre_bias) @ setting.sae.encoder.T + setting.sae.latent_bias).relu()
+    np.testing.assert_array_equal(given[:, :-1], active.topk(3).indices[:, :-1].numpy())
+    assert (given[:, -1] == labels.no_label).all()
 
 
 def test_test_windows_are_not_labelled(setting: Setting) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cocomix.attribution.score import Sign, cross_entropy_slope, loss_gradient, scores_of, strongest
+from cocomix.attribution.score import Sign, activations_of, cross_entropy_slope, loss_gradient, scores_of, strongest
 from cocomix.base import blocks_of, residual_edited
 from cocomix.sae.autoencoder import Latents
 from tests.attribution.conftest import LATENTS, LAYER, Setting
@@ -91,6 +91,21 @@ def test_the_slope_of_the_cross_entropy_is_that_of_autograd(seed: int, windows: 
     ids = torch.randint(0, vocab, (windows, context), generator=generator)
     F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
     torch.testing.assert_close(cross_entropy_slope(logits.detach(), ids), logits.grad)
+
+
+def test_activations_are_found_without_the_blocks_above(setting: Setting) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a block above was run")
+
+    ids = setting.ids(5)
+    expected = scores_of(setting.sae, loss_gradient(setting.model, ids, LAYER))[0]
+    for block in list(blocks_of(setting.model))[LAYER:]:
+        block.register_forward_pre_hook(fail)
+    latents, scores = activations_of(setting.model, setting.sae, ids, LAYER)
+    torch.testing.assert_close(latents, expected)
+    scores = scores.view(5, CONTEXT, -1)
+    torch.testing.assert_close(scores[:, :-1], expected.values.view(5, CONTEXT, -1)[:, :-1])
+    assert (scores[:, -1] == 0).all()
 
 
 def test_a_windows_last_position_has_no_label(setting: Setting) -> None:

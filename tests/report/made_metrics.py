@@ -11,7 +11,7 @@ from typing import Any
 from cocomix.params import FILE
 
 TOKENS = [1000 * step for step in range(1, 11)]
-FLOPS_PER_TOKEN = {"ntp": 1e7, "cocomix": 1.5e7}
+FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "cocomix": 1.5e7}
 
 
 def write_params(methods: Sequence[str], seeds: Sequence[int], shipped: Path) -> None:
@@ -42,6 +42,7 @@ def write_run(method: str, seed: int, losses: Sequence[float]) -> None:
         {
             "method": method,
             "seed": seed,
+            "d_model": {"ntp": 208, "kd": 208}.get(method, 192),
             "parameters": {"stored": 2_590_000, "active": 2_090_000},
             "tokens": TOKENS[-1],
             "flops": TOKENS[-1] * cost,

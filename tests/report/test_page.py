@@ -10,7 +10,7 @@ import pytest
 
 from cocomix.artifact import Artifact
 from cocomix.errors import UserError
-from cocomix.params import load
+from cocomix.params import FILE, load
 from stages.report import run
 from tests.report.made_metrics import falling, write_params, write_pipeline, write_run
 
@@ -55,10 +55,19 @@ class Page(HTMLParser):
         self.text += data
 
 
-def report(ends: dict[str, list[float]]) -> tuple[str, str]:
-    """Page and summary of runs whose validation losses fall from 6 to `ends`, by method, a run a seed."""
+def report(ends: dict[str, list[float]], *changes: tuple[str, str]) -> tuple[str, str]:
+    """Page and summary of runs whose validation losses fall from 6 to `ends`, by method, a run a seed.
+
+    Args:
+        changes: lines of params.yaml, and what to write in their place.
+    """
     seeds = list(range(len(next(iter(ends.values())))))
     write_params(list(ends), seeds, SHIPPED)
+    text = FILE.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    FILE.write_text(text)
     write_pipeline()
     for method, losses in ends.items():
         for seed, loss in enumerate(losses):
@@ -73,7 +82,7 @@ def test_the_page_stands_alone_and_is_well_formed(folder: Path) -> None:
     page = Page(html)
     assert "//" not in re.sub(r"/\*.*?\*/", "", html)  # no address of any scheme
     assert not page.names.keys() & {"script", "link", "img", "iframe"}
-    assert page.names["svg"] == 2
+    assert html.count('<svg role="img"') == 2
     assert max(page.ids.values()) == 1
     assert page.references <= page.ids.keys()
 
@@ -111,6 +120,78 @@ def test_one_method_alone_is_reported_without_a_comparison(folder: Path) -> None
     html, summary = report({"ntp": [4.0]})
     assert "nothing to compare it with" in html
     assert "fewer" not in summary
+
+
+FOUR = {"ntp": [4.0, 4.1], "kd": [3.5, 3.6], "pause": [4.2, 4.3], "cocomix": [3.0, 3.1]}
+
+
+def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(folder: Path) -> None:
+    html, summary = report(FOUR)
+    page = Page(html)
+    for text in (" ".join(page.text.split()), " ".join(summary.split())):
+        positions = [text.index(f"{each} c") for each in ("CoCoMix", "Knowledge distillation")]
+        assert positions == sorted(positions)
+        assert "Pause tokens did not come down" in text
+        assert "distillation includes the base model's forward pass" in text
+        assert "next-token prediction (208) and knowledge distillation (208) are given as many parameters" in text
+        assert "CoCoMix (192)" in text
+    assert html.count('class="headline"') == 1
+
+
+def test_each_method_has_its_own_colour_and_dashes_whatever_the_order(folder: Path) -> None:
+    def lines(html: str) -> set[tuple[str, str]]:
+        found = re.findall(r'stroke="var\(--(\w+)\)" stroke-width="3" stroke-dasharray="([^"]*)"', html)
+        curves = re.findall(r'class="swatch".*?</svg>(?:Next|Know|Pause|CoCo)', html)
+        assert len(curves) == len(found)
+        return set(found)
+
+    forwards = lines(report(FOUR)[0])
+    shutil.rmtree("artifacts")
+    assert lines(report(dict(reversed(FOUR.items())))[0]) == forwards
+    assert len({color for color, _ in forwards}) == len({dashes for _, dashes in forwards}) == 4
+
+
+def test_every_colour_of_a_curve_is_one_that_the_page_knows_in_light_and_dark(folder: Path) -> None:
+    html, _ = report(FOUR)
+    for name in set(re.findall(r"var\(--([\w-]+)\)", html)):
+        assert html.count(f"--{name}: #") == 2
+    assert not re.search(r"#0[1-9]0[1-9]0[1-9]", html)
+
+
+def test_without_the_baseline_the_methods_are_still_ranked(folder: Path) -> None:
+    html, summary = report({"pause": [4.2], "cocomix": [3.0]})
+    for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
+        assert "CoCoMix ended at a validation loss of 3.000, pause tokens at 4.200." in text
+        assert "Next-token prediction, with which they would be compared, was not trained." in text
+    assert "nothing to compare it with" not in html
+
+
+def test_a_variant_of_cocomix_is_called_one(folder: Path) -> None:
+    changes = [("mixing: interleave ", "mixing: add "), ("predicts: concepts ", "predicts: hidden ")]
+    html, summary = report({"ntp": [4.0], "cocomix": [3.0]}, *changes)
+    for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
+        assert "a variant of CoCoMix: it predicts the base model's hidden state (l2 distance); what it" in text
+        assert "forward pass to the regressed layer" in text
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    assert "a variant of CoCoMix" not in html
+
+
+@pytest.mark.parametrize(
+    ("match", "says"),
+    [
+        ("width", "The hidden states of all models are 208 wide"),
+        ("active", "given as many active parameters as"),
+        ("flops", "given as many training FLOPs a token as"),
+    ],
+)
+def test_what_the_methods_have_in_common_is_said(folder: Path, match: str, says: str) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, ("match: stored", f"match: {match}"))
+    assert says in " ".join(Page(html).text.split())
+
+
+def test_labels_by_activation_are_said_to_be(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0]}, ("score: gradient", "score: activation"))
+    assert "labels that are most active" in html
 
 
 def test_dvc_gets_the_same_numbers(folder: Path) -> None:
