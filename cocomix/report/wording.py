@@ -97,7 +97,11 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
 def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
     """What the answers have in common: how far they can be trusted, and what is counted."""
     count, methods = len(results[0].runs), [each.method for each in results]
-    chance = "This is one seed: how much of it is chance, it cannot tell." if count == 1 else f"These are means of {count} seeds."
+    chance = (
+        "This is one seed: how much of it is chance, it cannot tell."
+        if count == 1
+        else f"These are means of {count} seeds."
+    )
     counted = []
     if "kd" in methods:
         counted.append("The training compute of knowledge distillation includes the base model's forward pass.")
@@ -114,11 +118,14 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
     matched = [method for method in widths if method in ("ntp", "kd")]
     if pretrain.match == "width" or not matched:
         return f"The hidden states of all models are {next(iter(widths.values()))} wide."
-    what = {"stored": "parameters", "active": "active parameters", "flops": "training FLOPs a token"}[pretrain.match]
+    alike = {
+        "stored": "hold about as many parameters as",
+        "active": "hold about as many active parameters as",
+        "flops": "need about as many training FLOPs a token as",
+    }[pretrain.match]
     listed = " and ".join(f"{_inside(method)} ({widths[method]})" for method in matched)
-    verb = "is" if len(matched) == 1 else "are"
     own = f" ({widths['cocomix']})" if "cocomix" in widths else f" of width {pretrain.model.d_model}, not trained here"
-    return f"By width, {listed} {verb} given as many {what} as CoCoMix{own} has."
+    return f"Models of {listed} have the hidden width with which they {alike} CoCoMix{own}."
 
 
 def variant(cocomix: CocomixParams) -> str:

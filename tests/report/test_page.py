@@ -133,8 +133,8 @@ def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(fold
         assert positions == sorted(positions)
         assert "Pause tokens did not come down" in text
         assert "distillation includes the base model's forward pass" in text
-        assert "next-token prediction (208) and knowledge distillation (208) are given as many parameters" in text
-        assert "CoCoMix (192)" in text
+        assert "next-token prediction (208) and knowledge distillation (208) have the hidden width" in text
+        assert "they hold about as many parameters as CoCoMix (192)" in text
     assert html.count('class="headline"') == 1
 
 
@@ -180,8 +180,8 @@ def test_a_variant_of_cocomix_is_called_one(folder: Path) -> None:
     ("match", "says"),
     [
         ("width", "The hidden states of all models are 208 wide"),
-        ("active", "given as many active parameters as"),
-        ("flops", "given as many training FLOPs a token as"),
+        ("active", "hold about as many active parameters as"),
+        ("flops", "need about as many training FLOPs a token as"),
     ],
 )
 def test_what_the_methods_have_in_common_is_said(folder: Path, match: str, says: str) -> None:
