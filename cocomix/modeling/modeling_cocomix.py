@@ -31,6 +31,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_cocomix import CoCoMixConfig
+from .kernels import predict, top_k
 
 TIED_SCALE = 0.75
 """Compress over predictor at the tied start. Not tuned."""
@@ -45,6 +46,8 @@ class Mixture(NamedTuple):
     """z: [batch, seq, num_concepts]."""
     base_hidden: Tensor | None = None
     """The prediction of the base model's hidden state: [batch, seq, base_width]."""
+    concept_loss: Tensor | None = None
+    """As of `CoCoMixOutput`."""
 
 
 @dataclass
@@ -56,7 +59,10 @@ class CoCoMixOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     """After the final norm, one row a text token: [batch, seq, d_model]."""
     concept_logits: Tensor | None = None
-    """[batch, seq, num_concepts], where concepts are predicted."""
+    """[batch, seq, num_concepts], where concepts are predicted, without `concept_labels`."""
+    concept_loss: Tensor | None = None
+    """With `concept_labels`: the sum over positions with a label of the mean cross-entropy to their labels (paper
+    Eq. 2), float32 []."""
     base_hidden: Tensor | None = None
     """[batch, seq, base_width], where the base model's hidden state is predicted."""
     past_key_values: Cache | None = None
@@ -65,6 +71,17 @@ class CoCoMixOutput(ModelOutput):
     layer, with interleaving."""
     attentions: tuple[Tensor, ...] | None = None
     """On request, with eager attention: [batch, heads, queries, keys] of each block."""
+
+
+class _Concepts(NamedTuple):
+    """Concepts of positions: the `concept_k` largest logits, and all logits or the loss of labels."""
+
+    strengths: Tensor
+    """[batch * seq, concept_k]."""
+    indices: Tensor
+    """int64 [batch * seq, concept_k]."""
+    logits: Tensor | None = None
+    loss: Tensor | None = None
 
 
 class ConceptHead(nn.Module):
@@ -85,27 +102,41 @@ class ConceptHead(nn.Module):
             # Row = concept: only the rows of the predicted concepts are read.
             self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
 
-    def forward(self, hidden: Tensor) -> Mixture:
-        """hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Mixture:
+        """Predict and compress.
+
+        Args:
+            hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks.
+            labels: concepts of each position, int64 [batch, seq, k_attr], negative where there is none: gives their
+                loss instead of the logits, which then never exist at once.
+        """
         if self.config.concept_head == "equations":
-            logits = self.predictor(hidden)
-            return Mixture(self._compressed(logits) + self.pre_bias if self._mixes else None, logits)
-        std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
-        std = std + 1e-5
-        logits = self.predictor((hidden - mean) / std - self.pre_bias)
-        return Mixture((self._compressed(logits) + self.pre_bias) * std + mean if self._mixes else None, logits)
+            concepts = self._predicted(hidden, labels)
+            vector = self._compressed(concepts).view_as(hidden) + self.pre_bias if self._mixes else None
+        else:
+            std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
+            std = std + 1e-5
+            concepts = self._predicted((hidden - mean) / std - self.pre_bias, labels)
+            vector = (self._compressed(concepts).view_as(hidden) + self.pre_bias) * std + mean if self._mixes else None
+        return Mixture(vector, concepts.logits, concept_loss=concepts.loss)
 
     @property
     def _mixes(self) -> bool:
         return self.config.mixing != "none"
 
-    def _compressed(self, logits: Tensor) -> Tensor:
-        strength, index = logits.topk(self.config.concept_k, sorted=False)
-        if self.config.stop_gradient:
-            strength = strength.detach()
-        weights = strength.flatten(0, 1).to(self.compress.weight.dtype)
-        bag: Tensor = self.compress(index.flatten(0, 1), per_sample_weights=weights)
-        return bag.view(*logits.shape[:2], -1)
+    def _predicted(self, x: Tensor, labels: Tensor | None) -> _Concepts:
+        k = self.config.concept_k if self._mixes else 0
+        if labels is None:
+            logits = self.predictor(x)
+            strengths, indices = top_k(logits.flatten(0, 1), k)
+            return _Concepts(strengths, indices, logits=logits)
+        rows = predict(x.flatten(0, 1), self.predictor.weight, self.predictor.bias, labels.flatten(0, 1), k)
+        return _Concepts(rows.strengths, rows.indices, loss=rows.loss)
+
+    def _compressed(self, concepts: _Concepts) -> Tensor:
+        strengths = concepts.strengths.detach() if self.config.stop_gradient else concepts.strengths
+        vector: Tensor = self.compress(concepts.indices, per_sample_weights=strengths.to(self.compress.weight.dtype))
+        return vector
 
 
 class HiddenHead(nn.Module):
@@ -275,6 +306,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        concept_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput:
         """Run the model.
@@ -284,6 +316,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             attention_mask: 1 for tokens, 0 for padding: [batch, past + seq].
             position_ids: [batch, seq]; default: counted from the cache's length.
             past_key_values: a `CoCoMixCache`.
+            concept_labels: concepts of each position, int64 [batch, seq, k_attr], negative where there is none.
         """
         use_cache = use_cache if use_cache is not None else self.config.use_cache and not self.training
         if self.gradient_checkpointing and self.training:
@@ -302,7 +335,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         for block in lower:
             hidden = block(hidden, past_key_values, mask, **kwargs)
 
-        mixture: Mixture = self.mixer(hidden)
+        mixture: Mixture = self.mixer(hidden) if concept_labels is None else self.mixer(hidden, concept_labels)
         if mixture.vector is not None:
             vector = mixture.vector.to(hidden.dtype)
             hidden = self._interleaved(hidden, vector) if self.config.interleaves else hidden + vector
@@ -316,6 +349,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         return CoCoMixOutput(
             last_hidden_state=self.ln_f(hidden),
             concept_logits=mixture.concept_logits,
+            concept_loss=mixture.concept_loss,
             base_hidden=mixture.base_hidden,
             past_key_values=past_key_values if use_cache else None,
         )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cocomix.modeling.kernels import linear_cross_entropy
+
 NO_LABEL = -1
 
 
@@ -17,6 +19,17 @@ def next_token_loss(logits: Tensor, windows: Tensor) -> Tensor:
         windows: token ids, int64 [batch, context].
     """
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
+
+
+def fused_next_token_loss(hidden: Tensor, head: Tensor, windows: Tensor) -> Tensor:
+    """As `next_token_loss` of the logits `hidden @ head.T`, which never exist at once.
+
+    Args:
+        hidden: [batch, context, d_model].
+        head: [vocab, d_model].
+        windows: token ids, int64 [batch, context].
+    """
+    return linear_cross_entropy(hidden[:, :-1].flatten(0, 1), head, windows[:, 1:].flatten())
 
 
 def concept_loss(logits: Tensor, labels: Tensor) -> Tensor:

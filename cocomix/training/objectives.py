@@ -9,7 +9,13 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.base import forward_flops, residual_at
 from cocomix.modeling import CoCoMixForCausalLM, flops_per_token
-from cocomix.training.losses import concept_loss, distillation_loss, hidden_loss, labelled_positions, next_token_loss
+from cocomix.training.losses import (
+    distillation_loss,
+    fused_next_token_loss,
+    hidden_loss,
+    labelled_positions,
+    next_token_loss,
+)
 
 HiddenDistance = Literal["l1", "l2", "cosine"]
 
@@ -34,7 +40,8 @@ class NextToken(nn.Module):
 
     def forward(self, windows: Tensor) -> Losses:
         """windows: token ids, int64 [batch, context]."""
-        return Losses(next_token_loss(self.model(windows, use_cache=False).logits, windows))
+        hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
+        return Losses(fused_next_token_loss(hidden, self.model.lm_head.weight, windows))
 
     def supervised(self, windows: Tensor) -> int:  # noqa: ARG002
         """Positions behind the auxiliary loss."""
@@ -84,8 +91,9 @@ class ConceptMixing(nn.Module):
             windows: token ids, int64 [batch, context].
             labels: concepts of each position, int64 [batch, context, k_attr], `NO_LABEL` where there is none.
         """
-        output = self.model(windows, use_cache=False)
-        return Losses(next_token_loss(output.logits, windows), concept_loss(output.concept_logits, labels))
+        output = self.model.transformer(windows, concept_labels=labels, use_cache=False)
+        tokens = fused_next_token_loss(output.last_hidden_state, self.model.lm_head.weight, windows)
+        return Losses(tokens, output.concept_loss)
 
     def supervised(self, windows: Tensor, labels: Tensor) -> int:  # noqa: ARG002
         """Positions behind the auxiliary loss."""
@@ -114,11 +122,12 @@ class HiddenMixing(nn.Module):
 
     def forward(self, windows: Tensor) -> Losses:
         """windows: token ids, int64 [batch, context]."""
-        output = self.model(windows, use_cache=False)
+        output = self.model.transformer(windows, use_cache=False)
         with torch.no_grad():
             wanted = residual_at(self._base[0], windows, self._layer)
         distance = hidden_loss(output.base_hidden, wanted, self._distance)
-        return Losses(next_token_loss(output.logits, windows), distance)
+        tokens = fused_next_token_loss(output.last_hidden_state, self.model.lm_head.weight, windows)
+        return Losses(tokens, distance)
 
     def supervised(self, windows: Tensor) -> int:
         """Positions behind the auxiliary loss."""
