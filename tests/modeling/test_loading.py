@@ -1,0 +1,122 @@
+"""Saved models load like any of the library's, with this package and without it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
+
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel
+from tests.modeling.conftest import VARIANTS, ids, named, tiny
+
+WITHOUT_THE_PACKAGE = """
+import json, sys
+from importlib.abc import MetaPathFinder
+
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "cocomix":
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Blocked())
+import torch
+from transformers import AutoModelForCausalLM
+
+tokens, done = torch.tensor(json.loads(sys.argv[1])), {}
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    done[folder] = [model(tokens).logits.tolist(), model.generate(tokens, **settings).tolist()]
+    assert not any(each.split(".")[0] == "cocomix" for each in sys.modules)
+print(json.dumps(done))
+"""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in folder.iterdir()}
+
+
+def test_a_saved_model_says_the_same(tmp_path: Path, variant: dict[str, object]) -> None:
+    model = tiny(**variant)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, CoCoMixForCausalLM)
+    assert all(getattr(loaded.config, field) == value for field, value in variant.items())
+    torch.testing.assert_close(loaded(ids(2, 8)).logits, model(ids(2, 8)).logits, atol=0, rtol=0)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+def test_the_body_loads_alone() -> None:
+    assert isinstance(AutoModel.from_config(tiny().config), CoCoMixModel)
+
+
+def test_the_same_model_is_saved_as_the_same_bytes_and_so_is_what_is_loaded_from_them(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / each for each in ("first", "second", "third"))
+    tiny().save_pretrained(first)
+    tiny().save_pretrained(second)
+    AutoModelForCausalLM.from_pretrained(first).save_pretrained(third)
+    assert files(first) == files(second) == files(third)
+
+
+def test_a_model_loads_without_the_package_and_computes_the_same_bits(tmp_path: Path) -> None:
+    chosen = [{}, {"mixing": "add", "concept_head": "equations"}, {"predicts": "hidden"}, {"predicts": "nothing"}]
+    assert all(any(change.items() <= each.items() for each in VARIANTS) for change in chosen)
+    expected = {}
+    for change in chosen:
+        folder, model = tmp_path / (named(change)), tiny(**change)
+        model.save_pretrained(folder)
+        tokens = model.generate(ids(2, 8), max_new_tokens=5, do_sample=False, eos_token_id=None)
+        expected[str(folder)] = [model(ids(2, 8)).logits.tolist(), tokens.tolist()]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, json.dumps(ids(2, 8).tolist()), *expected],
+        cwd=tmp_path,
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
+
+
+def test_a_saved_configuration_is_read_with_the_package_without_trusting_code(tmp_path: Path) -> None:
+    tiny().config.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), CoCoMixConfig)
+
+
+def test_the_text_generation_pipeline_works(tmp_path: Path) -> None:
+    vocabulary = {"<|endoftext|>": 0} | {f"w{each}": each for each in range(1, 61)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<|endoftext|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    generate = pipeline("text-generation", model=str(tmp_path))
+    texts = ["w5 w9 w2", "w7"]
+    options = {"max_new_tokens": 4, "do_sample": False, "return_full_text": False}
+    together = generate(texts, **options, batch_size=2)
+    expected = [
+        tokenizer.decode(model.generate(tokenizer(each, return_tensors="pt").input_ids, **options_of(options))[0, -4:])
+        for each in texts
+    ]
+    assert [each[0]["generated_text"].split() for each in together] == [each.split() for each in expected]
+
+
+def options_of(options: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in options.items() if key != "return_full_text"}
+
+
+@pytest.mark.parametrize("change", [{}, {"mixing": "add"}], ids=named)
+def test_embeddings_can_be_resized_and_stay_tied(change: dict[str, object]) -> None:
+    model = tiny(**change)
+    model.resize_token_embeddings(70)
+    assert model(ids(1, 4)).logits.shape[-1] == 70
+    assert model.lm_head.weight is model.transformer.wte.weight
