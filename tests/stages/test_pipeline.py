@@ -1,5 +1,7 @@
 """The whole pipeline, at smoke size."""
 
+import json
+import math
 import shutil
 from contextlib import chdir
 from pathlib import Path
@@ -74,10 +76,11 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"activations": {"layer": 1}}, {"activations"}),
         ({"sae": {"k": 7}}, {"sae"}),
         ({"attribution": {"sign": "helpful"}}, {"attribution"}),
-        ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0"}),
+        ({"attribution": {"score": "activation"}}, {"attribution", "report"}),
+        ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0", "report"}),
         ({"pretrain": {"kd": {"kl_weight": 0.2}}}, set()),
-        ({"pretrain": {"match": "flops"}}, {"shapes"}),
-        ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"shapes", "pretrain@cocomix-0"}),
+        ({"pretrain": {"match": "flops"}}, {"shapes", "report"}),
+        ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"shapes", "pretrain@cocomix-0", "report"}),
         ({"pretrain": {"training": {"steps": 61}}}, {"pretrain@ntp-0", "pretrain@cocomix-0"}),
         ({"pretrain": {"methods": ["ntp"]}}, {"report"}),
         (
@@ -122,6 +125,62 @@ def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Projec
     again = {"sae", "attribution", "shapes", "pretrain@cocomix-0", "evaluate@cocomix-0", "report"}
     assert ran(project.dvc("repro")) == again
     assert changed(project) == set()
+
+
+def train_and_evaluate(project: Project, method: str) -> dict[str, Any]:
+    """The metrics of `evaluate`, the stages of seed 0 run as DVC would run them."""
+    for command in (["shapes"], ["pretrain", method, "0"], ["evaluate", method, "0"]):
+        done = project.stage(*command)
+        assert done.returncode == 0, done.stderr
+    metrics: dict[str, Any] = json.loads((project.path / f"metrics/evaluate/{method}-0.json").read_text())
+    return metrics
+
+
+UNIFORM = math.log(512)
+"""The loss of a model that has learnt nothing."""
+
+
+@pytest.mark.parametrize("method", ["kd", "pause"])
+def test_the_other_methods_learn_too(finished: Project, tmp_path: Path, method: str) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"pretrain": {"methods": [method]}})
+    metrics = train_and_evaluate(project, method)
+    assert metrics["validation"]["loss"] < UNIFORM - 0.5
+    assert metrics["concepts"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cocomix", "has_concepts"),
+    [
+        ({"predicts": "hidden"}, False),
+        ({"predicts": "hidden", "mixing": "none", "hidden_loss": "cosine"}, False),
+        ({"mixing": "none"}, True),
+        ({"mixing": "add"}, True),
+        ({"mixing": "interleave_with_state", "stop_gradient": True}, True),
+        ({"concept_weight": 0.0, "concept_head": "equations"}, True),
+    ],
+)
+def test_every_ablation_learns(finished: Project, tmp_path: Path, cocomix: dict[str, Any], has_concepts: bool) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"pretrain": {"cocomix": cocomix}})
+    metrics = train_and_evaluate(project, "cocomix")
+    assert metrics["validation"]["loss"] < UNIFORM - 0.5
+    assert (metrics["concepts"] is not None) == has_concepts
+
+
+def test_match_sets_the_width_of_the_methods_that_have_no_second_path(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    widths = {}
+    for match in ("width", "flops"):
+        project.change({"pretrain": {"match": match}})
+        done = project.stage("shapes")
+        assert done.returncode == 0, done.stderr
+        shapes = json.loads((project.path / "artifacts/shapes/shapes.json").read_text())
+        widths[match] = {method: shape["n_embd"] for method, shape in shapes.items()}
+    assert set(widths["width"].values()) == {32}
+    assert widths["flops"]["cocomix"] == widths["flops"]["pause"] == 32
+    assert widths["flops"]["ntp"] > 32 >= widths["flops"]["kd"]  # distillation also pays for the base model
 
 
 def test_an_altered_input_is_refused_in_one_line_and_the_remedy_works(finished: Project, tmp_path: Path) -> None:
