@@ -79,7 +79,7 @@ def our_step(objective: Objective, *batch: torch.Tensor) -> Step:
     def step() -> None:
         with autocast():
             losses = objective(*batch)
-        total = losses.tokens / positions
+        total: torch.Tensor = losses.tokens / positions
         if losses.auxiliary is not None:
             total = total + objective.auxiliary_weight * losses.auxiliary / objective.supervised(*batch)
         total.backward()  # type: ignore[no-untyped-call]
@@ -128,7 +128,7 @@ def _published_step(
 ) -> None:
     with autocast():
         loss = student_loss(student(ids), ids, labels, CONCEPT_WEIGHT)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     _update(student, optimizer)
 
 

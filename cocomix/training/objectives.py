@@ -10,11 +10,10 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from cocomix.base import forward_flops, residual_at
 from cocomix.modeling import CoCoMixForCausalLM, flops_per_token
 from cocomix.training.losses import (
-    distillation_loss,
+    fused_distillation_losses,
     fused_next_token_loss,
     hidden_loss,
     labelled_positions,
-    next_token_loss,
 )
 
 HiddenDistance = Literal["l1", "l2", "cosine"]
@@ -62,11 +61,12 @@ class Distillation(nn.Module):
 
     def forward(self, windows: Tensor) -> Losses:
         """windows: token ids, int64 [batch, context]."""
-        logits = self.model(windows, use_cache=False).logits
+        head = self.model.lm_head.weight
         with torch.no_grad():
             # A pretrained base model's vocabulary may be padded.
-            wanted = self._base[0](input_ids=windows, use_cache=False).logits[..., : logits.shape[-1]]
-        return Losses(next_token_loss(logits, windows), distillation_loss(logits[:, :-1], wanted[:, :-1]))
+            wanted = self._base[0](input_ids=windows, use_cache=False).logits[..., : len(head)]
+        hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
+        return Losses(*fused_distillation_losses(hidden, head, windows, wanted))
 
     def supervised(self, windows: Tensor) -> int:
         """Positions behind the auxiliary loss."""

@@ -1,10 +1,20 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions, next_token_loss
+from cocomix.modeling import kernels
+from cocomix.training.losses import (
+    NO_LABEL,
+    concept_loss,
+    distillation_loss,
+    fused_distillation_losses,
+    fused_next_token_loss,
+    labelled_positions,
+    next_token_loss,
+)
 
 
 def concept_loss_by_definition(logits: Tensor, labels: Tensor) -> Tensor:
@@ -36,3 +46,46 @@ def test_the_next_token_loss_sums_over_all_tokens_but_the_first_of_each_window()
     logits, windows = torch.randn(2, 4, 9), torch.randint(0, 9, (2, 4))
     expected = -sum(logits[b, t].log_softmax(-1)[windows[b, t + 1]] for b in range(2) for t in range(3))
     torch.testing.assert_close(next_token_loss(logits, windows), expected)
+
+
+def fused_inputs(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, the head, windows, the base model's logits."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, head = torch.randn(5, 4, 6, generator=generator), torch.randn(9, 6, generator=generator)
+    windows = torch.randint(0, 9, (5, 4), generator=generator)
+    return hidden.requires_grad_(), head.requires_grad_(), windows, torch.randn(5, 4, 9, generator=generator)
+
+
+@pytest.mark.parametrize("chunk", [1, 4 * 9 * 2, 2**20])
+def test_the_fused_next_token_loss_equals_that_of_the_logits(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    hidden, head, windows, _ = fused_inputs(0)
+    found, expected = fused_next_token_loss(hidden, head, windows), next_token_loss(hidden @ head.T, windows)
+    torch.testing.assert_close(found, expected)
+    for pair in zip(*(torch.autograd.grad(each, (hidden, head)) for each in (found, expected)), strict=True):
+        torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4 * 9 * 2, 2**20])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_fused_distillation_losses_equal_those_of_the_logits(
+    chunk: int, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    hidden, head, windows, base_logits = fused_inputs(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = fused_distillation_losses(hidden, head, windows, base_logits)
+        logits = torch.nn.functional.linear(hidden, head)
+        expected = next_token_loss(logits, windows), distillation_loss(logits[:, :-1], base_logits[:, :-1])
+    for pair in zip(found, expected, strict=True):
+        torch.testing.assert_close(*pair)
+    gradients = (torch.autograd.grad(a + 0.3 * b, (hidden, head)) for a, b in (found, expected))
+    for pair in zip(*gradients, strict=True):
+        # In bf16, the gradient of the head is rounded chunk by chunk.
+        torch.testing.assert_close(*pair, atol=5e-2 if bf16 else 1e-5, rtol=2e-2 if bf16 else 1e-5)
+
+
+def test_the_divergence_is_zero_only_from_itself() -> None:
+    logits = torch.randn(3, 4, 9)
+    torch.testing.assert_close(distillation_loss(logits, logits + 2.0), torch.zeros(()), atol=1e-5, rtol=0)
+    assert distillation_loss(logits, logits.flip(-1)) > 0
