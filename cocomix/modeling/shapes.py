@@ -1,5 +1,6 @@
 """The shape of each method's model, as keyword arguments of its configuration."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -93,23 +94,26 @@ def shapes(params: PretrainParams, tokens: Tokens, sources: Sources) -> dict[Met
 def widened(model: ModelParams, cost: Callable[[ModelParams], int], target: int) -> ModelParams:
     """`model` at the width whose cost is nearest to `target`.
 
-    Widths are multiples of 8, and so are the heads' dimensions: there are as many heads as bring theirs nearest to
-    what `model` has. A target below the cost of the least width, 8, gives that width.
+    Heads have a dimension that is a multiple of 8, from half to twice what it is in `model` and as near to it as the
+    width allows; widths that allow none are left out.
+
+    Args:
+        cost: rises with the width.
     """
+    usual = model.d_model // model.n_head
+    allowed = [each for each in range(8, max(8, 2 * usual) + 1, 8) if 2 * each >= usual]
+    dims = sorted(allowed, key=lambda each: abs(each - usual))
 
     def at(width: int) -> ModelParams:
-        dims = [each for each in range(8, width + 1, 8) if width % each == 0]
-        dim = min(dims, key=lambda each: abs(each - model.d_model / model.n_head))
+        dim = next(each for each in dims if width % each == 0)
         return model.model_copy(update={"d_model": width, "n_head": width // dim})
 
-    above = 8
-    while cost(at(above)) < target:
-        above *= 2
-    below = 8
-    while above - below > 8:
-        middle = (above + below) // 16 * 8
-        below, above = (middle, above) if cost(at(middle)) < target else (below, middle)
-    return min(at(below), at(above), key=lambda each: abs(cost(each) - target))
+    most = 8 * dims[0]
+    while cost(at(most)) < target:
+        most *= 2
+    widths = [each for each in range(8, most + 1, 8) if any(each % dim == 0 for dim in dims)]
+    above = bisect_left(widths, target, key=lambda each: cost(at(each)))
+    return min(map(at, widths[max(0, above - 1) : above + 1]), key=lambda each: abs(cost(each) - target))
 
 
 def config_of(shape: Shape) -> GPT2Config:
