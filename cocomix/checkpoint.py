@@ -25,6 +25,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         os.unlink(old)
 
 
+def newest(folder: Path) -> Path | None:
+    """The file of the newest checkpoint; none: None."""
+    return next(iter(_newest_first(folder)), None)
+
+
 def load(folder: Path) -> dict[str, Any] | None:
     """The state of the newest checkpoint that is whole; none: None."""
     for path in _newest_first(folder):

@@ -1,9 +1,12 @@
 """Where tensors live, and in which arithmetic: what `runtime()` asks for, resolved on this machine."""
 
 import os
+import resource
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from cocomix.errors import UserError
 from cocomix.runtime import runtime
@@ -45,6 +48,47 @@ def bf16() -> bool:
 def autocast() -> AbstractContextManager[object]:
     """A context in which matrix products are bf16 where `bf16()`, and sums, norms and losses stay fp32."""
     return torch.autocast(device().type, torch.bfloat16) if bf16() else nullcontext()
+
+
+def allow_tf32() -> None:
+    """Let fp32 matrix products on a GPU use TF32, unless fp32 was asked for."""
+    if device().type == "cuda" and runtime().precision != "fp32":
+        torch.set_float32_matmul_precision("high")
+
+
+def send(tensor: Tensor) -> Tensor:
+    """`tensor` on the device; a GPU takes it while it computes."""
+    if device().type == "cuda":
+        return tensor.pin_memory().to(device(), non_blocking=True)
+    return tensor.to(device())
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes: a GPU's, of its tensors; else the process's own."""
+    if device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+"""bf16 operations a second, dense, as the vendor states them; the first name that a GPU's name contains."""
+
+
+def peak_flops() -> float | None:
+    """Floating-point operations a second that the device reaches at most in bf16; None: not known, or not in bf16."""
+    if device().type != "cuda" or not bf16():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 def attention(context: int) -> str:

@@ -125,7 +125,8 @@ class TrainingParams(Section):
     """Last learning rate over the peak."""
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """On matrices only: not on biases, norms and other vectors."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What the weights' decay is on: matrices, not biases, norms and other vectors; all: as in the released code."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
     eval_every: Positive

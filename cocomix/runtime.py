@@ -42,8 +42,12 @@ class Runtime(BaseModel):
     """Windows in one forward pass; auto: what is fastest on the device."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Training arithmetic: autocast to bf16 or not; auto: bf16 where the hardware multiplies bf16."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """What each of several processes holds in training: ddp: the whole model and optimiser; fsdp: a share of them."""
     compile: bool = False
     """torch.compile the training step."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard's event files, one folder a run; none: not written."""
     log_seconds: float = Field(5.0, gt=0)
     """Seconds between progress lines when the output is no terminal."""
 

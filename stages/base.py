@@ -42,8 +42,9 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
     torch.manual_seed(params.base.seed)
     model = GPT2LMHeadModel(config_of(gpt2_shape(params.base.model, tokens)))
     data = (WindowData(tokens.windows("train")), WindowData(tokens.windows("validation")))
-    training = Training(NextToken(model), *data, params.base.training, params.base.seed, scratch)
-    return model, training.run("base")
+    objective = NextToken(model)
+    curve = Training(objective, *data, params.base.training, params.base.seed, scratch).run("base")
+    return objective.model, curve
 
 
 def _load(params: Params, tokens: Tokens) -> PreTrainedModel:

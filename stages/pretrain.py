@@ -62,7 +62,8 @@ def run(params: Params, method: Method, seed: int) -> None:
         torch.manual_seed(seed)
         objective = _objective(method, section, shape, base, concepts)
         train, validation = data("train", work.scratch), data("validation", work.scratch)
-        curve = Training(objective, train, validation, section.training, seed, work.scratch).run(name)
+        training = Training(objective, train, validation, section.training, seed, work.scratch)
+        curve = training.run(name)
         if runtime().rank == 0:
             with work.write_folder() as folder:
                 objective.model.save_pretrained(folder)
@@ -73,7 +74,8 @@ def run(params: Params, method: Method, seed: int) -> None:
                 )
                 (folder / "README.md").write_text(model_card(objective.model, trained))
             write_curve(work.side / "curve.csv", curve)
-            (work.side / "metrics.json").write_bytes(to_json(_metrics(method, seed, objective, curve, tokens.context)))
+            metrics = _metrics(method, seed, objective, curve, tokens.context) | training.usage._asdict()
+            (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {"method": method, "seed": seed}
 
     side = {

@@ -3,7 +3,7 @@
     for each step:
         windows of the step         a function of (seed, step): the same for any number of processes
         forward and backward        in micro-batches, gradients summed over them and over the processes
-        clip, AdamW                 linear warm-up, cosine
+        clip, AdamW                 linear warm-up, cosine; meanwhile the next step's windows are made ready
         every eval_every steps      a row of the curve
         every checkpoint_every      a checkpoint; after SIGTERM or SIGINT too
 
@@ -16,23 +16,25 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
 from cocomix import checkpoint, distributed
-from cocomix.device import autocast, device
+from cocomix.device import allow_tf32, autocast, device, peak_flops, peak_memory, send
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import TrainingParams
 from cocomix.progress import progress, say
 from cocomix.runtime import runtime
+from cocomix.training.board import tensorboard
 from cocomix.training.objectives import Objective
 from cocomix.training.order import WindowOrder
+from cocomix.training.sharding import clip, distribute, last_micro_batch, made_whole, set_whole_state, whole_state
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ class WindowData:
     """[windows, context, k_attr]; the dtype's largest value: no label."""
 
     def batch(self, rows: NDArray[np.int64] | slice) -> tuple[Tensor, ...]:
-        """The arguments of an objective, on the device: windows, and labels if there are any; both int64."""
+        """The arguments of an objective, on the CPU: windows, and labels if there are any; both int64."""
         batch = [self.windows[rows].astype(np.int64)]
         if self.labels is not None:
             labels = self.labels[rows]
             batch.append(np.where(labels == np.iinfo(labels.dtype).max, -1, labels.astype(np.int64)))
-        return tuple(torch.from_numpy(each).to(device()) for each in batch)
+        return tuple(torch.from_numpy(each) for each in batch)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,28 @@ class CurveRow:
     method has no such loss."""
 
 
+class Batch(NamedTuple):
+    """What a process does in one step."""
+
+    rows: NDArray[np.int64]
+    """Windows of the step, those of the other processes too."""
+    parts: list[tuple[Tensor, ...]]
+    """Micro-batches of this process's share, on the device."""
+    windows: int
+    """In this process's share."""
+    supervised: int
+    """Positions of this process's share behind the auxiliary loss."""
+
+
+class Usage(NamedTuple):
+    """What the machine gave, in the last process that trained."""
+
+    peak_memory: int
+    """Bytes, in the process that held most."""
+    utilisation: float | None
+    """Share of the operations that the devices could have done (MFU), by `training_flops`; none: not known."""
+
+
 class Training:
     """A training run.
 
@@ -80,7 +104,7 @@ class Training:
         UserError: when there are more processes than windows in a step.
 
     Args:
-        objective: what is minimised; its model is trained in place.
+        objective: what is minimised; after `run`, its model is the trained one, whole in each process.
         train, validation: the data.
         params: how it is trained.
         seed: of the data order and of dropout (the model's initial weights are the caller's).
@@ -106,26 +130,43 @@ class Training:
         self._train = train
         spread = np.linspace(0, len(validation.windows), params.eval_windows, endpoint=False).astype(np.int64)
         self._validation, self._eval_rows = validation, np.unique(spread)
+        if runtime().sharding == "fsdp" and (
+            params.batch_size % runtime().world_size or len(self._eval_rows) % runtime().world_size
+        ):
+            raise UserError(
+                f"batch_size ({params.batch_size}) and a point of the curve's windows ({len(self._eval_rows)}) must be "
+                f"multiples of the processes ({runtime().world_size}) with COCOMIX_SHARDING=fsdp"
+            )
         self._objective = objective.to(device()).train()
-        self._run: nn.Module = self._objective
-        if runtime().compile:
-            self._run = torch.compile(self._run)  # type: ignore[assignment]
-        if runtime().world_size > 1:
-            self._run = DistributedDataParallel(self._run, gradient_as_bucket_view=True)
+        allow_tf32()
+        self._run = distribute(self._objective)
+        # Evaluation has a shape of its own, which need not be compiled.
+        self._evaluated = self._run if isinstance(self._run, FSDPModule) else self._objective
         self._weights = [each for each in objective.parameters() if each.requires_grad]
         self._optimizer = adamw(objective, params)
         self._order = WindowOrder(len(train.windows), params.batch_size, seed)
         self._step, self._seconds = 0, 0.0
         self._curve: list[CurveRow] = []
-        self._loss_sum, self._loss_count = 0.0, 0.0
+        self._loss_sum, self._loss_count = 0.0, 0
+        self._next: Batch | None = None
+        self.usage = Usage(0, None)
+        """After `run`."""
 
     def run(self, task: str) -> list[CurveRow]:
-        """Train to the end, from the newest checkpoint if there is one. Returns the curve."""
+        """Train to the end, from the newest checkpoint if there is one. Returns the curve.
+
+        Raises:
+            UserError: when the loss or its gradient is not finite.
+        """
         self._resume()
+        start, seconds = self._step, self._seconds
         context = self._train.windows.shape[1]
         step_tokens = self._params.batch_size * context
         total = self._params.steps * step_tokens
-        with progress(task, total, "tokens", done=self._step * step_tokens, lockstep=True) as bar:
+        with (
+            tensorboard(task, self._step) as board,
+            progress(task, total, "tokens", done=self._step * step_tokens, lockstep=True) as bar,
+        ):
             while self._step < self._params.steps:
                 started = time.perf_counter()
                 loss, norm = self._train_step()
@@ -133,51 +174,75 @@ class Training:
                 self._step += 1
                 if self._step % self._params.eval_every == 0 or self._step == self._params.steps:
                     self._curve.append(self._evaluate())
+                    board(asdict(self._curve[-1]))
                 if self._step % self._params.checkpoint_every == 0 or self._step == self._params.steps:
                     self._save()
+                used = self._usage((self._step - start) * step_tokens, self._seconds - seconds)
                 try:
-                    bar.advance(step_tokens, loss=f"{loss:.3f}", norm=f"{norm:.2f}")
+                    bar.advance(step_tokens, loss=f"{loss:.3f}", norm=f"{norm:.2f}", **_shown(used))
                 except Interrupted:
                     self._save()
                     raise
+        self.usage = self._usage((self._step - start) * step_tokens, self._seconds - seconds)
+        self.usage = self.usage._replace(peak_memory=distributed.maximum(self.usage.peak_memory))
+        self._objective.model = made_whole(self._objective.model)
         return self._curve
 
     def _train_step(self) -> tuple[float, float]:
-        """One optimiser step. Returns this process's loss a token and the norm of the gradient."""
-        rows = self._order.batch(self._step)[runtime().rank :: runtime().world_size]
+        """One optimiser step. Returns the loss a token and the norm of the gradient."""
+        batch = self._next or self._batch(self._step)
         # Dropout's randomness is a function of the step too, so that no generator's state needs saving.
         torch.manual_seed(int(np.random.SeedSequence([self._seed, self._step, runtime().rank]).generate_state(1)[0]))
-        micro_batches = [self._train.batch(each) for each in _split(rows, runtime().micro_batch)]
         positions = self._params.batch_size * (self._train.windows.shape[1] - 1)
-        (supervised,) = distributed.totals(sum(self._objective.supervised(*batch) for batch in micro_batches))
+        (supervised,) = distributed.totals(batch.supervised)
         # DDP averages the gradients over the processes; the sums below want their sum.
         scale = runtime().world_size
         loss = torch.zeros((), device=device())
-        for number, batch in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            if isinstance(self._run, DistributedDataParallel):
-                self._run.require_backward_grad_sync = last
-            with autocast():
-                losses = self._run(*batch)
-            total = losses.tokens / positions
-            if losses.auxiliary is not None:
-                total = total + self._objective.auxiliary_weight * losses.auxiliary / max(supervised, 1)
-            (total * scale).backward()
+        for number, part in enumerate(batch.parts):
+            with last_micro_batch(self._run, number == len(batch.parts) - 1):
+                with autocast():
+                    losses = self._run(*part)
+                total = losses.tokens / positions
+                if losses.auxiliary is not None:
+                    total = total + self._objective.auxiliary_weight * losses.auxiliary / max(supervised, 1)
+                (total * scale).backward()
             loss += losses.tokens.detach()
-        norm = float(nn.utils.clip_grad_norm_(self._weights, self._params.clip))
-        if not math.isfinite(norm):
-            raise UserError(
-                f"step {self._step}: the gradient is not finite (windows {rows.tolist()[:4]}...); the last good "
-                f"checkpoint is in {self._folder}; a smaller learning_rate, or COCOMIX_PRECISION=fp32, may help"
-            )
+        norm = clip(self._weights, self._params.clip)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self._params, self._step)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        count = len(rows) * (self._train.windows.shape[1] - 1)
-        self._loss_sum += float(loss)
-        self._loss_count += count
-        return float(loss) / count, norm
+        self._next = self._batch(self._step + 1) if self._step + 1 < self._params.steps else None
+        # Up to here a GPU has only been told what to do; this waits for it, once a step.
+        own_loss, own_norm = torch.stack([loss, norm.float()]).tolist()
+        # Sums, so that what is not finite in one process is not in all, and all stop.
+        sum_loss, sum_norm = distributed.totals(own_loss, own_norm)
+        if not math.isfinite(sum_loss + sum_norm):
+            self._give_up(batch.rows, "loss" if not math.isfinite(sum_loss) else "gradient")
+        self._loss_sum += sum_loss
+        self._loss_count += positions
+        return sum_loss / positions, own_norm
+
+    def _batch(self, step: int) -> Batch:
+        """The batch of a step (from 0)."""
+        rows = self._order.batch(step)
+        own = rows[runtime().rank :: runtime().world_size]
+        parts = [self._train.batch(each) for each in _split(own, runtime().micro_batch)]
+        supervised = sum(self._objective.supervised(*part) for part in parts)
+        return Batch(rows, [tuple(send(each) for each in part) for part in parts], len(own), supervised)
+
+    def _give_up(self, rows: NDArray[np.int64], what: str) -> NoReturn:
+        checkpoint_file = checkpoint.newest(self._folder)
+        windows = ", ".join(map(str, rows[:8])) + (f", ... ({len(rows)})" if len(rows) > 8 else "")
+        raise UserError(
+            f"step {self._step}: the {what} is not finite (windows {windows}); the last good checkpoint is "
+            f"{checkpoint_file or 'none yet'}; a smaller learning_rate, or COCOMIX_PRECISION=fp32, may help"
+        )
+
+    def _usage(self, tokens: int, seconds: float) -> Usage:
+        peak = peak_flops()
+        flops = self._objective.training_flops(self._train.windows.shape[1]) * tokens
+        return Usage(peak_memory(), flops / (peak * runtime().world_size * seconds) if peak and seconds else None)
 
     @torch.no_grad()
     def _evaluate(self) -> CurveRow:
@@ -187,39 +252,40 @@ class Training:
         for some in _split(rows, self._params.batch_size):
             batch = self._validation.batch(some)
             with autocast():
-                losses = self._objective(*batch)
+                losses = self._evaluated(*(send(each) for each in batch))
             tokens_loss += float(losses.tokens)
             tokens += batch[0].shape[0] * (batch[0].shape[1] - 1)
             auxiliary_loss += float(losses.auxiliary) if losses.auxiliary is not None else 0.0
             supervised += self._objective.supervised(*batch)
         self._objective.train()
-        tokens_loss, tokens, auxiliary_loss, supervised, train_loss, seen = distributed.totals(
-            tokens_loss, tokens, auxiliary_loss, supervised, self._loss_sum, self._loss_count
+        tokens_loss, tokens, auxiliary_loss, supervised = distributed.totals(
+            tokens_loss, tokens, auxiliary_loss, supervised
         )
-        self._loss_sum, self._loss_count = 0.0, 0.0
+        train_loss = self._loss_sum / self._loss_count
+        self._loss_sum, self._loss_count = 0.0, 0
         tokens_seen = self._step * self._params.batch_size * self._train.windows.shape[1]
         return CurveRow(
             step=self._step,
             tokens=tokens_seen,
             flops=float(self._objective.training_flops(self._train.windows.shape[1]) * tokens_seen),
             seconds=round(self._seconds, 3),
-            train_loss=round(train_loss / seen, 6),
+            train_loss=round(train_loss, 6),
             validation_loss=round(tokens_loss / tokens, 6),
             auxiliary_loss=round(auxiliary_loss / supervised, 6) if supervised else None,
         )
 
     def _save(self) -> None:
-        loss_sum, loss_count = distributed.totals(self._loss_sum, self._loss_count)
+        model, optimizer = whole_state(self._objective, self._optimizer)
         if runtime().rank != 0:
             return
         state = {
             "step": self._step,
             "seconds": self._seconds,
             "curve": json.dumps([asdict(row) for row in self._curve]),
-            "loss_sum": loss_sum,
-            "loss_count": loss_count,
-            "model": self._objective.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+            "model": model,
+            "optimizer": optimizer,
         }
         checkpoint.save(self._folder, self._step, state)
 
@@ -227,21 +293,22 @@ class Training:
         state = checkpoint.load(self._folder)
         if state is None:
             return
-        self._objective.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        set_whole_state(self._objective, self._optimizer, state["model"], state["optimizer"])
         self._step, self._seconds = state["step"], state["seconds"]
         self._curve = [CurveRow(**row) for row in json.loads(state["curve"])]
-        if runtime().rank == 0:  # the sum over the processes that saved, whatever their number
-            self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
+        self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
         say(f"going on from step {self._step}")
 
 
 def adamw(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
-    """AdamW that decays matrices (embeddings among them) and leaves vectors (biases, norms) alone."""
+    """AdamW that decays matrices (embeddings among them), and vectors (biases, norms) where `params.decay` is all."""
     weights = [each for each in model.parameters() if each.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [each for each in weights if each.ndim >= 2], "weight_decay": params.weight_decay},
-        {"params": [each for each in weights if each.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [each for each in weights if each.ndim < 2],
+            "weight_decay": params.weight_decay if params.decay == "all" else 0.0,
+        },
     ]
     return torch.optim.AdamW(groups, lr=params.learning_rate, betas=params.betas, fused=True)
 
@@ -267,3 +334,8 @@ def write_curve(path: Path, curve: list[CurveRow]) -> None:
 def _split(rows: NDArray[np.int64], size: int | Literal["auto"]) -> list[NDArray[np.int64]]:
     """Parts of `rows` of `size` at most; auto: one part."""
     return np.array_split(rows, math.ceil(len(rows) / size)) if size != "auto" else [rows]
+
+
+def _shown(usage: Usage) -> dict[str, str]:
+    shown = {"memory": f"{usage.peak_memory / 2**30:.1f}G"}
+    return shown if usage.utilisation is None else shown | {"MFU": f"{usage.utilisation:.0%}"}

@@ -28,10 +28,8 @@ def main(folder: Path, stop_at: int | None) -> None:
         Training._train_step = dying_step  # type: ignore[method-assign]
     curve = run.run("small")
     if runtime().rank == 0:
-        weights = {name: each.flatten().tolist() for name, each in objective.state_dict().items()}
-        (folder / "result.json").write_text(
-            json.dumps({"curve": [asdict(row) for row in curve], "weights": weights})
-        )
+        weights = {name: each.flatten().tolist() for name, each in objective.model.state_dict().items()}
+        (folder / "result.json").write_text(json.dumps({"curve": [asdict(row) for row in curve], "weights": weights}))
 
 
 if __name__ == "__main__":

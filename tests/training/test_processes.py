@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 
-def run(processes: int, *arguments: str) -> None:
+def run(processes: int, *arguments: str, sharding: str = "ddp") -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "tests.training.small_run", *arguments]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    knobs = {"OMP_NUM_THREADS": "1", "COCOMIX_SHARDING": sharding, "COCOMIX_MICRO_BATCH": "2"}
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | knobs, timeout=120)
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -34,13 +35,19 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
         np.testing.assert_allclose(weights, second["weights"][name], atol=2e-4, rtol=1e-3)
 
 
-def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], tmp_path: Path) -> None:
-    run(2, str(tmp_path))
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], tmp_path: Path, sharding: str) -> None:
+    run(2, str(tmp_path), sharding=sharding)
     assert_same(result(tmp_path), alone)
 
 
-def test_a_run_of_two_processes_goes_on_as_one(alone: dict[str, Any], tmp_path: Path) -> None:
-    run(2, str(tmp_path), "7")
+@pytest.mark.parametrize(
+    ("first", "second"), [((2, "ddp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp")), ((2, "fsdp"), (1, "ddp"))]
+)
+def test_a_run_goes_on_with_other_processes_and_another_sharding(
+    alone: dict[str, Any], tmp_path: Path, first: tuple[int, str], second: tuple[int, str]
+) -> None:
+    run(first[0], str(tmp_path), "7", sharding=first[1])
     assert not (tmp_path / "result.json").exists()
-    run(1, str(tmp_path))
+    run(second[0], str(tmp_path), sharding=second[1])
     assert_same(result(tmp_path), alone)
