@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -16,8 +17,17 @@ from transformers import (
 )
 
 from cocomix.artifact import Artifact
-from cocomix.base import blocks_of, check_layer, load_base, micro_batch, residual_at, residual_edited
+from cocomix.base import (
+    blocks_of,
+    check_layer,
+    forward_flops,
+    load_base,
+    micro_batch,
+    residual_at,
+    residual_edited,
+)
 from cocomix.errors import UserError
+from cocomix.modeling import flops_per_token
 from tests.conftest import CONTEXT, VOCAB
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": VOCAB}
@@ -113,6 +123,24 @@ def test_the_base_model_is_loaded_frozen_and_computes_what_was_saved(base_folder
     assert not any(each.requires_grad for each in model.parameters())
     plain = AutoModelForCausalLM.from_pretrained(base_folder).eval()
     torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [None, 2])
+def test_the_flops_of_a_forward_pass_are_those_that_torch_counts(
+    model: PreTrainedModel, ids: torch.Tensor, layers: int | None
+) -> None:
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        if layers is None:
+            model(ids, use_cache=False)
+        else:
+            residual_at(model, ids, layers)
+    assert forward_flops(model, ids.shape[1], layers) * ids.numel() == counter.get_total_flops()
+
+
+def test_the_flops_of_a_gpt2_are_those_of_the_model_that_is_trained() -> None:
+    model = families()[0]
+    assert forward_flops(model, 7) == flops_per_token(model.config, 7)
 
 
 def test_the_windows_of_a_forward_pass_are_a_runtime_knob(monkeypatch: pytest.MonkeyPatch) -> None:
