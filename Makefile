@@ -21,6 +21,7 @@ bench: .venv/ready        ## speed and memory, as ratios against named alternati
 	python -m benchmarks.activation_store --json
 	python -m benchmarks.attribution --json
 	python -m benchmarks.generate --json
+	python -m benchmarks.student_step --json
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

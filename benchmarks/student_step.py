@@ -35,7 +35,7 @@ from cocomix.training.loop import adamw
 
 ON_GPU = device().type == "cuda"
 CONTEXT, WINDOWS = (1024, 8) if ON_GPU else (256, 2)
-MEMORY_WINDOWS = 8
+MEMORY_WINDOWS = 8 if ON_GPU else 4
 VOCAB, LATENTS, K, K_ATTR = 50257, 32768, 32, 4
 CONCEPT_WEIGHT = 0.1
 PARAMS = TrainingParams(steps=1, batch_size=1, learning_rate=6e-4, eval_every=1, eval_windows=1, checkpoint_every=1)
