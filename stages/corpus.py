@@ -24,7 +24,9 @@ def run(params: Params) -> None:
         sizes = {str(split): summary.splits[split]._asdict() for split in SPLITS}
         metrics = sizes | {"sources": summary.sources, "dropped": dict(summary.dropped)}
         (work.side / "metrics.json").write_bytes(to_json(metrics))
-        return {"splits": sizes}
+        section = params.corpus
+        hub = section.hub.model_dump(include={"dataset", "config", "revision"}) if section.source == "hub" else {}
+        return {"splits": sizes, "origin": {"source": section.source, **hub}}
 
     produce(
         "corpus",

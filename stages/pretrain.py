@@ -70,7 +70,7 @@ def run(params: Params, method: Method, seed: int) -> None:
                 tokens.tokenizer().save_pretrained(folder)
                 last = curve[-1]
                 trained = Trained(
-                    name, method, params.corpus, tokens.context, last.tokens, last.flops, last.validation_loss
+                    name, method, tokens.origin, tokens.context, last.tokens, last.flops, last.validation_loss
                 )
                 (folder / "README.md").write_text(model_card(objective.model, trained))
             write_curve(work.side / "curve.csv", curve)

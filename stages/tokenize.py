@@ -61,6 +61,7 @@ def run(params: Params) -> None:
             "context": section.context,
             "vocab_size": vocab_size,
             "eos_id": eos_id,
+            "origin": corpus.about["origin"],
             "bytes_per_token": {split: metrics[split]["bytes_per_token"] for split in SPLITS},
         }
 

@@ -60,6 +60,7 @@ def tokens_folder(folder: Path) -> Path:
                 "context": CONTEXT,
                 "vocab_size": VOCAB,
                 "eos_id": 0,
+                "origin": {"source": "files"},
                 "bytes_per_token": {"train": 4.0, "validation": 4.0, "test": 4.0},
             }
         )

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from cocomix.modeling.accounting import parameters
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
-from cocomix.params import CorpusParams, Method
+from cocomix.params import Method
+from cocomix.tokens import Origin
 
 
 class Trained(NamedTuple):
@@ -16,7 +17,7 @@ class Trained(NamedTuple):
 
     name: str
     method: Method
-    corpus: CorpusParams
+    text: Origin
     context: int
     """Tokens of a window."""
     tokens: int
@@ -29,12 +30,11 @@ class Trained(NamedTuple):
 
 def model_card(model: PreTrainedModel, trained: Trained) -> str:
     """The card: a YAML head that the hub reads, then Markdown. It holds no time, so that a model's folder does not."""
-    dataset = trained.corpus.hub.dataset if trained.corpus.source == "hub" else None
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt2", "pretraining", trained.method],
-        datasets=[dataset] if dataset else None,
+        datasets=[trained.text.dataset] if trained.text.dataset else None,
     )
     stored, active = parameters(model)
     config = model.config
@@ -53,7 +53,7 @@ vocabulary of {config.vocab_size}. {stored:,} parameters, of which {active:,} wo
 
 | | |
 |---|---|
-| Data | {_data(trained.corpus)}, in windows of {trained.context} tokens |
+| Data | {_data(trained.text)}, in windows of {trained.context} tokens |
 | Tokens seen | {trained.tokens:,} |
 | Training FLOPs | {trained.flops:.3g} |
 | Validation loss | {trained.validation_loss:.4f} nats a token (perplexity {exp(trained.validation_loss):.2f}) |
@@ -99,15 +99,13 @@ def _what(config: object, method: Method) -> str:
     return f"A GPT-2 that after block {config.concept_layer} {vector}. {mixed} A model of {paper}."
 
 
-def _data(corpus: CorpusParams) -> str:
-    match corpus.source:
-        case "installed-docs":
-            return "The documentation of installed Python packages"
-        case "files":
-            return "Local text files"
-        case "hub":
-            part = f", {corpus.hub.config}" if corpus.hub.config else ""
-            return f"`{corpus.hub.dataset}`{part}, revision `{corpus.hub.revision}`"
+def _data(text: Origin) -> str:
+    if text.dataset:
+        part = f", {text.config}" if text.config else ""
+        return f"`{text.dataset}`{part}, revision `{text.revision}`"
+    return {"installed-docs": "The documentation of installed Python packages", "files": "Local text files"}[
+        text.source
+    ]
 
 
 def _loading(config: object) -> str:

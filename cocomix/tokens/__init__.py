@@ -1,5 +1,5 @@
 """Tokens: windows of token ids, and the tokenizer that made them."""
 
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Origin, Split, Tokens
 
-__all__ = ["Split", "Tokens"]
+__all__ = ["Origin", "Split", "Tokens"]

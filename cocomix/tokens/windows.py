@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,18 @@ from cocomix.splits import SPLITS, Split
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["SPLITS", "Split", "Tokens"]
+__all__ = ["SPLITS", "Origin", "Split", "Tokens"]
+
+
+class Origin(NamedTuple):
+    """Where the text is from."""
+
+    source: str
+    """As `corpus.source` of params.yaml."""
+    dataset: str | None = None
+    """Of the hub, with its config and revision."""
+    config: str | None = None
+    revision: str | None = None
 
 
 class Tokens:
@@ -28,6 +39,7 @@ class Tokens:
         self.context: int = self.artifact.about["context"]
         self.vocab_size: int = self.artifact.about["vocab_size"]
         self.eos_id: int = self.artifact.about["eos_id"]
+        self.origin = Origin(**self.artifact.about["origin"])
 
     @cache  # noqa: B019  one reader lives as long as its process
     def windows(self, split: Split) -> NDArray[np.unsignedinteger]:

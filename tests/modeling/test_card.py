@@ -3,15 +3,16 @@ from huggingface_hub import ModelCard
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.modeling import Trained, model_card
-from cocomix.params import CorpusParams, HubParams, Method
+from cocomix.params import Method
+from cocomix.tokens import Origin
 from tests.modeling.conftest import tiny
 
-DOCS = CorpusParams(source="installed-docs", validation_share=0.1, test_share=0.1)
-HUB = DOCS.model_copy(update={"source": "hub", "hub": HubParams(dataset="someone/texts", revision="abc123")})
+DOCS = Origin("installed-docs")
+HUB = Origin("hub", "someone/texts", revision="abc123")
 
 
-def trained(method: Method, corpus: CorpusParams = DOCS) -> Trained:
-    return Trained(f"{method}-0", method, corpus, context=48, tokens=2_048_000, flops=1.5e12, validation_loss=2.0)
+def trained(method: Method, text: Origin = DOCS) -> Trained:
+    return Trained(f"{method}-0", method, text, context=48, tokens=2_048_000, flops=1.5e12, validation_loss=2.0)
 
 
 def plain() -> PreTrainedModel:
