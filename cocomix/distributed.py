@@ -16,7 +16,7 @@ def join() -> None:
     """Join the other processes; then `torch.distributed` and DistributedDataParallel work. Alone: does nothing.
 
     The group is never left: among several, a process must end by `os._exit`. Torch takes a group down while it holds
-    Python's lock, and waits for a thread of gloo's that may be waiting for that lock (seen, 1 run in 4 on a busy machine).
+    Python's lock, and waits for a thread of gloo's that may be waiting for that lock (docs/log.md, 10).
     """
     if runtime().world_size == 1:
         return

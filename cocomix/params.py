@@ -214,7 +214,8 @@ class AttributionParams(Section):
     score: Literal["gradient", "activation"]
     """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a)."""
     sign: Literal["released", "helpful", "absolute"]
-    """Of the gradient's score. released: largest signed gradient-times-activation of the loss; helpful: its most negative; absolute: either."""
+    """Of the gradient's score. released: largest signed gradient-times-activation of the loss; helpful: its most
+    negative; absolute: either."""
     shard_windows: Positive
     """Token windows of a Parquet file: the unit of resuming."""
 

@@ -103,9 +103,8 @@ def _data(text: Origin) -> str:
     if text.dataset:
         part = f", {text.config}" if text.config else ""
         return f"`{text.dataset}`{part}, revision `{text.revision}`"
-    return {"installed-docs": "The documentation of installed Python packages", "files": "Local text files"}[
-        text.source
-    ]
+    docs = text.source == "installed-docs"
+    return "The documentation of installed Python packages" if docs else "Local text files"
 
 
 def _loading(config: object) -> str:

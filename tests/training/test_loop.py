@@ -1,4 +1,5 @@
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,24 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from cocomix import checkpoint
 from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import TrainingParams
 from cocomix.runtime import runtime
-from cocomix.training import ConceptMixing, CurveRow, NextToken, Objective, Training, WindowData
+from cocomix.training import (
+    ConceptMixing,
+    CurveRow,
+    Distillation,
+    HiddenMixing,
+    NextToken,
+    Objective,
+    Training,
+    WindowData,
+    loop,
+)
 from cocomix.training.loop import adamw, learning_rate
+from cocomix.training.objectives import Losses
 
 PARAMS = TrainingParams(
     steps=12, batch_size=6, learning_rate=1e-2, eval_every=5, eval_windows=8, checkpoint_every=4, warmup_share=0.25
@@ -37,6 +50,28 @@ def cocomix(dropout: float = 0.0) -> ConceptMixing:
     shape = SHAPE | {"num_concepts": 24, "concept_layer": 1, "concept_k": 4}
     config = CoCoMixConfig(**shape, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
     return ConceptMixing(CoCoMixForCausalLM(config), concept_weight=0.3)
+
+
+def kd(dropout: float = 0.0) -> Distillation:
+    torch.manual_seed(9)
+    base = GPT2LMHeadModel(GPT2Config(**SHAPE)).eval().requires_grad_(False)
+    return Distillation(ntp(dropout).model, base, kl_weight=0.4)
+
+
+def pause(dropout: float = 0.0) -> NextToken:
+    torch.manual_seed(0)
+    shape = SHAPE | {"predicts": "nothing", "concept_layer": 1}
+    config = CoCoMixConfig(**shape, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
+    return NextToken(CoCoMixForCausalLM(config))
+
+
+def hidden(dropout: float = 0.0) -> HiddenMixing:
+    torch.manual_seed(9)
+    base = GPT2LMHeadModel(GPT2Config(**SHAPE)).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    shape = SHAPE | {"predicts": "hidden", "base_width": 16, "concept_layer": 1}
+    config = CoCoMixConfig(**shape, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
+    return HiddenMixing(CoCoMixForCausalLM(config), base, layer=1, distance="l2", concept_weight=0.3)
 
 
 def data(seed: int, labelled: bool) -> WindowData:
@@ -66,8 +101,10 @@ def test_the_loss_falls_and_the_curve_says_what_was_done(make: Callable[[], Obje
     assert (curve[-1].auxiliary_loss is None) == (make is ntp)
 
 
-@pytest.mark.parametrize("make", [ntp, cocomix])
-@pytest.mark.parametrize("stop_at", [1, 4, 6, 11])
+@pytest.mark.parametrize(
+    ("make", "stop_at"),
+    [*itertools.product([ntp, cocomix], [1, 4, 6, 11]), *itertools.product([kd, pause, hidden], [6])],
+)
 def test_a_run_that_died_goes_on_to_the_same_bits(
     make: Callable[..., Objective], stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +132,7 @@ def test_a_run_that_died_goes_on_to_the_same_bits(
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("make", [ntp, cocomix])
+@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden])
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_micro_batches_change_nothing_but_rounding(
     make: Callable[[], Objective], micro_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,10 +155,72 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Pa
         training(objective, tmp_path).run("test")
 
 
+def test_the_message_names_the_last_good_checkpoint_which_has_finite_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(self: NextToken, windows: torch.Tensor) -> Losses:
+        losses = forward(self, windows)
+        return losses._replace(tokens=losses.tokens * (math.inf if run._step == 9 and self.training else 1))
+
+    forward = NextToken.forward
+    monkeypatch.setattr(NextToken, "forward", poisoned)
+    run = training(ntp(), tmp_path)
+    with pytest.raises(UserError, match=r"step 9: the loss is not finite") as error:
+        run.run("test")
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None
+    assert str(newest) in str(error.value)
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    assert state["step"] == 8
+    assert all(each.isfinite().all() for each in state["model"].values())
+
+
+def test_memory_is_known_and_utilisation_where_the_peak_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training(ntp(), tmp_path / "unknown")
+    run.run("test")
+    assert run.usage.peak_memory > 2**20
+    assert run.usage.utilisation is None
+    monkeypatch.setattr(loop, "peak_flops", lambda: 1e12)
+    run = training(ntp(), tmp_path / "known")
+    curve = run.run("test")
+    assert run.usage.utilisation == pytest.approx(curve[-1].flops / 1e12 / curve[-1].seconds, rel=0.01)
+
+
+def test_tensorboard_shows_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("COCOMIX_TENSORBOARD", str(tmp_path / "board"))
+    runtime.cache_clear()
+    curve = training(cocomix(), tmp_path / "run").run("test")
+    events = EventAccumulator(str(tmp_path / "board" / "test")).Reload()
+    shown = {each.step: each.value for each in events.Scalars("validation_loss")}
+    assert shown == pytest.approx({row.step: row.validation_loss for row in curve})
+    assert "auxiliary_loss" in events.Tags()["scalars"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [ntp, cocomix])
+def test_a_compiled_step_changes_nothing_but_rounding(
+    make: Callable[[], Objective], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = training(make(), tmp_path / "eager").run("test")
+    monkeypatch.setenv("COCOMIX_COMPILE", "true")
+    runtime.cache_clear()
+    compiled = training(make(), tmp_path / "compiled").run("test")
+    assert compiled[-1].validation_loss == pytest.approx(expected[-1].validation_loss, abs=1e-3)
+
+
 def test_more_processes_than_windows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "7")
     with pytest.raises(UserError, match="must not be fewer than the processes"):
         training(ntp(), tmp_path)
+
+
+def test_all_weights_decay_where_that_is_asked_for() -> None:
+    groups = adamw(cocomix(), PARAMS.model_copy(update={"decay": "all"})).param_groups
+    assert {group["weight_decay"] for group in groups} == {PARAMS.weight_decay}
 
 
 def test_weight_decay_is_on_matrices_only() -> None:
