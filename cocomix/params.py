@@ -261,6 +261,12 @@ class CocomixParams(Section):
     hidden_loss: Literal["l1", "l2", "cosine"]
     """Distance between hidden states, with predicts: hidden."""
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.stop_gradient and self.mixing == "none":
+            raise ValueError("stop_gradient must be false with mixing: none, which already keeps the two apart")
+        return self
+
 
 class PretrainParams(Section):
     """The language models that are compared."""

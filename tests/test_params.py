@@ -64,6 +64,14 @@ def test_a_wrong_value_is_one_line_with_the_key_and_what_is_allowed(
     assert loaded(tmp_path, old, new).startswith(message)
 
 
+def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = SHIPPED.read_text().replace("mixing: interleave", "mixing: none")
+    path.write_text(text.replace("stop_gradient: false", "stop_gradient: true"))
+    with pytest.raises(UserError, match=r"pretrain.cocomix: stop_gradient must be false with mixing: none"):
+        load(path)
+
+
 def test_a_whole_number_and_a_bare_exponent_are_fine_as_float(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     for text, value in {"1": 1.0, "2e-3": 2e-3, "2.e-3": 2e-3, "+2E-3": 2e-3}.items():

@@ -13,6 +13,8 @@ from benchmarks import medians
     [
         ("activation_store", {"read_mtokens_per_core_s", "write_mtokens_per_core_s", "stage_over_forward"}),
         ("attribution", {"attribution_over_forward"}),
+        ("generate", {"over_block_ratio", "flatness"}),
+        ("student_step", {"with_labels", "student_only", "peak_memory", "over_flop_ratio"}),
     ],
 )
 def test_a_benchmark_ends_with_one_json_object(name: str, ratios: set[str]) -> None:
