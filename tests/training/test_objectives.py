@@ -1,0 +1,84 @@
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from cocomix.base import prepared, residual_at
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.training import ConceptMixing, Distillation, HiddenMixing, NextToken
+from cocomix.training.losses import NO_LABEL, concept_loss, distillation_loss, hidden_loss
+from cocomix.training.objectives import Losses
+
+SHAPE = {"vocab_size": 32, "n_positions": 8, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 0}
+CONCEPTS = {"num_concepts": 24, "concept_layer": 1, "concept_k": 4}
+
+
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
+    torch.manual_seed(0)
+
+
+def gpt2(**shape: Any) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(**SHAPE | shape)).eval()
+
+
+def cocomix(**options: Any) -> CoCoMixForCausalLM:
+    return CoCoMixForCausalLM(CoCoMixConfig(**SHAPE, **CONCEPTS | options)).eval()
+
+
+def assert_same(losses: Losses, expected: Losses, model: torch.nn.Module) -> None:
+    """In value, and in the gradient of a sum in which each has a factor of its own."""
+    gradients = []
+    for each in (losses, expected):
+        total = 0.7 * each.tokens + (0.2 * each.auxiliary if each.auxiliary is not None else 0.0)
+        gradients.append(torch.autograd.grad(total, list(model.parameters()), materialize_grads=True))
+    torch.testing.assert_close(losses, expected)
+    for pair in zip(*gradients, strict=True):
+        torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-4)
+
+
+def token_loss(logits: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten(), reduction="sum")
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_next_token_prediction_is_the_cross_entropy_of_the_models_logits(pause: bool) -> None:
+    model = cocomix(predicts="nothing") if pause else gpt2()
+    windows = torch.randint(0, 32, (3, 8))
+    assert_same(NextToken(model)(windows), Losses(token_loss(model(windows).logits, windows)), model)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "stop_gradient"),
+    [("interleave", False), ("interleave", True), ("interleave_with_state", True), ("add", False), ("none", False)],
+)
+@pytest.mark.parametrize("head", ["released", "equations"])
+def test_concept_mixing_adds_the_concept_loss_of_the_models_concept_logits(
+    mixing: str, stop_gradient: bool, head: str
+) -> None:
+    model = cocomix(mixing=mixing, concept_head=head, stop_gradient=stop_gradient)
+    windows, labels = torch.randint(0, 32, (3, 8)), torch.randint(0, 24, (3, 8, 3))
+    labels[torch.rand(labels.shape) < 0.4] = NO_LABEL
+    output = model(windows)
+    expected = Losses(token_loss(output.logits, windows), concept_loss(output.concept_logits, labels))
+    assert_same(ConceptMixing(model, 0.3)(windows, labels), expected, model)
+
+
+def test_distillation_adds_the_divergence_from_the_base_model_whose_vocabulary_may_be_padded() -> None:
+    model, base = gpt2(), prepared(gpt2(vocab_size=40))
+    windows = torch.randint(0, 32, (3, 8))
+    logits, wanted = model(windows).logits, base(windows).logits[..., :32]
+    expected = Losses(token_loss(logits, windows), distillation_loss(logits[:, :-1], wanted[:, :-1]))
+    assert_same(Distillation(model, base, 0.5)(windows), expected, model)
+
+
+def test_hidden_mixing_adds_the_distance_to_the_base_models_hidden_state() -> None:
+    model, base = cocomix(predicts="hidden", base_width=24), prepared(gpt2(n_embd=24))
+    windows = torch.randint(0, 32, (3, 8))
+    output = model(windows)
+    distance = hidden_loss(output.base_hidden, residual_at(base, windows, 2), "l2")
+    expected = Losses(token_loss(output.logits, windows), distance)
+    assert_same(HiddenMixing(model, base, 2, "l2", 0.1)(windows), expected, model)
