@@ -21,6 +21,7 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Method = Literal["ntp", "kd", "pause", "cocomix"]
 Match = Literal["width", "stored", "active", "flops"]
+SaeFormat = Literal["openai", "sae-lens", "sparsify"]
 
 
 class Section(BaseModel):
@@ -172,9 +173,21 @@ class ActivationsParams(Section):
     """Of the choice of windows and of the shuffle."""
 
 
+class PublishedSaeParams(Section):
+    """An autoencoder of another project."""
+
+    path: str | None = None
+    """A file (openai) or a folder (sae-lens, sparsify) on this machine."""
+    format: SaeFormat = "openai"
+
+
 class SaeParams(Section):
     """The TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093)."""
 
+    source: Literal["train", "published"] = "train"
+    """published: taken from another project instead of trained. What describes the autoencoder (latents, k, normalize)
+    must then be what it has; what describes the training is not used."""
+    published: PublishedSaeParams = PublishedSaeParams()
     latents: Positive
     """C, the size of the dictionary (paper: 32768)."""
     k: Positive
@@ -199,6 +212,8 @@ class SaeParams(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.source == "published" and not self.published.path:
+            raise ValueError("source is published, which needs published.path: a file or a folder")
         if self.k > self.latents:
             raise ValueError(f"k ({self.k}) must not exceed latents ({self.latents})")
         if self.aux_k > self.latents:
