@@ -27,7 +27,11 @@ from cocomix.tokens.windows import Tokens
 ROWS, WIDE = 65_536, 768
 CONTEXT, VOCAB, WINDOWS = 128, 4096, 4096
 PARAMS = ActivationsParams(
-    layer=2, tokens=CONTEXT * WINDOWS, validation_tokens=1, shard_tokens=65_536, row_group_tokens=4096
+    sites=["resid_post_2"],
+    tokens=CONTEXT * WINDOWS,
+    validation_tokens=1,
+    shard_tokens=65_536,
+    row_group_tokens=4096,
 )
 
 
@@ -38,10 +42,18 @@ def read_and_write() -> dict[str, float]:
     activations = Activations(x, origin, origin, origin)
     with Work("activations", Path("artifacts/activations"), {}, {}) as work:
         for number in range(4):
-            with work.write(f"train-{number:05d}.parquet") as pending:
+            with work.write(f"resid_post_1/train-{number:05d}.parquet") as pending:
                 write_activations(pending.path, activations, PARAMS.row_group_tokens)
                 pending.rows = ROWS
-        work.finish({"d_model": WIDE, "layer": 1, "row_group_tokens": PARAMS.row_group_tokens})
+        work.finish(
+            {
+                "d_model": WIDE,
+                "sites": ["resid_post_1"],
+                "dtype": "fp16",
+                "row_group_tokens": PARAMS.row_group_tokens,
+                "mixed_shards": None,
+            }
+        )
         work.publish()
     store = ActivationStore(Artifact(Path("artifacts/activations")))
 
@@ -75,7 +87,7 @@ def stage_over_forward() -> dict[str, float]:
         for at in range(0, WINDOWS, micro_batch(CONTEXT)):
             ids = torch.from_numpy(windows[at : at + micro_batch(CONTEXT)].astype(np.int64))
             with torch.inference_mode(), autocast():
-                residual_at(model, ids, PARAMS.layer)
+                residual_at(model, ids, 2)
 
     seconds = medians({"stage": stage, "forward": forward}, 5)
     return {

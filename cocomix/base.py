@@ -1,11 +1,12 @@
-"""The base model: the frozen language model whose residual stream the concepts describe.
+"""The base model: the frozen language model whose activations the concepts describe.
 
 Works with any Hugging Face causal language model whose blocks are one `nn.ModuleList`. The residual stream after
-`layer` blocks is what transformers calls `hidden_states[layer]`.
+`layer` blocks is what transformers calls `hidden_states[layer]`; other sites are found by the names that the families
+give to the parts of a block.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,7 +18,16 @@ from transformers.pytorch_utils import Conv1D
 from cocomix.artifact import Artifact
 from cocomix.device import attention, device
 from cocomix.errors import UserError
+from cocomix.params import Location, Site
 from cocomix.runtime import runtime
+
+PARTS: dict[Location, tuple[str, ...]] = {
+    # The norm that reads the stream between attention and MLP.
+    "resid_mid": ("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm"),
+    "attn_out": ("attn", "self_attn", "attention", "self_attention"),
+    "mlp_out": ("mlp", "feed_forward"),
+}
+"""What the module at a location is called in a block, the first that is there."""
 
 
 def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
@@ -63,7 +73,89 @@ def check_layer(model: PreTrainedModel, layer: int) -> None:
     """
     count = len(blocks_of(model))
     if not 1 <= layer < count:
-        raise UserError(f"activations.layer: {layer}: the base model has {count} blocks; allowed: 1 to {count - 1}")
+        raise UserError(f"layer {layer}: the base model has {count} blocks; allowed: 1 to {count - 1}")
+
+
+def check_sites(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+    """Check that the base model has all of `sites`.
+
+    Raises:
+        UserError: otherwise, naming the site.
+    """
+    for site in sites:
+        check_layer(model, site.layer)
+        part_of(model, site)
+        if site.location == "resid_mid":
+            _check_resid_mid(model, site)
+
+
+def part_of(model: PreTrainedModel, site: Site) -> nn.Module:
+    """The module whose output, or for resid_mid whose input, is the activation at `site`.
+
+    Raises:
+        UserError: when the model's blocks have no such part.
+    """
+    block = blocks_of(model)[site.layer - 1]
+    if site.location == "resid_post":
+        return block
+    names = PARTS[site.location]
+    for name in names:
+        if (part := getattr(block, name, None)) is not None:
+            return part
+    raise UserError(f"{site}: the blocks of {type(model).__name__} have none of {', '.join(names)}")
+
+
+def activations_at(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], **inputs: Tensor) -> list[Tensor]:
+    """The activations at each of `sites`; nothing above the last of them is computed.
+
+    Args:
+        ids: [batch, seq].
+        inputs: more inputs of the model, such as `attention_mask` and `position_ids`.
+
+    Returns:
+        [batch, seq, d_model] for each site.
+    """
+    found: dict[Site, Tensor] = {}
+
+    def keep(site: Site) -> Callable[[Tensor], None]:
+        def take(activations: Tensor) -> None:
+            found[site] = activations
+            if len(found) == len(sites):
+                raise _Reached
+
+        return take
+
+    with ExitStack() as hooks:
+        for site in sites:
+            part, take = part_of(model, site), keep(site)
+            if site.location == "resid_mid":
+                handle = part.register_forward_pre_hook(lambda _part, args, take=take: take(args[0]))
+            else:
+                handle = part.register_forward_hook(lambda _part, _args, output, take=take: take(_stream(output)))
+            hooks.callback(handle.remove)
+        with suppress(_Reached):
+            model(input_ids=ids, use_cache=False, **inputs)
+    return [found[site] for site in sites]
+
+
+def documents_apart(model: PreTrainedModel, documents: Tensor) -> dict[str, Tensor]:
+    """Inputs of `model` with which the documents of a window do not see each other.
+
+    Args:
+        documents: the number of each token's document, [batch, seq].
+
+    Returns:
+        `attention_mask` [batch, 1, seq, seq] and `position_ids` [batch, seq], which begin anew with each document.
+    """
+    seq = documents.shape[1]
+    place = torch.arange(seq, device=documents.device)
+    allowed = (documents[:, :, None] == documents[:, None, :]) & (place[:, None] >= place)
+    # A document's tokens are next to each other: as many as are seen come before.
+    position_ids = allowed.sum(2) - 1
+    mask = allowed[:, None]
+    if model.config._attn_implementation == "eager":  # adds its mask
+        mask = torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
+    return {"attention_mask": mask, "position_ids": position_ids}
 
 
 def residual_at(model: PreTrainedModel, ids: Tensor, layer: int) -> Tensor:
@@ -75,18 +167,8 @@ def residual_at(model: PreTrainedModel, ids: Tensor, layer: int) -> Tensor:
     Returns:
         [batch, seq, d_model].
     """
-
-    def stop(_block: nn.Module, _inputs: Any, output: Any) -> None:
-        raise _Reached(_stream(output))
-
-    handle = blocks_of(model)[layer - 1].register_forward_hook(stop)
-    try:
-        model(input_ids=ids, use_cache=False)
-    except _Reached as reached:
-        return reached.residual
-    finally:
-        handle.remove()
-    raise AssertionError(f"{type(model).__name__} never ran its block {layer - 1}")
+    (residual,) = activations_at(model, ids, [Site("resid_post", layer)])
+    return residual
 
 
 def forward_flops(model: PreTrainedModel, context: int, layers: int | None = None) -> int:
@@ -106,22 +188,39 @@ def forward_flops(model: PreTrainedModel, context: int, layers: int | None = Non
 
 
 @contextmanager
-def residual_edited(model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, every forward pass of `model` goes on from `edit(residual)` after `layer` blocks.
+def residual_edited(
+    model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Tensor], location: Location = "resid_post"
+) -> Iterator[None]:
+    """Inside, every forward pass of `model` goes on from `edit(activations)` at `location` of block `layer`.
 
-    To differentiate with respect to the residual stream alone, let `edit` return a leaf tensor: the frozen blocks
+    To differentiate with respect to the activations alone, let `edit` return a leaf tensor: the frozen blocks
     below then cost no backward pass.
     """
+    site = Site(location, layer)
+    part = part_of(model, site)
+    change: list[Tensor] = []
 
-    def replace(_block: nn.Module, _inputs: Any, output: Any) -> Any:
+    def replace(_part: nn.Module, _args: Any, output: Any) -> Any:
         edited = edit(_stream(output))
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
-    handle = blocks_of(model)[layer - 1].register_forward_hook(replace)
-    try:
+    def replace_input(_part: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        edited = edit(args[0])
+        change.append(edited - args[0])
+        return (edited, *args[1:])
+
+    def carry(_block: nn.Module, _args: Any, output: Any) -> Any:
+        # The stream itself runs past the norm that reads it: it takes the change at the end of the block.
+        changed = _stream(output) + change.pop()
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    with ExitStack() as hooks:
+        if location == "resid_mid":
+            hooks.callback(part.register_forward_pre_hook(replace_input).remove)
+            hooks.callback(blocks_of(model)[layer - 1].register_forward_hook(carry).remove)
+        else:
+            hooks.callback(part.register_forward_hook(replace).remove)
         yield
-    finally:
-        handle.remove()
 
 
 def micro_batch(context: int) -> int:
@@ -134,13 +233,29 @@ def micro_batch(context: int) -> int:
 
 
 class _Reached(BaseException):
-    """Leaves a forward pass at the layer that was asked for."""
+    """Leaves a forward pass once all that was asked for is there."""
 
-    def __init__(self, residual: Tensor) -> None:
-        self.residual = residual
+
+@torch.no_grad()
+def _check_resid_mid(model: PreTrainedModel, site: Site) -> None:
+    """Blocks whose attention and MLP are parallel, or normalised before they are added, have another such norm."""
+    entered: list[Tensor] = []
+    block = blocks_of(model)[site.layer - 1]
+    handle = block.register_forward_pre_hook(
+        lambda _block, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    with ExitStack() as hooks:
+        hooks.callback(handle.remove)
+        ids = torch.arange(4, device=model.device)[None]
+        attention, middle = activations_at(model, ids, [Site("attn_out", site.layer), site])
+    if not torch.allclose(entered[0] + attention, middle, rtol=1e-3, atol=1e-3 * float(middle.abs().max())):
+        raise UserError(
+            f"{site}: a block of {type(model).__name__} does not add attention to the residual stream before its MLP; "
+            "choose another location"
+        )
 
 
 def _stream(output: Any) -> Tensor:
-    """A block's residual stream: some families return a tuple that begins with it."""
+    """What a module computes: some families return a tuple that begins with it."""
     stream: Tensor = output[0] if isinstance(output, tuple) else output
     return stream

@@ -7,10 +7,10 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cocomix.errors import UserError, suggestion
 
@@ -28,6 +28,42 @@ class Section(BaseModel):
     """Base of all sections: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+Location = Literal["resid_post", "resid_mid", "attn_out", "mlp_out"]
+
+
+class Site(NamedTuple):
+    """A place in the base model, written `resid_post_2`."""
+
+    location: Location
+    """resid_post: the residual stream after the block; resid_mid: between its attention and its MLP; attn_out,
+    mlp_out: what each of the two computes."""
+    layer: int
+    """The number of the block, from 1: `resid_post_2` is `hidden_states[2]`."""
+
+    @classmethod
+    def parse(cls, name: str) -> "Site":
+        """The site called `name`.
+
+        Raises:
+            ValueError: when that is no site.
+        """
+        location, _, layer = name.rpartition("_")
+        if location not in get_args(Location) or not re.fullmatch(r"[1-9]\d*", layer):
+            raise ValueError(f"allowed: {', '.join(get_args(Location))}, each with _ and the number of a block from 1")
+        return cls(location, int(layer))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"{self.location}_{self.layer}"
+
+
+def _is_site(name: str) -> str:
+    Site.parse(name)
+    return name
+
+
+SiteName = Annotated[str, AfterValidator(_is_site)]
+"""`<location>_<block>`: see `Site`."""
+
 
 
 class FilesParams(Section):
@@ -157,12 +193,13 @@ class BaseParams(Section):
 
 
 class ActivationsParams(Section):
-    """The residual stream of the base model, stored."""
+    """The base model's activations, stored."""
 
-    layer: Positive
-    """Blocks of the base model below the stored residual stream: `hidden_states[layer]`."""
+    sites: Annotated[list[SiteName], Field(min_length=1)]
+    """Where in the base model, all in one pass: `resid_post_2` is the residual stream after 2 blocks,
+    `hidden_states[2]`; besides resid_post: resid_mid, attn_out, mlp_out."""
     tokens: Positive
-    """Training activations to store."""
+    """Training activations to store of each site, in whole windows."""
     validation_tokens: Positive
     """Held-out activations to store, from the validation split."""
     shard_tokens: Positive
@@ -170,13 +207,34 @@ class ActivationsParams(Section):
     row_group_tokens: Positive
     """Tokens of a row group: the unit of reading."""
     seed: int = 0
+    drop_first: bool = False
+    """Leave out position 0 of each window, whose activations are far larger than all others in many models."""
+    drop_tokens: list[int | str] = []
+    """Tokens, by id or by their text in the vocabulary, whose positions are left out."""
+    separate_documents: bool = False
+    """Whether attention and positions begin anew with each document of a window."""
+    dtype: Literal["fp16", "bf16", "int8"] = "fp16"
+    """Of the stored numbers. bf16: for activations above 65504; int8: half the size, scaled for each dimension."""
     """Of the choice of windows and of the shuffle."""
 
 
 class PublishedSaeParams(Section):
+    mixed_shards: Positive | None = None
+    """Files whose row groups are read in one random order; none: all of them."""
+    keep: bool = True
+    """Whether the training activations are stored; if not, the autoencoder's training computes them again in each
+    epoch, in the same order, and holds `mixed_shards` files' worth in memory."""
     """An autoencoder of another project."""
 
     path: str | None = None
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError(f"sites lists a value twice: {self.sites}")
+        if not self.keep and self.mixed_shards is None:
+            raise ValueError("keep is false, which needs mixed_shards: as many files as fit into memory")
+        return self
+
     """A file (openai) or a folder (sae-lens, sparsify) on this machine."""
     format: SaeFormat = "openai"
 
@@ -197,6 +255,8 @@ class SaeParams(Section):
     batch_size: Positive
     """Activations in a step."""
     learning_rate: Annotated[float, Field(gt=0)]
+    site: SiteName | None = None
+    """Which of `activations.sites` it learns; none: the only one."""
     warmup_share: Share = 0.05
     decay_share: Share = 0.2
     """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
@@ -337,10 +397,18 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.base.source == "train" and self.activations.layer >= self.base.model.n_layer:
+        for name in self.activations.sites:
+            layer = Site.parse(name).layer
+            if self.base.source == "train" and layer >= self.base.model.n_layer:
+                raise ValueError(
+                    f"activations.sites: the block of {name} ({layer}) must be below "
+                    f"base.model.n_layer ({self.base.model.n_layer}): attribution needs a block above it"
+                )
+        if self.sae.site is None and len(self.activations.sites) > 1:
+            raise ValueError(f"sae.site must choose one of activations.sites: {', '.join(self.activations.sites)}")
+        if self.sae.site is not None and self.sae.site not in self.activations.sites:
             raise ValueError(
-                f"activations.layer ({self.activations.layer}) must be below "
-                f"base.model.n_layer ({self.base.model.n_layer}): attribution needs a block above it"
+                f"sae.site ({self.sae.site}) must be one of activations.sites: {', '.join(self.activations.sites)}"
             )
         if self.attribution.k_attr > self.sae.k:
             raise ValueError(f"attribution.k_attr ({self.attribution.k_attr}) must not exceed sae.k ({self.sae.k})")

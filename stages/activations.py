@@ -1,4 +1,4 @@
-"""Stage `activations`: store the base model's residual stream after one layer, shuffled."""
+"""Stage `activations`: store the base model's activations, shuffled."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +25,7 @@ def run(params: Params) -> None:
                     "train_tokens": about["tokens"]["train"],
                     "validation_tokens": about["tokens"]["validation"],
                     "d_model": about["d_model"],
+                    "rounding_fvu": about["rounding_fvu"],
                 }
             )
         )

@@ -20,7 +20,7 @@ def run(params: Params) -> None:
     tokens = Tokens(ARTIFACTS / "tokens")
 
     def compute(work: Work) -> Mapping[str, Any]:
-        store = ActivationStore(activations)
+        store = ActivationStore(activations, params.sae.site)
         training = SaeTraining(store, params.sae, work.scratch)
         curve = training.run()
         sae = training.sae.requires_grad_(False)

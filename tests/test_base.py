@@ -18,8 +18,11 @@ from transformers import (
 
 from cocomix.artifact import Artifact
 from cocomix.base import (
+    activations_at,
     blocks_of,
     check_layer,
+    check_sites,
+    documents_apart,
     forward_flops,
     load_base,
     micro_batch,
@@ -28,6 +31,7 @@ from cocomix.base import (
 )
 from cocomix.errors import UserError
 from cocomix.modeling import flops_per_token
+from cocomix.params import Location, Site
 from tests.conftest import CONTEXT, VOCAB
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": VOCAB}
@@ -103,11 +107,103 @@ def test_the_gradient_reaches_a_leaf_put_into_the_residual_stream(model: PreTrai
     torch.testing.assert_close(leaf.grad, whole.hidden_states[2].grad)
 
 
+LOCATIONS = ["resid_post", "resid_mid", "attn_out", "mlp_out"]
+
+
+def by_hand(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The activations at the locations of block 2 of a GPT-2 or a Llama, from its parts."""
+    before, after = model(ids, output_hidden_states=True).hidden_states[1:3]
+    block = blocks_of(model)[1]
+    if isinstance(model, GPT2LMHeadModel):
+        mask = torch.full((7, 7), -torch.inf).triu(1)[None, None]
+        attention = block.attn(block.ln_1(before), attention_mask=mask)[0]
+        mlp = block.mlp(block.ln_2(before + attention))
+    else:
+        embeddings = model.model.rotary_emb(before, torch.arange(7)[None])
+        mask = torch.full((7, 7), -torch.inf).triu(1)[None, None]
+        attention = block.self_attn(block.input_layernorm(before), position_embeddings=embeddings, attention_mask=mask)[
+            0
+        ]
+        mlp = block.mlp(block.post_attention_layernorm(before + attention))
+    return {"resid_post": after, "resid_mid": before + attention, "attn_out": attention, "mlp_out": mlp}
+
+
+@pytest.mark.parametrize("model", [0, 1, 2], indirect=True, ids=["gpt2", "llama", "qwen2"])
+def test_each_location_is_what_its_part_of_the_block_computes(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    sites = [Site(location, 2) for location in LOCATIONS]
+    check_sites(model, sites)
+    expected = by_hand(model, ids)
+    for site, found in zip(sites, activations_at(model, ids, sites), strict=True):
+        torch.testing.assert_close(found, expected[site.location], rtol=1e-4, atol=1e-5)
+
+
+def test_sites_may_be_of_several_layers_in_any_order(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    sites = [Site("mlp_out", 2), Site("resid_post", 1), Site("attn_out", 1)]
+    for site, found in zip(sites, activations_at(model, ids, sites), strict=True):
+        torch.testing.assert_close(found, activations_at(model, ids, [site])[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model", [0, 1, 2], indirect=True, ids=["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_an_edit_at_a_location_is_what_the_rest_of_the_model_goes_on_from(
+    model: PreTrainedModel, ids: torch.Tensor, location: Location
+) -> None:
+    shift = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
+    logits = model(ids).logits
+    with residual_edited(model, 2, torch.clone, location):
+        torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=0)
+    at = by_hand(model, ids)
+    block = blocks_of(model)[1]
+    norm = block.ln_2 if isinstance(model, GPT2LMHeadModel) else block.post_attention_layernorm
+    middle = at["resid_mid"] + (shift if location in ("resid_mid", "attn_out") else 0)
+    expected = middle + block.mlp(norm(middle)) + (shift if location in ("resid_post", "mlp_out") else 0)
+    with residual_edited(model, 2, lambda x: x + shift, location):
+        torch.testing.assert_close(residual_after(model, ids, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+def residual_after(model: PreTrainedModel, ids: torch.Tensor, layer: int) -> torch.Tensor:
+    """With edits: what block `layer + 1` is given."""
+    given: list[torch.Tensor] = []
+    handle = blocks_of(model)[layer].register_forward_pre_hook(lambda _block, args: given.append(args[0]))
+    model(ids)
+    handle.remove()
+    return given[0]
+
+
+def test_blocks_without_a_stream_between_attention_and_mlp_are_an_error(model: PreTrainedModel) -> None:
+    parallel = families()[3]
+    with pytest.raises(UserError, match=r"resid_mid_1: .* GPTNeoXForCausalLM does not add attention .* before its MLP"):
+        check_sites(parallel, [Site("resid_mid", 1)])
+    check_sites(parallel, [Site("attn_out", 1), Site("mlp_out", 2)])
+
+
+def test_a_part_that_blocks_do_not_have_is_an_error_that_names_the_site(model: PreTrainedModel) -> None:
+    for block in blocks_of(model):
+        del block.mlp
+    with pytest.raises(UserError, match=r"mlp_out_1: the blocks of .* have none of mlp, feed_forward"):
+        check_sites(model, [Site("mlp_out", 1)])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_documents_kept_apart_are_computed_as_if_alone(
+    model: PreTrainedModel, ids: torch.Tensor, attention: str
+) -> None:
+    model.set_attn_implementation(attention)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [4, 4, 4, 4, 4, 4, 5]])
+    sites = [Site("resid_post", 2)]
+    (found,) = activations_at(model, ids, sites, **documents_apart(model, documents))
+    for window, number in ((0, 0), (0, 1), (0, 2), (1, 4), (1, 5)):
+        own = documents[window] == number
+        (alone,) = activations_at(model, ids[window, own][None], sites)
+        torch.testing.assert_close(found[window, own], alone[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[0, 3:], activations_at(model, ids, sites)[0][0, 3:], rtol=1e-2)
+
+
 @pytest.mark.parametrize("layer", [0, 3, 4])
 def test_a_layer_without_blocks_on_both_sides_is_an_error_that_says_which_are_allowed(
     model: PreTrainedModel, layer: int
 ) -> None:
-    with pytest.raises(UserError, match=rf"activations\.layer: {layer}: .* 3 blocks; allowed: 1 to 2"):
+    with pytest.raises(UserError, match=rf"layer {layer}: .* 3 blocks; allowed: 1 to 2"):
         check_layer(model, layer)
 
 

@@ -55,7 +55,14 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
             "d_model: 128, n_layer: 4, n_head: 5",
             "base.model: d_model (128) must be",
         ),
-        ("  layer: 2", "  layer: 4", "activations.layer (4) must be below base.model.n_layer (4)"),
+        ("[resid_post_2]", "[resid_post_4]", "activations.sites: the block of resid_post_4 (4) must be below base."),
+        ("[resid_post_2]", "[mlp_2]", "activations.sites.0: 'mlp_2': allowed: resid_post, resid_mid, attn_out, "),
+        ("[resid_post_2]", "[mlp_out_0]", "activations.sites.0: 'mlp_out_0': allowed: resid_post, resid_mid, "),
+        ("[resid_post_2]", "[mlp_out_1, mlp_out_1]", "activations: sites lists a value twice: ['mlp_out_1', 'mlp_out_"),
+        ("[resid_post_2]", "[mlp_out_1, attn_out_1]", "sae.site must choose one of activations.sites: mlp_out_1, att"),
+        ("site: null", "site: mlp_out_1", "sae.site (mlp_out_1) must be one of activations.sites: resid_post_2"),
+        ("keep: true", "keep: false", "activations: keep is false, which needs mixed_shards: as many files as fit"),
+        ("drop_tokens: []", "drop_tokens: [1.5]", "activations.drop_tokens.0: 1.5: input should be a valid integer"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_the_key_and_what_is_allowed(

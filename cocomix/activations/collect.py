@@ -1,133 +1,160 @@
 """Filling the activation store.
 
-The token windows are chosen by a seeded permutation, without replacement, and dealt into shards. A shard is a file:
-its tokens are scattered over the whole of it by a permutation of their own, so that a row group is a sample of all
-the shard's windows and not a stretch of one text. Shards depend on nothing but their number, so that any number of
-processes makes the same files.
+A shard is a file for each site: its rows are scattered over the whole of it by a permutation of their own, so that a
+row group is a sample of all the shard's windows and not a stretch of one text.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix import distributed
+from cocomix.activations.coding import MADE, STORED, encoded, scale_of
+from cocomix.activations.plan import Shard, dropped_ids, kept, plan
 from cocomix.activations.store import Activations, write_activations
 from cocomix.artifact import Work
-from cocomix.base import check_layer, micro_batch, residual_at
+from cocomix.base import activations_at, check_sites, documents_apart, micro_batch
 from cocomix.device import autocast
 from cocomix.errors import UserError
-from cocomix.params import ActivationsParams
+from cocomix.params import ActivationsParams, Site
 from cocomix.progress import progress, say
 from cocomix.runtime import runtime
-from cocomix.tokens.windows import SPLITS, Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 ORIGIN_BYTES = 12
 """Bytes of a row's token, document and position before compression."""
-
-
-class Shard(NamedTuple):
-    """A file of the store."""
-
-    name: str
-    split: Split
-    windows: NDArray[np.int64]
-    """The token windows that it holds, ascending: [windows]."""
-    seed: list[int]
-    """Of the order of its rows."""
-
-
-def plan(tokens: Tokens, split: Split, budget: int, shard_tokens: int, seed: int) -> list[Shard]:
-    """Deal at least `budget` tokens of a split, in whole windows, into shards; all of it, where it holds fewer."""
-    there = len(tokens.windows(split))
-    wanted = -(-budget // tokens.context)
-    if wanted > there:
-        say(
-            f"activations: the {split} split holds {there * tokens.context:,} tokens, "
-            f"fewer than the {budget:,} asked for: taking them all"
-        )
-    seeds = [seed, SPLITS.index(split)]
-    chosen = np.random.default_rng(seeds).permutation(there)[:wanted]
-    size = max(1, shard_tokens // tokens.context)
-    return [
-        Shard(f"{split}-{number:05d}.parquet", split, np.sort(chosen[at : at + size]), [*seeds, number])
-        for number, at in enumerate(range(0, len(chosen), size))
-    ]
 
 
 def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: ActivationsParams) -> Mapping[str, Any]:
     """Write this process's shards, and return what readers must know (the same in all processes).
 
     Raises:
-        UserError: when the layer is not there, the disk is too small, or fp16 cannot hold the activations.
+        UserError: when a site is not there, the disk is too small, or `dtype` cannot hold the activations.
     """
-    check_layer(model, params.layer)
+    sites = [Site.parse(each) for each in params.sites]
+    check_sites(model, sites)
     d_model = model.config.hidden_size
-    train = plan(tokens, "train", params.tokens, params.shard_tokens, params.seed)
-    validation = plan(tokens, "validation", params.validation_tokens, params.shard_tokens, params.seed)
-    shards = train + validation
-    rows = {shard.name: len(shard.windows) * tokens.context for shard in shards}
-    row_bytes = 2 * d_model + ORIGIN_BYTES
+    train, validation = plan(tokens, "train", params), plan(tokens, "validation", params)
+    shards = [*train, *validation] if params.keep else validation
     mine = shards[runtime().rank :: runtime().world_size]
-    missing = [shard for shard in mine if not work.has(shard.name)]
-    _check_disk(work, sum(rows.values()) * row_bytes, sum(rows[each] for each in work.records()) * row_bytes)
+    missing = [shard for shard in mine if not all(work.has(_name(site, shard)) for site in sites)]
+    row_bytes = np.dtype(STORED[params.dtype]).itemsize * d_model + ORIGIN_BYTES
+    written = sum(record.rows or 0 for record in work.records().values())
+    _check_disk(work, len(sites) * sum(shard.rows for shard in shards) * row_bytes, written * row_bytes)
 
-    total = sum(rows[shard.name] for shard in mine)
-    done = total - sum(rows[shard.name] for shard in missing)
-    with progress("activations", total, "tokens", done) as bar, ThreadPoolExecutor(1, "writer") as writer:
+    total, left = (sum(len(shard.windows) for shard in each) * tokens.context for each in (mine, missing))
+    with progress("activations", total, "tokens", total - left) as bar, ThreadPoolExecutor(1, "writer") as writer:
         writing: Future[None] | None = None
         for shard in missing:
-            x = torch.empty(rows[shard.name], d_model, dtype=torch.float16, device=model.device)
-            per_batch = micro_batch(tokens.context)
-            for at in range(0, len(shard.windows), per_batch):
-                windows = shard.windows[at : at + per_batch]
-                ids = torch.from_numpy(tokens.windows(shard.split)[windows].astype(np.int64)).to(model.device)
-                with torch.inference_mode(), autocast():
-                    residual = residual_at(model, ids, params.layer).flatten(0, 1)
-                x[at * tokens.context :][: len(residual)] = residual
-                bar.advance(len(residual))
+            made = make(model, tokens, shard, params, sites, bar.advance)
             if writing:
                 writing.result()
             # Written while the next one is computed; never more than two in memory.
-            writing = writer.submit(_write, work, shard, x, tokens, params)
+            writing = writer.submit(_write, work, shard, dict(zip(sites, made, strict=True)), tokens, params)
         if writing:
             writing.result()
+    distributed.barrier()
     return {
         "d_model": d_model,
-        "layer": params.layer,
-        "dtype": "float16",
+        "sites": params.sites,
+        "dtype": params.dtype,
+        "rounding_fvu": {str(site): _rounding(work, site) for site in sites} if params.dtype == "int8" else None,
         "row_group_tokens": params.row_group_tokens,
+        "mixed_shards": params.mixed_shards,
         "tokens": {
-            split: sum(rows[shard.name] for shard in each)
+            split: sum(shard.rows for shard in each)
             for split, each in {"train": train, "validation": validation}.items()
         },
     }
 
 
-def _write(work: Work, shard: Shard, x: Tensor, tokens: Tokens, params: ActivationsParams) -> None:
-    if not torch.stack(x.aminmax()).isfinite().all():  # 10 times faster than x.isfinite()
-        raise UserError(
-            f"activations.layer: {params.layer}: the residual stream after it exceeds {torch.finfo(x.dtype).max:.0f}, "
-            "the largest fp16 number; choose another layer"
-        )
+def make(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    shard: Shard,
+    params: ActivationsParams,
+    sites: Sequence[Site],
+    advance: Callable[[int], None],
+) -> list[Tensor]:
+    """The activations of all positions of a shard, in the order of the text.
+
+    Args:
+        advance: told of as many positions as are done, time and again.
+
+    Returns:
+        [windows * context, d_model] for each site.
+    """
+    shape = len(shard.windows) * tokens.context, model.config.hidden_size
+    made = [torch.empty(shape, dtype=MADE[params.dtype], device=model.device) for _ in sites]
+    per_batch = micro_batch(tokens.context)
+    for at in range(0, len(shard.windows), per_batch):
+        windows = shard.windows[at : at + per_batch]
+        ids = torch.from_numpy(tokens.windows(shard.split)[windows].astype(np.int64)).to(model.device)
+        inputs: dict[str, Tensor] = {}
+        if params.separate_documents:
+            documents = torch.from_numpy(tokens.documents(shard.split, windows).astype(np.int64))
+            inputs = documents_apart(model, documents.to(model.device))
+        with torch.inference_mode(), autocast():
+            for x, activations in zip(made, activations_at(model, ids, sites, **inputs), strict=True):
+                x[at * tokens.context :][: ids.numel()] = activations.flatten(0, 1)
+        advance(ids.numel())
+    return made
+
+
+def shuffled(x: Tensor, tokens: Tokens, shard: Shard, params: ActivationsParams, site: Site) -> Activations:
+    """The rows of a shard as they are stored: without what is dropped, in their random order, coded.
+
+    Args:
+        x: what `make` made for the site.
+
+    Raises:
+        UserError: when `dtype` cannot hold them.
+    """
     windows = tokens.windows(shard.split)[shard.windows]
+    keep = kept(tokens, shard.split, shard.windows, params, dropped_ids(tokens, params)).reshape(-1)
+    order = np.flatnonzero(keep)[np.random.default_rng(shard.seed).permutation(shard.rows)]
+    x = x.index_select(0, torch.from_numpy(order).to(x.device))
+    if len(x) and not torch.stack(x.aminmax()).isfinite().all():  # 10 times faster than x.isfinite()
+        if params.dtype == "fp16":
+            raise UserError(
+                f"activations.dtype: fp16: activations at {site} exceed {torch.finfo(x.dtype).max:.0f}, "
+                "the largest fp16 number; choose bf16"
+            )
+        raise UserError(f"activations.sites: {site}: the base model's activations are not finite there")
     origin = (
         windows,
         tokens.documents(shard.split, shard.windows),
         np.broadcast_to(np.arange(tokens.context), windows.shape),
     )
-    order = np.random.default_rng(shard.seed).permutation(len(x))
-    x = x.index_select(0, torch.from_numpy(order).to(x.device))
     token, document, position = (each.reshape(-1)[order].astype(np.uint32) for each in origin)
-    with work.write(shard.name) as pending:
-        pending.rows = len(x)
-        activations = Activations(x.cpu().numpy(), token, document, position)
-        write_activations(pending.path, activations, params.row_group_tokens)
+    coded = encoded(x, params.dtype)
+    return Activations(coded.x, token, document, position, coded.scale)
+
+
+def _write(work: Work, shard: Shard, made: Mapping[Site, Tensor], tokens: Tokens, params: ActivationsParams) -> None:
+    for site, x in made.items():
+        activations = shuffled(x, tokens, shard, params, site)
+        with work.write(_name(site, shard)) as pending:
+            pending.rows = shard.rows
+            write_activations(pending.path, activations, params.row_group_tokens)
+
+
+def _name(site: Site, shard: Shard) -> str:
+    return f"{site}/{shard.name}"
+
+
+def _rounding(work: Work, site: Site) -> float:
+    """The mean over the files of the share of variance that int8 lost."""
+    names = sorted(name for name in work.records() if name.startswith(f"{site}/"))
+    scales = [scale_of(pq.read_schema(work.files / name).metadata) for name in names]
+    return float(np.mean([scale.fvu for scale in scales if scale]))
 
 
 def _check_disk(work: Work, needed: int, written: int) -> None:
@@ -136,7 +163,7 @@ def _check_disk(work: Work, needed: int, written: int) -> None:
     if needed - written > free:
         raise UserError(
             f"activations: {_megabytes(needed - written)} are still to be written to {work.path}, "
-            f"where {_megabytes(free)} are free; lower activations.tokens or make room"
+            f"where {_megabytes(free)} are free; lower activations.tokens, set keep: false, or make room"
         )
 
 

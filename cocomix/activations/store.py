@@ -1,15 +1,16 @@
-"""The activation store: Parquet files of fp16 rows, shuffled on disk, read by whole row groups.
+"""The activation store: Parquet files of activations, shuffled on disk, read by whole row groups.
 
-Column `x` holds a residual stream vector as 2 * d_model raw bytes (fp16, little-endian): `FixedSizeBinary` without
-compression, dictionary or statistics reads at memory speed and without a copy, where a Parquet list of numbers does
-not. `token`, `document` and `position` say where the vector comes from. Any Parquet reader can open the files:
-`numpy.frombuffer(row["x"], "<f2")`.
+A folder a site, `<site>/<split>-<number>.parquet`; the same row of the same file is the same position of the text at
+every site. Column `x` holds a vector as raw bytes (little-endian fp16, the bits of bf16, or int8: the file's metadata
+says which, see `cocomix.activations.coding`): `FixedSizeBinary` without compression, dictionary or statistics reads at
+memory speed and without a copy, where a Parquet list of numbers does not. `token`, `document` and `position` say where
+the vector comes from. Any Parquet reader can open the files: `numpy.frombuffer(row["x"], "<f2")`.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cocomix.activations.coding import READ, STORED, Coded, Scale, as_tensor, decoded, metadata_of, scale_of
 from cocomix.artifact import Artifact
 from cocomix.columns import raw_column, rows_of
+from cocomix.params import Site
 from cocomix.tokens.windows import Split
 
 MIXED_GROUPS = 8
@@ -27,23 +30,26 @@ MIXED_GROUPS = 8
 
 
 class Activations(NamedTuple):
-    """Residual stream vectors and where they come from."""
+    """Activations at one site, as they are stored, and where they come from."""
 
-    x: NDArray[np.float16]
-    """[rows, d_model]."""
+    x: NDArray[Any]
+    """[rows, d_model]: float16, the bits of bf16 as uint16, or int8."""
     token: NDArray[np.uint32]
     """[rows], the token id at this position."""
     document: NDArray[np.uint32]
     """[rows], the number of the document within its split."""
     position: NDArray[np.uint32]
     """[rows], the place in the window."""
+    scale: Scale | None = None
+    """Of int8."""
 
 
 def write_activations(path: Path, activations: Activations, row_group_tokens: int) -> None:
     """Write one file of the store, its rows in the order given."""
     origin = {name: pa.array(getattr(activations, name)) for name in ("token", "document", "position")}
+    table = pa.table({"x": raw_column(activations.x)} | origin)
     pq.write_table(
-        pa.table({"x": raw_column(activations.x)} | origin),
+        table.replace_schema_metadata(metadata_of(Coded(activations.x, activations.scale))),
         path,
         row_group_size=row_group_tokens,
         compression={"x": "none", "token": "zstd", "document": "zstd", "position": "zstd"},
@@ -53,32 +59,42 @@ def write_activations(path: Path, activations: Activations, row_group_tokens: in
 
 
 class ActivationStore:
-    """Reads the activations artifact.
+    """Reads one site of the activations artifact.
 
     Args:
-        artifact: files `<split>-<number>.parquet`.
+        artifact: files `<site>/<split>-<number>.parquet`.
+        site: its name; none: the only one.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, site: str | None = None) -> None:
         self._artifact = artifact
+        self.site = Site.parse(site or artifact.about["sites"][0])
         self.d_model: int = artifact.about["d_model"]
-        self.layer: int = artifact.about["layer"]
+        self._dtype: Any = artifact.about["dtype"]
         self._row_group_tokens: int = artifact.about["row_group_tokens"]
+        self._mixed_shards: int | None = artifact.about["mixed_shards"]
+
+    @property
+    def layer(self) -> int:
+        """Blocks of the base model up to the site's, its own included."""
+        return self.site.layer
 
     def rows(self, split: Split) -> int:
         """Vectors of a split."""
-        return sum(self._artifact.rows(name) for name in self._artifact.names(f"{split}-"))
+        return sum(self._files(split).values())
 
     def in_order(self, split: Split) -> Iterator[Tensor]:
         """All vectors, a row group at a time: [rows, d_model] float32."""
-        for group in self._groups(split):
-            yield torch.from_numpy(self._read(group).astype(np.float32))
+        for name, rows in self._files(split).items():
+            for group in self._groups(name, rows):
+                yield as_tensor(np.array(self._read(group))).float()
 
     def batches(self, split: Split, batch_size: int, *, seed: int, epoch: int = 0, start: int = 0) -> Iterator[Tensor]:
         """One epoch in random order, its incomplete last batch left out.
 
-        The order is a function of (seed, epoch) alone, so `start` resumes exactly: row groups are permuted, and
-        the rows of each `MIXED_GROUPS` of them are permuted together.
+        The order is a function of (seed, epoch) alone, so `start` resumes exactly: row groups are permuted, all of
+        them or those of `mixed_shards` files (permuted too) at a time, and the rows of each `MIXED_GROUPS` row groups
+        are permuted together.
 
         Args:
             start: batches to leave out at the beginning.
@@ -91,29 +107,27 @@ class ActivationStore:
         for vectors in self._mixes(split, [seed, epoch], skip=start * batch_size):
             while len(vectors):
                 piece, vectors = vectors[:missing], vectors[missing:]
-                pieces.append(piece.float())
+                pieces.append(piece.to(torch.float32, copy=True))
                 missing -= len(piece)
                 if not missing:
                     yield torch.cat(pieces) if len(pieces) > 1 else pieces[0]
                     pieces, missing = [], batch_size
 
     def _mixes(self, split: Split, seed: list[int], skip: int) -> Iterator[Tensor]:
-        """The vectors of a few row groups at a time in their random order, [rows, d_model] float16; read one ahead.
+        """The vectors of a few row groups at a time in their random order, [rows, d_model]; read one ahead.
 
         A mix is overwritten once the next is asked for.
         """
-        groups = self._groups(split)
-        groups = [groups[each] for each in np.random.default_rng(seed).permutation(len(groups))]
         mixes = []
-        for number, at in enumerate(range(0, len(groups), MIXED_GROUPS)):
-            chosen = groups[at : at + MIXED_GROUPS]
+        for number, chosen in enumerate(self._mixed_groups(split, np.random.default_rng(seed))):
             rows = sum(group.rows for group in chosen)
             if skip < rows:
                 mixes.append((chosen, [*seed, number], skip))
             skip = max(0, skip - rows)
 
         # One is read while the other is taken from: fresh memory for each mix would cost as much as the reading.
-        buffers = [torch.empty(MIXED_GROUPS * self._row_group_tokens, self.d_model, dtype=torch.float16) for _ in "ab"]
+        shape = MIXED_GROUPS * self._row_group_tokens, self.d_model
+        buffers = [np.empty(shape, READ[self._dtype]) for _ in "ab"]
         with ThreadPoolExecutor(1, "activations") as reader:
             ahead: Future[Tensor] | None = None
             for number, mix in enumerate(mixes):
@@ -123,26 +137,40 @@ class ActivationStore:
             if ahead:
                 yield ahead.result()
 
-    def _mix(self, buffer: Tensor, groups: list["_Group"], seed: list[int], skip: int) -> Tensor:
+    def _mixed_groups(self, split: Split, generator: np.random.Generator) -> Iterator[list["_Group"]]:
+        """The row groups in their random order, as many at a time as are mixed."""
+        files = list(self._files(split).items())
+        at_once = len(files)
+        if self._mixed_shards:
+            files = [files[each] for each in generator.permutation(len(files))]
+            at_once = self._mixed_shards
+        for first in range(0, len(files), at_once):
+            groups = [group for file in files[first : first + at_once] for group in self._groups(*file)]
+            groups = [groups[each] for each in generator.permutation(len(groups))]
+            for at in range(0, len(groups), MIXED_GROUPS):
+                yield groups[at : at + MIXED_GROUPS]
+
+    def _mix(self, buffer: NDArray[Any], groups: list["_Group"], seed: list[int], skip: int) -> Tensor:
         ends = np.cumsum([group.rows for group in groups])
         places = np.random.default_rng(seed).permutation(ends[-1])
         for group, end in zip(groups, ends, strict=True):
-            buffer.numpy()[places[end - group.rows : end]] = self._read(group)
-        return buffer[skip : ends[-1]]
+            buffer[places[end - group.rows : end]] = self._read(group)
+        return as_tensor(buffer[skip : ends[-1]])
 
-    def _groups(self, split: Split) -> list["_Group"]:
+    def _files(self, split: Split) -> dict[str, int]:
+        """The rows of the files of a split, by name."""
+        return {name: self._artifact.rows(name) for name in self._artifact.names(f"{self.site}/{split}-")}
+
+    def _groups(self, name: str, rows: int) -> list["_Group"]:
         size = self._row_group_tokens
-        return [
-            _Group(name, number, min(size, rows - number * size))
-            for name in self._artifact.names(f"{split}-")
-            for rows in [self._artifact.rows(name)]
-            for number in range(-(-rows // size))
-        ]
+        return [_Group(name, number, min(size, rows - number * size)) for number in range(-(-rows // size))]
 
-    def _read(self, group: "_Group") -> NDArray[np.float16]:
+    def _read(self, group: "_Group") -> NDArray[Any]:
+        """A row group, decoded: [rows, d_model]."""
         with pq.ParquetFile(self._artifact.file(group.file)) as file:
             (vectors,) = file.read_row_group(group.number, columns=["x"]).column("x").chunks
-        return rows_of(vectors, np.float16, (self.d_model,))
+            scale = scale_of(file.schema_arrow.metadata) if self._dtype == "int8" else None
+        return decoded(rows_of(vectors, STORED[self._dtype], (self.d_model,)), scale)
 
 
 class _Group(NamedTuple):

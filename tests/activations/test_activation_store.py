@@ -26,10 +26,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     folder = tmp_path_factory.mktemp("store")
     with Work("activations", folder / "out", {}, {}, root=folder / "work") as work:
         for number, rows in enumerate(FILES):
-            with work.write(f"train-{number:05d}.parquet") as pending:
+            with work.write(f"resid_post_1/train-{number:05d}.parquet") as pending:
                 write_activations(pending.path, activations(sum(FILES[:number]), rows), ROW_GROUP)
                 pending.rows = rows
-        work.finish({"d_model": D_MODEL, "layer": 1, "row_group_tokens": ROW_GROUP})
+        work.finish(
+            {
+                "d_model": D_MODEL,
+                "sites": ["resid_post_1"],
+                "dtype": "fp16",
+                "row_group_tokens": ROW_GROUP,
+                "mixed_shards": None,
+            }
+        )
         work.publish()
     return ActivationStore(Artifact(folder / "out"))
 
@@ -81,7 +89,7 @@ def test_a_batch_that_was_handed_out_is_not_overwritten(store: ActivationStore) 
 
 
 def test_any_parquet_reader_can_use_the_files(store: ActivationStore) -> None:
-    table = pq.read_table(store._artifact.file("train-00001.parquet"))
+    table = pq.read_table(store._artifact.file("resid_post_1/train-00001.parquet"))
     row = table.slice(2, 1).to_pylist()[0]
     number = FILES[0] + 2
     np.testing.assert_array_equal(np.frombuffer(row["x"], "<f2"), np.array([number, number / 2, -number], np.float16))

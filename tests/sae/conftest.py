@@ -29,9 +29,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
             weights = generator.uniform(1, 2, size=(rows, 3))
             x = (weights[:, :, None] * directions[chosen]).sum(1) + 5
             origin = np.zeros(rows, np.uint32)
-            with work.write(f"{split}-00000.parquet") as pending:
+            with work.write(f"resid_post_1/{split}-00000.parquet") as pending:
                 write_activations(pending.path, Activations(x.astype(np.float16), origin, origin, origin), 128)
                 pending.rows = rows
-        work.finish({"d_model": D_MODEL, "layer": 1, "row_group_tokens": 128})
+        work.finish(
+            {
+                "d_model": D_MODEL,
+                "sites": ["resid_post_1"],
+                "dtype": "fp16",
+                "row_group_tokens": 128,
+                "mixed_shards": None,
+            }
+        )
         work.publish()
     return ActivationStore(Artifact(folder / "out"))

@@ -73,7 +73,7 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"corpus": {"megabytes": 0.1}}, {"corpus"}),
         ({"tokenize": {"context": 16}}, {"tokenize"}),
         ({"base": {"seed": 1}}, {"base"}),
-        ({"activations": {"layer": 1}}, {"activations"}),
+        ({"activations": {"sites": ["resid_post_1"]}}, {"activations"}),
         ({"sae": {"k": 7}}, {"sae"}),
         ({"attribution": {"sign": "helpful"}}, {"attribution"}),
         ({"attribution": {"score": "activation"}}, {"attribution", "report"}),

@@ -1,0 +1,99 @@
+"""Which positions of the text go into which file of the activation store.
+
+The token windows are chosen by a seeded permutation, without replacement, and dealt into shards. Shards depend on
+nothing but their number, so that any number of processes makes the same files.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cocomix.errors import UserError
+from cocomix.params import ActivationsParams
+from cocomix.progress import say
+from cocomix.tokens.windows import SPLITS, Split, Tokens
+
+COUNTED_WINDOWS = 4096
+"""Windows that are looked through at a time."""
+
+
+class Shard(NamedTuple):
+    """A file of the store, for each site."""
+
+    name: str
+    split: Split
+    windows: NDArray[np.int64]
+    """The token windows that it is made from, ascending: [windows]."""
+    seed: list[int]
+    """Of the order of its rows."""
+    rows: int
+    """Positions that it holds."""
+
+
+def plan(tokens: Tokens, split: Split, params: ActivationsParams) -> list[Shard]:
+    """Deal as many positions of a split as are asked for, in whole windows, into shards; all, where there are fewer.
+
+    Raises:
+        UserError: when nothing is left of the split, or a token to drop is not in the vocabulary.
+    """
+    budget = params.tokens if split == "train" else params.validation_tokens
+    dropped = dropped_ids(tokens, params)
+    seeds = [params.seed, SPLITS.index(split)]
+    chosen = np.random.default_rng(seeds).permutation(len(tokens.windows(split)))
+    counts: list[int] = []
+    for at in range(0, len(chosen), COUNTED_WINDOWS):
+        counts += kept(tokens, split, chosen[at : at + COUNTED_WINDOWS], params, dropped).sum(1).tolist()
+        if sum(counts) >= budget:
+            break
+    ends = np.cumsum(counts)
+    if not len(ends) or not ends[-1]:
+        raise UserError(f"activations: the {split} split has no positions to store; drop fewer tokens, or add text")
+    if ends[-1] < budget:
+        say(
+            f"activations: the {split} split holds {ends[-1]:,} tokens, "
+            f"fewer than the {budget:,} asked for: taking them all"
+        )
+    chosen = chosen[: np.searchsorted(ends, budget) + 1]
+    size = max(1, params.shard_tokens // tokens.context)
+    return [
+        Shard(
+            f"{split}-{number:05d}.parquet",
+            split,
+            np.sort(chosen[at : at + size]),
+            [*seeds, number],
+            sum(counts[at : min(at + size, len(chosen))]),
+        )
+        for number, at in enumerate(range(0, len(chosen), size))
+    ]
+
+
+def kept(
+    tokens: Tokens, split: Split, windows: NDArray[np.int64], params: ActivationsParams, dropped: list[int]
+) -> NDArray[np.bool_]:
+    """Which positions of some windows are stored: [windows, context].
+
+    Args:
+        dropped: `dropped_ids`.
+    """
+    keep = np.ones((len(windows), tokens.context), np.bool_)
+    keep[:, 0] = not params.drop_first
+    if dropped:
+        keep &= ~np.isin(tokens.windows(split)[windows], dropped)
+    return keep
+
+
+def dropped_ids(tokens: Tokens, params: ActivationsParams) -> list[int]:
+    """The ids of `drop_tokens`.
+
+    Raises:
+        UserError: for what is not in the vocabulary.
+    """
+    if not params.drop_tokens:
+        return []
+    vocabulary = tokens.tokenizer().get_vocab()
+    ids = [vocabulary.get(each, -1) if isinstance(each, str) else each for each in params.drop_tokens]
+    for each, token in zip(params.drop_tokens, ids, strict=True):
+        if not 0 <= token < tokens.vocab_size:
+            raise UserError(f"activations.drop_tokens: {each!r}: no token of the vocabulary of {tokens.vocab_size}")
+    return ids
