@@ -21,6 +21,9 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Method = Literal["ntp", "kd", "pause", "cocomix"]
 Match = Literal["width", "stored", "active", "flops"]
+Score = Literal["gradient", "activation", "integrated", "ablation"]
+Sign = Literal["released", "helpful", "absolute"]
+Scope = Literal["sequence", "next_token"]
 SaeFormat = Literal["openai", "sae-lens", "sparsify"]
 
 
@@ -286,13 +289,31 @@ class AttributionParams(Section):
 
     k_attr: Positive
     """Labels of a position (paper: 4)."""
-    score: Literal["gradient", "activation"]
-    """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a)."""
-    sign: Literal["released", "helpful", "absolute"]
-    """Of the gradient's score. released: largest signed gradient-times-activation of the loss; helpful: its most
-    negative; absolute: either."""
+    score: Score
+    """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a); integrated: gradient times
+    activation, the gradient averaged along the path from no latent to all of them; ablation: the loss less what it is
+    with the latent at zero: exact, and hundreds of times slower."""
+    sign: Sign
+    """Of a score that is a change of the loss. released: the largest, without which the loss would fall; helpful: the
+    most negative, without which it would rise; absolute: either."""
+    scope: Scope = "sequence"
+    """The loss that counts. sequence: the whole window's (released code); next_token: that of the position's next token
+    alone (paper Eq. 1)."""
+    value: Literal["activation", "pre_activation"] = "activation"
+    """What the gradient is multiplied by. activation: latents after the selection, so that only active ones are labels
+    (released code); pre_activation: before it, of the whole dictionary (paper Eq. 1)."""
+    integrated_steps: Positive = 8
+    """Gradients along the path, with score: integrated."""
     shard_windows: Positive
     """Token windows of a Parquet file: the unit of resuming."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.value == "pre_activation" and self.score != "gradient":
+            raise ValueError(f"value: pre_activation needs score: gradient, not {self.score}")
+        if self.score == "activation" and self.scope == "next_token":
+            raise ValueError("scope: next_token needs a score that is a change of the loss, not activation")
+        return self
 
 
 class NtpParams(Section):

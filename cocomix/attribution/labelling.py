@@ -12,8 +12,17 @@ from transformers import PreTrainedModel
 
 from cocomix import distributed
 from cocomix.artifact import Work
+from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.labels import Labels, label_type, write_labels
-from cocomix.attribution.score import activations_of, loss_gradient, scores_of, strongest
+from cocomix.attribution.score import (
+    Labelled,
+    activations_of,
+    integrated_scores,
+    loss_gradient,
+    scores_of,
+    scores_of_all,
+    strongest,
+)
 from cocomix.base import check_layer, micro_batch
 from cocomix.errors import UserError
 from cocomix.params import AttributionParams
@@ -86,16 +95,27 @@ def label(
 
 def label_windows(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams) -> Labels:
     """Label some windows, ids [windows, context]."""
-    ids, layer = ids.to(model.device), sae.config.layer
-    if params.score == "gradient":
-        labelled = strongest(*scores_of(sae, loss_gradient(model, ids, layer)), params.k_attr, params.sign)
-    else:
-        labelled = strongest(*activations_of(model, sae, ids, layer), params.k_attr, "released")
+    labelled = _strongest(model, sae, ids.to(model.device), params)
     dtype = label_type(sae.config.latents)
     shape = (*ids.shape, params.k_attr)
     # -1 becomes the type's maximum.
     concepts = labelled.concepts.cpu().numpy().astype(dtype).reshape(shape)
     return Labels(concepts, labelled.scores.half().cpu().numpy().reshape(shape))
+
+
+def _strongest(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams) -> Labelled:
+    k_attr, sign, scope = params.k_attr, params.sign, params.scope
+    match params.score:
+        case "gradient" if params.value == "pre_activation":
+            return scores_of_all(sae, loss_gradient(model, ids, sae.config.layer, scope), k_attr, sign)
+        case "gradient":
+            return strongest(*scores_of(sae, loss_gradient(model, ids, sae.config.layer, scope)), k_attr, sign)
+        case "activation":
+            return strongest(*activations_of(model, sae, ids, sae.config.layer), k_attr, "released")
+        case "integrated":
+            return strongest(*integrated_scores(model, sae, ids, scope, params.integrated_steps), k_attr, sign)
+        case "ablation":
+            return strongest(*ablation_scores(model, sae, ids, scope), k_attr, sign)
 
 
 def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:

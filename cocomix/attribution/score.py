@@ -1,17 +1,26 @@
-"""Attribution: which of a position's active latents matter for the text that follows (paper Eq. 1, Fig. 6a)."""
+"""Attribution: which of a position's latents matter for the text that follows (paper Eq. 1, Fig. 6a).
 
-from typing import Literal, NamedTuple
+A score says what a latent adds to the base model's loss: to first order (`scores_of`), along the path from the
+activation without latents to the one with them (`integrated_scores`), or exactly (`ablation.py`). The loss is that of
+the whole window (`sequence`, as released) or, for each position, of its next token alone (`next_token`, Eq. 1).
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix.attribution.apart import KeysValues, keys_values, positions_apart
 from cocomix.base import residual_at, residual_edited
 from cocomix.device import autocast
+from cocomix.params import Scope, Sign
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
-from cocomix.sae.sparse import dots
+from cocomix.sae.sparse import dots, weighted_sum
 
-Sign = Literal["released", "helpful", "absolute"]
+DENSE_ROWS = 256
+"""Positions whose whole dictionary is scored at a time."""
 
 
 class Gradient(NamedTuple):
@@ -30,8 +39,15 @@ class Labelled(NamedTuple):
     """[n, k_attr]; 0 where there is no concept."""
 
 
-def loss_gradient(model: PreTrainedModel, ids: Tensor, layer: int) -> Gradient:
-    """The residual stream after `layer` blocks, and the gradient of each window's summed next-token loss.
+def loss_gradient(
+    model: PreTrainedModel,
+    ids: Tensor,
+    layer: int,
+    scope: Scope = "sequence",
+    removed: Tensor | None = None,
+    others: KeysValues | None = None,
+) -> Gradient:
+    """The residual stream after `layer` blocks, and the gradient of the next-token loss at it.
 
     One forward pass, and a backward pass through the blocks above only: the parameters are frozen, so that below
     the leaf at `layer` autograd has nothing to do, and above it no weight's gradient is computed. A window's last
@@ -39,17 +55,25 @@ def loss_gradient(model: PreTrainedModel, ids: Tensor, layer: int) -> Gradient:
 
     Args:
         ids: [windows, context].
+        scope: sequence: of each window's summed loss; next_token: at each position, of its own next token's loss.
+        removed: what to take away from the residual stream first, [windows, context, d_model].
+        others: with next_token, what each position sees of the others, where not this pass's own.
     """
     leaf: list[Tensor] = []
 
     def detach(residual: Tensor) -> Tensor:
-        leaf.append(residual.detach().requires_grad_())
+        leaf.append((residual if removed is None else residual - removed).detach().requires_grad_())
         return leaf[0]
 
-    with torch.enable_grad(), autocast(), residual_edited(model, layer, detach):
+    with torch.enable_grad(), autocast(), crossing(model, scope, others), residual_edited(model, layer, detach):
         logits = model(input_ids=ids, use_cache=False).logits
     (gradient,) = torch.autograd.grad(logits, leaf, cross_entropy_slope(logits.detach(), ids))
     return Gradient(leaf[0].detach().flatten(0, 1).float(), gradient.flatten(0, 1).float())
+
+
+def crossing(model: PreTrainedModel, scope: Scope, others: KeysValues | None) -> AbstractContextManager[object]:
+    """A context in which positions of `model` influence each other as `scope` says."""
+    return nullcontext() if scope == "sequence" else positions_apart(model, others)
 
 
 def cross_entropy_slope(logits: Tensor, ids: Tensor) -> Tensor:
@@ -88,6 +112,49 @@ def scores_of(sae: SparseAutoencoder, gradient: Gradient) -> tuple[Latents, Tens
 
 
 @torch.no_grad()
+def integrated_scores(
+    model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, scope: Scope, steps: int
+) -> tuple[Latents, Tensor]:
+    """Integrated gradients (Sundararajan et al. 2017): the active latents of each position, and their scores, [n, k].
+
+    The path goes from the residual stream without its latents' part, straight, to the residual stream; the integral is
+    the mean gradient at the middles of `steps` equal parts. The scores of a position (next_token) or of a window
+    (sequence) add up to what all its latents together change in the loss, up to the error of that sum.
+
+    Args:
+        ids: [windows, context].
+    """
+    layer = sae.config.layer
+    others = keys_values(model, ids) if scope == "next_token" else None
+    with autocast():
+        residual = residual_at(model, ids, layer)
+    normalized = sae.normalize(residual.flatten(0, 1).float())
+    latents = sae.encode(normalized.x)
+    part = (weighted_sum(latents.values, sae.decoder, latents.indices) * normalized.std).view_as(residual)
+    gradient = torch.zeros_like(normalized.x)
+    for step in range(steps):
+        without = part * (1 - (step + 0.5) / steps)
+        gradient += loss_gradient(model, ids, layer, scope, without, others).gradient / steps
+    return latents, latents.values * dots(gradient, sae.decoder, latents.indices) * normalized.std
+
+
+@torch.no_grad()
+def scores_of_all(sae: SparseAutoencoder, gradient: Gradient, k_attr: int, sign: Sign) -> Labelled:
+    """The concepts with the strongest scores of the whole dictionary, active or not: pre-activation times gradient.
+
+    A concept whose pre-activation is negative has the score of its sign: it is away from its direction.
+    """
+    parts = []
+    for residual, slope in zip(*(torch.split(each, DENSE_ROWS) for each in gradient), strict=True):
+        normalized = sae.normalize(residual)
+        values = torch.addmm(sae.latent_bias, normalized.x - sae.pre_bias, sae.encoder.T)
+        scores = (slope @ sae.decoder.T).mul_(values).mul_(normalized.std)
+        best = strength(scores, sign).topk(k_attr, dim=1).indices
+        parts.append(strongest(Latents(best, values.gather(1, best)), scores.gather(1, best), k_attr, sign))
+    return Labelled(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
 def activations_of(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, layer: int) -> tuple[Latents, Tensor]:
     """The active latents of each position, and how active they are: [n, k]; the blocks above `layer` are not run.
 
@@ -112,10 +179,20 @@ def strongest(latents: Latents, scores: Tensor, k_attr: int, sign: Sign) -> Labe
         sign: released: the largest scores, positive ones only: without them the loss would fall; helpful: the most
             negative ones: without them it would rise; absolute: either.
     """
-    strength = {"released": scores, "helpful": -scores, "absolute": scores.abs()}[sign]
-    best = strength.topk(k_attr, dim=1)
+    best = strength(scores, sign).topk(k_attr, dim=1)
     none = best.values <= 0
     return Labelled(
         latents.indices.gather(1, best.indices).masked_fill(none, -1),
         scores.gather(1, best.indices).masked_fill(none, 0.0),
     )
+
+
+def strength(scores: Tensor, sign: Sign) -> Tensor:
+    """What is the larger, the more a score is of the wanted sign, and positive only if it is."""
+    match sign:
+        case "released":
+            return scores
+        case "helpful":
+            return -scores
+        case "absolute":
+            return scores.abs()

@@ -1,0 +1,80 @@
+"""Exact attribution: the loss less what it is with one latent at zero. Slow: what the other scores are judged by."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.attribution.apart import keys_values, positions_apart
+from cocomix.base import micro_batch, residual_at, residual_edited
+from cocomix.device import autocast
+from cocomix.params import Scope
+from cocomix.sae.autoencoder import Latents, SparseAutoencoder
+
+
+@torch.no_grad()
+def ablation_scores(
+    model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, scope: Scope, places: Tensor | None = None
+) -> tuple[Latents, Tensor]:
+    """The active latents of each position, and the loss less what it is without each of them: [n, k].
+
+    A latent is taken away from the residual stream by its direction; what the autoencoder does not explain stays. Of
+    next_token, one pass answers for all positions of a window and one latent of each; of sequence, for one latent of
+    one position.
+
+    Args:
+        ids: [windows, context].
+        places: positions of a window to score, the others get 0; none: all.
+    """
+    with autocast():
+        residual = residual_at(model, ids, sae.config.layer)
+    normalized = sae.normalize(residual.flatten(0, 1).float())
+    latents = sae.encode(normalized.x)
+    values = (latents.values * normalized.std).view(*ids.shape, -1)
+    indices = latents.indices.view_as(values)
+    scores = torch.zeros_like(values)
+    positions = torch.arange(ids.shape[1] - 1) if places is None else places
+    for window in range(len(ids)):
+        arguments = (model, sae, ids[window], values[window], indices[window])
+        if scope == "next_token":
+            scores[window, positions] = _next_token(*arguments)[positions]
+        else:
+            for position in positions.tolist():
+                scores[window, position] = _sequence(*arguments, position)
+    return latents, scores.flatten(0, 1)
+
+
+def _next_token(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+    """The scores of a window, ids [context]: [context, k], of the next token's loss at each position."""
+    others = keys_values(model, ids[None])
+    with positions_apart(model, others):
+        before = _losses(model, sae, ids, torch.zeros(1, *ids.shape, sae.config.d_model, device=ids.device))
+        after = [
+            _losses(model, sae, ids, values.T[ranks, :, None] * sae.decoder[indices.T[ranks]])
+            for ranks in torch.split(torch.arange(values.shape[1]), micro_batch(len(ids)))
+        ]
+    return (before - torch.cat(after)).T
+
+
+def _sequence(
+    model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, values: Tensor, indices: Tensor, position: int
+) -> Tensor:
+    """The scores [k] of one position of a window, ids [context], of the window's loss."""
+    directions = values[position, :, None] * sae.decoder[indices[position]]
+    removed = directions.new_zeros(1 + len(directions), len(ids), sae.config.d_model)
+    removed[1:, position] = directions
+    losses = torch.cat([_losses(model, sae, ids, part) for part in torch.split(removed, micro_batch(len(ids)))]).sum(1)
+    return losses[0] - losses[1:]
+
+
+def _losses(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, removed: Tensor) -> Tensor:
+    """The next-token losses of a window, ids [context], without each of `removed` [n, context, d_model]: [n, context].
+
+    The blocks below the edit see the window once. The last position, which has no next token, has the loss 0.
+    """
+    with autocast(), residual_edited(model, sae.config.layer, lambda residual: residual - removed.to(residual.dtype)):
+        logits = model(input_ids=ids[None], use_cache=False).logits
+    wanted = ids.roll(-1).expand(len(removed), -1)
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none").view(wanted.shape)
+    losses[:, -1] = 0
+    return losses
