@@ -21,16 +21,8 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Method = Literal["ntp", "kd", "pause", "cocomix"]
 Match = Literal["width", "stored", "active", "flops"]
-Score = Literal["gradient", "activation", "integrated", "ablation"]
-Sign = Literal["released", "helpful", "absolute"]
-Scope = Literal["sequence", "next_token"]
 SaeFormat = Literal["openai", "sae-lens", "sparsify"]
 
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 Location = Literal["resid_post", "resid_mid", "attn_out", "mlp_out"]
 
 
@@ -67,6 +59,11 @@ def _is_site(name: str) -> str:
 SiteName = Annotated[str, AfterValidator(_is_site)]
 """`<location>_<block>`: see `Site`."""
 
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class FilesParams(Section):
@@ -205,11 +202,6 @@ class ActivationsParams(Section):
     """Training activations to store of each site, in whole windows."""
     validation_tokens: Positive
     """Held-out activations to store, from the validation split."""
-    shard_tokens: Positive
-    """Tokens of a Parquet file: the window of the shuffle on disk, and the unit of resuming."""
-    row_group_tokens: Positive
-    """Tokens of a row group: the unit of reading."""
-    seed: int = 0
     drop_first: bool = False
     """Leave out position 0 of each window, whose activations are far larger than all others in many models."""
     drop_tokens: list[int | str] = []
@@ -218,18 +210,18 @@ class ActivationsParams(Section):
     """Whether attention and positions begin anew with each document of a window."""
     dtype: Literal["fp16", "bf16", "int8"] = "fp16"
     """Of the stored numbers. bf16: for activations above 65504; int8: half the size, scaled for each dimension."""
-    """Of the choice of windows and of the shuffle."""
-
-
-class PublishedSaeParams(Section):
+    shard_tokens: Positive
+    """Tokens of a Parquet file: the window of the shuffle on disk, and the unit of resuming."""
+    row_group_tokens: Positive
+    """Tokens of a row group: the unit of reading."""
     mixed_shards: Positive | None = None
     """Files whose row groups are read in one random order; none: all of them."""
     keep: bool = True
     """Whether the training activations are stored; if not, the autoencoder's training computes them again in each
     epoch, in the same order, and holds `mixed_shards` files' worth in memory."""
-    """An autoencoder of another project."""
+    seed: int = 0
+    """Of the choice of windows and of the shuffle."""
 
-    path: str | None = None
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if len(set(self.sites)) < len(self.sites):
@@ -238,6 +230,11 @@ class PublishedSaeParams(Section):
             raise ValueError("keep is false, which needs mixed_shards: as many files as fit into memory")
         return self
 
+
+class PublishedSaeParams(Section):
+    """An autoencoder of another project."""
+
+    path: str | None = None
     """A file (openai) or a folder (sae-lens, sparsify) on this machine."""
     format: SaeFormat = "openai"
 
@@ -249,6 +246,8 @@ class SaeParams(Section):
     """published: taken from another project instead of trained. What describes the autoencoder (latents, k, normalize)
     must then be what it has; what describes the training is not used."""
     published: PublishedSaeParams = PublishedSaeParams()
+    site: SiteName | None = None
+    """Which of `activations.sites` it learns; none: the only one."""
     latents: Positive
     """C, the size of the dictionary (paper: 32768)."""
     k: Positive
@@ -258,8 +257,6 @@ class SaeParams(Section):
     batch_size: Positive
     """Activations in a step."""
     learning_rate: Annotated[float, Field(gt=0)]
-    site: SiteName | None = None
-    """Which of `activations.sites` it learns; none: the only one."""
     warmup_share: Share = 0.05
     decay_share: Share = 0.2
     """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
@@ -289,31 +286,13 @@ class AttributionParams(Section):
 
     k_attr: Positive
     """Labels of a position (paper: 4)."""
-    score: Score
-    """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a); integrated: gradient times
-    activation, the gradient averaged along the path from no latent to all of them; ablation: the loss less what it is
-    with the latent at zero: exact, and hundreds of times slower."""
-    sign: Sign
-    """Of a score that is a change of the loss. released: the largest, without which the loss would fall; helpful: the
-    most negative, without which it would rise; absolute: either."""
-    scope: Scope = "sequence"
-    """The loss that counts. sequence: the whole window's (released code); next_token: that of the position's next token
-    alone (paper Eq. 1)."""
-    value: Literal["activation", "pre_activation"] = "activation"
-    """What the gradient is multiplied by. activation: latents after the selection, so that only active ones are labels
-    (released code); pre_activation: before it, of the whole dictionary (paper Eq. 1)."""
-    integrated_steps: Positive = 8
-    """Gradients along the path, with score: integrated."""
+    score: Literal["gradient", "activation"]
+    """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a)."""
+    sign: Literal["released", "helpful", "absolute"]
+    """Of the gradient's score. released: largest signed gradient-times-activation of the loss; helpful: its most
+    negative; absolute: either."""
     shard_windows: Positive
     """Token windows of a Parquet file: the unit of resuming."""
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.value == "pre_activation" and self.score != "gradient":
-            raise ValueError(f"value: pre_activation needs score: gradient, not {self.score}")
-        if self.score == "activation" and self.scope == "next_token":
-            raise ValueError("scope: next_token needs a score that is a change of the loss, not activation")
-        return self
 
 
 class NtpParams(Section):
