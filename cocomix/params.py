@@ -21,6 +21,11 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Method = Literal["ntp", "kd", "pause", "cocomix"]
 Match = Literal["width", "stored", "active", "flops"]
+Score = Literal["gradient", "activation", "integrated", "ablation"]
+Sign = Literal["released", "helpful", "absolute"]
+Scope = Literal["sequence", "next_token"]
+Architecture = Literal["topk", "batchtopk", "relu", "jumprelu", "matryoshka", "abstopk"]
+Normalization = Literal["none", "token", "whiten"]
 SaeFormat = Literal["openai", "sae-lens", "sparsify"]
 
 Location = Literal["resid_post", "resid_mid", "attn_out", "mlp_out"]
@@ -240,8 +245,12 @@ class PublishedSaeParams(Section):
 
 
 class SaeParams(Section):
-    """The TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093)."""
+    """The sparse autoencoder."""
 
+    architecture: Architecture = "topk"
+    """topk: the k largest latents; batchtopk: k times batch_size largest of a batch; relu: all positive
+    ones, held down by their L1; jumprelu: those above a learned threshold, with k on average; matryoshka: batchtopk
+    with dictionaries in one another; abstopk: the k of largest size, positive and negative ones."""
     source: Literal["train", "published"] = "train"
     """published: taken from another project instead of trained. What describes the autoencoder (latents, k, normalize)
     must then be what it has; what describes the training is not used."""
@@ -251,7 +260,14 @@ class SaeParams(Section):
     latents: Positive
     """C, the size of the dictionary (paper: 32768)."""
     k: Positive
-    """Latents that are active at a time (paper: 32)."""
+    """Latents that are active at a time (paper: 32); with relu, only what attribution can count on to be there."""
+    prefixes: list[Positive] = []
+    """matryoshka: the first latents that are a dictionary of their own; so many in each, ascending."""
+    sparsity_weight: Annotated[float, Field(gt=0)] | None = None
+    """Beside the fraction of variance unexplained. relu: of the L1 of the latents over a typical activation's norm;
+    jumprelu: of (L0 / k - 1)^2."""
+    sparsity_warmup_share: Share = 0.05
+    """Share of the steps in which sparsity_weight rises from 0."""
     epochs: Positive
     """Passes over the stored activations."""
     batch_size: Positive
@@ -265,8 +281,11 @@ class SaeParams(Section):
     aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
     dead_tokens: Positive
     """A latent is dead when it has not fired for this many tokens."""
-    normalize: Literal["none", "token"] = "token"
-    """token: each activation minus its mean over its unbiased standard deviation, as OpenAI's v5."""
+    normalize: Normalization = "token"
+    """token: each activation minus its mean over its unbiased deviation, as OpenAI's v5; whiten: each dimension
+    minus its mean over its standard deviation; none: as it is."""
+    ema: Fraction | None = None
+    """Weight of the past in the average of the weights that is kept in the end; none: the last weights."""
     seed: int = 0
     checkpoint_every: Positive
 
@@ -278,6 +297,17 @@ class SaeParams(Section):
             raise ValueError(f"k ({self.k}) must not exceed latents ({self.latents})")
         if self.aux_k > self.latents:
             raise ValueError(f"aux_k ({self.aux_k}) must not exceed latents ({self.latents})")
+        if (self.sparsity_weight is not None) != (self.architecture in ("relu", "jumprelu")):
+            raise ValueError(
+                f"sparsity_weight ({self.sparsity_weight}) is for relu and jumprelu, which need it; "
+                f"architecture is {self.architecture}"
+            )
+        if bool(self.prefixes) != (self.architecture == "matryoshka"):
+            raise ValueError(
+                f"prefixes ({self.prefixes}) are for matryoshka, which needs them; architecture is {self.architecture}"
+            )
+        if self.prefixes != sorted({*self.prefixes}) or max(self.prefixes, default=0) >= self.latents:
+            raise ValueError(f"prefixes ({self.prefixes}) must ascend and be below latents ({self.latents})")
         return self
 
 
@@ -286,13 +316,31 @@ class AttributionParams(Section):
 
     k_attr: Positive
     """Labels of a position (paper: 4)."""
-    score: Literal["gradient", "activation"]
-    """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a)."""
-    sign: Literal["released", "helpful", "absolute"]
-    """Of the gradient's score. released: largest signed gradient-times-activation of the loss; helpful: its most
-    negative; absolute: either."""
+    score: Score
+    """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a); integrated: gradient times
+    activation, the gradient averaged along the path from no latent to all of them; ablation: the loss less what it is
+    with the latent at zero: exact, and hundreds of times slower."""
+    sign: Sign
+    """Of a score that is a change of the loss. released: the largest, without which the loss would fall; helpful: the
+    most negative, without which it would rise; absolute: either."""
+    scope: Scope = "sequence"
+    """The loss that counts. sequence: the whole window's (released code); next_token: that of the position's next token
+    alone (paper Eq. 1)."""
+    value: Literal["activation", "pre_activation"] = "activation"
+    """What the gradient is multiplied by. activation: latents after the selection, so that only active ones are labels
+    (released code); pre_activation: before it, of the whole dictionary (paper Eq. 1)."""
+    integrated_steps: Positive = 8
+    """Gradients along the path, with score: integrated."""
     shard_windows: Positive
     """Token windows of a Parquet file: the unit of resuming."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.value == "pre_activation" and self.score != "gradient":
+            raise ValueError(f"value: pre_activation needs score: gradient, not {self.score}")
+        if self.score == "activation" and self.scope == "next_token":
+            raise ValueError("scope: next_token needs a score that is a change of the loss, not activation")
+        return self
 
 
 class NtpParams(Section):

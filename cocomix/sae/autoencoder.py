@@ -1,7 +1,14 @@
-"""The TopK sparse autoencoder (Gao et al. 2024, arXiv 2406.04093, as in OpenAI's v5 files)."""
+"""Sparse autoencoders: one encoder and decoder, of which an architecture decides the latents that are active.
+
+topk: the k largest (Gao et al. 2024, arXiv 2406.04093, as in OpenAI's v5 files). abstopk: the k of largest size, either
+sign. relu: the positive ones. jumprelu: those above a threshold of their own, learned (Rajamanoharan et al. 2024, arXiv
+2407.14435). batchtopk: the k times batch size largest of a batch while training, and those above the threshold that
+this came to on average afterwards (Bussmann et al. 2024, arXiv 2412.06410). matryoshka: as batchtopk, where the first
+latents alone are an autoencoder too (Bussmann et al. 2025, arXiv 2503.17547).
+"""
 
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -10,7 +17,8 @@ from torch import Tensor, nn
 
 from cocomix.artifact import Artifact
 from cocomix.device import device
-from cocomix.sae.sparse import dots, top_indices, weighted_sum
+from cocomix.params import Architecture, Normalization
+from cocomix.sae.sparse import dots, indices_above, top_indices, weighted_sum
 
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 
@@ -20,22 +28,28 @@ class SaeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Literal["topk"] = "topk"
+    architecture: Architecture = "topk"
     d_model: int
     latents: int
     k: int
-    normalize: Literal["none", "token"]
+    """Active latents of a row; but relu and jumprelu, batchtopk and matryoshka have as many as come out."""
+    normalize: Normalization
     layer: int
     """Blocks of the base model below the residual stream that it was trained on."""
+
+    @property
+    def concepts(self) -> int:
+        """What a label can be: the latents, of abstopk each once for either sign."""
+        return self.latents * (2 if self.architecture == "abstopk" else 1)
 
 
 class Latents(NamedTuple):
     """The active latents of each row; one with the value 0 is not active."""
 
     indices: Tensor
-    """int64 [n, k], in no order."""
+    """int64 [n, width], in no order; width is k, or more where the number of active ones varies."""
     values: Tensor
-    """[n, k], not negative."""
+    """[n, width], not negative but in abstopk."""
 
 
 class Normalized(NamedTuple):
@@ -44,17 +58,22 @@ class Normalized(NamedTuple):
     x: Tensor
     """[n, d_model]."""
     mean: Tensor
-    """[n, 1]."""
+    """[n, 1]; of whiten [d_model]."""
     std: Tensor
-    """[n, 1]."""
+    """[n, 1]; of whiten [d_model]."""
 
 
 class SparseAutoencoder(nn.Module):
-    """Latents are the k largest of `encoder @ (x - pre_bias) + latent_bias`, where they are positive.
+    """Latents are values of `encoder @ (x - pre_bias) + latent_bias`, those that the architecture lets through.
 
-    Weights: `encoder` and `decoder` [latents, d_model], a row a latent; `latent_bias` [latents]; `pre_bias` [d_model].
-    They work on normalised activations.
+    Weights: `encoder` and `decoder` [latents, d_model], a row a latent; `latent_bias` [latents]; `pre_bias` [d_model];
+    `threshold` [latents] in all architectures but topk and abstopk. They work on normalised activations; whiten keeps
+    `mean` and `std` [d_model].
     """
+
+    threshold: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: SaeConfig) -> None:
         super().__init__()
@@ -63,24 +82,56 @@ class SparseAutoencoder(nn.Module):
         self.decoder = nn.Parameter(torch.empty(config.latents, config.d_model))
         self.latent_bias = nn.Parameter(torch.zeros(config.latents))
         self.pre_bias = nn.Parameter(torch.zeros(config.d_model))
+        match config.architecture:
+            case "jumprelu":
+                self.threshold = nn.Parameter(torch.zeros(config.latents))
+            case "batchtopk" | "matryoshka":
+                self.register_buffer("threshold", torch.zeros(config.latents))
+            case "relu":
+                self.register_buffer("threshold", torch.zeros(config.latents), persistent=False)
+        if config.normalize == "whiten":
+            self.register_buffer("mean", torch.zeros(config.d_model))
+            self.register_buffer("std", torch.ones(config.d_model))
 
     def normalize(self, x: Tensor) -> Normalized:
-        """Activations [n, d_model] in the autoencoder's scale, which statistics of each row restore."""
-        if self.config.normalize == "none":
-            zeros = x.new_zeros(len(x), 1)
-            return Normalized(x, zeros, zeros + 1)
-        # Unbiased, and the epsilon beside it: OpenAI's, not torch's layer_norm.
-        mean = x.mean(-1, keepdim=True)
-        centered = x - mean
-        std = (centered.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt() + 1e-5
-        return Normalized(centered / std, mean, std)
+        """Activations [n, d_model] in the autoencoder's scale, which the statistics restore."""
+        match self.config.normalize:
+            case "none":
+                zeros = x.new_zeros(len(x), 1)
+                return Normalized(x, zeros, zeros + 1)
+            case "token":
+                # Unbiased, and the epsilon beside it: OpenAI's, not torch's layer_norm.
+                mean = x.mean(-1, keepdim=True)
+                centered = x - mean
+                std = (centered.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt() + 1e-5
+                return Normalized(centered / std, mean, std)
+            case "whiten":
+                return Normalized((x - self.mean) / self.std, self.mean, self.std)
 
     def encode(self, x: Tensor) -> Latents:
-        """The latents of normalised activations [n, d_model]."""
+        """The latents of normalised activations [n, d_model]; those of a row depend on no other row."""
         centered = x - self.pre_bias
-        indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k)
-        values = dots(centered, self.encoder, indices) + self.latent_bias[indices]
-        return Latents(indices, values.relu())
+        match self.config.architecture:
+            case "topk":
+                indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k)
+                return Latents(indices, self.before(centered, indices).relu())
+            case "abstopk":
+                indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k, by_size=True)
+                return Latents(indices, self.before(centered, indices))
+            case _:
+                over = self.latent_bias - self.threshold
+                indices, taken = indices_above(centered, self.encoder, over, least=self.config.k)
+                values = self.before(centered, indices)
+                return Latents(indices, values * (taken & (values > self.threshold[indices])))
+
+    def before(self, centered: Tensor, indices: Tensor) -> Tensor:
+        """Some latents before the activation function: [n, width].
+
+        Args:
+            centered: normalised activations without the pre-bias, [n, d_model].
+            indices: int64 [n, width].
+        """
+        return dots(centered, self.encoder, indices) + self.latent_bias[indices]
 
     def decode(self, latents: Latents) -> Tensor:
         """The normalised activations that latents stand for: [n, d_model]."""
@@ -90,6 +141,13 @@ class SparseAutoencoder(nn.Module):
         """Reconstruct activations [n, d_model], in their own scale."""
         normalized = self.normalize(x)
         return self.decode(self.encode(normalized.x)) * normalized.std + normalized.mean
+
+    def concepts_of(self, latents: Latents) -> Tensor:
+        """The numbers, below `config.concepts`, that latents have as labels, int64 [n, width].
+
+        A latent's number is its index, and `latents` more where its value is negative.
+        """
+        return latents.indices + self.config.latents * (latents.values < 0)
 
     def save(self, folder: Path) -> None:
         """Write sae.safetensors and config.json."""

@@ -6,7 +6,7 @@ decoder; their backward passes are the encoder's forward pass and its gradient. 
 PyTorch: they are named here and nowhere else, and where they do not exist the dense products stand in.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,22 +17,60 @@ from cocomix.device import bf16
 GROUP = 8
 """Scores that are first compared by their maximum (measured: 8 is best from 1024 to 32768 latents)."""
 
+SAMPLE = 65_536
+"""About how many scores tell where the largest of a batch begin."""
+
 _SUM = 0
 """The kernels' number for bags that are summed."""
 
 
+class Chosen(NamedTuple):
+    """Rows of a matrix that were chosen for each `x`, a different number for each."""
+
+    indices: Tensor
+    """int64 [n, width]; the places that are not taken hold any row."""
+    taken: Tensor
+    """bool [n, width]."""
+
+
 @torch.no_grad()
-def top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
+def top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int, *, by_size: bool = False) -> Tensor:
     """The rows of `weight` with the k largest `x @ weight.T + bias`, in no order: int64 [n, k].
 
     The products are bf16 where the hardware has it: only rows that are about equal to the k-th can change places.
 
     Args:
         x: [n, d]. weight: [latents, d]. bias: [latents].
+        by_size: compare absolute values.
     """
-    if bf16():
-        x, weight, bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
-    return _top_k(torch.addmm(bias, x, weight.T), k)
+    scores = _scores(x, weight, bias)
+    return _top_k(scores.abs_() if by_size else scores, k)
+
+
+@torch.no_grad()
+def batch_top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Chosen:
+    """The rows of `weight` with the n * k largest `x @ weight.T + bias` of the whole batch, for each `x` its own.
+
+    Compared in bf16 as in `top_indices`; all that are then equal to the last are chosen, so that there may be more.
+
+    Args:
+        x: [n, d]. weight: [latents, d]. bias: [latents].
+    """
+    scores = _scores(x, weight, bias)
+    return _padded(scores >= kth_largest(scores.flatten(), len(x) * k), least=k)
+
+
+@torch.no_grad()
+def indices_above(x: Tensor, weight: Tensor, bias: Tensor, *, least: int) -> Chosen:
+    """The rows of `weight` with `x @ weight.T + bias` above 0.
+
+    In fp32: where values are cut at a threshold, rounding would change how many there are.
+
+    Args:
+        x: [n, d]. weight: [latents, d]. bias: [latents].
+        least: places for each `x` at least.
+    """
+    return _padded(torch.addmm(bias, x, weight.T) > 0, least)
 
 
 def dots(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
@@ -58,6 +96,20 @@ def weighted_sum(values: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
     return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
 
 
+def kth_largest(scores: Tensor, k: int) -> Tensor:
+    """The k-th largest of `scores` [n].
+
+    Sought among those above a bound that a sample gives: several times as fast as among all.
+    """
+    step = max(1, len(scores) // SAMPLE)
+    sample = scores[::step].float()
+    rank = min(len(sample), k * 5 // (step * 4) + 1)
+    above = scores[scores >= sample.kthvalue(len(sample) - rank + 1).values].float()
+    if len(above) < k:
+        above = scores.float()
+    return above.kthvalue(len(above) - k + 1).values.to(scores.dtype)
+
+
 def _top_k(scores: Tensor, k: int) -> Tensor:
     """The places of the k largest scores of each row: int64 [n, k].
 
@@ -74,6 +126,22 @@ def _top_k(scores: Tensor, k: int) -> Tensor:
     chosen = candidates.topk(k, dim=1, sorted=False).indices
     row = chosen // k
     return best.gather(1, chosen - row * k) + row * columns
+
+
+def _scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if bf16():
+        x, weight, bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
+    return torch.addmm(bias, x, weight.T)
+
+
+def _padded(chosen: Tensor, least: int) -> Chosen:
+    """The columns at which each row of `chosen` [n, latents] is true, to the left."""
+    rows, columns = chosen.nonzero().unbind(1)
+    counts = rows.bincount(minlength=len(chosen))
+    places = torch.arange(max(int(counts.max()), least), device=chosen.device)
+    taken = places < counts[:, None]
+    # Places that are not taken hold many rows, so that no single one collects all of their (zero) gradients.
+    return Chosen(places.expand_as(taken).masked_scatter(taken, columns), taken)
 
 
 def has_kernels(device: torch.device) -> bool:

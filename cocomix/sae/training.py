@@ -14,6 +14,7 @@ from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import SaeParams
 from cocomix.progress import progress, say
+from cocomix.sae.architectures import batch_top, encode_to_train
 from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
 from cocomix.sae.sparse import dots, top_indices, weighted_sum
 
@@ -35,13 +36,18 @@ class CurveRow(NamedTuple):
     """Fraction of the remaining error's variance that the dead latents leave unexplained; 0: none is dead."""
     dead: float
     """Share of the latents that have not fired for `dead_tokens` tokens."""
+    l0: float
+    """Active latents of an activation, on average, in this step's batch."""
 
 
-class Losses(NamedTuple):
-    """What a step minimises: `fvu + aux_weight * aux`."""
+class Step(NamedTuple):
+    """What a step came to; it minimises `fvu + own + aux_weight * aux`."""
 
     fvu: Tensor
+    own: Tensor
+    """The loss of the architecture's own."""
     aux: Tensor
+    l0: float
 
 
 class SaeTraining:
@@ -61,6 +67,7 @@ class SaeTraining:
             raise UserError(f"sae.batch_size: {params.batch_size}: the store holds {store.rows('train')} activations")
         self._steps = params.epochs * self._epoch_steps
         config = SaeConfig(
+            architecture=params.architecture,
             d_model=store.d_model,
             latents=params.latents,
             k=params.k,
@@ -71,6 +78,7 @@ class SaeTraining:
         self._optimizer = torch.optim.Adam(self.sae.parameters(), params.learning_rate, eps=6.25e-10, fused=True)
         self._variance = torch.ones((), device=device())
         self._tokens_since_fired = torch.zeros(params.latents, dtype=torch.int64, device=device())
+        self._average = {name: each.clone() for name, each in self.sae.state_dict().items()} if params.ema else {}
         self._step = 0
         self._curve: list[CurveRow] = []
 
@@ -85,10 +93,10 @@ class SaeTraining:
             while self._step < self._steps:
                 epoch, start = divmod(self._step, self._epoch_steps)
                 for x in self._store.batches("train", size, seed=self._params.seed, epoch=epoch, start=start):
-                    losses = self._train_step(x.to(device()))
+                    step = self._train_step(x.to(device()))
                     self._step += 1
                     if self._step % max(1, self._steps // CURVE_ROWS) == 0 or self._step == self._steps:
-                        self._curve.append(self._point(losses))
+                        self._curve.append(self._point(step))
                     if self._step % self._params.checkpoint_every == 0 or self._step == self._steps:
                         self._save()
                     try:
@@ -96,22 +104,28 @@ class SaeTraining:
                     except Interrupted:
                         self._save()
                         raise
+        if self._params.ema:
+            self.sae.load_state_dict(self._average)
+            normalize_rows(self.sae.decoder)
         return self._curve
 
-    def _train_step(self, x: Tensor) -> Losses:
+    def _train_step(self, x: Tensor) -> Step:
         x = self.sae.normalize(x).x
-        latents = self.sae.encode(x)
-        self._count_firing(latents)
+        latents, own = encode_to_train(self.sae, x, self._variance, self._sparsity_weight(), self._params.prefixes)
+        l0 = self._count_firing(latents)
         error = x - self.sae.decode(latents)
-        losses = Losses(error.square().mean() / self._variance, self._aux_loss(x, error.detach()))
-        (losses.fvu + self._params.aux_weight * losses.aux).backward()  # type: ignore[no-untyped-call]
+        fvu, aux = error.square().mean() / self._variance, self._aux_loss(x, error.detach())
+        (fvu + own + self._params.aux_weight * aux).backward()  # type: ignore[no-untyped-call]
         remove_parallel_gradient(self.sae.decoder)
         for group in self._optimizer.param_groups:
             group["lr"] = self._params.learning_rate * learning_rate_share(self._params, self._step, self._steps)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         normalize_rows(self.sae.decoder)
-        return Losses(*(each.detach() for each in losses))
+        if self._params.architecture == "jumprelu":
+            self.sae.threshold.data.clamp_(min=0)
+        self._update_average()
+        return Step(fvu.detach(), own.detach(), aux.detach(), l0)
 
     def _aux_loss(self, x: Tensor, error: Tensor) -> Tensor:
         """AuxK: the dead latents reconstruct what is left, so that they get a gradient and revive."""
@@ -120,25 +134,47 @@ class SaeTraining:
             return x.new_zeros(())
         sae, centered = self.sae, x - self.sae.pre_bias
         encoder, bias = sae.encoder.index_select(0, dead), sae.latent_bias.index_select(0, dead)
-        chosen = top_indices(centered, encoder, bias, min(self._params.aux_k, len(dead)))
-        values = (dots(centered, encoder, chosen) + bias[chosen]).relu()
+        signed = self._params.architecture == "abstopk"
+        chosen = top_indices(centered, encoder, bias, min(self._params.aux_k, len(dead)), by_size=signed)
+        values = dots(centered, encoder, chosen) + bias[chosen]
+        values = values if signed else values.relu()
         left = error - weighted_sum(values, sae.decoder, dead[chosen])
         # Where the error has no variance, nothing is left to learn.
         return (left.square().mean() / error.var(0, correction=0).mean()).nan_to_num(0.0)
 
     @torch.no_grad()
-    def _count_firing(self, latents: Latents) -> None:
+    def _count_firing(self, latents: Latents) -> float:
+        """Count the tokens since each latent has fired. Returns how many fire for a token, on average."""
+        firing = latents.indices[latents.values != 0]
         self._tokens_since_fired += len(latents.indices)
         fired = torch.zeros_like(self._tokens_since_fired, dtype=torch.bool)
-        fired[latents.indices[latents.values > 0]] = True
+        fired[firing] = True
         self._tokens_since_fired.masked_fill_(fired, 0)
+        return len(firing) / len(latents.indices)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """The moving average of the weights, without a trace of where it began (as Adam's)."""
+        if past := self._params.ema:
+            share = (1 - past) / (1 - past ** (self._step + 1))
+            for name, weight in self.sae.state_dict().items():
+                self._average[name].lerp_(weight, share)
+
+    def _sparsity_weight(self) -> float:
+        """Of this step: it rises from 0."""
+        rise = self._params.sparsity_warmup_share * self._steps
+        return (self._params.sparsity_weight or 0.0) * min(1.0, self._step / max(rise, 1.0))
 
     @torch.no_grad()
     def _initialise(self) -> None:
         generator = torch.Generator().manual_seed(self._params.seed)
         sample_size = min(SAMPLE_ROWS, self._store.rows("train"))
         x = next(self._store.batches("train", sample_size, seed=self._params.seed))
-        x = self.sae.normalize(x.to(device())).x
+        x = x.to(device())
+        if self._params.normalize == "whiten":
+            self.sae.mean.copy_(x.mean(0))
+            self.sae.std.copy_(x.std(0).clamp(min=1e-5))
+        x = self.sae.normalize(x).x
         self._variance = x.var(0, correction=0).mean()
         self.sae.pre_bias.copy_(geometric_median(x))
         directions = torch.randn(self.sae.decoder.shape, generator=generator)
@@ -148,13 +184,19 @@ class SaeTraining:
         # k rows that are not orthogonal overshoot: scale the encoder so that unit vectors come back at unit length.
         unit = torch.randn(256, self._store.d_model, generator=generator).to(device())
         unit /= unit.norm(dim=1, keepdim=True)
-        centered = self.sae.decode(self.sae.encode(unit + self.sae.pre_bias)) - self.sae.pre_bias
+        cut = self._params.architecture in ("batchtopk", "matryoshka", "jumprelu")
+        latents = batch_top(self.sae, unit).latents if cut else self.sae.encode(unit + self.sae.pre_bias)
+        centered = self.sae.decode(latents) - self.sae.pre_bias
         self.sae.encoder.div_(centered.norm(dim=1).mean())
+        if cut:
+            # So that k latents are active from the first step on; the gradient of a threshold reaches no further than
+            # the kernel is wide.
+            self.sae.threshold.fill_(batch_top(self.sae, x[: self._params.batch_size] - self.sae.pre_bias).least)
 
-    def _point(self, losses: Losses) -> CurveRow:
+    def _point(self, step: Step) -> CurveRow:
         dead = (self._tokens_since_fired > self._params.dead_tokens).float().mean()
-        fvu, aux = float(losses.fvu), float(losses.aux)
-        return CurveRow(self._step, self._step * self._params.batch_size, fvu, aux, float(dead))
+        tokens = self._step * self._params.batch_size
+        return CurveRow(self._step, tokens, float(step.fvu), float(step.aux), float(dead), step.l0)
 
     def _shown(self) -> dict[str, str]:
         return {"fvu": f"{self._curve[-1].fvu:.4f}", "dead": f"{self._curve[-1].dead:.1%}"} if self._curve else {}
@@ -166,6 +208,7 @@ class SaeTraining:
             "optimizer": self._optimizer.state_dict(),
             "variance": self._variance,
             "tokens_since_fired": self._tokens_since_fired,
+            "average": self._average,
             "curve": [tuple(row) for row in self._curve],
         }
         checkpoint.save(self._folder, self._step, state)
@@ -176,6 +219,8 @@ class SaeTraining:
         self._optimizer.load_state_dict(state["optimizer"])
         self._variance.copy_(state["variance"])
         self._tokens_since_fired.copy_(state["tokens_since_fired"])
+        for name, each in self._average.items():
+            each.copy_(state["average"][name])
         self._curve = [CurveRow(*row) for row in state["curve"]]
         say(f"sae: going on from step {self._step}")
 

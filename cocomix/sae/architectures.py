@@ -1,0 +1,121 @@
+"""What an architecture does while it is trained: which latents are active, and what is lost besides variance."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cocomix.sae.autoencoder import Latents, SparseAutoencoder
+from cocomix.sae.sparse import batch_top_indices, indices_above, kth_largest
+
+BANDWIDTH = 0.01
+"""Of jumprelu's kernel, over the norm of a typical activation."""
+PAST = 0.9
+"""Weight of the earlier batches in the threshold of batchtopk."""
+
+
+class Encoded(NamedTuple):
+    """A batch of latents, with gradients."""
+
+    latents: Latents
+    loss: Tensor
+    """The architecture's own: [], added to the fraction of variance unexplained."""
+
+
+class BatchTop(NamedTuple):
+    """The latents of a batch of which k are active on average."""
+
+    latents: Latents
+    least: Tensor
+    """The smallest active one: []."""
+
+
+def encode_to_train(
+    sae: SparseAutoencoder, x: Tensor, variance: Tensor, sparsity_weight: float, prefixes: list[int]
+) -> Encoded:
+    """Encode normalised activations [n, d_model].
+
+    Args:
+        variance: of a dimension of `x`, on average: [].
+        sparsity_weight, prefixes: as in the parameters.
+    """
+    match sae.config.architecture:
+        case "topk" | "abstopk":
+            return Encoded(sae.encode(x), x.new_zeros(()))
+        case "relu":
+            latents = sae.encode(x)
+            # The rows of the decoder have length 1: no weights of the latents are called for.
+            l1 = latents.values.sum(1).mean() / (sae.config.d_model * variance).sqrt()
+            return Encoded(latents, sparsity_weight * l1)
+        case "jumprelu":
+            latents, l0 = _jump(sae, x - sae.pre_bias, BANDWIDTH * (sae.config.d_model * variance).sqrt())
+            return Encoded(latents, sparsity_weight * (l0 / sae.config.k - 1).square())
+        case "batchtopk" | "matryoshka":
+            latents, least = batch_top(sae, x - sae.pre_bias)
+            with torch.no_grad():
+                sae.threshold.lerp_(least, 1 - PAST)
+            return Encoded(latents, sum((_error(sae, x, latents, each) for each in prefixes), variance * 0) / variance)
+
+
+def batch_top(sae: SparseAutoencoder, centered: Tensor) -> BatchTop:
+    """The n * k largest latents of a batch, where they are positive.
+
+    Args:
+        centered: normalised activations without the pre-bias, [n, d_model].
+    """
+    k = sae.config.k
+    indices, taken = batch_top_indices(centered, sae.encoder, sae.latent_bias, k)
+    values = sae.before(centered, indices)
+    least = kth_largest(values.detach()[taken], len(centered) * k).clamp(min=0)
+    return BatchTop(Latents(indices, values * (taken & (values >= least))), least)
+
+
+def _error(sae: SparseAutoencoder, x: Tensor, latents: Latents, prefix: int) -> Tensor:
+    """The mean squared error of what the first `prefix` latents decode to."""
+    decoded = sae.decode(Latents(latents.indices, latents.values * (latents.indices < prefix)))
+    return (x - decoded).square().mean()
+
+
+def _jump(sae: SparseAutoencoder, centered: Tensor, bandwidth: Tensor) -> tuple[Latents, Tensor]:
+    """The latents above their thresholds, and how many there are for an activation on average.
+
+    Only those above a threshold, or within half a bandwidth of it, have a value or a gradient.
+    """
+    over = sae.latent_bias - sae.threshold + bandwidth / 2
+    indices, taken = indices_above(centered, sae.encoder, over, least=sae.config.k)
+    before, threshold = sae.before(centered, indices), sae.threshold[indices]
+    values: Tensor = _JumpRelu.apply(before, threshold, bandwidth)  # type: ignore[no-untyped-call]
+    active: Tensor = _Step.apply(before, threshold, bandwidth)  # type: ignore[no-untyped-call]
+    return Latents(indices, values * taken), (active * taken).sum(1).mean()
+
+
+class _JumpRelu(torch.autograd.Function):
+    """`x` above its threshold, else 0, with the pseudo-derivative of Rajamanoharan et al. 2024, Eq. 11."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
+        ctx.save_for_backward(x, threshold, bandwidth)
+        return x * (x > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, threshold, bandwidth = ctx.saved_tensors
+        return grad * (x > threshold), -threshold * grad * _kernel(x, threshold, bandwidth), None
+
+
+class _Step(torch.autograd.Function):
+    """Whether `x` is above its threshold, with the pseudo-derivative of Eq. 12."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
+        ctx.save_for_backward(x, threshold, bandwidth)
+        return (x > threshold).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+        return None, -grad * _kernel(*ctx.saved_tensors), None
+
+
+def _kernel(x: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
+    """A rectangle of area 1 around the threshold."""
+    return ((x - threshold).abs() < bandwidth / 2) / bandwidth
