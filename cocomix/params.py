@@ -458,8 +458,12 @@ class Params(Section):
             raise ValueError(
                 f"sae.site ({self.sae.site}) must be one of activations.sites: {', '.join(self.activations.sites)}"
             )
-        if self.attribution.k_attr > self.sae.k:
-            raise ValueError(f"attribution.k_attr ({self.attribution.k_attr}) must not exceed sae.k ({self.sae.k})")
+        choice = "latents" if self.attribution.value == "pre_activation" else "k"
+        if self.attribution.k_attr > getattr(self.sae, choice):
+            raise ValueError(
+                f"attribution.k_attr ({self.attribution.k_attr}) must not exceed "
+                f"sae.{choice} ({getattr(self.sae, choice)})"
+            )
         if self.pretrain.cocomix.concept_k > self.sae.latents:
             raise ValueError(
                 f"pretrain.cocomix.concept_k ({self.pretrain.cocomix.concept_k}) must not exceed "

@@ -26,13 +26,13 @@ def run(params: Params) -> None:
         sae = load_sae(trained)
         facts = label(work, load_base(base, tokens.context), sae, tokens, params.attribution)
         if runtime().rank == 0:
-            latents, k_attr = sae.config.latents, params.attribution.k_attr
+            concepts, k_attr = sae.config.concepts, params.attribution.k_attr
 
             def train_labels() -> Iterator[Labels]:
                 for name in sorted(each for each in work.records() if each.startswith("train-")):
-                    yield from read_labels(work.files / name, tokens.context, k_attr, label_type(latents))
+                    yield from read_labels(work.files / name, tokens.context, k_attr, label_type(concepts))
 
-            metrics = asdict(summarise(train_labels(), latents))
+            metrics = asdict(summarise(train_labels(), concepts))
             (work.side / "metrics.json").write_bytes(to_json(metrics))
         return facts
 

@@ -41,7 +41,8 @@ def ablation_scores(
         else:
             for position in positions.tolist():
                 scores[window, position] = _sequence(*arguments, position)
-    return latents, scores.flatten(0, 1)
+    # Of a latent that is not active there is nothing to take away, but passes of several sizes may round differently.
+    return latents, scores.flatten(0, 1).masked_fill(latents.values == 0, 0.0)
 
 
 def _next_token(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, values: Tensor, indices: Tensor) -> Tensor:

@@ -83,20 +83,20 @@ def label(
                 write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
     distributed.barrier()
     facts = {
-        "latents": sae.config.latents,
+        "latents": sae.config.concepts,
         "layer": sae.config.layer,
         "k_attr": params.k_attr,
         "context": tokens.context,
     }
     if runtime().rank == 0:
         _write_supervision(work, facts)
-    return {**facts, "dtype": label_type(sae.config.latents).name}
+    return {**facts, "dtype": label_type(sae.config.concepts).name}
 
 
 def label_windows(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams) -> Labels:
     """Label some windows, ids [windows, context]."""
     labelled = _strongest(model, sae, ids.to(model.device), params)
-    dtype = label_type(sae.config.latents)
+    dtype = label_type(sae.config.concepts)
     shape = (*ids.shape, params.k_attr)
     # -1 becomes the type's maximum.
     concepts = labelled.concepts.cpu().numpy().astype(dtype).reshape(shape)
@@ -109,13 +109,15 @@ def _strongest(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, para
         case "gradient" if params.value == "pre_activation":
             return scores_of_all(sae, loss_gradient(model, ids, sae.config.layer, scope), k_attr, sign)
         case "gradient":
-            return strongest(*scores_of(sae, loss_gradient(model, ids, sae.config.layer, scope)), k_attr, sign)
+            latents, scores = scores_of(sae, loss_gradient(model, ids, sae.config.layer, scope))
         case "activation":
-            return strongest(*activations_of(model, sae, ids, sae.config.layer), k_attr, "released")
+            latents, scores = activations_of(model, sae, ids, sae.config.layer)
+            sign = "released"
         case "integrated":
-            return strongest(*integrated_scores(model, sae, ids, scope, params.integrated_steps), k_attr, sign)
+            latents, scores = integrated_scores(model, sae, ids, scope, params.integrated_steps)
         case "ablation":
-            return strongest(*ablation_scores(model, sae, ids, scope), k_attr, sign)
+            latents, scores = ablation_scores(model, sae, ids, scope)
+    return strongest(sae.as_concepts(latents), scores, k_attr, sign)
 
 
 def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:

@@ -150,7 +150,8 @@ def scores_of_all(sae: SparseAutoencoder, gradient: Gradient, k_attr: int, sign:
         values = torch.addmm(sae.latent_bias, normalized.x - sae.pre_bias, sae.encoder.T)
         scores = (slope @ sae.decoder.T).mul_(values).mul_(normalized.std)
         best = strength(scores, sign).topk(k_attr, dim=1).indices
-        parts.append(strongest(Latents(best, values.gather(1, best)), scores.gather(1, best), k_attr, sign))
+        latents = Latents(best, values.gather(1, best))
+        parts.append(strongest(sae.as_concepts(latents), scores.gather(1, best), k_attr, sign))
     return Labelled(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
@@ -166,7 +167,7 @@ def activations_of(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, 
     with autocast():
         residual = residual_at(model, ids, layer)
     latents = sae.encode(sae.normalize(residual.flatten(0, 1).float()).x)
-    scores = latents.values.view(*ids.shape, -1).clone()
+    scores = latents.values.abs().view(*ids.shape, -1)
     scores[:, -1] = 0
     return latents, scores.flatten(0, 1)
 

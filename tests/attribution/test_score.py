@@ -6,10 +6,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cocomix.attribution.score import Sign, activations_of, cross_entropy_slope, loss_gradient, scores_of, strongest
+from cocomix.attribution.score import (
+    activations_of,
+    cross_entropy_slope,
+    loss_gradient,
+    scores_of,
+    scores_of_all,
+    strongest,
+)
 from cocomix.base import blocks_of, residual_edited
+from cocomix.params import Sign
 from cocomix.sae.autoencoder import Latents
-from tests.attribution.conftest import LATENTS, LAYER, Setting
+from tests.attribution.conftest import LATENTS, LAYER, K, Setting
 from tests.conftest import CONTEXT
 
 
@@ -132,3 +140,22 @@ def test_labels_are_the_strongest_of_the_sign_and_never_one_without_a_score(
     assert labelled.scores[0].tolist() == expected + [0.0] * missing
     names = [int(latents.indices[0, scores.index(each)]) for each in expected]
     assert labelled.concepts[0].tolist() == names + [-1] * missing
+
+
+@pytest.mark.parametrize("sign", ["released", "helpful", "absolute"])
+def test_pre_activations_choose_among_the_whole_dictionary(
+    setting: Setting, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cocomix.attribution.score.DENSE_ROWS", 7)
+    gradient = loss_gradient(setting.model, setting.ids(3), LAYER, "next_token")
+    normalized = setting.sae.normalize(gradient.residual)
+    values = (normalized.x - setting.sae.pre_bias) @ setting.sae.encoder.T + setting.sae.latent_bias
+    scores = values * (gradient.gradient @ setting.sae.decoder.T) * normalized.std
+    wanted = {"released": scores, "helpful": -scores, "absolute": scores.abs()}[sign]
+    labelled = scores_of_all(setting.sae, gradient, K + 2, sign)
+    expected = wanted.topk(K + 2)
+    torch.testing.assert_close(labelled.concepts, expected.indices.masked_fill(expected.values <= 0, -1))
+    given = labelled.concepts >= 0
+    torch.testing.assert_close(labelled.scores[given], scores.gather(1, labelled.concepts.clamp(min=0))[given])
+    active = setting.sae.encode(normalized.x).indices
+    assert (labelled.concepts[:, :, None] != active[:, None]).all(2)[given].float().mean() > 0.1
