@@ -24,7 +24,7 @@ def run(params: Params) -> None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.file("config.json").parent))
         sources = Sources(
-            latents=sae.about["latents"],
+            latents=sae.about["concepts"],
             base_width=model.config.hidden_size,
             base_flops=forward_flops(model, tokens.context),
             base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),

@@ -58,9 +58,9 @@ class Normalized(NamedTuple):
     x: Tensor
     """[n, d_model]."""
     mean: Tensor
-    """[n, 1]; of whiten [d_model]."""
+    """[n, 1]; of whiten, which `folded` does away with, [d_model]."""
     std: Tensor
-    """[n, 1]; of whiten [d_model]."""
+    """Of the shape of `mean`."""
 
 
 class SparseAutoencoder(nn.Module):
@@ -142,12 +142,27 @@ class SparseAutoencoder(nn.Module):
         normalized = self.normalize(x)
         return self.decode(self.encode(normalized.x)) * normalized.std + normalized.mean
 
-    def concepts_of(self, latents: Latents) -> Tensor:
-        """The numbers, below `config.concepts`, that latents have as labels, int64 [n, width].
+    def as_concepts(self, latents: Latents) -> Latents:
+        """Latents with the numbers of concepts, below `config.concepts`, for indices.
 
-        A latent's number is its index, and `latents` more where its value is negative.
+        A latent's concept is its index; with abstopk, where its value is negative, `config.latents` more.
         """
-        return latents.indices + self.config.latents * (latents.values < 0)
+        if self.config.architecture != "abstopk":
+            return latents
+        return latents._replace(indices=latents.indices + self.config.latents * (latents.values < 0))
+
+    @torch.no_grad()
+    def folded(self) -> "SparseAutoencoder":
+        """The same autoencoder without a scale of the dimensions: whiten's is made a part of the weights."""
+        if self.config.normalize != "whiten":
+            return self
+        folded = SparseAutoencoder(self.config.model_copy(update={"normalize": "none"}))
+        state = {name: each.clone() for name, each in self.state_dict().items() if name not in ("mean", "std")}
+        state["encoder"] /= self.std
+        state["decoder"] *= self.std
+        state["pre_bias"] = self.pre_bias * self.std + self.mean
+        folded.load_state_dict(state)
+        return folded.to(self.std.device)
 
     def save(self, folder: Path) -> None:
         """Write sae.safetensors and config.json."""

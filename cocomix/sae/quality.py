@@ -1,5 +1,6 @@
 """How good an autoencoder is: on held-out activations, and inside the base model."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,10 @@ from cocomix.tokens.windows import Tokens
 
 SPLICED_TOKENS = 65_536
 """Validation tokens behind the losses of the base model."""
+DENSE = 0.1
+"""A latent that fires for more than this share of the tokens says little about any of them."""
+DUPLICATE = 0.9
+"""Cosine above which two decoder directions are taken for the same."""
 
 
 class Reconstruction(NamedTuple):
@@ -28,8 +33,24 @@ class Reconstruction(NamedTuple):
     """The same of activations as they are, where a few large dimensions can hide the rest."""
     l0: float
     """Active latents of a position, on average."""
+    rates: Tensor
+    """The share of positions that each latent fires for: [latents]."""
     mean: Tensor
     """The mean activation: [d_model]."""
+
+    @property
+    def dense_share(self) -> float:
+        """The share of the latents that fire for more than `DENSE` of the positions."""
+        return float((self.rates > DENSE).float().mean())
+
+    @property
+    def firing(self) -> dict[str, int]:
+        """How many latents fire for which share of the positions, by its power of ten."""
+        bounds = [0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+        counts = {"0": int((self.rates == 0).sum())}
+        for low, high in itertools.pairwise(bounds):
+            counts[f"to {high:g}"] = int(((self.rates > low) & (self.rates <= high)).sum())
+        return counts
 
 
 class Splice(NamedTuple):
@@ -40,18 +61,26 @@ class Splice(NamedTuple):
     """With the residual stream replaced by its reconstruction."""
     loss_zeroed: float
     """With the residual stream replaced by its mean."""
+    kl_spliced: float
+    """KL(base || spliced) of the next token's distribution."""
+    kl_zeroed: float
 
     @property
     def loss_recovered(self) -> float:
         """The share of the loss between zeroed and base that the reconstruction recovers."""
         return (self.loss_zeroed - self.loss_spliced) / (self.loss_zeroed - self.loss_base)
 
+    @property
+    def kl_recovered(self) -> float:
+        """The share of the divergence of zeroed from base that the reconstruction does away with."""
+        return 1 - self.kl_spliced / self.kl_zeroed
+
 
 @torch.no_grad()
 def reconstruction(sae: SparseAutoencoder, store: ActivationStore) -> Reconstruction:
     """Measure `sae` on the validation activations."""
     normalised, raw = _Variance(store.d_model), _Variance(store.d_model)
-    active, rows = 0, 0
+    fired, rows = torch.zeros(sae.config.latents, dtype=torch.int64, device=device()), 0
     for group in store.in_order("validation"):
         x = group.to(device())
         normalized = sae.normalize(x)
@@ -59,9 +88,21 @@ def reconstruction(sae: SparseAutoencoder, store: ActivationStore) -> Reconstruc
         decoded = sae.decode(latents)
         normalised.add(normalized.x, decoded)
         raw.add(x, decoded * normalized.std + normalized.mean)
-        active += int((latents.values > 0).sum())
+        fired += latents.indices[latents.values != 0].bincount(minlength=len(fired))
         rows += len(x)
-    return Reconstruction(normalised.unexplained(), raw.unexplained(), active / rows, raw.mean())
+    rates = fired.cpu() / rows
+    return Reconstruction(normalised.unexplained(), raw.unexplained(), int(fired.sum()) / rows, rates, raw.mean())
+
+
+@torch.no_grad()
+def duplicates(sae: SparseAutoencoder, at_a_time: int = 1024) -> int:
+    """Pairs of latents whose decoder directions have a cosine above `DUPLICATE`."""
+    directions = F.normalize(sae.decoder, dim=1)
+    pairs = 0
+    for start in range(0, len(directions), at_a_time):
+        cosines = directions[start : start + at_a_time] @ directions[start:].T
+        pairs += int((cosines.triu(1) > DUPLICATE).sum())
+    return pairs
 
 
 class _Variance:
@@ -93,20 +134,30 @@ def splice(sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean:
         mean: the mean activation, [d_model].
     """
     edits = {
-        "loss_base": lambda residual: residual,
-        "loss_spliced": lambda residual: sae(residual.float().flatten(0, 1)).view_as(residual),
-        "loss_zeroed": lambda residual: mean.to(residual.device).expand_as(residual),
+        "base": lambda residual: residual,
+        "spliced": lambda residual: sae(residual.float().flatten(0, 1)).view_as(residual),
+        "zeroed": lambda residual: mean.to(residual.device).expand_as(residual),
     }
     windows = tokens.windows("validation")[: -(-SPLICED_TOKENS // tokens.context)]
     per_batch = micro_batch(tokens.context)
-    sums = dict.fromkeys(edits, 0.0)
+    losses, divergences = dict.fromkeys(edits, 0.0), dict.fromkeys(edits, 0.0)
     with progress("sae: splicing", len(windows) * tokens.context, "tokens") as bar:
         for at in range(0, len(windows), per_batch):
             ids = torch.from_numpy(windows[at : at + per_batch].astype(np.int64)).to(device())
             for name, edit in edits.items():
                 with residual_edited(model, sae.config.layer, edit), autocast():
                     logits = model(input_ids=ids, use_cache=False).logits
-                    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
-                sums[name] += float(loss)
+                log_shares = logits[:, :-1].flatten(0, 1).log_softmax(1, dtype=torch.float32)
+                if name == "base":
+                    base = log_shares
+                losses[name] += float(F.nll_loss(log_shares, ids[:, 1:].flatten(), reduction="sum"))
+                divergences[name] += float(F.kl_div(log_shares, base, reduction="sum", log_target=True))
             bar.advance(ids.numel())
-    return Splice(**{name: total / (len(windows) * (tokens.context - 1)) for name, total in sums.items()})
+    predictions = len(windows) * (tokens.context - 1)
+    return Splice(
+        loss_base=losses["base"] / predictions,
+        loss_spliced=losses["spliced"] / predictions,
+        loss_zeroed=losses["zeroed"] / predictions,
+        kl_spliced=divergences["spliced"] / predictions,
+        kl_zeroed=divergences["zeroed"] / predictions,
+    )

@@ -7,16 +7,17 @@ from torch import Tensor
 
 from cocomix.activations.store import ActivationStore
 from cocomix.artifact import Artifact
-from cocomix.base import load_base
+from cocomix.base import load_base, residual_edited
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
-from cocomix.sae.quality import Splice, reconstruction, splice
+from cocomix.sae.quality import Reconstruction, Splice, duplicates, reconstruction, splice
 from cocomix.sae.training import SaeTraining
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
+from tests.sae.test_autoencoder import autoencoder
 from tests.sae.test_training import PARAMS
 
 
-@pytest.fixture(params=["none", "token"])
+@pytest.fixture(params=["none", "token", "whiten"])
 def trained(request: pytest.FixtureRequest, store: ActivationStore, tmp_path: Path) -> SparseAutoencoder:
     training = SaeTraining(store, PARAMS.model_copy(update={"normalize": request.param}), tmp_path / "sae")
     training.run()
@@ -37,6 +38,8 @@ def test_unexplained_variance_is_that_of_all_held_out_activations(
     assert measured.fvu == pytest.approx(fvu(normalized.x, trained.decode(latents)), rel=1e-4)
     assert measured.fvu_raw == pytest.approx(fvu(x, trained(x)), rel=1e-4)
     assert measured.l0 == pytest.approx(float((latents.values > 0).sum(1).float().mean()))
+    fires = torch.zeros(len(x), trained.config.latents).scatter(1, latents.indices, (latents.values > 0).float())
+    torch.testing.assert_close(measured.rates, fires.mean(0))
     np.testing.assert_allclose(measured.mean, x.mean(0), rtol=1e-5)
 
 
@@ -57,7 +60,35 @@ def test_a_perfect_reconstruction_recovers_the_whole_loss(base_folder: Path, tok
     assert losses.loss_spliced == pytest.approx(losses.loss_base)
     assert losses.loss_zeroed != pytest.approx(losses.loss_base, rel=1e-3)
     assert losses.loss_recovered == pytest.approx(1)
+    assert losses.kl_recovered == pytest.approx(1)
 
 
 def test_a_reconstruction_no_better_than_the_mean_recovers_nothing() -> None:
-    assert Splice(loss_base=3.0, loss_spliced=5.0, loss_zeroed=5.0).loss_recovered == 0
+    splice = Splice(loss_base=3.0, loss_spliced=5.0, loss_zeroed=5.0, kl_spliced=1.5, kl_zeroed=1.5)
+    assert (splice.loss_recovered, splice.kl_recovered) == (0, 0)
+
+
+def test_a_divergence_is_that_of_the_distributions(base_folder: Path, tokens_folder: Path) -> None:
+    model, tokens = load_base(Artifact(base_folder), CONTEXT), Tokens(tokens_folder)
+    sae = autoencoder(d_model=32, latents=8, k=2, layer=2)
+    ids = torch.from_numpy(tokens.windows("validation").astype(np.int64))
+    with torch.no_grad():
+        base = model(ids).logits[:, :-1].softmax(-1)
+        with residual_edited(model, 2, lambda residual: sae(residual.flatten(0, 1)).view_as(residual)):
+            spliced = model(ids).logits[:, :-1].softmax(-1)
+    divergence = (base * (base / spliced).log()).sum(-1).mean()
+    assert splice(sae, model, tokens, torch.zeros(32)).kl_spliced == pytest.approx(float(divergence), rel=1e-3)
+
+
+def test_a_latent_is_counted_by_how_often_it_fires() -> None:
+    rates = torch.tensor([0, 0.00005, 0.0002, 0.002, 0.02, 0.1, 0.11, 1])
+    measured = Reconstruction(0.1, 0.1, 3.0, rates, torch.zeros(2))
+    assert measured.firing == {"0": 1, "to 0.0001": 1, "to 0.001": 1, "to 0.01": 1, "to 0.1": 2, "to 1": 2}
+    assert measured.dense_share == 2 / 8
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 100])
+def test_duplicates_are_pairs_of_nearly_parallel_directions(at_a_time: int) -> None:
+    sae = autoencoder(d_model=3, latents=5, k=1)
+    sae.decoder.data = torch.tensor([[1, 0, 0], [2, 0.1, 0], [0, 1, 0], [-1, 0, 0], [3, 0, 0.2]])
+    assert duplicates(sae, at_a_time) == 3
