@@ -137,7 +137,7 @@ class ActivationStore:
             if ahead:
                 yield ahead.result()
 
-    def _mixed_groups(self, split: Split, generator: np.random.Generator) -> Iterator[list["_Group"]]:
+    def _mixed_groups(self, split: Split, generator: np.random.Generator) -> Iterator[list["RowGroup"]]:
         """The row groups in their random order, as many at a time as are mixed."""
         files = list(self._files(split).items())
         at_once = len(files)
@@ -150,7 +150,7 @@ class ActivationStore:
             for at in range(0, len(groups), MIXED_GROUPS):
                 yield groups[at : at + MIXED_GROUPS]
 
-    def _mix(self, buffer: NDArray[Any], groups: list["_Group"], seed: list[int], skip: int) -> Tensor:
+    def _mix(self, buffer: NDArray[Any], groups: list["RowGroup"], seed: list[int], skip: int) -> Tensor:
         ends = np.cumsum([group.rows for group in groups])
         places = np.random.default_rng(seed).permutation(ends[-1])
         for group, end in zip(groups, ends, strict=True):
@@ -161,11 +161,11 @@ class ActivationStore:
         """The rows of the files of a split, by name."""
         return {name: self._artifact.rows(name) for name in self._artifact.names(f"{self.site}/{split}-")}
 
-    def _groups(self, name: str, rows: int) -> list["_Group"]:
+    def _groups(self, name: str, rows: int) -> list["RowGroup"]:
         size = self._row_group_tokens
-        return [_Group(name, number, min(size, rows - number * size)) for number in range(-(-rows // size))]
+        return [RowGroup(name, number, min(size, rows - number * size)) for number in range(-(-rows // size))]
 
-    def _read(self, group: "_Group") -> NDArray[Any]:
+    def _read(self, group: "RowGroup") -> NDArray[Any]:
         """A row group, decoded: [rows, d_model]."""
         with pq.ParquetFile(self._artifact.file(group.file)) as file:
             (vectors,) = file.read_row_group(group.number, columns=["x"]).column("x").chunks
@@ -173,7 +173,7 @@ class ActivationStore:
         return decoded(rows_of(vectors, STORED[self._dtype], (self.d_model,)), scale)
 
 
-class _Group(NamedTuple):
+class RowGroup(NamedTuple):
     """A row group of a file."""
 
     file: str

@@ -92,18 +92,19 @@ class SaeTraining:
         with progress("sae", self._steps * size, "tokens", self._step * size) as bar:
             while self._step < self._steps:
                 epoch, start = divmod(self._step, self._epoch_steps)
-                for x in self._store.batches("train", size, seed=self._params.seed, epoch=epoch, start=start):
-                    step = self._train_step(x.to(device()))
-                    self._step += 1
-                    if self._step % max(1, self._steps // CURVE_ROWS) == 0 or self._step == self._steps:
-                        self._curve.append(self._point(step))
-                    if self._step % self._params.checkpoint_every == 0 or self._step == self._steps:
-                        self._save()
-                    try:
+                batches = self._store.batches("train", size, seed=self._params.seed, epoch=epoch, start=start)
+                try:
+                    for x in batches:
+                        step = self._train_step(x.to(device()))
+                        self._step += 1
+                        if self._step % max(1, self._steps // CURVE_ROWS) == 0 or self._step == self._steps:
+                            self._curve.append(self._point(step))
+                        if self._step % self._params.checkpoint_every == 0 or self._step == self._steps:
+                            self._save()
                         bar.advance(size, **self._shown())
-                    except Interrupted:
-                        self._save()
-                        raise
+                except Interrupted:
+                    self._save()
+                    raise
         if self._params.ema:
             self.sae.load_state_dict(self._average)
             normalize_rows(self.sae.decoder)

@@ -21,8 +21,8 @@ def activations(first: int, rows: int) -> Activations:
     return Activations(x, number, number, number)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
+@pytest.fixture(scope="module", params=[None, 2], ids=["all shards mixed", "two"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     folder = tmp_path_factory.mktemp("store")
     with Work("activations", folder / "out", {}, {}, root=folder / "work") as work:
         for number, rows in enumerate(FILES):
@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
                 "sites": ["resid_post_1"],
                 "dtype": "fp16",
                 "row_group_tokens": ROW_GROUP,
-                "mixed_shards": None,
+                "mixed_shards": request.param,
             }
         )
         work.publish()

@@ -1,64 +1,22 @@
 import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from cocomix import interrupt, progress
 from cocomix.activations import collect as module
-from cocomix.activations.collect import collect
 from cocomix.activations.plan import plan
 from cocomix.activations.store import ActivationStore
-from cocomix.artifact import Artifact, Work
-from cocomix.base import load_base, residual_at
+from cocomix.artifact import Artifact
+from cocomix.base import residual_at
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
-from cocomix.params import ActivationsParams, Site
-from cocomix.runtime import runtime
-from cocomix.tokens.windows import Tokens
+from cocomix.params import Site
+from tests.activations.conftest import PARAMS, SITE, Setting, but
 from tests.conftest import CONTEXT, VOCAB
-
-PARAMS = ActivationsParams(
-    sites=["resid_post_2"], tokens=1000, validation_tokens=100, shard_tokens=400, row_group_tokens=100, seed=3
-)
-SITE = "resid_post_2/"
-
-
-def but(**changes: Any) -> ActivationsParams:
-    """`PARAMS` with changes, checked."""
-    return ActivationsParams.model_validate(PARAMS.model_dump() | changes)
-
-
-class Setting(NamedTuple):
-    tokens: Tokens
-    model: PreTrainedModel
-
-    def collect(self, params: ActivationsParams = PARAMS, jobs: int = 1, key: str = "") -> Artifact:
-        """The artifact, made by `jobs` processes one after the other."""
-        out = Path(f"artifacts/activations{jobs}{key}")
-        with Work("activations", out, {}, {"jobs": jobs, "key": key}) as work, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module.distributed, "barrier", lambda: None)
-            for rank in range(jobs):
-                patch.setenv("RANK", str(rank))
-                patch.setenv("WORLD_SIZE", str(jobs))
-                about = collect(work, self.model, self.tokens, params)
-            patch.undo()
-            work.finish(about)
-            work.publish()
-        return Artifact(out)
-
-
-@pytest.fixture
-def setting(base_folder: Path, tokens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
-    monkeypatch.setenv("COCOMIX_PRECISION", "fp32")
-    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
-    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "13")
-    runtime.cache_clear()
-    return Setting(Tokens(tokens_folder), load_base(Artifact(base_folder), CONTEXT))
 
 
 def table(artifact: Artifact, prefix: str) -> dict[str, np.ndarray]:

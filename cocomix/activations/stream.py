@@ -1,0 +1,67 @@
+"""Training activations that are computed when they are asked for, in the order and with the bytes of a store.
+
+For budgets larger than the disk: only the held-out activations are stored.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from cocomix import interrupt
+from cocomix.activations.coding import Coded, decoded
+from cocomix.activations.collect import make, shuffled
+from cocomix.activations.plan import plan
+from cocomix.activations.store import ActivationStore, RowGroup
+from cocomix.artifact import Artifact
+from cocomix.params import ActivationsParams
+from cocomix.tokens.windows import Split, Tokens
+
+
+def open_activations(
+    artifact: Artifact, site: str | None, tokens: Tokens, base: Callable[[], PreTrainedModel]
+) -> ActivationStore:
+    """The activations at a site: read, or where only the held-out ones were kept, computed.
+
+    Args:
+        site: its name; none: the only one.
+        tokens: what the artifact was made from.
+        base: loads the model that it was made from.
+    """
+    params = ActivationsParams.model_validate(artifact.manifest.params)
+    return ActivationStore(artifact, site) if params.keep else ActivationStream(artifact, site, tokens, base())
+
+
+class ActivationStream(ActivationStore):
+    """An `ActivationStore` whose training shards are computed anew in each epoch, by the thread that reads ahead.
+
+    As many as `mixed_shards` are held in memory.
+    """
+
+    def __init__(self, artifact: Artifact, site: str | None, tokens: Tokens, model: PreTrainedModel) -> None:
+        super().__init__(artifact, site)
+        self._tokens, self._model = tokens, model
+        self._params = ActivationsParams.model_validate(artifact.manifest.params)
+        self._shards = {f"{self.site}/{shard.name}": shard for shard in plan(tokens, "train", self._params)}
+        self._made = lru_cache(self._mixed_shards)(self._make)
+
+    def _files(self, split: Split) -> dict[str, int]:
+        if split != "train":
+            return super()._files(split)
+        return {name: shard.rows for name, shard in self._shards.items()}
+
+    def _read(self, group: RowGroup) -> NDArray[Any]:
+        if group.file not in self._shards:
+            return super()._read(group)
+        coded = self._made(group.file)
+        first = group.number * self._row_group_tokens
+        return decoded(coded.x[first : first + group.rows], coded.scale)
+
+    def _make(self, name: str) -> Coded:
+        # A shard may take longer than a stage that is told to stop has time for.
+        shard = self._shards[name]
+        (x,) = make(self._model, self._tokens, shard, self._params, [self.site], lambda _: interrupt.check())
+        activations = shuffled(x, self._tokens, shard, self._params, self.site)
+        return Coded(activations.x, activations.scale)
