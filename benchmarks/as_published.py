@@ -12,7 +12,8 @@ differs is how it is computed:
   the dictionary, with a graph for a backward pass that never comes, and live until the step ends.
 - AdamW decays all weights.
 
-Left out, in its favour: key-value tensors kept in training, and logging.
+Left out, in its favour: key-value tensors kept in training, logits cast to fp32, attention of the base model without a
+fused kernel, and logging.
 """
 
 from typing import Any, NamedTuple

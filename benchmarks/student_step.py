@@ -1,7 +1,7 @@
 """The training step of the 69M model (paper Table 5), against the formulation of the released code.
 
-with_labels       text tokens a second of our step, which reads its labels, over those of the as-published step, which
-                  makes them in every step by a base model of GPT-2 124M's shape (layer 6, 32768 latents)
+with_labels       text tokens a second of our step, to which labels are given, over those of the as-published step,
+                  which makes them in every step by a base model of GPT-2 124M's shape (layer 6, 32768 latents)
 student_only      the same, the as-published step's labels given
 peak_memory       peak of our step over that of the as-published step with its base model, each in a process of its own;
                   on a CPU above what the imports take
@@ -10,8 +10,9 @@ over_flop_ratio   time of our CoCoMix step over that of our NTP step of the same
                   of their floating-point operations
 
 A step is forward, backward, clipping, fused AdamW. All weights are random; tokens and labels too. Students multiply in
-bf16 where the hardware does (`cocomix.device.bf16`), the as-published base model in fp32, as released. Both sides have
-the same attention kernels, the same threads, and no dropout. What the as-published step does is in `as_published`.
+bf16 where the hardware does (`cocomix.device.bf16`), the as-published base model in fp32 (on a GPU TF32), as released.
+Both sides have the same attention kernels, the same threads, and no dropout. What the as-published step does is in
+`as_published`. The released code compiles its models by default: `COCOMIX_COMPILE=true` compiles both sides.
 """
 
 import argparse
@@ -26,9 +27,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import medians, report, set_up
 from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
-from cocomix.device import attention, autocast, device
+from cocomix.device import allow_tf32, attention, autocast, device
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, flops_per_token
 from cocomix.params import TrainingParams
+from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.training import ConceptMixing, NextToken, Objective
 from cocomix.training.loop import adamw
@@ -71,14 +73,20 @@ def data(windows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.randint(LATENTS, (windows, CONTEXT, K_ATTR), device=device())
 
 
+def as_run(module: nn.Module) -> nn.Module:
+    """What is called in place of `module`: compiled where that is asked for."""
+    return torch.compile(module) if runtime().compile else module  # type: ignore[return-value]
+
+
 def our_step(objective: Objective, *batch: torch.Tensor) -> Step:
     """What `cocomix.training.Training` does in a step of one micro-batch."""
     optimizer = adamw(objective.train(), PARAMS)
     positions = batch[0][:, 1:].numel()
+    run = as_run(objective)
 
     def step() -> None:
         with autocast():
-            losses = objective(*batch)
+            losses = run(*batch)
         total: torch.Tensor = losses.tokens / positions
         if losses.auxiliary is not None:
             total = total + objective.auxiliary_weight * losses.auxiliary / objective.supervised(*batch)
@@ -99,37 +107,40 @@ def ours(windows: int) -> Step:
 
 def published_student(windows: int) -> Step:
     """The as-published step without its labels."""
-    student = PublishedStudent.of(cocomix_model()).train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=6e-4, betas=PARAMS.betas, weight_decay=0.1, fused=True)
     ids, labels = data(windows)
-    return lambda: _published_step(student, optimizer, ids, labels)
+    step = _published_step()
+    return lambda: step(ids, labels)
 
 
 def published(windows: int) -> Step:
     """The whole as-published step."""
-    student = PublishedStudent.of(cocomix_model()).train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=6e-4, betas=PARAMS.betas, weight_decay=0.1, fused=True)
+    student_step = _published_step()
     base = GPT2LMHeadModel(GPT2Config(**TEACHER, attn_implementation=attention(CONTEXT)))
     sae = SparseAutoencoder(SaeConfig(d_model=768, latents=LATENTS, k=K, normalize="token", layer=6))
     for weight in (sae.encoder, sae.decoder):
         nn.init.normal_(weight)
-    teacher = PublishedTeacher(base, sae, layer=6, k_attr=K_ATTR).to(device())
+    teacher = as_run(PublishedTeacher(base, sae, layer=6, k_attr=K_ATTR).to(device()))
     ids, _ = data(windows)
 
     def step() -> None:
         labels, _attribution = teacher(ids)  # the latter lives until the step ends, as released
-        _published_step(student, optimizer, ids, labels)
+        student_step(ids, labels)
 
     return step
 
 
-def _published_step(
-    student: PublishedStudent, optimizer: torch.optim.Optimizer, ids: torch.Tensor, labels: torch.Tensor
-) -> None:
-    with autocast():
-        loss = student_loss(student(ids), ids, labels, CONCEPT_WEIGHT)
-    loss.backward()  # type: ignore[no-untyped-call]
-    _update(student, optimizer)
+def _published_step() -> Callable[[torch.Tensor, torch.Tensor], None]:
+    student = PublishedStudent.of(cocomix_model()).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=6e-4, betas=PARAMS.betas, weight_decay=0.1, fused=True)
+    run = as_run(student)
+
+    def step(ids: torch.Tensor, labels: torch.Tensor) -> None:
+        with autocast():
+            loss = student_loss(run(ids), ids, labels, CONCEPT_WEIGHT)
+        loss.backward()  # type: ignore[no-untyped-call]
+        _update(student, optimizer)
+
+    return step
 
 
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -185,6 +196,7 @@ if __name__ == "__main__":
     parser.add_argument("--peak", choices=STEPS)
     arguments, rest = parser.parse_known_args()
     torch.manual_seed(0)
+    allow_tf32()
     if arguments.peak:
         torch.set_num_threads(1)
         print(_own_peak(arguments.peak))
