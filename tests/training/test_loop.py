@@ -147,11 +147,18 @@ def test_micro_batches_change_nothing_but_rounding(
         torch.testing.assert_close(weight, parts.state_dict()[name], atol=2e-4, rtol=1e-3)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path) -> None:
     objective = ntp()
     with torch.no_grad():
         objective.model.transformer.ln_f.weight[0] = float("nan")
     with pytest.raises(UserError, match=r"step 0: the loss is not finite \(windows \d+, .*checkpoint is none yet"):
+        training(objective, tmp_path).run("test")
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tmp_path: Path) -> None:
+    objective = ntp()
+    objective.model.transformer.wpe.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(UserError, match="step 0: the gradient is not finite"):
         training(objective, tmp_path).run("test")
 
 

@@ -12,9 +12,11 @@ from cocomix.training.losses import (
     distillation_loss,
     fused_distillation_losses,
     fused_next_token_loss,
+    hidden_loss,
     labelled_positions,
     next_token_loss,
 )
+from cocomix.training.objectives import HiddenDistance
 
 
 def concept_loss_by_definition(logits: Tensor, labels: Tensor) -> Tensor:
@@ -85,7 +87,24 @@ def test_the_fused_distillation_losses_equal_those_of_the_logits(
         torch.testing.assert_close(*pair, atol=5e-2 if bf16 else 1e-5, rtol=2e-2 if bf16 else 1e-5)
 
 
-def test_the_divergence_is_zero_only_from_itself() -> None:
-    logits = torch.randn(3, 4, 9)
-    torch.testing.assert_close(distillation_loss(logits, logits + 2.0), torch.zeros(()), atol=1e-5, rtol=0)
-    assert distillation_loss(logits, logits.flip(-1)) > 0
+def test_the_divergence_weighs_by_the_base_models_probabilities() -> None:
+    logits, base_logits = torch.randn(3, 4, 9), 2 * torch.randn(3, 4, 9)
+    student, base = logits.softmax(-1), base_logits.softmax(-1)
+    expected = sum(
+        (base[b, t, i] * (base[b, t, i] / student[b, t, i]).log()) for b in range(3) for t in range(4) for i in range(9)
+    )
+    torch.testing.assert_close(distillation_loss(logits, base_logits), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
+def test_the_distance_is_to_the_hidden_state_at_mean_0_and_variance_1(distance: HiddenDistance) -> None:
+    predicted, hidden = torch.randn(2, 3, 8), 5 + 3 * torch.randn(2, 3, 8)
+    expected = torch.zeros(())
+    for mine, raw in zip(predicted.flatten(0, 1), hidden.flatten(0, 1), strict=True):
+        target = (raw - raw.mean()) / raw.std(unbiased=False)
+        expected += {
+            "l1": (mine - target).abs().mean(),
+            "l2": (mine - target).square().mean(),
+            "cosine": 1 - mine @ target / (mine.norm() * target.norm()),
+        }[distance]
+    torch.testing.assert_close(hidden_loss(predicted, hidden, distance), expected, atol=1e-4, rtol=1e-4)
