@@ -122,7 +122,7 @@ def tasks(chosen: Sequence[Setting], methods: Sequence[str] | None, seeds: Seque
     for setting in chosen:
         items = {name: list(each) for name, each in (("methods", methods), ("seeds", seeds)) if each}
         source = f"setting {setting.name or '(params.yaml)'}"
-        content = with_values(shipped, [{"pretrain": items}, setting.values], source)
+        content = with_values(shipped, [setting.values, {"pretrain": items}], source)
         params = parse(Params, YAML(typ="safe").load(content), source)
         decisive = params.model_dump(mode="json", exclude={"report": True, "pretrain": {"methods", "seeds"}})
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

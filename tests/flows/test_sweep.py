@@ -53,6 +53,12 @@ def test_runs_differ_by_what_decides_their_result_alone(monkeypatch: pytest.Monk
     assert len(set(digests.values())) == 2
 
 
+def test_methods_and_seeds_of_the_command_line_are_those_of_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = tasks([Setting("own", {"pretrain": {"methods": ["ntp", "pause"], "seeds": [5]}})], ["kd"], None)
+    assert [(each.method, each.seed) for each in found] == [("kd", 5)]
+
+
 def test_the_shipped_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for file in (ROOT / "sweeps").glob("*.yaml"):
