@@ -12,7 +12,7 @@ AutoConfig.register("cocomix", CoCoMixConfig)
 AutoModel.register(CoCoMixConfig, CoCoMixModel)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM)
 
-# Saved models carry the two files that define them, for `trust_remote_code` to load where this package is not.
+# Saved models carry the files that define them, for `trust_remote_code` to load where this package is not.
 CoCoMixConfig.register_for_auto_class()
 CoCoMixForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 

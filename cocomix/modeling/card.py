@@ -125,6 +125,6 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=Tru
 
 {snippet("import cocomix.modeling  # makes the Auto classes know the model" + chr(10), "")}
 
-Without it, by the two Python files that lie next to the weights:
+Without it, by the Python files that lie next to the weights:
 
 {snippet("", ", trust_remote_code=True")}"""

@@ -82,8 +82,6 @@ class Batch(NamedTuple):
     """Windows of the step, those of the other processes too."""
     parts: list[tuple[Tensor, ...]]
     """Micro-batches of this process's share, on the device."""
-    windows: int
-    """In this process's share."""
     supervised: int
     """Positions of this process's share behind the auxiliary loss."""
 
@@ -229,7 +227,7 @@ class Training:
         own = rows[runtime().rank :: runtime().world_size]
         parts = [self._train.batch(each) for each in _split(own, runtime().micro_batch)]
         supervised = sum(self._objective.supervised(*part) for part in parts)
-        return Batch(rows, [tuple(send(each) for each in part) for part in parts], len(own), supervised)
+        return Batch(rows, [tuple(send(each) for each in part) for part in parts], supervised)
 
     def _give_up(self, rows: NDArray[np.int64], what: str) -> NoReturn:
         checkpoint_file = checkpoint.newest(self._folder)
