@@ -1,0 +1,29 @@
+"""Write an autoencoder for another library: `python -m cocomix.sae.export artifacts/sae OUT --format sae-lens`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+from cocomix.artifact import Artifact
+from cocomix.errors import UserError
+from cocomix.params import SaeFormat
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.sae.formats import save_for
+
+
+def main() -> None:
+    """Read the command line, and write the folder."""
+    parser = argparse.ArgumentParser(prog="python -m cocomix.sae.export", description=__doc__)
+    parser.add_argument("artifact", type=Path, help="the folder of stage sae: artifacts/sae")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("--format", choices=[each for each in get_args(SaeFormat) if each != "openai"], required=True)
+    arguments = parser.parse_args()
+    try:
+        save_for(SparseAutoencoder.load(Artifact(arguments.artifact).verified()), arguments.out, arguments.format)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Autoencoders of other projects, read as ours, and ours written as theirs.
+
+openai    a .pt file of OpenAI's sparse_autoencoder (v5: TopK on activations normalised per token)
+sae-lens  a folder with cfg.json and sae_weights.safetensors
+sparsify  a folder with cfg.json and sae.safetensors (EleutherAI's)
+
+What the other side cannot express exactly is refused, with the name of the field. One difference is let pass: after
+their per-token normalisation, OpenAI and SAELens multiply by the standard deviation without the 1e-5 they divide by.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cocomix.errors import UserError
+from cocomix.params import SaeFormat
+from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
+
+CONFIG = "cfg.json"
+SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS = "sae_weights.safetensors", "sae.safetensors"
+SAE_LENS_VERSION = "6.54.12"
+"""Whose layout is written; without a version, SAELens takes a config for one from before 6.0."""
+
+
+_SAE_LENS_ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "abstopk": "abstopk"}
+"""Theirs and ours. Of batchtopk and matryoshka, both sides make a jumprelu once they are trained."""
+
+
+class _Fields:
+    """A foreign config or state dict, in which what is missing or different is an error that names the field."""
+
+    def __init__(self, source: Path, fields: Mapping[str, Any]) -> None:
+        self.source, self._fields = source, fields
+
+    def __getitem__(self, name: str) -> Any:
+        if self._fields.get(name) is None:
+            raise UserError(f"{self.source}: {name}: missing")
+        return self._fields[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._fields.get(name, default)
+
+    def require(self, name: str, *allowed: Any) -> Any:
+        """The field's value, or the first of the allowed ones where it is missing."""
+        value = self._fields.get(name, allowed[0])
+        if value not in allowed:
+            listed = ", ".join(repr(each) for each in allowed)
+            raise UserError(f"{self.source}: {name}: {value!r} cannot be represented; allowed: {listed}")
+        return value
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        value = self[name]
+        if not isinstance(value, Tensor) or value.shape != shape:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{self.source}: {name}: must be a tensor of shape {list(shape)}, not {found}")
+        return value.float()
+
+
+class _Foreign(NamedTuple):
+    """What was read, in our terms."""
+
+    config: dict[str, Any]
+    """Of `SaeConfig`, without the layer, and without k where the architecture has none."""
+    weights: dict[str, Tensor]
+    """The state of `SparseAutoencoder`."""
+    layer: int | None
+    """Blocks below the residual stream, where the format says it."""
+
+
+def load_published(path: Path, format: SaeFormat, layer: int, k: int) -> SparseAutoencoder:
+    """Read an autoencoder of another project; nothing in it is executed.
+
+    Args:
+        path: a file (openai) or a folder.
+        layer: blocks of the base model below the residual stream, where `path` does not say it.
+        k: `SaeConfig.k`, where the architecture has none.
+
+    Raises:
+        UserError: one line, when it is not of that format, or cannot be represented.
+    """
+    try:
+        found = {"openai": _openai, "sae-lens": _sae_lens, "sparsify": _sparsify}[format](path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as {format}: {error.strerror}: {error.filename}") from None
+    known = {"layer": layer if found.layer is None else found.layer, "k": k}
+    sae = SparseAutoencoder(SaeConfig(**(known | found.config)))
+    sae.load_state_dict({name: weight.contiguous() for name, weight in found.weights.items()})
+    return sae
+
+
+def save_for(sae: SparseAutoencoder, folder: Path, format: SaeFormat) -> None:
+    """Write an autoencoder so that the other project loads it and gives the same reconstruction.
+
+    Args:
+        folder: made where it does not exist.
+
+    Raises:
+        UserError: one line, when the format cannot express it.
+    """
+    writers = {"sae-lens": _to_sae_lens, "sparsify": _to_sparsify}
+    if format not in writers:
+        raise UserError(f"--format: {format!r}: can only be read; allowed: {', '.join(writers)}")
+    config, weights, file = writers[format](sae.folded())
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / file)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _openai(path: Path) -> _Foreign:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: not a file of tensors: {str(error).splitlines()[0]}") from None
+    fields = _Fields(path, content if isinstance(content, dict) else {})
+    fields.require("activation", "TopK")
+    activation = _Fields(path, fields["activation_state_dict"])
+    activation.require("postact_fn", "ReLU")
+    latents, d_model = len(fields["latent_bias"]), len(fields["pre_bias"])
+    weights = {
+        "encoder": fields.tensor("encoder.weight", latents, d_model),
+        "decoder": fields.tensor("decoder.weight", d_model, latents).T,
+        "latent_bias": fields.tensor("latent_bias", latents),
+        "pre_bias": fields.tensor("pre_bias", d_model),
+    }
+    # The file does not say it: with the activation TopK, inputs are normalised.
+    config = {"d_model": d_model, "latents": latents, "k": int(activation["k"]), "normalize": "token"}
+    layer = None
+    if published := re.search(r"(resid_\w+)_v5_\w+/autoencoders/(\d+)\.pt$", path.as_posix()):
+        if published[1] != "resid_post_mlp":
+            raise UserError(f"{path}: {published[1]}: is not the residual stream after a block (resid_post_mlp)")
+        layer = int(published[2]) + 1
+    return _Foreign(config, weights, layer)
+
+
+def _sae_lens(folder: Path) -> _Foreign:
+    config, weights = _config(folder), _weights(folder / SAE_LENS_WEIGHTS)
+    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":  # before 6.0
+        architecture = "topk"
+        shape = {"architecture": "topk", "k": _Fields(config.source, config["activation_fn_kwargs"])["k"]}
+    else:
+        architecture = config.require("architecture", *_SAE_LENS_ARCHITECTURES)
+        shape = {"architecture": _SAE_LENS_ARCHITECTURES[architecture]}
+        if architecture in ("topk", "abstopk"):
+            shape["k"] = config["k"]
+    config.require("reshape_activations", "none")
+    normalize = config.require("normalize_activations", "none", "layer_norm", False, None)
+    latents, d_model = config["d_sae"], config["d_in"]
+    encoder = weights.tensor("W_enc", d_model, latents).T
+    decoder = weights.tensor("W_dec", latents, d_model)
+    latent_bias, pre_bias = weights.tensor("b_enc", latents), weights.tensor("b_dec", d_model)
+    if config.require("apply_b_dec_to_input", True, False) is False:
+        latent_bias = latent_bias + encoder @ pre_bias
+    if config.require("finetuning_scaling_factor", False, True):
+        decoder = decoder * weights.tensor("scaling_factor", latents)[:, None]
+    if config.require("rescale_acts_by_decoder_norm", False, True):
+        norm = decoder.norm(dim=1)
+        encoder, latent_bias, decoder = encoder * norm[:, None], latent_bias * norm, decoder / norm[:, None]
+    shape |= {"d_model": d_model, "latents": latents, "normalize": "token" if normalize == "layer_norm" else "none"}
+    tensors = {"encoder": encoder, "decoder": decoder, "latent_bias": latent_bias, "pre_bias": pre_bias}
+    if architecture == "jumprelu":
+        # Theirs is behind a ReLU.
+        tensors["threshold"] = weights.tensor("threshold", latents).clamp(min=0)
+    return _Foreign(shape, tensors, _sae_lens_layer(config))
+
+
+def _sae_lens_layer(config: _Fields) -> int | None:
+    """From the name of TransformerLens's hook, in `metadata` since 6.0."""
+    hook = config.get("metadata", {}).get("hook_name") or config.get("hook_name") or config.get("hook_point")
+    if not hook:
+        return None
+    if not (named := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook)):
+        raise UserError(f"{config.source}: hook_name: {hook!r}: is not the residual stream between blocks")
+    return int(named[1]) + (named[2] == "post")
+
+
+def _sparsify(folder: Path) -> _Foreign:
+    config, weights = _config(folder), _weights(folder / SPARSIFY_WEIGHTS)
+    config.require("activation", "topk")
+    for name in ("transcode", "skip_connection", "signed"):
+        config.require(name, False)
+    d_model = config["d_in"]
+    latents = config.get("num_latents") or d_model * config["expansion_factor"]
+    layer = None
+    if hook := re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)((?:\.\w+)*)", folder.name):  # hook points name folders
+        if hook[2]:
+            raise UserError(f"{folder}: {folder.name}: is not the residual stream after a block")
+        layer = int(hook[1]) + 1
+    return _Foreign(
+        {"d_model": d_model, "latents": latents, "k": config["k"], "normalize": "none"},
+        {
+            "encoder": weights.tensor("encoder.weight", latents, d_model),
+            "decoder": weights.tensor("W_dec", latents, d_model),
+            "latent_bias": weights.tensor("encoder.bias", latents),
+            "pre_bias": weights.tensor("b_dec", d_model),
+        },
+        layer,
+    )
+
+
+def _config(folder: Path) -> _Fields:
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    return _Fields(path, content)
+
+
+def _weights(path: Path) -> _Fields:
+    try:
+        return _Fields(path, load_file(path))
+    except SafetensorError as error:
+        raise UserError(f"{path}: not safetensors: {error}") from None
+
+
+class _Written(NamedTuple):
+    """The files of a foreign format."""
+
+    config: dict[str, Any]
+    weights: Mapping[str, Tensor]
+    file: str
+
+
+def _to_sae_lens(sae: SparseAutoencoder) -> _Written:
+    theirs = {each: name for name, each in _SAE_LENS_ARCHITECTURES.items()}
+    config = {
+        "architecture": theirs.get(sae.config.architecture, "jumprelu"),
+        "d_in": sae.config.d_model,
+        "d_sae": sae.config.latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "layer_norm" if sae.config.normalize == "token" else "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAE_LENS_VERSION,
+            "hook_name": f"blocks.{sae.config.layer - 1}.hook_resid_post",
+        },
+    }
+    weights: dict[str, Tensor] = {
+        "W_enc": sae.encoder.T,
+        "W_dec": sae.decoder,
+        "b_enc": sae.latent_bias,
+        "b_dec": sae.pre_bias,
+    }
+    if sae.config.architecture in ("topk", "abstopk"):
+        config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
+    elif sae.config.architecture != "relu":
+        weights["threshold"] = sae.threshold
+    return _Written(config, weights, SAE_LENS_WEIGHTS)
+
+
+def _to_sparsify(sae: SparseAutoencoder) -> _Written:
+    if sae.config.architecture != "topk":
+        raise UserError(f"sparsify has no {sae.config.architecture}, only topk: export to sae-lens")
+    if sae.config.normalize == "token":
+        raise UserError(
+            "sparsify has no normalisation of its own, and dividing each token by its standard deviation cannot be "
+            "folded into weights: train with sae.normalize: none, or export to sae-lens"
+        )
+    config = {
+        "activation": "topk",
+        "expansion_factor": sae.config.latents // sae.config.d_model,
+        "normalize_decoder": True,
+        "num_latents": sae.config.latents,
+        "k": sae.config.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": sae.config.d_model,
+    }
+    weights = {
+        "encoder.weight": sae.encoder,
+        "encoder.bias": sae.latent_bias,
+        "W_dec": sae.decoder,
+        "b_dec": sae.pre_bias,
+    }
+    return _Written(config, weights, SPARSIFY_WEIGHTS)
