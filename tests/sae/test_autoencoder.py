@@ -65,7 +65,7 @@ def test_latents_are_not_negative_and_at_most_k() -> None:
     assert latents.indices.shape == (50, 20)
 
 
-@pytest.mark.parametrize("normalize", ["none", "token"])
+@pytest.mark.parametrize("normalize", ["none", "token", "whiten"])
 def test_a_saved_autoencoder_is_loaded_as_it_was(tmp_path: Path, normalize: str) -> None:
     sae = autoencoder(normalize=normalize)
     sae.save(tmp_path)
@@ -73,3 +73,53 @@ def test_a_saved_autoencoder_is_loaded_as_it_was(tmp_path: Path, normalize: str)
     assert loaded.config == sae.config
     x = torch.randn(5, 6)
     torch.testing.assert_close(loaded(x), sae(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_latents_above_a_threshold_are_those_of_the_dense_formula(architecture: str, rows: int) -> None:
+    sae = autoencoder(architecture=architecture)
+    if architecture != "relu":
+        sae.threshold.data = torch.rand(20, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(rows, 6)
+    before = (x - sae.pre_bias) @ sae.encoder.T + sae.latent_bias
+    expected = before * (before > sae.threshold)
+    latents = sae.encode(x)
+    torch.testing.assert_close(torch.zeros(rows, 20).scatter_add(1, latents.indices, latents.values), expected)
+    torch.testing.assert_close(sae.decode(latents), expected @ sae.decoder + sae.pre_bias, rtol=1e-4, atol=1e-4)
+
+
+@given(k=st.integers(1, 20), seed=st.integers(0, 99))
+def test_signed_latents_are_the_largest_of_either_sign(k: int, seed: int) -> None:
+    sae = autoencoder(architecture="abstopk", k=k)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+    before = (x - sae.pre_bias) @ sae.encoder.T + sae.latent_bias
+    top = before.abs().topk(k).indices
+    expected = torch.zeros_like(before).scatter(1, top, before.gather(1, top))
+    latents = sae.encode(x)
+    torch.testing.assert_close(torch.zeros(5, 20).scatter(1, latents.indices, latents.values), expected)
+    concepts = sae.as_concepts(latents)
+    assert concepts.indices.max() < sae.config.concepts == 40
+    torch.testing.assert_close(concepts.indices % 20, latents.indices)
+    torch.testing.assert_close(concepts.indices >= 20, latents.values < 0)
+
+
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "batchtopk"])
+def test_the_latents_of_a_row_do_not_depend_on_the_rows_beside_it(architecture: str) -> None:
+    sae = autoencoder(architecture=architecture)
+    x = torch.randn(9, 6)
+    together, alone = sae(x), torch.cat([sae(row[None]) for row in x])
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_a_folded_scale_changes_no_latent_and_no_reconstruction(architecture: str) -> None:
+    sae = autoencoder(normalize="whiten", architecture=architecture)
+    sae.mean.uniform_(-5, 5)
+    sae.std.uniform_(0.1, 10)
+    x = torch.randn(9, 6) * sae.std + sae.mean
+    folded = sae.folded()
+    assert folded.config.normalize == "none"
+    latents, same = sae.encode(sae.normalize(x).x), folded.encode(x)
+    torch.testing.assert_close(latents.values.sort(1).values, same.values.sort(1).values, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sae(x), folded(x), rtol=1e-3, atol=1e-3)

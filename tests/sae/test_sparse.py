@@ -6,9 +6,19 @@ from torch import Tensor
 
 from cocomix.runtime import runtime
 from cocomix.sae import sparse
-from cocomix.sae.sparse import dots, top_indices, weighted_sum
+from cocomix.sae.sparse import (
+    Chosen,
+    batch_top_indices,
+    dots,
+    indices_above,
+    kth_largest,
+    pays,
+    top_indices,
+    weighted_sum,
+)
 
-SHAPES = {"n": st.integers(1, 6), "k": st.integers(1, 5), "latents": st.integers(1, 9), "d": st.integers(1, 7)}
+# Some have so few rows that the whole product is faster, some so many that it is not.
+SHAPES = {"n": st.integers(1, 6), "k": st.integers(1, 5), "latents": st.integers(1, 80), "d": st.integers(1, 7)}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -49,7 +59,7 @@ def test_weighted_sums_are_the_dense_product_with_their_gradients(n: int, k: int
 
 
 def test_without_the_kernels_the_dense_products_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, values, weight, indices = normal(4, 3), normal(4, 2, seed=3), normal(6, 3, seed=1), bags(4, 2, 6)
+    x, values, weight, indices = normal(4, 3), normal(4, 2, seed=3), normal(16, 3, seed=1), bags(4, 2, 16)
     fused = dots(x, weight, indices), weighted_sum(values, weight, indices)
     monkeypatch.setattr(sparse, "has_kernels", lambda _: False)
     monkeypatch.setattr(sparse._Dots, "apply", lambda *_: pytest.fail("fused"))
@@ -58,12 +68,12 @@ def test_without_the_kernels_the_dense_products_stand_in(monkeypatch: pytest.Mon
 
 
 def test_dots_pass_a_numerical_gradient_check() -> None:
-    assert torch.autograd.gradcheck(dots, (normal(3, 4), normal(5, 4, seed=1), bags(3, 2, 5)))
+    assert torch.autograd.gradcheck(dots, (normal(3, 4), normal(16, 4, seed=1), bags(3, 2, 16)))
 
 
 def test_a_frozen_weight_gets_no_gradient() -> None:
-    x, weight = normal(3, 4), normal(5, 4, seed=1).detach()
-    dots(x, weight, bags(3, 2, 5)).sum().backward()
+    x, weight = normal(3, 4), normal(16, 4, seed=1).detach()
+    dots(x, weight, bags(3, 2, 16)).sum().backward()
     assert x.grad is not None
 
 
@@ -83,3 +93,51 @@ def test_bf16_selection_changes_only_rows_that_are_about_equal_to_the_last(monke
     runtime.cache_clear()
     chosen = scores.gather(1, top_indices(x, weight, bias, 16))
     assert (chosen >= least - 0.02 * scores.abs().amax()).all()
+
+
+def test_many_rows_are_taken_from_the_whole_product() -> None:
+    weight = normal(800, 4)
+    assert pays(bags(3, 100, 800), weight)
+    assert not pays(bags(3, 101, 800), weight)
+
+
+def rows_of(chosen: Chosen) -> list[list[int]]:
+    return [sorted(row[taken].tolist()) for row, taken in zip(chosen.indices, chosen.taken, strict=True)]
+
+
+@given(n=st.integers(1, 5), latents=st.integers(1, 60), data=st.data())
+def test_the_indices_above_0_are_those_of_the_dense_products(n: int, latents: int, data: st.DataObject) -> None:
+    least = data.draw(st.integers(1, latents))
+    x, weight, bias = normal(n, 4).detach(), normal(latents, 4, seed=1).detach(), normal(latents, seed=2).detach()
+    chosen = indices_above(x, weight, bias, least=least)
+    assert rows_of(chosen) == [row.nonzero().flatten().tolist() for row in x @ weight.T + bias > 0]
+    assert chosen.indices.shape[1] >= least
+    assert ((chosen.indices >= 0) & (chosen.indices < latents)).all()
+
+
+@given(n=st.integers(1, 5), latents=st.integers(1, 60), data=st.data())
+def test_the_top_of_a_batch_is_that_of_all_its_dense_products(n: int, latents: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, latents))
+    x, weight, bias = normal(n, 4).detach(), normal(latents, 4, seed=1).detach(), normal(latents, seed=2).detach()
+    scores = x @ weight.T + bias
+    least = scores.flatten().topk(n * k).values.min()
+    assert rows_of(batch_top_indices(x, weight, bias, k)) == [
+        row.nonzero().flatten().tolist() for row in scores >= least
+    ]
+
+
+@given(size=st.integers(1, 5000), share=st.floats(0, 1), ties=st.booleans(), seed=st.integers(0, 99))
+def test_the_kth_largest_is_that_of_all(size: int, share: float, ties: bool, seed: int) -> None:
+    scores = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    scores = scores.round() if ties else scores
+    k = max(1, round(share * size))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse, "SAMPLE", 50)
+        assert kth_largest(scores, k) == scores.topk(k).values.min()
+
+
+def test_the_kth_largest_is_found_where_the_sample_misleads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "SAMPLE", 10)
+    scores = torch.zeros(1000)
+    scores[::101] = 9.0  # exactly those that are sampled
+    assert kth_largest(scores, 100) == 0
