@@ -74,11 +74,6 @@ class ActivationStore:
         self._row_group_tokens: int = artifact.about["row_group_tokens"]
         self._mixed_shards: int | None = artifact.about["mixed_shards"]
 
-    @property
-    def layer(self) -> int:
-        """Blocks of the base model up to the site's, its own included."""
-        return self.site.layer
-
     def rows(self, split: Split) -> int:
         """Vectors of a split."""
         return sum(self._files(split).values())

@@ -64,6 +64,10 @@ def label(
         UserError: when the autoencoder does not fit the base model.
     """
     check_layer(model, sae.config.layer)
+    if sae.config.location != "resid_post":
+        raise UserError(
+            f"sae.site: is a {sae.config.location}; labels are for the residual stream: choose a resid_post"
+        )
     if sae.config.d_model != model.config.hidden_size:
         raise UserError(f"sae: is for width {sae.config.d_model}, the base model's is {model.config.hidden_size}")
     shards = plan(tokens, params.shard_windows)

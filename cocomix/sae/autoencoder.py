@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cocomix.artifact import Artifact
 from cocomix.device import device
-from cocomix.params import Architecture, Normalization
+from cocomix.params import Architecture, Location, Normalization
 from cocomix.sae.sparse import dots, indices_above, top_indices, weighted_sum
 
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
@@ -35,7 +35,9 @@ class SaeConfig(BaseModel):
     """Active latents of a row; but relu and jumprelu, batchtopk and matryoshka have as many as come out."""
     normalize: Normalization
     layer: int
-    """Blocks of the base model below the residual stream that it was trained on."""
+    """The block of the base model, from 1, whose activations it was trained on."""
+    location: Location = "resid_post"
+    """Where in that block."""
 
     @property
     def concepts(self) -> int:

@@ -145,7 +145,7 @@ def splice(sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean:
         for at in range(0, len(windows), per_batch):
             ids = torch.from_numpy(windows[at : at + per_batch].astype(np.int64)).to(device())
             for name, edit in edits.items():
-                with residual_edited(model, sae.config.layer, edit), autocast():
+                with residual_edited(model, sae.config.layer, edit, sae.config.location), autocast():
                     logits = model(input_ids=ids, use_cache=False).logits
                 log_shares = logits[:, :-1].flatten(0, 1).log_softmax(1, dtype=torch.float32)
                 if name == "base":

@@ -72,7 +72,8 @@ class SaeTraining:
             latents=params.latents,
             k=params.k,
             normalize=params.normalize,
-            layer=store.layer,
+            layer=store.site.layer,
+            location=store.site.location,
         )
         self.sae = SparseAutoencoder(config).to(device())
         self._optimizer = torch.optim.Adam(self.sae.parameters(), params.learning_rate, eps=6.25e-10, fused=True)

@@ -118,6 +118,12 @@ def test_an_autoencoder_of_another_width_is_an_error_that_names_both(setting: Se
         labelled(setting)
 
 
+def test_an_autoencoder_of_another_location_is_an_error(setting: Setting) -> None:
+    setting.sae.config = setting.sae.config.model_copy(update={"location": "mlp_out"})
+    with pytest.raises(UserError, match=r"sae\.site: is a mlp_out; .* choose a resid_post"):
+        labelled(setting)
+
+
 def test_the_summary_counts_labels() -> None:
     none = 65535
     concepts = np.array([[[1, 2], [1, none], [none, none]], [[3, 1], [1, 2], [none, none]]], np.uint16)

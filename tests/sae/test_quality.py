@@ -8,6 +8,7 @@ from torch import Tensor
 from cocomix.activations.store import ActivationStore
 from cocomix.artifact import Artifact
 from cocomix.base import load_base, residual_edited
+from cocomix.params import Location
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.sae.quality import Reconstruction, Splice, duplicates, reconstruction, splice
 from cocomix.sae.training import SaeTraining
@@ -68,13 +69,14 @@ def test_a_reconstruction_no_better_than_the_mean_recovers_nothing() -> None:
     assert (splice.loss_recovered, splice.kl_recovered) == (0, 0)
 
 
-def test_a_divergence_is_that_of_the_distributions(base_folder: Path, tokens_folder: Path) -> None:
+@pytest.mark.parametrize("location", ["resid_post", "resid_mid", "attn_out", "mlp_out"])
+def test_a_divergence_is_that_of_the_distributions(base_folder: Path, tokens_folder: Path, location: Location) -> None:
     model, tokens = load_base(Artifact(base_folder), CONTEXT), Tokens(tokens_folder)
-    sae = autoencoder(d_model=32, latents=8, k=2, layer=2)
+    sae = autoencoder(d_model=32, latents=8, k=2, layer=2, location=location)
     ids = torch.from_numpy(tokens.windows("validation").astype(np.int64))
     with torch.no_grad():
         base = model(ids).logits[:, :-1].softmax(-1)
-        with residual_edited(model, 2, lambda residual: sae(residual.flatten(0, 1)).view_as(residual)):
+        with residual_edited(model, 2, lambda residual: sae(residual.flatten(0, 1)).view_as(residual), location):
             spliced = model(ids).logits[:, :-1].softmax(-1)
     divergence = (base * (base / spliced).log()).sum(-1).mean()
     assert splice(sae, model, tokens, torch.zeros(32)).kl_spliced == pytest.approx(float(divergence), rel=1e-3)
