@@ -13,6 +13,7 @@ from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import SaeParams
 from cocomix.progress import Progress
+from cocomix.sae.quality import reconstruction
 from cocomix.sae.training import SaeTraining, geometric_median, learning_rate_share
 
 PARAMS = SaeParams(
@@ -35,11 +36,35 @@ def test_training_explains_variance(store: ActivationStore, tmp_path: Path) -> N
     assert curve[-1].tokens == 6 * store.rows("train")
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 17, 31])
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "topk": {},
+    "batchtopk": {},
+    "abstopk": {},
+    "matryoshka": {"prefixes": [8, 16]},
+    "relu": {"sparsity_weight": 0.05},
+    "jumprelu": {"sparsity_weight": 0.1},
+}
+
+
+def options(architecture: str) -> dict[str, Any]:
+    return {"architecture": architecture, **ARCHITECTURES[architecture]}
+
+
+@pytest.mark.parametrize(
+    ("stop_after", "changes"),
+    [
+        *((stop_after, {}) for stop_after in (1, 5, 31)),
+        *((17, options(each)) for each in ARCHITECTURES),
+        (17, {"ema": 0.9}),
+        (32, {"ema": 0.9}),
+        (17, {"normalize": "whiten"}),
+    ],
+    ids=str,
+)
 def test_an_interrupted_training_resumes_to_the_same_bits(
-    store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, changes: dict[str, Any]
 ) -> None:
-    whole = training(store, tmp_path / "whole", dead_tokens=300)
+    whole = training(store, tmp_path / "whole", dead_tokens=300, **changes)
     curve = whole.run()
     advance = Progress.advance
 
@@ -49,11 +74,11 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
             raise Interrupted(interrupt.signal.SIGTERM)
 
     monkeypatch.setattr(Progress, "advance", stop)
-    stopped = training(store, tmp_path / "stopped", dead_tokens=300)
+    stopped = training(store, tmp_path / "stopped", dead_tokens=300, **changes)
     with pytest.raises(Interrupted):
         stopped.run()
     monkeypatch.setattr(Progress, "advance", advance)
-    resumed = training(store, tmp_path / "stopped", dead_tokens=300)
+    resumed = training(store, tmp_path / "stopped", dead_tokens=300, **changes)
     assert resumed.run() == curve
     assert len(curve) == STEPS
     for name, weight in whole.sae.state_dict().items():
@@ -79,6 +104,57 @@ def test_a_process_killed_between_checkpoints_repeats_the_steps_since_the_last(
     resumed = training(store, tmp_path / "killed")
     resumed.run()
     torch.testing.assert_close(resumed.sae.state_dict(), whole.sae.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_explains_held_out_variance_with_about_k_latents(
+    store: ActivationStore, tmp_path: Path, architecture: str
+) -> None:
+    run = training(store, tmp_path, epochs=6, learning_rate=1e-2, **options(architecture))
+    run.run()
+    measured = reconstruction(run.sae.requires_grad_(False), store)
+    assert measured.fvu < 0.5
+    if architecture != "relu":
+        assert measured.l0 == pytest.approx(PARAMS.k, rel=0.2)
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "jumprelu"])
+def test_a_threshold_starts_where_k_latents_are_active_on_average(
+    store: ActivationStore, tmp_path: Path, architecture: str
+) -> None:
+    run = training(store, tmp_path, **options(architecture))
+    run._initialise()
+    latents = run.sae.encode(run.sae.normalize(batch(store)).x)
+    assert float((latents.values > 0).sum(1).float().mean()) == pytest.approx(PARAMS.k, rel=0.1)
+
+
+def test_sparsity_weighs_more_from_step_to_step_until_its_share_is_over(store: ActivationStore, tmp_path: Path) -> None:
+    run = training(store, tmp_path, **options("relu"), sparsity_warmup_share=0.5)
+    run._initialise()
+    seen = []
+    for _ in range(STEPS):
+        seen.append(run._sparsity_weight())
+        run._step += 1
+    assert seen == pytest.approx([0.05 * min(1, step / 16) for step in range(STEPS)])
+
+
+def test_the_average_is_that_of_the_weights_after_each_step(store: ActivationStore, tmp_path: Path) -> None:
+    run = training(store, tmp_path, ema=0.8, epochs=1)
+    seen = []
+    run._optimizer.register_step_post_hook(lambda *_: seen.append(run.sae.encoder.detach().clone()))
+    run.run()
+    shares = torch.tensor([0.8**age for age in reversed(range(len(seen)))])
+    expected = sum(share * each for share, each in zip(shares / shares.sum(), seen, strict=True))
+    torch.testing.assert_close(run.sae.encoder.detach(), expected)
+    torch.testing.assert_close(run.sae.decoder.norm(dim=1), torch.ones(PARAMS.latents))
+
+
+def test_whitened_dimensions_have_mean_0_and_variance_1(store: ActivationStore, tmp_path: Path) -> None:
+    run = training(store, tmp_path, normalize="whiten")
+    run._initialise()
+    x = run.sae.normalize(next(store.batches("train", 4096, seed=9))).x
+    torch.testing.assert_close(x.mean(0), torch.zeros(store.d_model), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x.var(0), torch.ones(store.d_model), atol=1e-4, rtol=0)
 
 
 def test_the_encoder_is_scaled_so_that_unit_vectors_come_back_at_unit_length(
