@@ -63,12 +63,34 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("site: null", "site: mlp_out_1", "sae.site (mlp_out_1) must be one of activations.sites: resid_post_2"),
         ("keep: true", "keep: false", "activations: keep is false, which needs mixed_shards: as many files as fit"),
         ("drop_tokens: []", "drop_tokens: [1.5]", "activations.drop_tokens.0: 1.5: input should be a valid integer"),
+        (
+            "architecture: topk",
+            "architecture: relu",
+            "sae: sparsity_weight (None) is for relu and jumprelu, which need",
+        ),
+        (
+            "sparsity_weight: null",
+            "sparsity_weight: 1",
+            "sae: sparsity_weight (1.0) is for relu and jumprelu, which ne",
+        ),
+        ("architecture: topk", "architecture: matryoshka", "sae: prefixes ([]) are for matryoshka, which needs them; "),
+        ("prefixes: []", "prefixes: [64]", "sae: prefixes ([64]) are for matryoshka, which needs them; architecture i"),
+        ("ema: null", "ema: 1.0", "sae.ema: 1.0: input should be less than 1"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_the_key_and_what_is_allowed(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     assert loaded(tmp_path, old, new).startswith(message)
+
+
+@pytest.mark.parametrize("prefixes", ["[256, 64]", "[64, 64]", "[64, 1024]"])
+def test_dictionaries_within_must_grow_up_to_the_whole(tmp_path: Path, prefixes: str) -> None:
+    path = tmp_path / "params.yaml"
+    text = SHIPPED.read_text().replace("architecture: topk", "architecture: matryoshka")
+    path.write_text(text.replace("prefixes: []", f"prefixes: {prefixes}"))
+    with pytest.raises(UserError, match=r"sae: prefixes \(.*\) must ascend and be below latents \(1024\)"):
+        load(path)
 
 
 def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Path) -> None:
