@@ -42,7 +42,7 @@ def run(params: Params) -> None:
         ARTIFACTS / "report",
         {str(path): digest_of(path) for path in files} | {TEMPLATE.name: digest_of(TEMPLATE)},
         params.report.model_dump()
-        | params.pretrain.model_dump(include={"methods", "seeds", "match", "cocomix"})
+        | params.pretrain.model_dump(include={"methods", "seeds", "match", "kd", "cocomix"})
         | {"score": params.attribution.score},
         compute,
         {"metrics.json": Path("metrics/report.json")},

@@ -95,7 +95,7 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
 
 
 def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
-    """What the answers have in common: how far they can be trusted, and what is counted."""
+    """What the answers have in common: how far they can be trusted, what is counted, what departs from the paper."""
     count, methods = len(results[0].runs), [each.method for each in results]
     chance = (
         "This is one seed: how much of it is chance, it cannot tell."
@@ -109,7 +109,20 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
         counted.append("The training compute of CoCoMix includes the base model's forward pass to the regressed layer.")
     elif "cocomix" in methods:
         counted.append("Making the concepts is not counted in the training compute of CoCoMix.")
-    return " ".join([chance, *counted])
+    return " ".join([chance, *counted, *_settings(methods, pretrain)])
+
+
+def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
+    """Weights of the losses and start of the head, beside the paper's."""
+    said, cocomix = [], pretrain.cocomix
+    if "cocomix" in methods:
+        what = "concept loss" if cocomix.predicts == "concepts" else "distance"
+        said.append(f"CoCoMix weighs its {what} by {cocomix.concept_weight:g} (paper: 0.1).")
+        if cocomix.predicts == "concepts" and cocomix.concept_init == "tied":
+            said.append("Its head starts tied (released code: from a normal distribution).")
+    if "kd" in methods:
+        said.append(f"Knowledge distillation weighs the divergence by {pretrain.kd.kl_weight:g} (paper: 0.1).")
+    return said
 
 
 def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
@@ -129,7 +142,7 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
 
 
 def variant(cocomix: CocomixParams) -> str:
-    """What distinguishes this CoCoMix from the paper's; empty: nothing that changes the method."""
+    """What distinguishes this CoCoMix from the released code's; empty: nothing that changes the method."""
     differs = [
         (cocomix.predicts == "hidden", f"it predicts the base model's hidden state ({cocomix.hidden_loss} distance)"),
         (cocomix.mixing == "none", "it predicts, but mixes nothing in"),
@@ -138,7 +151,6 @@ def variant(cocomix: CocomixParams) -> str:
         (not cocomix.concept_weight, "nothing teaches it what to predict: the weight of that loss is 0"),
         (cocomix.stop_gradient, "the language model's loss leaves the prediction alone"),
         (cocomix.concept_head == "equations", "its head neither normalises nor rescales"),
-        (cocomix.concept_init == "normal", "its head starts from a normal distribution, as released"),
     ]
     return "; ".join(text for holds, text in differs if holds)
 

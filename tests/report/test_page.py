@@ -176,6 +176,16 @@ def test_a_variant_of_cocomix_is_called_one(folder: Path) -> None:
     assert "a variant of CoCoMix" not in html
 
 
+def test_weights_and_start_are_said_beside_the_papers(folder: Path) -> None:
+    html, summary = report({"kd": [4.0], "cocomix": [3.0]}, ("kl_weight: 0.1", "kl_weight: 0.5"))
+    for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
+        assert "CoCoMix weighs its concept loss by 0.3 (paper: 0.1). Its head starts tied (released code: " in text
+        assert "weighs the divergence by 0.5 (paper: 0.1)" in text
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, ("concept_init: tied", "concept_init: normal"))
+    assert "a variant of CoCoMix" not in html
+    assert "starts tied" not in html
+
+
 @pytest.mark.parametrize(
     ("match", "says"),
     [
