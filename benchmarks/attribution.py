@@ -1,60 +1,144 @@
-"""Attribution: what labelling tokens costs, as a multiple of the base model's forward pass over them.
+"""Attribution: labelling tokens, against the formulation of the released code and the base model's forward pass.
 
-attribution_over_forward        at the default's shape: 4 blocks of width 128, 1024 latents
-attribution_over_forward_gpt2   at the paper's: GPT-2 124M, layer 6, 32768 latents; windows of 256 tokens
+rate                           tokens a second of our labels over those of the as-published ones: GPT-2 124M, layer 6,
+                               32768 latents of which 32 are active; windows of 256 tokens
+peak_memory                    peak of ours over that of the as-published way, both labelling 2048 tokens in one pass,
+                               each in a process of its own; on a CPU above what the imports take
+next_token_over_sequence       time of labels by the next token's loss alone over that of labels by the window's, at the
+                               shape of `rate`; `_default`: at the default's, 4 blocks of width 128, 1024 latents
+attribution_over_forward       time of labels over that of a forward pass, at the default's shape
+attribution_over_forward_gpt2  the same at the shape of `rate`
+
+All weights are random. The as-published base model multiplies in fp32, as released; ours in bf16 where the hardware
+does (`cocomix.device.bf16`). What the as-published way does is in `as_published`.
 """
 
+import argparse
+import resource
+import subprocess
+import sys
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import medians, report, set_up
+from benchmarks.as_published import PublishedTeacher
 from cocomix.attribution.labelling import label_windows
 from cocomix.base import prepared
-from cocomix.device import attention, autocast
+from cocomix.device import attention, autocast, device
 from cocomix.params import AttributionParams
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
 PARAMS = AttributionParams(k_attr=4, score="gradient", sign="released", shard_windows=1)
+NEXT_TOKEN = PARAMS.model_copy(update={"scope": "next_token"})
+ON_GPU = device().type == "cuda"
 
 
-def attribution_over_forward(
-    *, d_model: int, n_layer: int, n_head: int, vocab: int, context: int, windows: int, latents: int, repeats: int
-) -> float:
-    """The ratio at one shape, with the autoencoder in the middle of the model."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_embd=d_model,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_positions=context,
-        vocab_size=vocab,
-        attn_implementation=attention(context),
-    )
-    model = prepared(GPT2LMHeadModel(config))
-    sae = SparseAutoencoder(SaeConfig(d_model=d_model, latents=latents, k=32, normalize="token", layer=n_layer // 2))
-    for weight in (sae.encoder, sae.decoder):
-        torch.nn.init.normal_(weight)
-    sae.requires_grad_(False)
-    ids = torch.randint(0, vocab, (windows, context))
+class Shape(NamedTuple):
+    """Of a base model, an autoencoder in its middle, and a pass."""
+
+    d_model: int
+    n_layer: int
+    n_head: int
+    vocab: int
+    context: int
+    windows: int
+    latents: int
+
+    def base(self) -> GPT2LMHeadModel:
+        config = GPT2Config(
+            n_embd=self.d_model,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_positions=self.context,
+            vocab_size=self.vocab,
+            attn_implementation=attention(self.context),
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+        return GPT2LMHeadModel(config)
+
+    def sae(self) -> SparseAutoencoder:
+        config = SaeConfig(d_model=self.d_model, latents=self.latents, k=32, normalize="token", layer=self.n_layer // 2)
+        sae = SparseAutoencoder(config)
+        for weight in (sae.encoder, sae.decoder):
+            torch.nn.init.normal_(weight)
+        return sae
+
+    def ids(self) -> Tensor:
+        return torch.randint(0, self.vocab, (self.windows, self.context), device=device())
+
+
+DEFAULT = Shape(d_model=128, n_layer=4, n_head=4, vocab=4096, context=128, windows=16, latents=1024)
+GPT2 = Shape(d_model=768, n_layer=12, n_head=12, vocab=50257, context=256, windows=2, latents=32768)
+
+
+def times(shape: Shape, repeats: int, *, published: bool) -> dict[str, float]:
+    """Seconds of each way: of the CPU, on a GPU on the wall."""
+    ids, sae = shape.ids(), shape.sae().to(device())
+    model = prepared(shape.base())
 
     def forward() -> None:
         with torch.inference_mode(), autocast():
             model(input_ids=ids, use_cache=False)
 
-    seconds = medians({"label": lambda: label_windows(model, sae, ids, PARAMS), "forward": forward}, repeats)
-    return seconds["label"].cpu / seconds["forward"].cpu
+    frozen = shape.sae().requires_grad_(False).to(device())
+    works = {
+        "label": lambda: label_windows(model, frozen, ids, PARAMS),
+        "next_token": lambda: label_windows(model, frozen, ids, NEXT_TOKEN),
+        "forward": forward,
+    }
+    if published:
+        teacher = PublishedTeacher(shape.base().to(device()), sae, sae.config.layer, PARAMS.k_attr)
+        works["published"] = lambda: teacher(ids)
+    seconds = medians(works, repeats)
+    return {name: each.wall if ON_GPU else each.cpu for name, each in seconds.items()}
+
+
+def peak(way: str) -> int:
+    """Bytes at the peak of a pass of 2048 tokens, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.attribution", "--peak", way]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def _own_peak(way: str) -> int:
+    imported, shape = _resident_peak(), GPT2._replace(windows=8)
+    if way == "ours":
+        model, sae = prepared(shape.base()), shape.sae().requires_grad_(False).to(device())
+        label_windows(model, sae, shape.ids(), PARAMS)
+    else:
+        PublishedTeacher(shape.base(), shape.sae(), shape.n_layer // 2, PARAMS.k_attr).to(device())(shape.ids())
+    return torch.cuda.max_memory_allocated() if ON_GPU else _resident_peak() - imported
+
+
+def _resident_peak() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--peak", choices=["ours", "published"])
+    arguments, rest = parser.parse_known_args()
+    torch.manual_seed(0)
     set_up()
+    if arguments.peak:
+        print(_own_peak(arguments.peak))
+        sys.exit()
+    sys.argv[1:] = rest
+    memory = {way: peak(way) for way in ("ours", "published")}
+    default, gpt2 = times(DEFAULT, 21, published=False), times(GPT2, 3, published=True)
     report(
         "attribution",
         {
-            "attribution_over_forward": attribution_over_forward(
-                d_model=128, n_layer=4, n_head=4, vocab=4096, context=128, windows=16, latents=1024, repeats=41
-            ),
-            "attribution_over_forward_gpt2": attribution_over_forward(
-                d_model=768, n_layer=12, n_head=12, vocab=50257, context=256, windows=4, latents=32768, repeats=5
-            ),
+            "rate": gpt2["published"] / gpt2["label"],
+            "peak_memory": memory["ours"] / memory["published"],
+            "next_token_over_sequence": gpt2["next_token"] / gpt2["label"],
+            "next_token_over_sequence_default": default["next_token"] / default["label"],
+            "attribution_over_forward": default["label"] / default["forward"],
+            "attribution_over_forward_gpt2": gpt2["label"] / gpt2["forward"],
         },
     )

@@ -101,6 +101,27 @@ def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Pat
         load(path)
 
 
+def test_what_is_multiplied_by_no_gradient_is_no_choice(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = SHIPPED.read_text().replace("  score: gradient ", "  score: activation ")
+    path.write_text(text.replace("scope: sequence", "scope: next_token"))
+    with pytest.raises(UserError, match=r"attribution: scope: next_token needs a score that is a change of the loss"):
+        load(path)
+    path.write_text(text.replace("value: activation", "value: pre_activation"))
+    with pytest.raises(UserError, match=r"attribution: value: pre_activation needs score: gradient, not activation"):
+        load(path)
+
+
+def test_of_pre_activations_there_are_as_many_labels_as_latents(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = SHIPPED.read_text().replace("k_attr: 4", "k_attr: 40")
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"attribution.k_attr \(40\) must not exceed sae.k \(32\)"):
+        load(path)
+    path.write_text(text.replace("value: activation", "value: pre_activation"))
+    assert load(path).attribution.k_attr == 40
+
+
 def test_a_whole_number_and_a_bare_exponent_are_fine_as_float(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     for text, value in {"1": 1.0, "2e-3": 2e-3, "2.e-3": 2e-3, "+2E-3": 2e-3}.items():

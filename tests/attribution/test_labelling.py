@@ -8,7 +8,7 @@ import torch
 
 from cocomix import distributed, interrupt
 from cocomix.artifact import Artifact, Work
-from cocomix.attribution.labelling import label, plan
+from cocomix.attribution.labelling import label, label_windows, plan
 from cocomix.attribution.labels import ConceptLabels, Labels
 from cocomix.attribution.score import loss_gradient, scores_of, strongest
 from cocomix.attribution.summary import summarise
@@ -16,7 +16,7 @@ from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import AttributionParams
 from cocomix.progress import Progress
-from tests.attribution.conftest import LAYER, Setting
+from tests.attribution.conftest import LATENTS, LAYER, Setting
 from tests.conftest import CONTEXT
 
 PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_windows=40)
@@ -69,6 +69,28 @@ def test_labels_can_be_the_most_active_concepts_of_all(setting: Setting, tmp_pat
         active = ((x - setting.sae.pre_bias) @ setting.sae.encoder.T + setting.sae.latent_bias).relu()
     np.testing.assert_array_equal(given[:, :-1], active.topk(3).indices[:, :-1].numpy())
     assert (given[:, -1] == labels.no_label).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scope": "next_token"},
+        {"score": "integrated", "sign": "helpful"},
+        {"score": "ablation", "scope": "next_token", "sign": "absolute"},
+        {"value": "pre_activation"},
+    ],
+    ids=str,
+)
+def test_every_way_of_scoring_labels_all_positions_but_the_last(setting: Setting, options: dict[str, str]) -> None:
+    ids = setting.ids(3)
+    released = label_windows(setting.model, setting.sae, ids, PARAMS)
+    labels = label_windows(setting.model, setting.sae, ids, PARAMS.model_copy(update=options))
+    given = labels.concepts < LATENTS
+    assert not given[:, -1].any()
+    assert given[:, :-1, 0].mean() > 0.8
+    assert (labels.concepts != released.concepts).any()
+    signs = {"released": (labels.scores > 0), "helpful": (labels.scores < 0), "absolute": (labels.scores != 0)}
+    assert signs[options.get("sign", "released")][given].all()
 
 
 def test_test_windows_are_not_labelled(setting: Setting) -> None:
