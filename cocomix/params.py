@@ -252,8 +252,8 @@ class SaeParams(Section):
     ones, held down by their L1; jumprelu: those above a learned threshold, with k on average; matryoshka: batchtopk
     with dictionaries in one another; abstopk: the k of largest size, positive and negative ones."""
     source: Literal["train", "published"] = "train"
-    """published: taken from another project instead of trained. What describes the autoencoder (latents, k, normalize)
-    must then be what it has; what describes the training is not used."""
+    """published: taken from another project instead of trained. What describes the autoencoder (architecture, latents,
+    k, normalize) must then be what it has; what describes the training is not used."""
     published: PublishedSaeParams = PublishedSaeParams()
     site: SiteName | None = None
     """Which of `activations.sites` it learns; none: the only one."""
@@ -297,7 +297,7 @@ class SaeParams(Section):
             raise ValueError(f"k ({self.k}) must not exceed latents ({self.latents})")
         if self.aux_k > self.latents:
             raise ValueError(f"aux_k ({self.aux_k}) must not exceed latents ({self.latents})")
-        if (self.sparsity_weight is not None) != (self.architecture in ("relu", "jumprelu")):
+        if self.source == "train" and (self.sparsity_weight is not None) != (self.architecture in ("relu", "jumprelu")):
             raise ValueError(
                 f"sparsity_weight ({self.sparsity_weight}) is for relu and jumprelu, which need it; "
                 f"architecture is {self.architecture}"

@@ -1,15 +1,20 @@
-"""Stage `sae`: train the sparse autoencoder on the activations, and measure it."""
+"""Stage `sae`: train the sparse autoencoder on the activations, or take a published one, and measure it."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import open_activations
-from cocomix.artifact import Artifact, Work
+from cocomix.artifact import Artifact, Work, digest_of
 from cocomix.base import load_base
-from cocomix.params import Params
+from cocomix.device import device
+from cocomix.errors import UserError
+from cocomix.params import Params, SaeParams, Site
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.sae.formats import load_published
 from cocomix.sae.quality import duplicates, reconstruction, splice
-from cocomix.sae.training import SaeTraining, write_curve
+from cocomix.sae.training import CurveRow, SaeTraining, write_curve
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -21,19 +26,28 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         store = open_activations(activations, params.sae.site, tokens, lambda: load_base(base, tokens.context))
-        training = SaeTraining(store, params.sae, work.scratch)
-        curve = training.run()
-        trained = training.sae.requires_grad_(False)
+        curve: list[CurveRow] = []
+        if params.sae.source == "train":
+            training = SaeTraining(store, params.sae, work.scratch)
+            curve = training.run()
+            trained = training.sae.requires_grad_(False)
+        else:
+            trained = _published(params.sae, store)
+        held_out = reconstruction(trained, store)
+        if params.sae.source == "published" and held_out.fvu >= 1:
+            raise UserError(
+                f"sae.published: {params.sae.published.path} explains nothing of these activations (variance "
+                f"unexplained: {held_out.fvu:.2f}): it must be of this base model, at {store.site}"
+            )
         sae = trained.folded()
         with work.write_folder() as folder:
             sae.save(folder)
-        held_out = reconstruction(trained, store)
         losses = splice(sae, load_base(base, tokens.context), tokens, held_out.mean)
         metrics = {
             "fvu": held_out.fvu,
             "fvu_raw": held_out.fvu_raw,
             "l0": held_out.l0,
-            "dead_share": curve[-1].dead,
+            "dead_share": curve[-1].dead if curve else float((held_out.rates == 0).float().mean()),
             "dense_share": held_out.dense_share,
             "firing": held_out.firing,
             "duplicates": duplicates(sae),
@@ -48,11 +62,40 @@ def run(params: Params) -> None:
     produce(
         "sae",
         ARTIFACTS / "sae",
-        {"activations": activations, "base": base, "tokens": tokens.artifact},
+        {"activations": activations, "base": base, "tokens": tokens.artifact, **_published_files(params.sae)},
         params.sae.model_dump(),
         compute,
         {"metrics.json": Path("metrics/sae.json"), "curve.csv": Path("plots/sae.csv")},
     )
+
+
+def _published(params: SaeParams, store: ActivationStore) -> SparseAutoencoder:
+    """The published autoencoder, if it is what the parameters say, and of these activations."""
+    path = str(params.published.path)
+    sae = load_published(Path(path), params.published.format, store.site, params.k)
+    for key in ("architecture", "latents", "k", "normalize"):
+        asked, found = getattr(params, key), getattr(sae.config, key)
+        if asked != found:
+            raise UserError(f"sae.{key}: {asked!r}: the autoencoder in {path} has {found!r}")
+    if sae.config.d_model != store.d_model:
+        raise UserError(
+            f"sae.published: {path} is of a base model of {sae.config.d_model} dimensions; this one has {store.d_model}"
+        )
+    site = Site(sae.config.location, sae.config.layer)
+    if site != store.site:
+        raise UserError(f"sae.published: {path} is of {site}; the activations are of {store.site} (activations.sites)")
+    return sae.requires_grad_(False).to(device())
+
+
+def _published_files(params: SaeParams) -> dict[str, str]:
+    """Digests of the files of a published autoencoder, by name."""
+    if params.source == "train":
+        return {}
+    path = Path(str(params.published.path))
+    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    if not path.exists():
+        raise UserError(f"sae.published.path: {path}: no such file or folder")
+    return {f"published {each.name}": digest_of(each) for each in files}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cocomix.errors import UserError
-from cocomix.params import SaeFormat
+from cocomix.params import Location, SaeFormat, Site
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
 CONFIG = "cfg.json"
@@ -32,6 +32,22 @@ SAE_LENS_VERSION = "6.54.12"
 
 _SAE_LENS_ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "abstopk": "abstopk"}
 """Theirs and ours. Of batchtopk and matryoshka, both sides make a jumprelu once they are trained."""
+
+
+_OPENAI_LOCATIONS: dict[str, Location] = {
+    "resid_post_mlp": "resid_post",
+    "resid_post_attn": "resid_mid",
+    "resid_delta_attn": "attn_out",
+    "resid_delta_mlp": "mlp_out",
+}
+
+_SPARSIFY_LOCATIONS: dict[str | None, Location] = {
+    None: "resid_post",
+    ".attn": "attn_out",
+    ".self_attn": "attn_out",
+    ".mlp": "mlp_out",
+}
+"""Of modules, whose output it is."""
 
 
 class _Fields:
@@ -68,19 +84,19 @@ class _Foreign(NamedTuple):
     """What was read, in our terms."""
 
     config: dict[str, Any]
-    """Of `SaeConfig`, without the layer, and without k where the architecture has none."""
+    """Of `SaeConfig`, without the site, and without k where the architecture has none."""
     weights: dict[str, Tensor]
     """The state of `SparseAutoencoder`."""
-    layer: int | None
-    """Blocks below the residual stream, where the format says it."""
+    site: Site | None
+    """Where the format says it."""
 
 
-def load_published(path: Path, format: SaeFormat, layer: int, k: int) -> SparseAutoencoder:
+def load_published(path: Path, format: SaeFormat, site: Site, k: int) -> SparseAutoencoder:
     """Read an autoencoder of another project; nothing in it is executed.
 
     Args:
         path: a file (openai) or a folder.
-        layer: blocks of the base model below the residual stream, where `path` does not say it.
+        site: where in the base model it belongs, if `path` does not say it.
         k: `SaeConfig.k`, where the architecture has none.
 
     Raises:
@@ -90,8 +106,8 @@ def load_published(path: Path, format: SaeFormat, layer: int, k: int) -> SparseA
         found = {"openai": _openai, "sae-lens": _sae_lens, "sparsify": _sparsify}[format](path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read as {format}: {error.strerror}: {error.filename}") from None
-    known = {"layer": layer if found.layer is None else found.layer, "k": k}
-    sae = SparseAutoencoder(SaeConfig(**(known | found.config)))
+    location, layer = found.site or site
+    sae = SparseAutoencoder(SaeConfig(**({"k": k} | found.config), location=location, layer=layer))
     sae.load_state_dict({name: weight.contiguous() for name, weight in found.weights.items()})
     return sae
 
@@ -132,12 +148,12 @@ def _openai(path: Path) -> _Foreign:
     }
     # The file does not say it: with the activation TopK, inputs are normalised.
     config = {"d_model": d_model, "latents": latents, "k": int(activation["k"]), "normalize": "token"}
-    layer = None
+    site = None
     if published := re.search(r"(resid_\w+)_v5_\w+/autoencoders/(\d+)\.pt$", path.as_posix()):
-        if published[1] != "resid_post_mlp":
-            raise UserError(f"{path}: {published[1]}: is not the residual stream after a block (resid_post_mlp)")
-        layer = int(published[2]) + 1
-    return _Foreign(config, weights, layer)
+        if published[1] not in _OPENAI_LOCATIONS:
+            raise UserError(f"{path}: {published[1]!r}: allowed: {', '.join(_OPENAI_LOCATIONS)}")
+        site = Site(_OPENAI_LOCATIONS[published[1]], int(published[2]) + 1)
+    return _Foreign(config, weights, site)
 
 
 def _sae_lens(folder: Path) -> _Foreign:
@@ -168,17 +184,22 @@ def _sae_lens(folder: Path) -> _Foreign:
     if architecture == "jumprelu":
         # Theirs is behind a ReLU.
         tensors["threshold"] = weights.tensor("threshold", latents).clamp(min=0)
-    return _Foreign(shape, tensors, _sae_lens_layer(config))
+    return _Foreign(shape, tensors, _sae_lens_site(config))
 
 
-def _sae_lens_layer(config: _Fields) -> int | None:
+def _sae_lens_site(config: _Fields) -> Site | None:
     """From the name of TransformerLens's hook, in `metadata` since 6.0."""
     hook = config.get("metadata", {}).get("hook_name") or config.get("hook_name") or config.get("hook_point")
     if not hook:
         return None
-    if not (named := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook)):
-        raise UserError(f"{config.source}: hook_name: {hook!r}: is not the residual stream between blocks")
-    return int(named[1]) + (named[2] == "post")
+    named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook)
+    if named and named[2] == "resid_pre" and named[1] != "0":
+        return Site("resid_post", int(named[1]))
+    try:
+        return Site.parse(f"{named[2]}_{int(named[1]) + 1}" if named else hook)
+    except ValueError:
+        allowed = ", ".join(f"blocks.N.hook_{each}" for each in get_args(Location))
+        raise UserError(f"{config.source}: hook_name: {hook!r}: cannot be represented; allowed: {allowed}") from None
 
 
 def _sparsify(folder: Path) -> _Foreign:
@@ -188,11 +209,13 @@ def _sparsify(folder: Path) -> _Foreign:
         config.require(name, False)
     d_model = config["d_in"]
     latents = config.get("num_latents") or d_model * config["expansion_factor"]
-    layer = None
-    if hook := re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)((?:\.\w+)*)", folder.name):  # hook points name folders
-        if hook[2]:
-            raise UserError(f"{folder}: {folder.name}: is not the residual stream after a block")
-        layer = int(hook[1]) + 1
+    site = None
+    if hook := re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.[\w.]+)?", folder.name):  # the hook point
+        if hook[2] not in _SPARSIFY_LOCATIONS:
+            raise UserError(
+                f"{folder}: {hook[2]!r}: allowed: {', '.join(filter(None, _SPARSIFY_LOCATIONS))}, or nothing"
+            )
+        site = Site(_SPARSIFY_LOCATIONS[hook[2]], int(hook[1]) + 1)
     return _Foreign(
         {"d_model": d_model, "latents": latents, "k": config["k"], "normalize": "none"},
         {
@@ -201,7 +224,7 @@ def _sparsify(folder: Path) -> _Foreign:
             "latent_bias": weights.tensor("encoder.bias", latents),
             "pre_bias": weights.tensor("b_dec", d_model),
         },
-        layer,
+        site,
     )
 
 
@@ -242,7 +265,7 @@ def _to_sae_lens(sae: SparseAutoencoder) -> _Written:
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": SAE_LENS_VERSION,
-            "hook_name": f"blocks.{sae.config.layer - 1}.hook_resid_post",
+            "hook_name": f"blocks.{sae.config.layer - 1}.hook_{sae.config.location}",
         },
     }
     weights: dict[str, Tensor] = {

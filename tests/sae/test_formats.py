@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cocomix.errors import UserError
+from cocomix.params import Site
 from cocomix.sae import formats
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.sae.formats import save_for
@@ -56,7 +57,7 @@ def ours(**changes: Any) -> SparseAutoencoder:
 
 
 def load_published(path: Path, format: Any, layer: int) -> SparseAutoencoder:
-    return formats.load_published(path, format, layer, k=3)
+    return formats.load_published(path, format, Site("resid_post", layer), k=3)
 
 
 # OpenAI
@@ -92,10 +93,12 @@ def test_the_published_path_of_an_openai_file_says_its_layer(tmp_path: Path) -> 
     assert load_published(path, "openai", layer=1).config.layer == 6
 
 
-def test_an_openai_file_of_another_location_is_refused(tmp_path: Path) -> None:
+def test_an_openai_file_of_another_location(tmp_path: Path) -> None:
     path = openai_file(tmp_path / "resid_delta_attn_v5_32k/autoencoders/5.pt")
-    with pytest.raises(UserError, match="resid_delta_attn"):
-        load_published(path, "openai", layer=6)
+    config = load_published(path, "openai", layer=1).config
+    assert (config.location, config.layer) == ("attn_out", 6)
+    with pytest.raises(UserError, match="resid_other"):
+        load_published(openai_file(tmp_path / "resid_other_v5_32k/autoencoders/5.pt"), "openai", layer=6)
 
 
 def test_an_openai_file_is_not_executed(tmp_path: Path) -> None:
@@ -214,6 +217,19 @@ def test_a_sae_lens_folder_from_before_6_0_is_read(tmp_path: Path) -> None:
     assert sae.config.layer == 4
 
 
+@pytest.mark.parametrize(
+    ("hook", "site"),
+    [
+        ("blocks.4.hook_resid_pre", ("resid_post", 4)),
+        ("blocks.4.hook_resid_mid", ("resid_mid", 5)),
+        ("blocks.4.hook_mlp_out", ("mlp_out", 5)),
+    ],
+)
+def test_the_hook_of_a_sae_lens_folder_is_a_site(tmp_path: Path, hook: str, site: tuple[str, int]) -> None:
+    config = load_published(sae_lens_folder(tmp_path, metadata={"hook_name": hook}), "sae-lens", layer=9).config
+    assert (config.location, config.layer) == site
+
+
 def test_the_hook_of_a_sae_lens_folder_says_its_layer(tmp_path: Path) -> None:
     assert load_published(sae_lens_folder(tmp_path), "sae-lens", layer=9).config.layer == 2
     assert load_published(sae_lens_folder(tmp_path, metadata={}), "sae-lens", layer=9).config.layer == 9
@@ -226,7 +242,7 @@ def test_the_hook_of_a_sae_lens_folder_says_its_layer(tmp_path: Path) -> None:
         ({"normalize_activations": "constant_norm_rescale"}, "normalize_activations: 'constant_norm_rescale'"),
         ({"normalize_activations": True}, "normalize_activations: True"),
         ({"reshape_activations": "hook_z"}, "reshape_activations: 'hook_z'"),
-        ({"metadata": {"hook_name": "blocks.1.hook_mlp_out"}}, "hook_name: 'blocks.1.hook_mlp_out'"),
+        ({"metadata": {"hook_name": "blocks.1.attn.hook_z"}}, "hook_name: 'blocks.1.attn.hook_z'"),
         ({"d_sae": LATENTS + 1}, "W_enc: must be a tensor of shape"),
         ({"d_in": None}, "d_in: missing"),
         ({"k": None}, "k: missing"),
@@ -267,8 +283,9 @@ def test_a_sparsify_folder_gives_its_reconstruction(tmp_path: Path) -> None:
 
 def test_the_name_of_a_sparsify_folder_says_its_layer(tmp_path: Path) -> None:
     assert load_published(sparsify_folder(tmp_path / "layers.5"), "sparsify", layer=1).config.layer == 6
-    with pytest.raises(UserError, match=r"layers\.5\.mlp"):
-        load_published(sparsify_folder(tmp_path / "layers.5.mlp"), "sparsify", layer=1)
+    assert load_published(sparsify_folder(tmp_path / "h.5.mlp"), "sparsify", layer=1).config.location == "mlp_out"
+    with pytest.raises(UserError, match=r"mlp\.act"):
+        load_published(sparsify_folder(tmp_path / "layers.5.mlp.act"), "sparsify", layer=1)
 
 
 @pytest.mark.parametrize(
