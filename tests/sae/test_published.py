@@ -1,0 +1,107 @@
+"""Stage sae with an autoencoder from elsewhere: our own, written in another project's format."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cocomix.activations.collect import collect
+from cocomix.artifact import Artifact, Work
+from cocomix.base import load_base
+from cocomix.errors import UserError
+from cocomix.params import ActivationsParams, Params, load
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.sae.export import main as export
+from cocomix.sae.formats import save_for
+from cocomix.tokens.windows import Tokens
+from stages.sae import run
+
+ROOT = Path(__file__).parents[2]
+SITES = ["resid_post_2", "mlp_out_2"]
+SMALL = {"site": SITES[0], "latents": 64, "k": 4, "aux_k": 8, "batch_size": 64, "epochs": 8}
+
+
+@pytest.fixture
+def project(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with activations of 32 dimensions, and our autoencoder of them in the folder `theirs`."""
+    tokens = Tokens(Path("artifacts/tokens"))
+    params = ActivationsParams(sites=SITES, tokens=1200, validation_tokens=320, shard_tokens=400, row_group_tokens=100)
+    with Work("activations", Path("artifacts/activations"), {}, params.model_dump()) as work:
+        work.finish(collect(work, load_base(Artifact(base_folder), tokens.context), tokens, params))
+        work.publish()
+    run(params_with())
+    monkeypatch.setattr(sys, "argv", ["export", "artifacts/sae", "theirs", "--format", "sae-lens"])
+    export()
+    return Path.cwd()
+
+
+def params_with(**changes: Any) -> Params:
+    content = load(ROOT / "params.yaml").model_dump()
+    content["activations"]["sites"] = SITES
+    content["sae"] |= SMALL | changes
+    content["pretrain"]["cocomix"]["concept_k"] = 4
+    return Params.model_validate(content)
+
+
+def published(path: str = "theirs", **changes: Any) -> Params:
+    return params_with(source="published", published={"path": path, "format": "sae-lens"}, **changes)
+
+
+def test_a_published_autoencoder_becomes_the_artifact_that_it_was(project: Path) -> None:
+    trained, measured = (
+        SparseAutoencoder.load(project / "artifacts/sae"),
+        json.loads(Path("metrics/sae.json").read_text()),
+    )
+    run(published())
+    again = SparseAutoencoder.load(Artifact(project / "artifacts/sae").verified())
+    assert again.config == trained.config
+    assert all(torch.equal(trained.state_dict()[name], each) for name, each in again.state_dict().items())
+    metrics = json.loads(Path("metrics/sae.json").read_text())
+    assert metrics.keys() == measured.keys()
+    assert metrics["fvu"] == pytest.approx(measured["fvu"])
+    assert Path("plots/sae.csv").read_text().count("\n") == 1
+
+
+def test_a_changed_file_is_taken_anew(project: Path) -> None:
+    run(published())
+    before = Artifact(project / "artifacts/sae").digest
+    other = SparseAutoencoder.load(project / "artifacts/sae")
+    with torch.no_grad():
+        other.pre_bias += 0.01
+    save_for(other, project / "theirs", "sae-lens")
+    run(published())
+    assert Artifact(project / "artifacts/sae").digest != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"latents": 128}, "sae.latents: 128: .* has 64"),
+        ({"k": 5}, "sae.k: 5: .* has 4"),
+        ({"normalize": "none"}, "sae.normalize: 'none': .* has 'token'"),
+        ({"architecture": "abstopk"}, "sae.architecture: 'abstopk': .* has 'topk'"),
+        ({"site": "mlp_out_2"}, "theirs is of resid_post_2; the activations are of mlp_out_2"),
+        ({"path": "nowhere"}, "nowhere: no such file"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(project: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        run(published(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_an_autoencoder_of_other_activations_is_refused(project: Path) -> None:
+    other = SparseAutoencoder.load(project / "artifacts/sae")
+    with torch.no_grad():
+        other.decoder.neg_()
+    save_for(other, project / "theirs", "sae-lens")
+    with pytest.raises(UserError, match="explains nothing"):
+        run(published())
+
+
+def test_a_published_source_needs_a_path() -> None:
+    with pytest.raises(ValueError, match=r"needs published\.path"):
+        params_with(source="published")
