@@ -1,0 +1,211 @@
+"""How the ways of scoring agree: each one's labels beside exact ablation's, on a sample of validation positions.
+
+    python -m cocomix.attribution.agreement                   # reads artifacts/ and params.yaml, prints a table
+    python -m cocomix.attribution.agreement --positions 256 --json
+
+Each scope has an oracle of its own, the loss less what it is with a latent at zero. All use `attribution.sign` and
+`attribution.k_attr`; the last positions of windows, which have no next token, take no part. Columns:
+
+- rank: Spearman correlation with the oracle over the active latents of a position, averaged over positions
+- overlap: share of the oracle's labels that the option gives too
+- short: share of positions with fewer than k_attr labels
+- entropy: of the labels' distribution over concepts, in bits
+- most frequent: the concept that is a label most often, and its share of the labels
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.artifact import Artifact
+from cocomix.attribution.ablation import ablation_scores
+from cocomix.attribution.score import (
+    Gradient,
+    Labelled,
+    activations_of,
+    integrated_scores,
+    loss_gradient,
+    scores_of,
+    scores_of_all,
+    strongest,
+)
+from cocomix.base import load_base, micro_batch
+from cocomix.errors import UserError
+from cocomix.params import AttributionParams, Scope, Sign, load
+from cocomix.progress import progress
+from cocomix.sae.autoencoder import Latents, SparseAutoencoder, load_sae
+from cocomix.tokens.windows import Tokens
+
+ORACLE = "ablation"
+PER_WINDOW = 16
+"""Positions that are sampled of a window."""
+
+
+class Scored(NamedTuple):
+    """The sampled positions, scored in one way."""
+
+    labels: Labelled
+    """[positions, k_attr]."""
+    scores: Tensor
+    """[positions, width], of the latents that the oracle scores too; NaN where one is not active."""
+
+
+class Agreement(NamedTuple):
+    """A row of the table: see the module."""
+
+    scope: str
+    option: str
+    rank: float
+    overlap: float
+    short: float
+    entropy: float
+    most_frequent: int
+    most_frequent_share: float
+
+
+def agreement(
+    model: PreTrainedModel, sae: SparseAutoencoder, windows: Tensor, places: Tensor, params: AttributionParams
+) -> list[Agreement]:
+    """Compare all ways of scoring with the oracle of each scope, which comes first.
+
+    Args:
+        windows: token ids, int64 [windows, context].
+        places: the positions of each window that are compared, none the last.
+    """
+    rows = []
+    scopes = get_args(Scope)
+    with progress("agreement", len(scopes) * len(windows) * len(places), "positions") as bar:
+        for scope in scopes:
+            parts: dict[str, list[Scored]] = {}
+            for some in torch.split(windows, micro_batch(windows.shape[1])):
+                for name, scored in _scored(model, sae, some, places, params, scope):
+                    parts.setdefault(name, []).append(scored)
+                bar.advance(len(some) * len(places))
+            whole = {name: _together(each) for name, each in parts.items()}
+            rows += [_compared(scope, name, each, whole[ORACLE], sae.config.concepts) for name, each in whole.items()]
+    return rows
+
+
+def _scored(
+    model: PreTrainedModel,
+    sae: SparseAutoencoder,
+    windows: Tensor,
+    places: Tensor,
+    params: AttributionParams,
+    scope: Scope,
+) -> Iterator[tuple[str, Scored]]:
+    """Every way's scores of the sampled positions of some windows."""
+    rows = (torch.arange(len(windows))[:, None] * windows.shape[1] + places).flatten().to(windows.device)
+    k_attr, sign, layer = params.k_attr, params.sign, sae.config.layer
+
+    def sampled(latents: Latents, scores: Tensor, sign: Sign) -> Scored:
+        latents, scores = Latents(latents.indices[rows], latents.values[rows]), scores[rows]
+        labels = strongest(sae.as_concepts(latents), scores, k_attr, sign)
+        return Scored(labels, scores.masked_fill(latents.values == 0, torch.nan))
+
+    yield ORACLE, sampled(*ablation_scores(model, sae, windows, scope, places), sign)
+    gradient = loss_gradient(model, windows, layer, scope)
+    by_gradient = sampled(*scores_of(sae, gradient), sign)
+    yield "gradient", by_gradient
+    of_all = scores_of_all(sae, Gradient(gradient.residual[rows], gradient.gradient[rows]), k_attr, sign)
+    # Of an active latent, the value before the selection is the one after it.
+    yield "gradient, pre_activation", Scored(of_all, by_gradient.scores)
+    yield "integrated", sampled(*integrated_scores(model, sae, windows, scope, params.integrated_steps), sign)
+    yield "activation", sampled(*activations_of(model, sae, windows, layer), "released")
+
+
+def _together(parts: Sequence[Scored]) -> Scored:
+    """Batches in one: where the number of active latents varies, so does their width."""
+    width = max(each.scores.shape[1] for each in parts)
+    scores = [F.pad(each.scores, (0, width - each.scores.shape[1]), value=torch.nan) for each in parts]
+    labels = Labelled(*(torch.cat(each) for each in zip(*(part.labels for part in parts), strict=True)))
+    return Scored(labels, torch.cat(scores))
+
+
+def _compared(scope: Scope, name: str, option: Scored, oracle: Scored, concepts: int) -> Agreement:
+    given, exact = (each.labels.concepts.cpu().numpy() for each in (option, oracle))
+    shared = ((exact[:, :, None] == given[:, None]).any(2) & (exact >= 0)).sum()
+    valid = given[given >= 0]
+    counts = np.bincount(valid, minlength=concepts)
+    shares = counts[counts > 0] / max(1, len(valid))
+    return Agreement(
+        scope=scope,
+        option=name,
+        rank=rank_correlation(option.scores.cpu().numpy(), oracle.scores.cpu().numpy()),
+        overlap=float(shared / max(1, (exact >= 0).sum())),
+        short=float((given[:, -1] < 0).mean()),
+        entropy=float(-(shares * np.log2(shares)).sum()),
+        most_frequent=int(counts.argmax()),
+        most_frequent_share=float(shares.max(initial=0.0)),
+    )
+
+
+def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Spearman's correlation of each row of `a` with that of `b`, averaged over the rows that have one.
+
+    Args:
+        a, b: [n, width], NaN in the same places, which take no part. Ties share their mean rank.
+    """
+    found = []
+    for pair in np.stack([a, b], 1):
+        values = pair[:, ~np.isnan(pair[0])]
+        ranks = (values[:, :, None] > values[:, None]).sum(2) + (values[:, :, None] == values[:, None]).sum(2) / 2
+        ranks -= ranks.mean(1, keepdims=True) if ranks.size else 0
+        if (norms := np.linalg.norm(ranks, axis=1)).all():
+            found.append(ranks[0] @ ranks[1] / norms.prod())
+    return float(np.mean(found)) if found else 0.0
+
+
+def table(rows: Sequence[Agreement]) -> str:
+    """The rows for people."""
+    lines = [f"{'scope':11} {'option':25} {'rank':>5} {'overlap':>8} {'short':>6} {'entropy':>8}  most frequent"]
+    lines += [
+        f"{each.scope:11} {each.option:25} {each.rank:5.2f} {each.overlap:8.2f} {each.short:6.2f} "
+        f"{each.entropy:8.2f}  {each.most_frequent} ({each.most_frequent_share:.1%})"
+        for each in rows
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read artifacts/, compare, print.
+
+    Raises:
+        UserError: when an artifact is missing, or there is no such number of positions.
+    """
+    parser = argparse.ArgumentParser(prog="python -m cocomix.attribution.agreement")
+    parser.add_argument("--positions", type=int, default=256, help=f"to compare, {PER_WINDOW} of a window")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    asked = parser.parse_args(arguments)
+    artifacts, params = Path("artifacts"), load().attribution
+    tokens = Tokens(artifacts / "tokens")
+    model, sae = load_base(Artifact(artifacts / "base"), tokens.context), load_sae(Artifact(artifacts / "sae"))
+    validation = tokens.windows("validation")
+    per_window = min(PER_WINDOW, tokens.context - 1)
+    count = -(-asked.positions // per_window)
+    if not 0 < count <= len(validation):
+        raise UserError(f"--positions: {asked.positions}; allowed: 1 to {len(validation) * per_window}")
+    generator = np.random.default_rng(asked.seed)
+    chosen = np.sort(generator.choice(len(validation), count, replace=False))
+    places = torch.from_numpy(np.sort(generator.choice(tokens.context - 1, per_window, replace=False)))
+    ids = torch.from_numpy(validation[chosen].astype(np.int64)).to(model.device)
+    rows = agreement(model, sae, ids, places, params)
+    print("\n".join(json.dumps(each._asdict()) for each in rows) if asked.json else table(rows))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

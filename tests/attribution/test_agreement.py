@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cocomix.artifact import Work
+from cocomix.attribution.ablation import ablation_scores
+from cocomix.attribution.agreement import agreement, main, rank_correlation
+from cocomix.attribution.score import loss_gradient, scores_of, strongest
+from cocomix.errors import UserError
+from cocomix.params import AttributionParams
+from cocomix.sae.autoencoder import Latents
+from tests.attribution.conftest import LAYER, Setting
+from tests.conftest import CONTEXT
+
+PARAMS = AttributionParams(k_attr=3, score="gradient", sign="helpful", shard_windows=40)
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
+
+
+def test_each_scope_is_compared_with_its_own_oracle(setting: Setting) -> None:
+    ids, places = setting.ids(9), torch.tensor([2, 7, CONTEXT - 2])
+    rows = agreement(setting.model, setting.sae, ids, places, PARAMS)
+    ways = ["ablation", "gradient", "gradient, pre_activation", "integrated", "activation"]
+    assert [(each.scope, each.option) for each in rows] == [
+        (scope, way) for scope in ("sequence", "next_token") for way in ways
+    ]
+    for oracle in (rows[0], rows[5]):
+        assert (oracle.rank, oracle.overlap) == (pytest.approx(1), 1)
+    gradient, active = rows[6], rows[9]
+    assert 0.3 < gradient.rank < 1
+    assert gradient.rank > active.rank
+
+    window = (torch.arange(9)[:, None] * CONTEXT + places).flatten()
+    latents, exact = ablation_scores(setting.model, setting.sae, ids, "next_token")
+    _, scores = scores_of(setting.sae, loss_gradient(setting.model, ids, LAYER, "next_token"))
+    sampled = Latents(*(each[window] for each in latents))
+    by_gradient, by_oracle = (
+        strongest(sampled, each[window], 3, "helpful").concepts.tolist() for each in (scores, exact)
+    )
+    pairs = [(set(a) - {-1}, set(b) - {-1}) for a, b in zip(by_gradient, by_oracle, strict=True)]
+    assert gradient.overlap == pytest.approx(sum(len(a & b) for a, b in pairs) / sum(len(b) for _, b in pairs))
+    assert gradient.short == pytest.approx(np.mean([len(a) < 3 for a, _ in pairs]))
+
+
+@given(values=st.lists(st.integers(-5, 5), min_size=3, max_size=8, unique=True), seed=st.integers(0, 9))
+def test_the_rank_correlation_is_spearmans(values: list[int], seed: int) -> None:
+    a = np.array(values, float)
+    b = np.random.default_rng(seed).permutation(a)
+    differences = a.argsort().argsort() - b.argsort().argsort()
+    n = len(values)
+    expected = 1 - 6 * (differences**2).sum() / (n * (n**2 - 1))
+    nothing = np.full(2, np.nan)
+    found = rank_correlation(np.concatenate([a, nothing])[None], np.concatenate([np.exp(b), nothing])[None])
+    assert found == pytest.approx(expected)
+
+
+def test_equal_values_share_a_rank_and_rows_without_an_order_are_left_out() -> None:
+    a, b = np.array([[1.0, 1, 2], [3, 3, 3]]), np.array([[5.0, 6, 7], [1, 2, 3]])
+    assert rank_correlation(a, b) == pytest.approx(np.sqrt(3) / 2)
+    assert rank_correlation(a[1:], b[1:]) == 0
+
+
+def test_the_command_reads_the_artifacts(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_text(SHIPPED.read_text().replace("integrated_steps: 8", "integrated_steps: 2"))
+    with Work("sae", Path("artifacts/sae"), {}, {}) as work:
+        with work.write_folder() as target:
+            setting.sae.save(target)
+        work.finish({})
+        work.publish()
+    main(["--positions", "20", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 10
+    assert rows[0]["option"] == "ablation"
+    main(["--positions", "1"])
+    assert len(capsys.readouterr().out.splitlines()) == 11
+    with pytest.raises(UserError, match="--positions: 1000; allowed: 1 to 360"):
+        main(["--positions", "1000"])
