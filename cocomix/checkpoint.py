@@ -18,7 +18,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Save `state` (tensors, numbers, text, and containers of them) as the checkpoint after `step` steps."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getvalue()
+    content = buffer.getbuffer()  # no copy
     # The digest is part of the name: one rename makes both true.
     write_atomically(folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt", content)
     for old in _newest_first(folder)[KEPT:]:

@@ -125,7 +125,8 @@ class Training:
                 "set COCOMIX_PROCESSES"
             )
         self._params, self._seed, self._folder = params, seed, folder
-        self._train = train
+        self._train, self._context = train, train.windows.shape[1]
+        self._token_flops = objective.training_flops(self._context)
         spread = np.linspace(0, len(validation.windows), params.eval_windows, endpoint=False).astype(np.int64)
         self._validation, self._eval_rows = validation, np.unique(spread)
         if runtime().sharding == "fsdp" and (
@@ -158,8 +159,7 @@ class Training:
         """
         self._resume()
         start, seconds = self._step, self._seconds
-        context = self._train.windows.shape[1]
-        step_tokens = self._params.batch_size * context
+        step_tokens = self._params.batch_size * self._context
         total = self._params.steps * step_tokens
         with (
             tensorboard(task, self._step) as board,
@@ -191,7 +191,7 @@ class Training:
         batch = self._next or self._batch(self._step)
         # Dropout's randomness is a function of the step too, so that no generator's state needs saving.
         torch.manual_seed(int(np.random.SeedSequence([self._seed, self._step, runtime().rank]).generate_state(1)[0]))
-        positions = self._params.batch_size * (self._train.windows.shape[1] - 1)
+        positions = self._params.batch_size * (self._context - 1)
         (supervised,) = distributed.totals(batch.supervised)
         # DDP averages the gradients over the processes; the sums below want their sum.
         scale = runtime().world_size
@@ -239,7 +239,7 @@ class Training:
 
     def _usage(self, tokens: int, seconds: float) -> Usage:
         peak = peak_flops()
-        flops = self._objective.training_flops(self._train.windows.shape[1]) * tokens
+        flops = self._token_flops * tokens
         return Usage(peak_memory(), flops / (peak * runtime().world_size * seconds) if peak and seconds else None)
 
     @torch.no_grad()
@@ -261,11 +261,11 @@ class Training:
         )
         train_loss = self._loss_sum / self._loss_count
         self._loss_sum, self._loss_count = 0.0, 0
-        tokens_seen = self._step * self._params.batch_size * self._train.windows.shape[1]
+        tokens_seen = self._step * self._params.batch_size * self._context
         return CurveRow(
             step=self._step,
             tokens=tokens_seen,
-            flops=float(self._objective.training_flops(self._train.windows.shape[1]) * tokens_seen),
+            flops=float(self._token_flops * tokens_seen),
             seconds=round(self._seconds, 3),
             train_loss=round(train_loss, 6),
             validation_loss=round(tokens_loss / tokens, 6),
