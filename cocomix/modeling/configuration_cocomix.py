@@ -26,7 +26,7 @@ class CoCoMixConfig(GPT2Config):
         concept_init: `tied`: predictor rows of unit norm and compress = 0.75 times their transpose, so that mixing
             starts as a coarse copy of the hidden state; `normal`: N(0, initializer_range), as the released code.
         stop_gradient: whether the language model's loss leaves the prediction alone: it still trains what is made
-            of the prediction.
+            of the prediction, with `released` also the pre-bias, which both share.
         base_width: width of the hidden state that is predicted, with `predicts: hidden`.
     """
 
