@@ -25,7 +25,7 @@ class Trained(NamedTuple):
     flops: float
     """Of the whole training."""
     validation_loss: float
-    """Nats a token."""
+    """Nats a token, at the end of the learning curve."""
 
 
 def model_card(model: PreTrainedModel, trained: Trained) -> str:
@@ -58,8 +58,9 @@ vocabulary of {config.vocab_size}. {stored:,} parameters, of which {active:,} wo
 | Training FLOPs | {trained.flops:.3g} |
 | Validation loss | {trained.validation_loss:.4f} nats a token (perplexity {exp(trained.validation_loss):.2f}) |
 
-The validation documents are of the same corpus, and none of them was trained on. The model was trained to compare
-methods of pretraining; it was not tuned to follow instructions, nor filtered in what it says.
+The validation loss is that of a fixed part of the validation documents, which are of the same corpus; none of them was
+trained on. The model was trained to compare methods of pretraining; it was not tuned to follow instructions, nor
+filtered in what it says.
 
 ## How to load it
 
