@@ -7,8 +7,8 @@ flatness              time per token after the long prompt over what it should b
 long_over_short       time per token of CoCoMix after the long prompt over that after the short one
 long_over_short_gpt2  the same of GPT-2
 
-By default the 69M model (paper Table 5). All weights are random. A measured piece of work is `generate` going on from a
-cache that holds the prompt; reading the prompt is not measured.
+By default the 69M model (paper section 3). All weights are random. A measured piece of work is `generate` going on
+from a cache that holds the prompt; reading the prompt is not measured.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The training step of the 69M model (paper Table 5), against the formulation of the released code.
+"""The training step of the 69M model (paper section 3), against the formulation of the released code.
 
 with_labels       text tokens a second of our step, to which labels are given, over those of the as-published step,
                   which makes them in every step by a base model of GPT-2 124M's shape (layer 6, 32768 latents)

@@ -18,6 +18,7 @@ FILE = Path("params.yaml")
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Method = Literal["ntp", "kd", "pause", "cocomix"]
 Match = Literal["width", "stored", "active", "flops"]
@@ -186,7 +187,7 @@ class BaseParams(Section):
     pretrained: str | None = None
     """Hub id or folder of a causal language model."""
     revision: str | None = None
-    seed: int = 0
+    seed: Seed = 0
     model: ModelParams
     training: TrainingParams
 
@@ -224,7 +225,7 @@ class ActivationsParams(Section):
     keep: bool = True
     """Whether the training activations are stored; if not, the autoencoder's training computes them again in each
     epoch, in the same order, and holds `mixed_shards` files' worth in memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice of windows and of the shuffle."""
 
     @model_validator(mode="after")
@@ -286,7 +287,7 @@ class SaeParams(Section):
     minus its mean over its standard deviation; none: as it is."""
     ema: Fraction | None = None
     """Weight of the past in the average of the weights that is kept in the end; none: the last weights."""
-    seed: int = 0
+    seed: Seed = 0
     checkpoint_every: Positive
 
     @model_validator(mode="after")
@@ -395,7 +396,7 @@ class PretrainParams(Section):
     """The language models that are compared."""
 
     methods: Annotated[list[Method], Field(min_length=1)]
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     match: Match
     """What ntp and kd have in common with cocomix, by their width: width: as it is in `model`; stored: parameters;
     active: parameters that work on a token (paper); flops: training FLOPs a token."""

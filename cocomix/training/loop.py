@@ -98,15 +98,15 @@ class Usage(NamedTuple):
 class Training:
     """A training run.
 
-    Raises:
-        UserError: when there are more processes than windows in a step.
-
     Args:
         objective: what is minimised; after `run`, its model is the trained one, whole in each process.
         train, validation: the data.
         params: how it is trained.
         seed: of the data order and of dropout (the model's initial weights are the caller's).
         folder: where the checkpoints are, also those of an earlier process.
+
+    Raises:
+        UserError: when there are more processes than windows in a step.
     """
 
     def __init__(
@@ -289,6 +289,9 @@ class Training:
 
     def _resume(self) -> None:
         state = checkpoint.load(self._folder)
+        step = state["step"] if state else 0
+        if distributed.maximum(step) != -distributed.maximum(-step):
+            raise UserError(f"{self._folder}: the processes find different checkpoints; share the folder between them")
         if state is None:
             return
         set_whole_state(self._objective, self._optimizer, state["model"], state["optimizer"])
