@@ -20,6 +20,8 @@ from cocomix.sae.sparse import dots, top_indices, weighted_sum
 
 SAMPLE_ROWS = 32_768
 """Activations behind the initial bias and the scale of the loss (Gao et al., App. A.1)."""
+THRESHOLD_RATE = 10
+"""The learning rate of jumprelu's thresholds over that of the weights: they have further to go."""
 CURVE_ROWS = 200
 """About how many rows a curve has."""
 
@@ -76,10 +78,16 @@ class SaeTraining:
             location=store.site.location,
         )
         self.sae = SparseAutoencoder(config).to(device())
-        self._optimizer = torch.optim.Adam(self.sae.parameters(), params.learning_rate, eps=6.25e-10, fused=True)
+        groups: list[dict[str, Any]] = [
+            {"params": [each], "rate": THRESHOLD_RATE if name == "threshold" else 1.0}
+            for name, each in self.sae.named_parameters()
+        ]
+        self._optimizer = torch.optim.Adam(groups, params.learning_rate, eps=6.25e-10, fused=True)
         self._variance = torch.ones((), device=device())
         self._tokens_since_fired = torch.zeros(params.latents, dtype=torch.int64, device=device())
-        self._average = {name: each.clone() for name, each in self.sae.state_dict().items()} if params.ema else {}
+        self._average = (
+            {name: torch.zeros_like(each) for name, each in self.sae.state_dict().items()} if params.ema else {}
+        )
         self._step = 0
         self._curve: list[CurveRow] = []
 
@@ -120,7 +128,8 @@ class SaeTraining:
         (fvu + own + self._params.aux_weight * aux).backward()  # type: ignore[no-untyped-call]
         remove_parallel_gradient(self.sae.decoder)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._params.learning_rate * learning_rate_share(self._params, self._step, self._steps)
+            share = group["rate"] * learning_rate_share(self._params, self._step, self._steps)
+            group["lr"] = self._params.learning_rate * share
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         normalize_rows(self.sae.decoder)

@@ -42,7 +42,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "abstopk": {},
     "matryoshka": {"prefixes": [8, 16]},
     "relu": {"sparsity_weight": 0.05},
-    "jumprelu": {"sparsity_weight": 0.1},
+    "jumprelu": {"sparsity_weight": 1.0},
 }
 
 
