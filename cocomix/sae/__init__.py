@@ -1,1 +1,1 @@
-"""The TopK sparse autoencoder: its parts, its training, its quality."""
+"""Sparse autoencoders: their parts, their architectures, their training, their quality."""
