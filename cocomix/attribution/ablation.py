@@ -1,4 +1,7 @@
-"""Exact attribution: the loss less what it is with one latent at zero. Slow: what the other scores are judged by."""
+"""Exact attribution: the loss less what it is with one latent at zero. Slow: what the other scores are judged by.
+
+In fp32 whatever the hardware: the differences are of the size of bf16's rounding.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,6 @@ from transformers import PreTrainedModel
 
 from cocomix.attribution.apart import keys_values, positions_apart
 from cocomix.base import micro_batch, residual_at, residual_edited
-from cocomix.device import autocast
 from cocomix.params import Scope
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 
@@ -26,8 +28,7 @@ def ablation_scores(
         ids: [windows, context].
         places: positions of a window to score, the others get 0; none: all.
     """
-    with autocast():
-        residual = residual_at(model, ids, sae.config.layer)
+    residual = residual_at(model, ids, sae.config.layer)
     normalized = sae.normalize(residual.flatten(0, 1).float())
     latents = sae.encode(normalized.x)
     values = (latents.values * normalized.std).view(*ids.shape, -1)
@@ -73,9 +74,9 @@ def _losses(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, removed
 
     The blocks below the edit see the window once. The last position, which has no next token, has the loss 0.
     """
-    with autocast(), residual_edited(model, sae.config.layer, lambda residual: residual - removed.to(residual.dtype)):
+    with residual_edited(model, sae.config.layer, lambda residual: residual - removed):
         logits = model(input_ids=ids[None], use_cache=False).logits
     wanted = ids.roll(-1).expand(len(removed), -1)
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none").view(wanted.shape)
+    losses = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
     losses[:, -1] = 0
     return losses

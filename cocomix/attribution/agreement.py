@@ -17,12 +17,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -51,13 +51,27 @@ PER_WINDOW = 16
 """Positions that are sampled of a window."""
 
 
+class Row(NamedTuple):
+    """The active latents of a position, and their scores: both [active]."""
+
+    indices: NDArray[np.integer]
+    scores: NDArray[np.floating]
+
+
 class Scored(NamedTuple):
-    """The sampled positions, scored in one way."""
+    """Some positions, scored in one way."""
 
     labels: Labelled
     """[positions, k_attr]."""
+    latents: Latents
+    """[positions, width]."""
     scores: Tensor
-    """[positions, width], of the latents that the oracle scores too; NaN where one is not active."""
+    """[positions, width], in the order of `latents`."""
+
+    def active(self) -> list[Row]:
+        """The active latents of each position."""
+        columns = (self.latents.indices, self.scores, self.latents.values != 0)
+        return [Row(i[on], s[on]) for i, s, on in zip(*(each.cpu().numpy() for each in columns), strict=True)]
 
 
 class Agreement(NamedTuple):
@@ -91,8 +105,7 @@ def agreement(
                 for name, scored in _scored(model, sae, some, places, params, scope):
                     parts.setdefault(name, []).append(scored)
                 bar.advance(len(some) * len(places))
-            whole = {name: _together(each) for name, each in parts.items()}
-            rows += [_compared(scope, name, each, whole[ORACLE], sae.config.concepts) for name, each in whole.items()]
+            rows += [_compared(scope, name, each, parts[ORACLE], sae.config.concepts) for name, each in parts.items()]
     return rows
 
 
@@ -111,7 +124,7 @@ def _scored(
     def sampled(latents: Latents, scores: Tensor, sign: Sign) -> Scored:
         latents, scores = Latents(latents.indices[rows], latents.values[rows]), scores[rows]
         labels = strongest(sae.as_concepts(latents), scores, k_attr, sign)
-        return Scored(labels, scores.masked_fill(latents.values == 0, torch.nan))
+        return Scored(labels, latents, scores)
 
     yield ORACLE, sampled(*ablation_scores(model, sae, windows, scope, places), sign)
     gradient = loss_gradient(model, windows, layer, scope)
@@ -119,21 +132,13 @@ def _scored(
     yield "gradient", by_gradient
     of_all = scores_of_all(sae, Gradient(gradient.residual[rows], gradient.gradient[rows]), k_attr, sign)
     # Of an active latent, the value before the selection is the one after it.
-    yield "gradient, pre_activation", Scored(of_all, by_gradient.scores)
+    yield "gradient, pre_activation", by_gradient._replace(labels=of_all)
     yield "integrated", sampled(*integrated_scores(model, sae, windows, scope, params.integrated_steps), sign)
     yield "activation", sampled(*activations_of(model, sae, windows, layer), "released")
 
 
-def _together(parts: Sequence[Scored]) -> Scored:
-    """Batches in one: where the number of active latents varies, so does their width."""
-    width = max(each.scores.shape[1] for each in parts)
-    scores = [F.pad(each.scores, (0, width - each.scores.shape[1]), value=torch.nan) for each in parts]
-    labels = Labelled(*(torch.cat(each) for each in zip(*(part.labels for part in parts), strict=True)))
-    return Scored(labels, torch.cat(scores))
-
-
-def _compared(scope: Scope, name: str, option: Scored, oracle: Scored, concepts: int) -> Agreement:
-    given, exact = (each.labels.concepts.cpu().numpy() for each in (option, oracle))
+def _compared(scope: Scope, name: str, option: Sequence[Scored], oracle: Sequence[Scored], concepts: int) -> Agreement:
+    given, exact = (torch.cat([part.labels.concepts for part in each]).cpu().numpy() for each in (option, oracle))
     shared = ((exact[:, :, None] == given[:, None]).any(2) & (exact >= 0)).sum()
     valid = given[given >= 0]
     counts = np.bincount(valid, minlength=concepts)
@@ -141,7 +146,7 @@ def _compared(scope: Scope, name: str, option: Scored, oracle: Scored, concepts:
     return Agreement(
         scope=scope,
         option=name,
-        rank=rank_correlation(option.scores.cpu().numpy(), oracle.scores.cpu().numpy()),
+        rank=mean_correlation(option, oracle),
         overlap=float(shared / max(1, (exact >= 0).sum())),
         short=float((given[:, -1] < 0).mean()),
         entropy=float(-(shares * np.log2(shares)).sum()),
@@ -150,20 +155,27 @@ def _compared(scope: Scope, name: str, option: Scored, oracle: Scored, concepts:
     )
 
 
-def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Spearman's correlation of each row of `a` with that of `b`, averaged over the rows that have one.
+def mean_correlation(option: Sequence[Scored], oracle: Sequence[Scored]) -> float:
+    """The rank correlation over the active latents of a position, averaged over the positions that have one.
 
-    Args:
-        a, b: [n, width], NaN in the same places, which take no part. Ties share their mean rank.
+    A latent at the edge of the selection may be active to one and not to the other, which rounds differently.
     """
     found = []
-    for pair in np.stack([a, b], 1):
-        values = pair[:, ~np.isnan(pair[0])]
-        ranks = (values[:, :, None] > values[:, None]).sum(2) + (values[:, :, None] == values[:, None]).sum(2) / 2
-        ranks -= ranks.mean(1, keepdims=True) if ranks.size else 0
-        if (norms := np.linalg.norm(ranks, axis=1)).all():
-            found.append(ranks[0] @ ranks[1] / norms.prod())
+    rows = (chain.from_iterable(part.active() for part in each) for each in (option, oracle))
+    for ours, exact in zip(*rows, strict=True):
+        _, i, j = np.intersect1d(ours.indices, exact.indices, return_indices=True)
+        if (correlation := spearman(ours.scores[i], exact.scores[j])) is not None:
+            found.append(correlation)
     return float(np.mean(found)) if found else 0.0
+
+
+def spearman(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
+    """Spearman's rank correlation; ties share their mean rank. None: one side has no order."""
+    values = np.stack([a, b])
+    ranks = (values[:, :, None] > values[:, None]).sum(2) + (values[:, :, None] == values[:, None]).sum(2) / 2
+    centered = ranks - ranks.sum(1, keepdims=True) / max(1, len(a))
+    norms = np.linalg.norm(centered, axis=1)
+    return float(centered[0] @ centered[1] / norms.prod()) if norms.all() else None
 
 
 def table(rows: Sequence[Agreement]) -> str:

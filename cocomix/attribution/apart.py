@@ -22,7 +22,6 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cocomix.base import blocks_of
-from cocomix.device import autocast
 from cocomix.errors import UserError
 
 NAME = "positions_apart"
@@ -83,7 +82,7 @@ def positions_apart(model: PreTrainedModel, others: KeysValues | None = None) ->
 @torch.no_grad()
 def keys_values(model: PreTrainedModel, ids: Tensor) -> KeysValues:
     """What the positions of some windows, ids [windows, context], show to others, for `positions_apart`."""
-    with autocast(), positions_apart(model) as seen:
+    with positions_apart(model) as seen:
         model.base_model(input_ids=ids, use_cache=False)
     return seen
 

@@ -66,6 +66,11 @@ class ConceptLabels:
         self.no_label = int(np.iinfo(self.dtype).max)
         """Stands where a position has no (further) label."""
 
+    def read(self, split: Split) -> Iterator[Labels]:
+        """The labels of a split and their scores, a few windows at a time, in the order of the windows."""
+        for name in self._artifact.names(f"{split}-"):
+            yield from read_labels(self._artifact.file(name), self.context, self.k_attr, self.dtype)
+
     def unpack(self, split: Split, target: Path) -> NDArray[np.unsignedinteger]:
         """The labels of all windows of a split, memory-mapped: [windows, context, k_attr].
 
@@ -78,10 +83,9 @@ class ConceptLabels:
             aside = target.with_name(f".{target.name}.{os.getpid()}")
             unpacked = np.lib.format.open_memmap(aside, "w+", self.dtype, shape)
             at = 0
-            for name in names:
-                for labels in read_labels(self._artifact.file(name), self.context, self.k_attr, self.dtype):
-                    unpacked[at : at + len(labels.concepts)] = labels.concepts
-                    at += len(labels.concepts)
+            for labels in self.read(split):
+                unpacked[at : at + len(labels.concepts)] = labels.concepts
+                at += len(labels.concepts)
             unpacked.flush()
             aside.replace(target)
         return np.load(target, mmap_mode="r")

@@ -125,8 +125,8 @@ def integrated_scores(
         ids: [windows, context].
     """
     layer = sae.config.layer
-    others = keys_values(model, ids) if scope == "next_token" else None
     with autocast():
+        others = keys_values(model, ids) if scope == "next_token" else None
         residual = residual_at(model, ids, layer)
     normalized = sae.normalize(residual.flatten(0, 1).float())
     latents = sae.encode(normalized.x)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cocomix.artifact import Work
 from cocomix.attribution.ablation import ablation_scores
-from cocomix.attribution.agreement import agreement, main, rank_correlation
-from cocomix.attribution.score import loss_gradient, scores_of, strongest
+from cocomix.attribution.agreement import Scored, agreement, main, mean_correlation, spearman
+from cocomix.attribution.score import Labelled, loss_gradient, scores_of, strongest
 from cocomix.errors import UserError
 from cocomix.params import AttributionParams
 from cocomix.sae.autoencoder import Latents
@@ -53,15 +53,24 @@ def test_the_rank_correlation_is_spearmans(values: list[int], seed: int) -> None
     differences = a.argsort().argsort() - b.argsort().argsort()
     n = len(values)
     expected = 1 - 6 * (differences**2).sum() / (n * (n**2 - 1))
-    nothing = np.full(2, np.nan)
-    found = rank_correlation(np.concatenate([a, nothing])[None], np.concatenate([np.exp(b), nothing])[None])
-    assert found == pytest.approx(expected)
+    assert spearman(a, np.exp(b)) == pytest.approx(expected)
 
 
-def test_equal_values_share_a_rank_and_rows_without_an_order_are_left_out() -> None:
-    a, b = np.array([[1.0, 1, 2], [3, 3, 3]]), np.array([[5.0, 6, 7], [1, 2, 3]])
-    assert rank_correlation(a, b) == pytest.approx(np.sqrt(3) / 2)
-    assert rank_correlation(a[1:], b[1:]) == 0
+def test_equal_values_share_a_rank_and_without_an_order_there_is_no_correlation() -> None:
+    assert spearman(np.array([1.0, 1, 2]), np.array([5.0, 6, 7])) == pytest.approx(np.sqrt(3) / 2)
+    assert spearman(np.array([3.0, 3, 3]), np.array([1.0, 2, 3])) is None
+    assert spearman(np.array([]), np.array([])) is None
+
+
+def test_scores_are_compared_by_latent_in_whatever_order_they_come() -> None:
+    labels = Labelled(torch.zeros(1, 1), torch.zeros(1, 1))
+
+    def scored(indices: list[int], values: list[float], scores: list[float]) -> Scored:
+        return Scored(labels, Latents(torch.tensor([indices]), torch.tensor([values])), torch.tensor([scores]))
+
+    one = scored([3, 8, 5, 1], [1, 1, 1, 0], [0.1, 0.2, 0.3, 9])
+    other = scored([5, 3, 9, 8], [1, 1, 1, 1], [0.6, 0.4, 7, 0.5])
+    assert mean_correlation([one], [other]) == pytest.approx(1)
 
 
 def test_the_command_reads_the_artifacts(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:

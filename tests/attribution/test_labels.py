@@ -46,6 +46,8 @@ def test_labels_are_read_as_they_were_written(
     labels = ConceptLabels(publish(folder, written, latents, min(files, windows)))
     unpacked = labels.unpack("train", folder / "train.npy")
     np.testing.assert_array_equal(unpacked, written.concepts)
+    for kind, parts in zip(written, zip(*labels.read("train"), strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts), kind)
     assert (unpacked[:, -1] == labels.no_label).all()
     assert isinstance(unpacked, np.memmap)
 
