@@ -2,6 +2,12 @@
 
 read_mtokens_per_core_s   10^6 vectors of 768 dimensions a CPU second, in random order, as float32 batches
 write_mtokens_per_core_s  the same, written
+read                      how many times as fast as the cached format of SAELens 6.54 (windows as rows of an Arrow
+                          dataset, by the calls that it makes of the `datasets` library), mixed by its rule over as
+                          many rows as ours, CPU seconds
+read_over_unmixed         the same, where SAELens's come in the order of the text
+write                     the same of writing a file
+size                      bytes over SAELens's, which have no document and position
 stage_over_forward        seconds of the stage over those of the bare forward pass through the blocks below
                           the layer (not the whole model: the stage computes no more), at the default's shape
 stage_over_forward_cpu    the same in CPU seconds, the writer thread's included
@@ -9,22 +15,27 @@ stage_over_forward_cpu    the same in CPU seconds, the writer thread's included
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Array2D, Dataset, Features, Sequence, Value, disable_progress_bars, load_from_disk
+from numpy.typing import NDArray
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks import medians, report, set_up
 from cocomix.activations.collect import collect
-from cocomix.activations.store import Activations, ActivationStore, write_activations
+from cocomix.activations.store import MIXED_GROUPS, Activations, ActivationStore, write_activations
 from cocomix.artifact import Artifact, Work
 from cocomix.base import micro_batch, prepared, residual_at
 from cocomix.device import attention, autocast
 from cocomix.params import ActivationsParams
 from cocomix.tokens.windows import Tokens
 
-ROWS, WIDE = 65_536, 768
+ROWS, WIDE, FILES, BATCH = 65_536, 768, 4, 2048
+SAELENS, SAELENS_WINDOWS = Path("saelens"), 32
 CONTEXT, VOCAB, WINDOWS = 128, 4096, 4096
 PARAMS = ActivationsParams(
     sites=["resid_post_2"],
@@ -36,12 +47,15 @@ PARAMS = ActivationsParams(
 
 
 def read_and_write() -> dict[str, float]:
-    """Millions of vectors a CPU second."""
-    x = np.random.default_rng(0).standard_normal((ROWS, WIDE), dtype=np.float32).astype(np.float16)
-    origin = np.zeros(ROWS, np.uint32)
-    activations = Activations(x, origin, origin, origin)
+    """Millions of vectors a CPU second, and how many times SAELens's."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((ROWS, WIDE), dtype=np.float32).astype(np.float16)
+    token = generator.zipf(1.2, ROWS).clip(max=50_256).astype(np.uint32)
+    document = (np.arange(ROWS) // 700).astype(np.uint32)
+    position = (np.arange(ROWS) % CONTEXT).astype(np.uint32)
+    activations = Activations(x, token, document, position)
     with Work("activations", Path("artifacts/activations"), {}, {}) as work:
-        for number in range(4):
+        for number in range(FILES):
             with work.write(f"resid_post_1/train-{number:05d}.parquet") as pending:
                 write_activations(pending.path, activations, PARAMS.row_group_tokens)
                 pending.rows = ROWS
@@ -55,19 +69,64 @@ def read_and_write() -> dict[str, float]:
             }
         )
         work.publish()
-    store = ActivationStore(Artifact(Path("artifacts/activations")))
+    artifact = Artifact(Path("artifacts/activations"))
+    store = ActivationStore(artifact)
 
     def read() -> None:
-        for _ in store.batches("train", 2048, seed=0):
+        for _ in store.batches("train", BATCH, seed=0):
             pass
 
     seconds = medians(
-        {"read": read, "write": lambda: write_activations(Path("written"), activations, PARAMS.row_group_tokens)}, 7
+        {
+            "write": lambda: write_activations(Path("written"), activations, PARAMS.row_group_tokens),
+            "saelens_write": lambda: _saelens_write(x, token),
+            "read": read,
+            "saelens_read": lambda: list(map(len, _saelens_batches())),
+            "saelens_read_mixed": lambda: list(map(len, _mixed(_saelens_batches()))),
+        },
+        5,
     )
+    rows = FILES * ROWS
+    size = artifact.manifest.files["resid_post_1/train-00000.parquet"].bytes
     return {
-        "read_mtokens_per_core_s": store.rows("train") / seconds["read"].cpu / 1e6,
+        "read_mtokens_per_core_s": rows / seconds["read"].cpu / 1e6,
         "write_mtokens_per_core_s": ROWS / seconds["write"].cpu / 1e6,
+        "read": FILES * seconds["saelens_read_mixed"].cpu / seconds["read"].cpu,
+        "read_over_unmixed": FILES * seconds["saelens_read"].cpu / seconds["read"].cpu,
+        "write": seconds["saelens_write"].cpu / seconds["write"].cpu,
+        "size": size / sum(each.stat().st_size for each in SAELENS.rglob("*") if each.is_file()),
     }
+
+
+def _saelens_write(x: NDArray[np.float16], token: NDArray[np.uint32]) -> None:
+    """Windows as rows, as `sae_lens.CacheActivationsRunner` makes them."""
+    columns = {"x": Array2D((CONTEXT, WIDE), "float16"), "token_ids": Sequence(Value("int32"), length=CONTEXT)}
+    windows = torch.from_numpy(x).view(-1, CONTEXT, WIDE)
+    ids = torch.from_numpy(token.astype(np.int32)).view(-1, CONTEXT)
+    dataset = Dataset.from_dict({"x": windows, "token_ids": ids}, features=Features(columns))
+    dataset.save_to_disk(str(SAELENS), num_shards=1)
+
+
+def _saelens_batches() -> Iterator[Tensor]:
+    """Rows in the order of the disk, as `sae_lens.ActivationsStore` takes them: [windows * context, d_model]."""
+    dataset = load_from_disk(str(SAELENS))
+    dataset.set_format("torch", columns=["x", "token_ids"], dtype=torch.float32)
+    for at in range(0, len(dataset), SAELENS_WINDOWS):
+        yield dataset[at : at + SAELENS_WINDOWS]["x"].reshape(-1, WIDE)
+
+
+def _mixed(loaded: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Batches for training, by the rule of its mixing buffer: when it is full, shuffle it all and serve half."""
+    full = MIXED_GROUPS * PARAMS.row_group_tokens
+    buffer = torch.empty(0, WIDE)
+    for rows in loaded:
+        buffer = torch.cat([buffer, rows])
+        if len(buffer) >= full:
+            buffer = buffer[torch.randperm(len(buffer))]
+            served = max(1, (len(buffer) - full // 2) // BATCH) * BATCH
+            yield from torch.split(buffer[:served], BATCH)
+            buffer = buffer[served:]
+    yield from torch.split(buffer, BATCH)
 
 
 def stage_over_forward() -> dict[str, float]:
@@ -104,7 +163,7 @@ def _tokens() -> Tokens:
                 np.save(pending.path, ids)
             with work.write(f"{split}.documents.npy") as pending:
                 np.save(pending.path, ids[:, 0].astype(np.uint32))
-        work.finish({"context": CONTEXT, "vocab_size": VOCAB, "eos_id": 0})
+        work.finish({"context": CONTEXT, "vocab_size": VOCAB, "eos_id": 0, "origin": {"source": "files"}})
         work.publish()
     return Tokens(Path("artifacts/tokens"))
 
@@ -118,6 +177,7 @@ def _model() -> PreTrainedModel:
 
 if __name__ == "__main__":
     set_up()
+    disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         ratios = read_and_write() | stage_over_forward()

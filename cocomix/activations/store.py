@@ -9,6 +9,7 @@ the vector comes from. Any Parquet reader can open the files: `numpy.frombuffer(
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from cocomix.tokens.windows import Split
 
 MIXED_GROUPS = 8
 """Row groups that are read and shuffled together."""
+FOOTERS = 1024
+"""Files whose footers are kept in memory, some 20 kB each."""
 
 
 class Activations(NamedTuple):
@@ -73,6 +76,7 @@ class ActivationStore:
         self._dtype: Any = artifact.about["dtype"]
         self._row_group_tokens: int = artifact.about["row_group_tokens"]
         self._mixed_shards: int | None = artifact.about["mixed_shards"]
+        self._footer = lru_cache(FOOTERS)(lambda name: pq.read_metadata(artifact.file(name)))
 
     def rows(self, split: Split) -> int:
         """Vectors of a split."""
@@ -162,9 +166,11 @@ class ActivationStore:
 
     def _read(self, group: "RowGroup") -> NDArray[Any]:
         """A row group, decoded: [rows, d_model]."""
-        with pq.ParquetFile(self._artifact.file(group.file)) as file:
-            (vectors,) = file.read_row_group(group.number, columns=["x"]).column("x").chunks
-            scale = scale_of(file.schema_arrow.metadata) if self._dtype == "int8" else None
+        # Parsing the footer and handing work to threads would cost as much as the reading.
+        footer = self._footer(group.file)
+        with pq.ParquetFile(self._artifact.file(group.file), metadata=footer, pre_buffer=False) as file:
+            (vectors,) = file.read_row_group(group.number, columns=["x"], use_threads=False).column("x").chunks
+        scale = scale_of(footer.metadata) if self._dtype == "int8" else None
         return decoded(rows_of(vectors, STORED[self._dtype], (self.d_model,)), scale)
 
 
