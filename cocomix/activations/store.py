@@ -170,7 +170,7 @@ class ActivationStore:
         footer = self._footer(group.file)
         with pq.ParquetFile(self._artifact.file(group.file), metadata=footer, pre_buffer=False) as file:
             (vectors,) = file.read_row_group(group.number, columns=["x"], use_threads=False).column("x").chunks
-        scale = scale_of(footer.metadata) if self._dtype == "int8" else None
+            scale = scale_of(file.schema_arrow.metadata) if self._dtype == "int8" else None
         return decoded(rows_of(vectors, STORED[self._dtype], (self.d_model,)), scale)
 
 

@@ -11,7 +11,7 @@ from benchmarks import medians
 @pytest.mark.parametrize(
     ("name", "ratios"),
     [
-        ("activation_store", {"read_mtokens_per_core_s", "write_mtokens_per_core_s", "stage_over_forward"}),
+        ("activation_store", {"read", "write", "size", "read_mtokens_per_core_s", "stage_over_forward"}),
         ("attribution", {"rate", "peak_memory", "next_token_over_sequence", "attribution_over_forward"}),
         ("generate", {"over_block_ratio", "flatness"}),
         ("student_step", {"with_labels", "student_only", "peak_memory", "over_flop_ratio"}),
