@@ -21,6 +21,14 @@ PARAMS = AttributionParams(k_attr=3, score="gradient", sign="helpful", shard_win
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
 
+def publish_sae(setting: Setting) -> None:
+    with Work("sae", Path("artifacts/sae"), {}, {}) as work:
+        with work.write_folder() as target:
+            setting.sae.save(target)
+        work.finish({})
+        work.publish()
+
+
 def test_each_scope_is_compared_with_its_own_oracle(setting: Setting) -> None:
     ids, places = setting.ids(9), torch.tensor([2, 7, CONTEXT - 2])
     rows = agreement(setting.model, setting.sae, ids, places, PARAMS)
@@ -75,11 +83,7 @@ def test_scores_are_compared_by_latent_in_whatever_order_they_come() -> None:
 
 def test_the_command_reads_the_artifacts(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
     Path("params.yaml").write_text(SHIPPED.read_text().replace("integrated_steps: 8", "integrated_steps: 2"))
-    with Work("sae", Path("artifacts/sae"), {}, {}) as work:
-        with work.write_folder() as target:
-            setting.sae.save(target)
-        work.finish({})
-        work.publish()
+    publish_sae(setting)
     main(["--positions", "20", "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 10
