@@ -23,9 +23,19 @@ bench: .venv/ready        ## speed and memory, as ratios against named alternati
 	python -m benchmarks.generate --json
 	python -m benchmarks.student_step --json
 
+bench-peers: .venv/ready peers  ## the autoencoder's training against other libraries
+	python -m benchmarks.sae_step --json
+
+peers: .peers/sparsify/ready .peers/dictionary-learning/ready .peers/sae-lens/ready  ## their environments, some GB each
+
+.peers/%/ready: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
 	touch $@
 
-.PHONY: run test flow bench
+.PHONY: run test flow bench bench-peers peers
