@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
-from cocomix.sae.sparse import batch_top_indices, indices_above, kth_largest
+from cocomix.sae.sparse import batch_top_indices, indices_above, kth_largest, partial_sums
 
 BANDWIDTH = 0.01
 """Of jumprelu's kernel, over the norm of a typical activation."""
@@ -54,7 +54,7 @@ def encode_to_train(
             latents, least = batch_top(sae, x - sae.pre_bias)
             with torch.no_grad():
                 sae.threshold.lerp_(least, 1 - PAST)
-            return Encoded(latents, sum((_error(sae, x, latents, each) for each in prefixes), variance * 0) / variance)
+            return Encoded(latents, _prefix_errors(sae, x, latents, prefixes) / variance)
 
 
 def batch_top(sae: SparseAutoencoder, centered: Tensor) -> BatchTop:
@@ -70,10 +70,12 @@ def batch_top(sae: SparseAutoencoder, centered: Tensor) -> BatchTop:
     return BatchTop(Latents(indices, values * (taken & (values >= least))), least)
 
 
-def _error(sae: SparseAutoencoder, x: Tensor, latents: Latents, prefix: int) -> Tensor:
-    """The mean squared error of what the first `prefix` latents decode to."""
-    decoded = sae.decode(Latents(latents.indices, latents.values * (latents.indices < prefix)))
-    return (x - decoded).square().mean()
+def _prefix_errors(sae: SparseAutoencoder, x: Tensor, latents: Latents, prefixes: list[int]) -> Tensor:
+    """The mean squared errors of what the first latents decode to, one number of them after another, summed: []."""
+    if not prefixes:
+        return x.new_zeros(())
+    parts = partial_sums(latents.values, sae.decoder, latents.indices, prefixes)
+    return (x[:, None] - parts.cumsum(1) - sae.pre_bias).square().mean((0, 2)).sum()
 
 
 def _jump(sae: SparseAutoencoder, centered: Tensor, bandwidth: Tensor) -> tuple[Latents, Tensor]:

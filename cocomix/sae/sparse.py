@@ -6,6 +6,7 @@ decoder; their backward passes are the encoder's forward pass and its gradient. 
 PyTorch: they are named here and nowhere else, and where they do not exist the dense products stand in.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -111,6 +112,33 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
     if len(above) < k:
         above = scores
     return above.kthvalue(len(above) - k + 1).values
+
+
+def partial_sums(values: Tensor, weight: Tensor, indices: Tensor, ends: list[int]) -> Tensor:
+    """As `weighted_sum`, in parts: of the rows before the first end, from there to the second, and so on.
+
+    Args:
+        values: [n, k]. weight: [latents, d]. indices: int64 [n, k]. ends: ascending, at most latents.
+
+    Returns:
+        [n, ends, d].
+    """
+    if not has_kernels(weight.device):
+        upto = [weighted_sum(values * (indices < end), weight, indices) for end in ends]
+        return torch.stack([upto[0], *(high - low for low, high in itertools.pairwise(upto))], 1)
+    n, k = indices.shape
+    bounds = torch.tensor(ends, device=indices.device)
+    parts, order = torch.bucketize(indices, bounds, right=True).sort(1)
+    sizes = F.one_hot(parts, len(ends) + 1).sum(1)
+    starts = torch.arange(0, n * k, k, device=indices.device)[:, None] + sizes.cumsum(1) - sizes
+    sums = F.embedding_bag(
+        indices.gather(1, order).flatten(),
+        weight,
+        starts.flatten(),
+        mode="sum",
+        per_sample_weights=values.gather(1, order).flatten(),
+    )
+    return sums.view(n, len(ends) + 1, -1)[:, :-1]
 
 
 def _top_k(scores: Tensor, k: int) -> Tensor:

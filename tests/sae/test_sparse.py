@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,7 @@ from cocomix.sae.sparse import (
     dots,
     indices_above,
     kth_largest,
+    partial_sums,
     pays,
     top_indices,
     weighted_sum,
@@ -56,6 +59,27 @@ def test_weighted_sums_are_the_dense_product_with_their_gradients(n: int, k: int
         strict=True,
     ):
         torch.testing.assert_close(ours, expected)
+
+
+@given(**SHAPES, fused=st.booleans(), data=st.data())
+def test_partial_sums_are_dense_products_with_their_gradients(
+    n: int, k: int, latents: int, d: int, fused: bool, data: st.DataObject
+) -> None:
+    ends = sorted(data.draw(st.sets(st.integers(1, latents), min_size=1, max_size=4)))
+    values, weight, indices = normal(n, k), normal(latents, d, seed=1), bags(n, k, latents)
+    slope = normal(n, len(ends), d, seed=2).detach()
+    dense = torch.zeros(n, latents, dtype=torch.float64).scatter_add(1, indices, values)
+    plain = torch.stack([dense[:, a:b] @ weight[a:b] for a, b in itertools.pairwise([0, *ends])], 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse, "has_kernels", lambda _: fused)
+        ours = partial_sums(values, weight, indices, ends)
+    torch.testing.assert_close(ours, plain)
+    for each, expected in zip(
+        torch.autograd.grad(ours, (values, weight), slope),
+        torch.autograd.grad(plain, (values, weight), slope),
+        strict=True,
+    ):
+        torch.testing.assert_close(each, expected)
 
 
 def test_without_the_kernels_the_dense_products_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
