@@ -69,12 +69,12 @@ def run(params: Params) -> None:
     )
 
 
-def _published(params: SaeParams, store: ActivationStore) -> SparseAutoencoder:
+def _published(section: SaeParams, store: ActivationStore) -> SparseAutoencoder:
     """The published autoencoder, if it is what the parameters say, and of these activations."""
-    path = str(params.published.path)
-    sae = load_published(Path(path), params.published.format, store.site, params.k)
+    path = str(section.published.path)
+    sae = load_published(Path(path), section.published.format, store.site, section.k)
     for key in ("architecture", "latents", "k", "normalize"):
-        asked, found = getattr(params, key), getattr(sae.config, key)
+        asked, found = getattr(section, key), getattr(sae.config, key)
         if asked != found:
             raise UserError(f"sae.{key}: {asked!r}: the autoencoder in {path} has {found!r}")
     if sae.config.d_model != store.d_model:
@@ -87,11 +87,11 @@ def _published(params: SaeParams, store: ActivationStore) -> SparseAutoencoder:
     return sae.requires_grad_(False).to(device())
 
 
-def _published_files(params: SaeParams) -> dict[str, str]:
+def _published_files(section: SaeParams) -> dict[str, str]:
     """Digests of the files of a published autoencoder, by name."""
-    if params.source == "train":
+    if section.source == "train":
         return {}
-    path = Path(str(params.published.path))
+    path = Path(str(section.published.path))
     files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     if not path.exists():
         raise UserError(f"sae.published.path: {path}: no such file or folder")
