@@ -31,7 +31,7 @@ PEERS = ("sparsify", "dictionary-learning", "sae-lens")
 HELD_OUT = 8192
 SETTINGS = {
     "d128": Setting(128, 4096, k=32, batch_size=2048, steps=100, learning_rate=1e-3, warmup_steps=5, decay_steps=20),
-    "d768": Setting(768, 32768, k=32, batch_size=2048, steps=5, learning_rate=1e-3, warmup_steps=1, decay_steps=1),
+    "d768": Setting(768, 32768, k=32, batch_size=2048, steps=24, learning_rate=1e-3, warmup_steps=1, decay_steps=5),
 }
 
 
