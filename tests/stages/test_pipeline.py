@@ -78,7 +78,7 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"attribution": {"sign": "helpful"}}, {"attribution"}),
         ({"attribution": {"score": "activation"}}, {"attribution", "report"}),
         ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0", "report"}),
-        ({"pretrain": {"kd": {"kl_weight": 0.2}}}, set()),
+        ({"pretrain": {"kd": {"kl_weight": 0.2}}}, {"report"}),
         ({"pretrain": {"match": "flops"}}, {"shapes", "report"}),
         ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"shapes", "pretrain@cocomix-0", "report"}),
         ({"pretrain": {"training": {"steps": 61}}}, {"pretrain@ntp-0", "pretrain@cocomix-0"}),
