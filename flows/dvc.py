@@ -8,6 +8,8 @@ import sys
 from dvc.cli import main
 
 if __name__ == "__main__":
+    # A flow stops its stage by SIGINT, which whatever runs in the background of a script inherits as ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
         # Stages ask the kernel the same about DVC: a killed flow takes everything along.
         PR_SET_PDEATHSIG = 1

@@ -37,13 +37,21 @@ def test_a_stage_that_says_nothing_fails_in_the_words_of_dvc(project: Path) -> N
     assert "exited with 3" in result.error
 
 
+CALLER = """
+import signal
+from flows.reproduce import reproduce
+signal.signal(signal.SIGINT, signal.default_int_handler)  # these tests may run where it is ignored
+reproduce("wait", print)
+"""
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_a_signal_to_the_caller_ends_the_stage_and_the_next_run_goes_on(project: Path, name: str) -> None:
     for stage in ("number", "parity", "each@x"):
         reproduce(stage, lambda _: None)
     set_params(number=1, wait=60)
     caller = subprocess.Popen(
-        [sys.executable, "-c", "from flows.reproduce import reproduce; reproduce('wait', print)"],
+        [sys.executable, "-c", CALLER],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
