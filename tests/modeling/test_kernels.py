@@ -73,8 +73,10 @@ def test_a_prediction_in_chunks_equals_the_plain_one_in_value_and_gradient(
     torch.testing.assert_close(found.loss, expected.loss, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(found.strengths.sort().values, expected.strengths.sort().values)
     wanted = torch.autograd.grad(used(expected, given_.downstream), given_.differentiable())
+    # Probabilities are as uncertain as the scores that they are made of, whose rounding grows with their size.
+    rounding = 1e-4 * max(1.0, scale / 5)
     for ours, reference in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, reference, atol=rounding, rtol=rounding)
 
 
 @given(seed=st.integers(0, 2**31), missing=st.floats(0, 1))
