@@ -191,7 +191,9 @@ def test_memory_is_known_and_utilisation_where_the_peak_is(tmp_path: Path, monke
     monkeypatch.setattr(loop, "peak_flops", lambda: 1e12)
     run = training(ntp(), tmp_path / "known")
     curve = run.run("test")
-    assert run.usage.utilisation == pytest.approx(curve[-1].flops / 1e12 / curve[-1].seconds, rel=0.01)
+    assert run.usage.utilisation is not None
+    # The curve rounds to milliseconds, of which this run takes few.
+    assert curve[-1].flops / 1e12 / run.usage.utilisation == pytest.approx(curve[-1].seconds, abs=0.000501)
 
 
 def test_tensorboard_shows_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
