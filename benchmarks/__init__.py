@@ -8,6 +8,8 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from cocomix.allocator import keep_freed_memory
-from cocomix.device import bf16, device
+from cocomix.device import bf16, device, peak_memory
 
 
 def set_up() -> None:
@@ -45,6 +47,19 @@ def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
     return {
         name: Seconds(*(statistics.median(each) for each in zip(*runs, strict=True))) for name, runs in taken.items()
     }
+
+
+def peak(benchmark: str, way: str) -> int:
+    """Bytes at the peak of one way to work, in a process of its own: `benchmarks.<benchmark> --peak <way>`."""
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--peak", way]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def own_peak(work: Callable[[], object]) -> int:
+    """Bytes that this process holds at the peak of `work`, beyond what it held before; on a GPU, of tensors."""
+    before = peak_memory()
+    work()
+    return peak_memory() - before
 
 
 def report(benchmark: str, ratios: Mapping[str, float]) -> None:

@@ -14,8 +14,6 @@ does (`cocomix.device.bf16`). What the as-published way does is in `as_published
 """
 
 import argparse
-import resource
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks import medians, report, set_up
+from benchmarks import medians, own_peak, peak, report, set_up
 from benchmarks.as_published import PublishedTeacher
 from cocomix.attribution.labelling import label_windows
 from cocomix.base import prepared
@@ -98,25 +96,14 @@ def times(shape: Shape, repeats: int, *, published: bool) -> dict[str, float]:
     return {name: each.wall if ON_GPU else each.cpu for name, each in seconds.items()}
 
 
-def peak(way: str) -> int:
-    """Bytes at the peak of a pass of 2048 tokens, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.attribution", "--peak", way]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def _own_peak(way: str) -> int:
-    imported, shape = _resident_peak(), GPT2._replace(windows=8)
+def one_pass(way: str) -> None:
+    """What memory is measured on: 2048 tokens."""
+    shape = GPT2._replace(windows=8)
     if way == "ours":
         model, sae = prepared(shape.base()), shape.sae().requires_grad_(False).to(device())
         label_windows(model, sae, shape.ids(), PARAMS)
     else:
         PublishedTeacher(shape.base(), shape.sae(), shape.n_layer // 2, PARAMS.k_attr).to(device())(shape.ids())
-    return torch.cuda.max_memory_allocated() if ON_GPU else _resident_peak() - imported
-
-
-def _resident_peak() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":
@@ -126,10 +113,10 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     set_up()
     if arguments.peak:
-        print(_own_peak(arguments.peak))
+        print(own_peak(lambda: one_pass(arguments.peak)))
         sys.exit()
     sys.argv[1:] = rest
-    memory = {way: peak(way) for way in ("ours", "published")}
+    memory = {way: peak("attribution", way) for way in ("ours", "published")}
     default, gpt2 = times(DEFAULT, 21, published=False), times(GPT2, 3, published=True)
     report(
         "attribution",

@@ -16,8 +16,6 @@ Both sides have the same attention kernels, the same threads, and no dropout. Wh
 """
 
 import argparse
-import resource
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -25,7 +23,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks import medians, report, set_up
+from benchmarks import medians, own_peak, peak, report, set_up
 from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
 from cocomix.device import allow_tf32, attention, autocast, device
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, flops_per_token
@@ -171,23 +169,11 @@ def times(repeats: int) -> dict[str, float]:
     }
 
 
-def peak(name: str) -> int:
-    """Bytes at the peak of two steps of `MEMORY_WINDOWS` windows, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.student_step", "--peak", name]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def _own_peak(name: str) -> int:
-    imported = _resident_peak()
+def two_steps(name: str) -> None:
+    """What memory is measured on."""
     step = STEPS[name](MEMORY_WINDOWS)
     for _ in range(2):
         step()
-    return torch.cuda.max_memory_allocated() if ON_GPU else _resident_peak() - imported
-
-
-def _resident_peak() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":
@@ -199,11 +185,11 @@ if __name__ == "__main__":
     allow_tf32()
     if arguments.peak:
         torch.set_num_threads(1)
-        print(_own_peak(arguments.peak))
+        print(own_peak(lambda: two_steps(arguments.peak)))
         sys.exit()
     sys.argv[1:] = rest
     set_up()
-    memory = {name: peak(name) for name in ("ours", "published", "published_student")}
+    memory = {name: peak("student_step", name) for name in ("ours", "published", "published_student")}
     report(
         "student_step",
         times(arguments.repeats)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from cocomix.params import parse, read_yaml
+from cocomix.checked import parse, read_yaml
 
 FILE = Path("runtime.yaml")
 

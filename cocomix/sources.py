@@ -13,6 +13,7 @@ PLUMBING = frozenset(
     {
         "cocomix",
         "cocomix.artifact",
+        "cocomix.checked",
         "cocomix.device",
         "cocomix.distributed",
         "cocomix.errors",

@@ -15,8 +15,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from cocomix.artifact import write_atomically
+from cocomix.checked import parse
 from cocomix.errors import UserError, suggestion
-from cocomix.params import FILE, Params, parse
+from cocomix.params import FILE, Params
 
 FOLDER = Path("presets")
 

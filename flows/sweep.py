@@ -27,8 +27,9 @@ from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML, YAMLError
 
 from cocomix.artifact import write_atomically
+from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
-from cocomix.params import FILE, Params, parse, read_yaml
+from cocomix.params import FILE, Params
 from cocomix.report.comparison import spread
 from cocomix.report.facts import METRICS, read_run, run_files
 from cocomix.report.wording import duration, over_seeds, si, table

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from cocomix.checked import parse
 from cocomix.errors import UserError
-from cocomix.params import parse
 
 
 class Facts(BaseModel):
