@@ -1,4 +1,6 @@
-"""The documentation of the installed packages and of the standard library, as a corpus.
+"""The documentation of the standard library and of the packages that the pipeline needs, as a corpus.
+
+Only those packages: what else is installed beside them (tools, extras) must not change what a model learns.
 
 It needs no download and is real expository English. It is also full of templates: packages repeat their own
 phrases, so paragraphs are dropped that differ from an earlier one in names and numbers only, and a whole package
@@ -15,17 +17,21 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from email import message_from_bytes
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from cocomix.corpus.prose import fold, paragraphs
 from cocomix.corpus.store import Document
+from cocomix.errors import UserError
 from cocomix.progress import Progress, progress
 from cocomix.splits import Split
 from cocomix.workers import in_order
 
-_OURS = "cocomix"
+_OURS, _EXTRA = "cocomix", "pipeline"
 _MIN_CHARACTERS = 100
 """A shorter document teaches nothing about context."""
 _BATCH = 32
@@ -57,8 +63,8 @@ class InstalledDocs(NamedTuple):
 
 
 def versions() -> str:
-    """Digest of what is installed: with the code, it decides what is read."""
-    names = sorted(f"{each.name}=={each.version}" for each in distributions() if each.name != _OURS)
+    """Digest of the versions of what is read: with the code, they decide the corpus."""
+    names = [f"{name}=={each.version}" for name, each in needed().items()]
     return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
 
 
@@ -117,15 +123,42 @@ def split_groups(sizes: Mapping[str, int], validation_share: float, test_share: 
     return splits
 
 
+def needed() -> dict[str, Distribution]:
+    """The installed distributions that the pipeline needs, directly or not, by name, in alphabetical order.
+
+    Raises:
+        UserError: when this project is not installed, which is what knows them.
+    """
+    found: dict[str, Distribution] = {}
+    done: set[tuple[str, str]] = set()
+    waiting = [(_OURS, ""), (_OURS, _EXTRA)]
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in done:
+            continue
+        done.add((name, extra))
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:  # for another platform, or not used
+            continue
+        for requirement in map(Requirement, found[name].requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(requirement.name), each) for each in ("", *requirement.extras)]
+    if _OURS not in found:
+        raise UserError(
+            "corpus.source: installed-docs needs this project to be installed: pip install -e '.[pipeline]'"
+        )
+    return {name: each for name, each in sorted(found.items()) if name != _OURS}
+
+
 def find_origins() -> list[Origin]:
     """All files with documentation, but tests, vendored copies and this project.
 
     In the order of a hash of their names: any first part of them has something of every large package.
     """
     found = list(_standard_library())
-    for distribution in distributions():
-        if distribution.name != _OURS:
-            found += _files_of(distribution)
+    for each in needed().values():
+        found += _files_of(each)
     # A file that two distributions claim is read once; names before paths, so that the place does not matter.
     once = {origin.source: origin for origin in sorted(found)}.values()
     return sorted(once, key=lambda origin: hashlib.sha256(origin.source.encode()).digest())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cocomix.corpus import installed
 from cocomix.corpus.installed import Origin, find_origins, read_installed_docs, split_groups
+from cocomix.errors import UserError
 from cocomix.runtime import runtime
 
 PROSE = "The optimizer keeps a running average of the gradient, which it uses to scale the step."
@@ -114,6 +115,18 @@ def test_origins_are_real_modules_without_tests_and_without_this_project() -> No
     assert len(set(sources)) == len(sources)
     assert {"python/ast.py", "numpy/_globals.py", "numpy (description)"} <= set(sources)
     assert not any(origin.group == "cocomix" or "/tests/" in origin.source for origin in origins)
+
+
+def test_tools_beside_the_pipeline_are_not_read() -> None:
+    found = installed.needed().keys()
+    assert {"numpy", "prefect", "torch", "dvc-data"} <= found
+    assert found.isdisjoint({"cocomix", "pip", "pytest", "ruff"})
+
+
+def test_a_project_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "_OURS", "cocomix-elsewhere")
+    with pytest.raises(UserError, match="needs this project to be installed"):
+        installed.needed()
 
 
 groups = st.dictionaries(st.text("abcdefgh", min_size=1, max_size=4), st.integers(1, 100), min_size=80, max_size=120)
