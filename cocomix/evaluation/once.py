@@ -1,0 +1,57 @@
+"""Measurements that are made once: of one model, with one specification, on the same data, by the same code."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from cocomix import distributed
+from cocomix.artifact import write_atomically
+from cocomix.runtime import runtime
+from cocomix.sources import digest_of_sources
+
+MEASURED = Path("artifacts/.measured")
+
+Result = TypeVar("Result")
+
+
+def once(
+    kind: str, key: Mapping[str, Any], compute: Callable[[], Result], result: type[Result], code: Path | str
+) -> Result:
+    """What `compute` returns, from `artifacts/.measured` if it was computed before.
+
+    All processes of a job call it together, and all get what the first one computed; the others' results may differ in
+    rounding, or be anything where only the first one computes. A file that is damaged is computed again.
+
+    Args:
+        kind: what is measured, for people who look into the files.
+        key: all that decides the result: JSON values, such as the digests of the model and of the data.
+        result: its type, of dataclasses, named tuples, lists and dicts of JSON values.
+        code: the module file that measures (`__file__`): with what it imports, it is part of the key.
+    """
+    identity = {"kind": kind, "key": dict(key), "code": digest_of_sources(Path(code))}
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    path, adapter = MEASURED / f"{name}.json", TypeAdapter(result)
+    is_first = runtime().rank == 0
+    if not distributed.maximum(is_first and _is_intact(path, adapter)):
+        computed = compute()
+        if is_first:
+            content = identity | {"result": adapter.dump_python(computed, mode="json")}
+            write_atomically(path, (json.dumps(content) + "\n").encode())
+        distributed.barrier()
+    return _read(path, adapter)
+
+
+def _is_intact(path: Path, adapter: TypeAdapter[Result]) -> bool:
+    try:
+        _read(path, adapter)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _read(path: Path, adapter: TypeAdapter[Result]) -> Result:
+    return adapter.validate_python(json.loads(path.read_bytes())["result"])
