@@ -6,7 +6,7 @@ It names the file, the key, the value, and what is allowed; for an unknown key, 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -100,13 +100,20 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, where:
 def _locate(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[list[int | str], list[str]]:
     """Pydantic's path without the types it tried, and the keys allowed where it ends."""
     location: list[int | str] = []
-    inside: type[BaseModel] | None = model
+    annotation: object = model
     for part in path:
-        fields = inside.model_fields if inside else {}
-        if isinstance(part, int) or inside:
-            location.append(part)
-        if inside and part not in fields:
+        inside = _section(annotation)
+        named = get_origin(annotation) is dict
+        if part == "[key]":  # what is wrong is the key before it
             break
-        annotation = fields[str(part)].annotation if inside else None
-        inside = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        if isinstance(part, int) or inside or named:
+            location.append(part)
+        if inside and part not in inside.model_fields:
+            return location, list(inside.model_fields)
+        annotation = get_args(annotation)[1] if named else inside.model_fields[str(part)].annotation if inside else None
+    inside = _section(annotation)
     return location, list(inside.model_fields if inside else ())
+
+
+def _section(annotation: object) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -416,11 +416,39 @@ class PretrainParams(Section):
         return self
 
 
+class EvaluationCorpusParams(Section):
+    """Further text to measure on, from files as of `FilesParams`."""
+
+    paths: Annotated[list[str], Field(min_length=1)]
+    text_field: str = "text"
+    megabytes: Annotated[float, Field(gt=0)] | None = None
+    """Text to take at most, from the beginning, in 10^6 UTF-8 bytes; none: all."""
+
+
+def _is_corpus_name(name: str) -> str:
+    if name in ("train", "validation", "test") or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        raise ValueError("allowed: a letter, then letters, digits, _ and -; not train, validation, test: our corpus's")
+    return name
+
+
 class EvaluateParams(Section):
     """What is measured on the finished models."""
 
     batch_size: Positive
     """Windows in a forward pass."""
+    stride: Positive | None = None
+    """Tokens between the starts of two windows: each token is predicted once, from at least context - stride tokens.
+    None: windows follow each other, and the first token of each is not predicted."""
+    corpora: dict[Annotated[str, AfterValidator(_is_corpus_name)], EvaluationCorpusParams] = {}
+    """By the name that the metrics give them."""
+    intervention_windows: Positive
+    """Validation windows on which the concepts of a model are changed, to see what its loss makes of it."""
+    tasks: list[str] = []
+    """Of lm-eval, by their names there."""
+    tasks_dir: str | None = None
+    """Folder of the tasks' data; none: the hub."""
+    task_limit: Positive | None = None
+    """Examples of each task at most."""
 
 
 class ReportParams(Section):
@@ -467,6 +495,11 @@ class Params(Section):
             raise ValueError(
                 f"pretrain.cocomix.concept_k ({self.pretrain.cocomix.concept_k}) must not exceed "
                 f"sae.latents ({self.sae.latents})"
+            )
+        if self.evaluate.stride is not None and self.evaluate.stride >= self.tokenize.context:
+            raise ValueError(
+                f"evaluate.stride ({self.evaluate.stride}) must be below tokenize.context ({self.tokenize.context}): "
+                "a window's first token has nothing before it"
             )
         if self.activations.tokens < self.sae.batch_size:
             raise ValueError(

@@ -49,7 +49,16 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("[ntp, cocomix]", "[npt]", "pretrain.methods.0: 'npt': input should be 'ntp', 'kd', 'pause' or 'cocomix'"),
         ("evaluate:", "evalute:", "evalute: unknown key; did you mean 'evaluate'?"),
         ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, evaluate, "),
-        ("evaluate:\n  batch_size: 32", "evaluate: [1] #", "evaluate: must be a section of 'key: value', not [1]"),
+        ("report:\n  title:", "report: [1] #", "report: must be a section of 'key: value', not [1]"),
+        ("corpora: {}", "corpora: {a: 3}", "evaluate.corpora.a: must be a section of 'key: value', not 3"),
+        ("corpora: {}", "corpora: {a: {}}", "evaluate.corpora.a.paths: missing; it must be given"),
+        ("corpora: {}", "corpora: {a: {path: x}}", "evaluate.corpora.a.path: unknown key; did you mean 'paths'?"),
+        (
+            "corpora: {}",
+            "corpora: {test: {paths: [x]}}",
+            "evaluate.corpora.test: 'test': allowed: a letter, then lette",
+        ),
+        ("stride: null", "stride: 128", "evaluate.stride (128) must be below tokenize.context (128): a window's first"),
         (
             "d_model: 128, n_layer: 4, n_head: 4",
             "d_model: 128, n_layer: 4, n_head: 5",
