@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from cocomix.modeling.accounting import flops_per_token, parameters, parameters_of
 from cocomix.modeling.card import Trained, model_card
+from cocomix.modeling.concept_edits import Ablate, ConceptEdits, Concepts, Edit, Scale, Set, Swap
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
 from cocomix.modeling.modeling_cocomix import CoCoMixCache, CoCoMixForCausalLM, CoCoMixModel, CoCoMixOutput
 from cocomix.modeling.shapes import Sources, config_of, gpt2_shape, shapes
@@ -17,12 +18,19 @@ CoCoMixConfig.register_for_auto_class()
 CoCoMixForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
+    "Ablate",
     "CoCoMixCache",
     "CoCoMixConfig",
     "CoCoMixForCausalLM",
     "CoCoMixModel",
     "CoCoMixOutput",
+    "ConceptEdits",
+    "Concepts",
+    "Edit",
+    "Scale",
+    "Set",
     "Sources",
+    "Swap",
     "Trained",
     "config_of",
     "flops_per_token",

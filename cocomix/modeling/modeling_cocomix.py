@@ -30,6 +30,7 @@ from transformers.models.gpt2.modeling_gpt2 import (
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
+from .concept_edits import ConceptEdits, Concepts, edited, is_by_row
 from .configuration_cocomix import CoCoMixConfig
 from .kernels import predict, top_k
 
@@ -102,21 +103,29 @@ class ConceptHead(nn.Module):
             # Row = concept: only the rows of the predicted concepts are read.
             self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Mixture:
+    def forward(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        edits: ConceptEdits | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Mixture:
         """Predict and compress.
 
         Args:
             hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks.
             labels: concepts of each position, int64 [batch, seq, k_attr], negative where there is none: gives their
                 loss instead of the logits, which then never exist at once.
+            edits: changes to what is mixed, at the positions `position_ids` [batch, seq]; without `labels`.
         """
         if self.config.concept_head == "equations":
-            concepts = self._predicted(hidden, labels)
+            concepts = self._edited(self._predicted(hidden, labels), edits, position_ids)
             vector = self._compressed(concepts).view_as(hidden) + self.pre_bias if self._mixes else None
         else:
             std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
             std = std + 1e-5
-            concepts = self._predicted((hidden - mean) / std - self.pre_bias, labels)
+            predicted = self._predicted((hidden - mean) / std - self.pre_bias, labels)
+            concepts = self._edited(predicted, edits, position_ids)
             vector = (self._compressed(concepts).view_as(hidden) + self.pre_bias) * std + mean if self._mixes else None
         return Mixture(vector, concepts.logits, concept_loss=concepts.loss)
 
@@ -132,6 +141,16 @@ class ConceptHead(nn.Module):
             return _Concepts(strengths, indices, logits=logits)
         rows = predict(x.flatten(0, 1), self.predictor.weight, self.predictor.bias, labels.flatten(0, 1), k)
         return _Concepts(rows.strengths, rows.indices, loss=rows.loss)
+
+    def _edited(self, concepts: _Concepts, edits: ConceptEdits | None, position_ids: Tensor | None) -> _Concepts:
+        if edits is None:
+            return concepts
+        assert concepts.logits is not None
+        assert position_ids is not None
+        shape = (*concepts.logits.shape[:2], -1)
+        strengths, indices = concepts.strengths.view(shape), concepts.indices.view(shape)
+        mixed = edited(Concepts(strengths, indices, concepts.logits, position_ids), edits)
+        return concepts._replace(strengths=mixed.strengths.flatten(0, 1), indices=mixed.indices.flatten(0, 1))
 
     def _compressed(self, concepts: _Concepts) -> Tensor:
         strengths = concepts.strengths.detach() if self.config.stop_gradient else concepts.strengths
@@ -307,6 +326,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         concept_labels: Tensor | None = None,
+        concept_edits: ConceptEdits | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput:
         """Run the model.
@@ -317,6 +337,9 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             position_ids: [batch, seq]; default: counted from the cache's length.
             past_key_values: a `CoCoMixCache`.
             concept_labels: concepts of each position, int64 [batch, seq, k_attr], negative where there is none.
+            concept_edits: changes to the predicted concepts before they are mixed (`concept_edits.py`), for all rows or
+                a list for each row. The keys and values in the cache keep the edits with which they were made.
+                `concept_logits` of the output is what was predicted, unedited.
         """
         use_cache = use_cache if use_cache is not None else self.config.use_cache and not self.training
         if self.gradient_checkpointing and self.training:
@@ -335,7 +358,12 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         for block in lower:
             hidden = block(hidden, past_key_values, mask, **kwargs)
 
-        mixture: Mixture = self.mixer(hidden) if concept_labels is None else self.mixer(hidden, concept_labels)
+        mixture: Mixture
+        if concept_edits:
+            self._check_editable(concept_labels)
+            mixture = self.mixer(hidden, edits=concept_edits, position_ids=position_ids)
+        else:
+            mixture = self.mixer(hidden) if concept_labels is None else self.mixer(hidden, concept_labels)
         if mixture.vector is not None:
             vector = mixture.vector.to(hidden.dtype)
             hidden = self._interleaved(hidden, vector) if self.config.interleaves else hidden + vector
@@ -353,6 +381,16 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             base_hidden=mixture.base_hidden,
             past_key_values=past_key_values if use_cache else None,
         )
+
+    def _check_editable(self, concept_labels: Tensor | None) -> None:
+        predicts, mixing = self.config.predicts, self.config.mixing
+        if predicts != "concepts" or mixing == "none":
+            raise ValueError(
+                f"concept_edits: this model mixes no concepts (predicts: {predicts}, mixing: {mixing}), so there is "
+                "nothing to edit"
+            )
+        if concept_labels is not None:
+            raise ValueError("concept_edits and concept_labels: give one of them; the concept loss is of no edit")
 
     def _interleaved(self, hidden: Tensor, vector: Tensor) -> Tensor:
         if self.config.mixing == "interleave_with_state":
@@ -391,6 +429,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        concept_edits: ConceptEdits | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -410,6 +449,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             past_key_values,
             inputs_embeds,
             use_cache,
+            concept_edits=concept_edits,
             return_dict=True,
             **kwargs,
         )
@@ -420,6 +460,17 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             )
         output = CoCoMixOutput(loss=loss, logits=logits, **body)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, *args: Any, **model_kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        edits = model_kwargs.get("concept_edits")
+        if edits and is_by_row(edits):  # beams and further samples of a row have its edits
+            model_kwargs["concept_edits"] = [each for each in edits for _ in range(expand_size)]
+        expanded: tuple[Tensor, dict[str, Any]] = super()._expand_inputs_for_generation(
+            expand_size, *args, **model_kwargs
+        )
+        return expanded
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
         kind, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
