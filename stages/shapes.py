@@ -1,6 +1,7 @@
 """Stage `shapes`: the shape of each method's model, matched to CoCoMix's as `pretrain.match` asks."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
-    """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration."""
+    """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration.
+
+    metrics/shapes.json says what they were matched with: the dictionary's size, and the FLOPs of the base model's
+    forward pass a token, whole and up to the layer of the concepts.
+    """
     tokens = Tokens(ARTIFACTS / "tokens")
     base, sae = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
     section = params.pretrain
@@ -31,12 +36,15 @@ def run(params: Params) -> None:
         )
         with work.write("shapes.json") as pending:
             pending.path.write_bytes(to_json(shapes(section, tokens, sources)))
+        flops = {"base_flops": sources.base_flops, "base_flops_to_layer": sources.base_flops_to_layer}
+        (work.side / "metrics.json").write_bytes(to_json(flops | {"latents": sources.latents}))
         return {}
 
     used = section.model_dump(include={"match", "model", "pause"})
     used["cocomix"] = section.cocomix.model_dump(exclude={"concept_weight", "hidden_loss"})
     inputs = {"tokens": tokens.artifact, "base": base, "sae": sae}
-    produce("shapes", ARTIFACTS / "shapes", inputs, used, compute)
+    side = {"metrics.json": Path("metrics/shapes.json")}
+    produce("shapes", ARTIFACTS / "shapes", inputs, used, compute, side)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,19 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cocomix import distributed, interrupt
 from cocomix.allocator import keep_freed_memory
-from cocomix.artifact import Artifact, Work
+from cocomix.artifact import Artifact, Work, write_atomically
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import Params, load
@@ -83,19 +84,58 @@ def produce(
         inputs: artifacts, or digests of other inputs, by name.
         params: what the result depends on, as JSON values.
         compute: does the work in the `Work` it gets, and returns the facts for the manifest's `about`.
-        side: see `Work`.
+        side: see `Work`. A file for metrics/ gets the key `usage`: what the machine gave.
     """
     digests = {name: each if isinstance(each, str) else each.digest for name, each in inputs.items()}
     with Work(stage, out, digests, params, side) as work:
         if not work.finished:
-            about = compute(work)
-            distributed.barrier()
+            with _timed(work.path / "seconds"):
+                about = compute(work)
+            peak_memory = distributed.maximum(_peak_memory())
             if runtime().rank == 0:
+                _add_usage(
+                    work, [name for name, place in (side or {}).items() if "metrics" in place.parts], peak_memory
+                )
                 work.finish(about)
         else:
             say(f"{stage}: already computed, publishing it")
         if runtime().rank == 0:
             work.publish()
+
+
+@contextmanager
+def _timed(path: Path) -> Iterator[None]:
+    """Add the time inside to the seconds in the file; those of a killed process are lost."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        if runtime().rank == 0:
+            before = float(path.read_text()) if path.exists() else 0.0
+            write_atomically(path, f"{before + time.monotonic() - started:.3f}".encode())
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process held, or one that it started: a GPU's where it computes on one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    if "torch" not in sys.modules:
+        return max(started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    from cocomix.device import peak_memory
+
+    return max(started, peak_memory())
+
+
+def _add_usage(work: Work, metrics: Sequence[str], peak_memory: int) -> None:
+    usage = {
+        "seconds": float((work.path / "seconds").read_text()),
+        "peak_memory": peak_memory,
+        "bytes": sum(each.bytes for each in work.records().values()),
+        "processes": runtime().world_size,
+    }
+    for name in metrics:
+        path = work.side / name
+        path.write_bytes(to_json(json.loads(path.read_bytes()) | {"usage": usage}))
 
 
 def to_json(content: object) -> bytes:

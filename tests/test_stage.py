@@ -1,5 +1,6 @@
 """Real stage processes, told to stop, killed, and run again."""
 
+import json
 import os
 import random
 import shutil
@@ -97,6 +98,28 @@ def test_a_stage_publishes_and_a_second_run_computes_nothing() -> None:
     again = run(*ALONE)
     assert again.returncode == 0
     assert again.stderr == "toy: already computed, publishing it\n"
+
+
+def usage() -> dict[str, float]:
+    return json.loads(Path("metrics/toy.json").read_text())["usage"]
+
+
+@pytest.mark.parametrize(("arguments", "count"), [(ALONE, 1), (SHARED, 2)])
+def test_the_metrics_say_what_the_stage_took(arguments: tuple[str, ...], count: int) -> None:
+    assert run(*arguments).returncode == 0
+    took = usage()
+    assert took["seconds"] >= 0.02 * 12 / count
+    assert took["bytes"] == 12 * 20_000
+    assert took["peak_memory"] > 2**20
+    assert took["processes"] == count
+
+
+def test_the_seconds_of_a_stopped_process_count_too() -> None:
+    with start(*ALONE) as process:
+        wait_until(lambda: finished_files() >= 6)
+        process.terminate()
+    assert run(*ALONE).returncode == 0
+    assert usage()["seconds"] >= 0.02 * 12
 
 
 def test_bad_input_is_one_line_and_status_2() -> None:
