@@ -2,8 +2,9 @@
 
 At each position the model predicts strengths of all concepts, the logits z, and keeps the `concept_k` largest: TopK(z),
 a sparse vector with an entry a concept, which is mixed (paper Eq. 3). An edit is a function from `Concepts` to
-`Concepts`; `Scale`, `Ablate`, `Set` and `Swap` are such functions, and so is any other. They are applied in the order in
-which they are given, to TopK(z); those with `before_selection` come first, and act on z, before the largest are kept.
+`Concepts`; `Scale`, `Ablate`, `Set` and `Swap` are such functions, and so is any other. They are applied in the order
+in which they are given, to TopK(z); those with `before_selection` come first, and act on z, of which the largest are
+then kept.
 
 Strengths are in the units of z: exp(z) is proportional to the predicted probability that the concept is a label. With
 `concept_head: released` a concept adds its strength times its row of `compress` times the standard deviation over the
@@ -69,8 +70,8 @@ class Scale(_Somewhere):
     """Multiply a concept's strength.
 
     As it is, where the concept is among the selected: other positions are left alone. With `before_selection`
-    everywhere, as the paper steers (section 3.2): a concept that is not far below the selected may come in, and one that
-    is made smaller drops out for the next; a negative factor forces it in where z was negative.
+    everywhere, as the paper steers (section 3.2): a concept that is not far below the selected may come in, and one
+    that is made smaller drops out for the next; a negative factor forces it in where z was negative.
     """
 
     concept: int

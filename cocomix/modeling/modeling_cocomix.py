@@ -461,6 +461,23 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         output = CoCoMixOutput(loss=loss, logits=logits, **body)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
+    @torch.no_grad()
+    def concepts(self, input_ids: Tensor) -> Concepts:
+        """The `concept_k` predicted concepts of each position, strongest first.
+
+        Args:
+            input_ids: [batch, seq].
+
+        Raises:
+            ValueError: when the model predicts no concepts.
+        """
+        if self.config.predicts != "concepts":
+            raise ValueError(f"this model predicts no concepts (predicts: {self.config.predicts})")
+        logits = self.transformer(input_ids, use_cache=False).concept_logits
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None].expand_as(input_ids)
+        strengths, indices = logits.topk(self.config.concept_k)
+        return Concepts(strengths, indices, logits, positions)
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, *args: Any, **model_kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:

@@ -1,0 +1,88 @@
+"""The same edits on the base model, through its autoencoder: the comparison that the paper draws (section 3.2).
+
+The activation is encoded, its latents are edited, and what the edit changes in the reconstruction is added to the
+activation: h + decode(edited) - decode(latents), in the scale of h. What the autoencoder cannot reconstruct stays in
+place, so no edit is no change, and an edit is not undone by the rest.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cocomix.base import residual_edited
+from cocomix.modeling.concept_edits import ConceptEdits, Concepts, edited, is_by_row
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.sae.sparse import weighted_sum
+
+
+@contextmanager
+def concepts_edited(base: PreTrainedModel, sae: SparseAutoencoder, edits: ConceptEdits) -> Iterator[None]:
+    """Inside, every forward pass of `base`, and so its `generate`, has its latents edited at the autoencoder's place.
+
+    `Concepts.strengths` are the active latents (with abstopk their sizes), `logits` the latents before the activation
+    function. With a list of edits for each row, beams are rows too.
+
+    Raises:
+        ValueError: when an edit is of what comes before the selection, or, on a forward pass, names no concept.
+    """
+    every = [edit for row in edits for edit in row] if is_by_row(edits) else edits  # type: ignore[union-attr]
+    if any(getattr(edit, "before_selection", False) for edit in every):
+        raise ValueError("concept_edits: through an autoencoder, edits are of active latents; drop before_selection")
+    if not every:
+        yield
+        return
+    positions: list[Tensor] = []
+
+    def note_positions(_model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        positions[:] = [_positions(args, inputs)]
+
+    def change(hidden: Tensor) -> Tensor:
+        return hidden + _change(sae, hidden, positions[0], edits)
+
+    handle = base.register_forward_pre_hook(note_positions, with_kwargs=True)
+    try:
+        with residual_edited(base, sae.config.layer, change, sae.config.location):
+            yield
+    finally:
+        handle.remove()
+
+
+def _positions(args: tuple[Any, ...], inputs: dict[str, Any]) -> Tensor:
+    """The places of a forward pass's tokens in their texts, as the model counts them: int64 [batch or 1, seq]."""
+    if (given := inputs.get("position_ids")) is not None:
+        return given
+    tokens = args[0] if args else inputs["input_ids"]
+    cache = inputs.get("past_key_values")
+    past = cache.get_seq_length() if cache is not None else 0
+    return torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+
+
+def _change(sae: SparseAutoencoder, hidden: Tensor, positions: Tensor, edits: ConceptEdits) -> Tensor:
+    """What edits change in the reconstruction of activations [batch, seq, d_model]."""
+    shape = hidden.shape[:2]
+    normalized = sae.normalize(hidden.flatten(0, 1).float())
+    latents = sae.as_concepts(sae.encode(normalized.x))
+    before = torch.addmm(sae.latent_bias, normalized.x - sae.pre_bias, sae.encoder.T)
+    if sae.config.architecture == "abstopk":  # a latent is one concept for either sign
+        before = torch.cat([before, -before], dim=1)
+    found = Concepts(
+        strengths=latents.values.abs().view(*shape, -1),
+        indices=latents.indices.view(*shape, -1),
+        logits=before.view(*shape, -1),
+        positions=positions,
+    )
+    after, as_it_was = _decoded(sae, edited(found, edits)), _decoded(sae, found)
+    change = (after - as_it_was) * normalized.std
+    return change.view_as(hidden).to(hidden.dtype)
+
+
+def _decoded(sae: SparseAutoencoder, concepts: Concepts) -> Tensor:
+    """The part of the reconstruction that concepts make, [batch * seq, d_model]."""
+    strengths, indices = concepts.strengths.flatten(0, 1), concepts.indices.flatten(0, 1)
+    opposite = indices >= sae.config.latents
+    values = torch.where(opposite, -strengths, strengths)
+    return weighted_sum(values, sae.decoder, torch.where(opposite, indices - sae.config.latents, indices))

@@ -1,0 +1,161 @@
+"""Reading a text's concepts: which ones a CoCoMix model predicts, which ones are labels, what mixing them is worth."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from cocomix.attribution.labelling import label_windows
+from cocomix.base import micro_batch
+from cocomix.errors import UserError
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling.modeling_cocomix import Mixture
+from cocomix.params import AttributionParams
+from cocomix.sae.autoencoder import SparseAutoencoder
+
+
+class Extractor(NamedTuple):
+    """What concepts come from."""
+
+    base: PreTrainedModel
+    sae: SparseAutoencoder
+    params: AttributionParams
+    """How labels are made."""
+
+
+class Concept(NamedTuple):
+    """A concept at a position."""
+
+    concept: int
+    strength: float
+    """Of a predicted one its logit; of a label its attribution score."""
+    label: str | None
+    """What it means, where that is known."""
+
+
+class Position(NamedTuple):
+    """A token, and what is known of its concepts."""
+
+    token: int
+    text: str
+    predicted: list[Concept]
+    """The `concept_k` that are mixed (or would be), strongest first."""
+    labelled: list[Concept] | None
+    """Those that attribution labels it with, best first; none without an extractor."""
+    gain: float | None
+    """What mixing at this position is worth for its next token (`information_gain`), nats; none at the last one, and
+    where nothing is mixed."""
+
+
+@torch.no_grad()
+def concepts(
+    model: CoCoMixForCausalLM,
+    text: str | list[int],
+    tokenizer: PreTrainedTokenizerFast,
+    extractor: Extractor | None = None,
+    labels: Mapping[int, str] | None = None,
+) -> list[Position]:
+    """The concepts at each position of a text.
+
+    Args:
+        text: or its token ids.
+        extractor: the base model and the autoencoder of the pipeline that made `model`, to label the text too.
+        labels: what concepts mean, by number.
+
+    Raises:
+        UserError: when the model predicts no concepts, or the text is empty or longer than a model can read.
+    """
+    ids = encode(model, text, tokenizer)[0]
+    if model.config.predicts != "concepts":
+        raise UserError(f"this model predicts no concepts (predicts: {model.config.predicts})")
+    found = model.concepts(ids[None])
+    mixed = [each[0].tolist() for each in (found.indices, found.strengths)]
+    labelled = _labelled(extractor, ids) if extractor else None
+    gains = information_gain(model, ids).tolist() if model.config.mixing != "none" else [None] * (len(ids) - 1)
+    names = labels or {}
+
+    def named(numbers: list[int], strengths: list[float]) -> list[Concept]:
+        return [Concept(n, s, names.get(n)) for n, s in zip(numbers, strengths, strict=True)]
+
+    return [
+        Position(
+            token=token,
+            text=tokenizer.decode([token]),
+            predicted=named(mixed[0][t], mixed[1][t]),
+            labelled=named(*labelled[t]) if labelled is not None else None,
+            gain=gain,
+        )
+        for t, (token, gain) in enumerate(zip(ids.tolist(), [*gains, None], strict=True))
+    ]
+
+
+def encode(
+    model: PreTrainedModel, text: str | list[int], tokenizer: PreTrainedTokenizerFast, new_tokens: int = 0
+) -> Tensor:
+    """Token ids of a text, on the model's device: int64 [1, seq].
+
+    Raises:
+        UserError: when it is empty, or longer than the model can read with `new_tokens` more.
+    """
+    ids: list[int] = tokenizer(text).input_ids if isinstance(text, str) else text
+    limit = model.config.max_position_embeddings
+    if not ids:
+        raise UserError("the text is empty; give at least one token")
+    if len(ids) + new_tokens > limit:
+        more = f" and {new_tokens} new ones" if new_tokens else ""
+        raise UserError(f"the text has {len(ids)} tokens{more}; the model reads at most {limit}")
+    return torch.tensor([ids], device=model.device)
+
+
+@torch.no_grad()
+def information_gain(model: CoCoMixForCausalLM, ids: Tensor) -> Tensor:
+    """What the mixed vector of each position is worth for its next token, all others being mixed as they are.
+
+    The next token's loss with zeros for that vector, less the loss as it is; nats, [seq - 1].
+
+    Args:
+        ids: int64 [seq], at least 1.
+    """
+    count = len(ids) - 1
+    gains = [ids.new_zeros(0, dtype=torch.float32)]
+    for some in torch.split(torch.arange(count, device=ids.device), micro_batch(len(ids))):
+        rows = torch.arange(len(some), device=ids.device)
+
+        def loss(hidden: Tensor, rows: Tensor = rows, some: Tensor = some) -> Tensor:
+            logits = model.lm_head(hidden[rows, some]).float()
+            return nn.functional.cross_entropy(logits, ids[some + 1], reduction="none")
+
+        def zeroed(
+            _mixer: nn.Module, _args: object, mixture: Mixture, rows: Tensor = rows, some: Tensor = some
+        ) -> Mixture:
+            assert mixture.vector is not None
+            vector = mixture.vector.clone()
+            vector[rows, some] = 0
+            return mixture._replace(vector=vector)
+
+        windows = ids.expand(len(some), -1)
+        as_is = loss(model.transformer(windows, use_cache=False).last_hidden_state)
+        handle = model.transformer.mixer.register_forward_hook(zeroed)
+        try:
+            without = loss(model.transformer(windows, use_cache=False).last_hidden_state)
+        finally:
+            handle.remove()
+        gains.append(without - as_is)
+    return torch.cat(gains)
+
+
+def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[float]]]:
+    """The labels of each position, and their scores."""
+    base, sae, params = extractor
+    limit = base.config.max_position_embeddings
+    if len(ids) > limit:
+        raise UserError(f"the text has {len(ids)} tokens; the base model reads at most {limit}")
+    found = label_windows(base, sae, ids[None], params)
+    none = np.iinfo(found.concepts.dtype).max
+    return [
+        ([int(n) for n in numbers if n != none], [float(s) for n, s in zip(numbers, scores, strict=True) if n != none])
+        for numbers, scores in zip(found.concepts[0], found.scores[0], strict=True)
+    ]

@@ -1,0 +1,49 @@
+"""Edits as text, which needs no quotes in a shell.
+
+412x4       strength of concept 412 times 4 (`Scale`)       412x-2.5
+77=0        without concept 77 (`Ablate`)
+9=2.5       concept 9 with strength 2.5 everywhere (`Set`)
+3~8         concepts 3 and 8 exchanged (`Swap`)
+9=2.5@4:    any of these at positions from 4 on             @4:9  @:9  @4
+"""
+
+import re
+from dataclasses import replace
+
+from cocomix.errors import UserError
+from cocomix.modeling.concept_edits import Ablate, Scale, Set, Swap
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+EDIT = re.compile(
+    rf"(?P<concept>\d+)(?:x(?P<factor>{NUMBER})|=(?P<strength>{NUMBER})|~(?P<other>\d+))"
+    r"(?:@(?P<start>\d+)?(?P<range>:(?P<stop>\d+)?)?)?"
+)
+
+
+def parse_edit(text: str, *, before_selection: bool = False) -> Scale | Ablate | Set | Swap:
+    """The edit that a text stands for.
+
+    Args:
+        before_selection: whether scaling and ablating act before the selection.
+
+    Raises:
+        UserError: when it stands for none.
+    """
+    found = EDIT.fullmatch(text)
+    if not found or text.endswith(("@", "@:")):
+        raise UserError(
+            f"edit {text!r}: write 412x4 (times 4), 77=0 (without), 9=2.5 (strength), 3~8 (exchange), each for some "
+            "positions with @4: or @4:9 or @4"
+        )
+    concept, start = int(found["concept"]), int(found["start"] or 0)
+    stop = int(found["stop"]) if found["stop"] else None if found["range"] or not found["start"] else start + 1
+    edit: Scale | Ablate | Set | Swap
+    if found["factor"]:
+        edit = Scale(concept, float(found["factor"]), before_selection)
+    elif found["other"]:
+        edit = Swap(concept, int(found["other"]))
+    elif float(found["strength"]) == 0:
+        edit = Ablate(concept, before_selection)
+    else:
+        edit = Set(concept, float(found["strength"]))
+    return replace(edit, start=start, stop=stop)
