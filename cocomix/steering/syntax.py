@@ -20,14 +20,19 @@ EDIT = re.compile(
 )
 
 
-def parse_edit(text: str, *, before_selection: bool = False) -> Scale | Ablate | Set | Swap:
+Written = Scale | Ablate | Set | Swap
+"""An edit that can be written."""
+
+
+def parse_edit(text: str, num_concepts: int, *, before_selection: bool = False) -> Written:
     """The edit that a text stands for.
 
     Args:
+        num_concepts: how many there are.
         before_selection: whether scaling and ablating act before the selection.
 
     Raises:
-        UserError: when it stands for none.
+        UserError: when it stands for none, or of a concept that does not exist.
     """
     found = EDIT.fullmatch(text)
     if not found or text.endswith(("@", "@:")):
@@ -35,9 +40,12 @@ def parse_edit(text: str, *, before_selection: bool = False) -> Scale | Ablate |
             f"edit {text!r}: write 412x4 (times 4), 77=0 (without), 9=2.5 (strength), 3~8 (exchange), each for some "
             "positions with @4: or @4:9 or @4"
         )
+    for number in filter(None, (found["concept"], found["other"])):
+        if int(number) >= num_concepts:
+            raise UserError(f"edit {text!r}: no concept {number}; the model has 0 to {num_concepts - 1}")
     concept, start = int(found["concept"]), int(found["start"] or 0)
     stop = int(found["stop"]) if found["stop"] else None if found["range"] or not found["start"] else start + 1
-    edit: Scale | Ablate | Set | Swap
+    edit: Written
     if found["factor"]:
         edit = Scale(concept, float(found["factor"]), before_selection)
     elif found["other"]:

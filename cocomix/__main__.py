@@ -1,0 +1,162 @@
+"""Read and change the concepts of a CoCoMix model.
+
+    python -m cocomix concepts "The function returns a list"             # predicted and labelled, token by token
+    python -m cocomix generate "The function returns" --edit 412x4       # a continuation, as it comes
+    python -m cocomix steer "The function returns" --edit 412x4 77=0     # the original beside the steered one
+    python -m cocomix steer "The function returns" --edit 9=2.5 --base   # and the same edits on the base model
+
+Edits: 412x4 concept 412 times 4; 77=0 without it; 9=2.5 with this strength everywhere; 3~8 exchanged; each at some
+positions only with @4: or @4:9 or @4. Run from the project's folder, or name --model and --artifacts.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from cocomix.artifact import MANIFEST
+from cocomix.errors import UserError
+from cocomix.params import load
+from cocomix.steering.autoencoder import concepts_edited
+from cocomix.steering.project import load_extractor, load_labels, load_model
+from cocomix.steering.reading import Concept, concepts, encode
+from cocomix.steering.show import Stream, said, side_by_side, table_of
+from cocomix.steering.syntax import Written, parse_edit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; what is wrong with it is one line."""
+    options = _parser().parse_args(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        options.command(options, Console(highlight=False, markup=False, emoji=False))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def show_concepts(options: argparse.Namespace, console: Console) -> None:
+    """The concepts of each token of a text."""
+    model, tokenizer = load_model(_folder(options))
+    labels_at_hand = (options.artifacts / "concepts" / MANIFEST).is_file()
+    extractor = load_extractor(options.artifacts, model) if labels_at_hand else None
+    positions = concepts(model, options.text, tokenizer, extractor, load_labels(options.artifacts))
+    if options.json:
+        rows = [
+            {**each._asdict(), "predicted": _plain(each.predicted), "labelled": _plain(each.labelled)}
+            for each in positions
+        ]
+        print(json.dumps(rows))
+    else:
+        console.print(table_of(positions, options.top))
+
+
+def generate(options: argparse.Namespace, console: Console) -> None:
+    """A continuation, edited or not."""
+    model, tokenizer = load_model(_folder(options))
+    edits, ids = _edits(options, model.config.num_concepts), encode(model, options.text, tokenizer, options.tokens)
+    if options.json:
+        text = _continuation(model, tokenizer, ids, options, concept_edits=edits)
+        print(json.dumps({"prompt": options.text, "edits": options.edit, "continuation": text}))
+    else:
+        console.print(Text(options.text, "dim"), end="", soft_wrap=True)
+        stream = Stream(tokenizer, console)
+        _continuation(model, tokenizer, ids, options, concept_edits=edits, streamer=stream)
+
+
+def steer(options: argparse.Namespace, console: Console) -> None:
+    """Continuations without and with edits, from the same random numbers."""
+    model, tokenizer = load_model(_folder(options))
+    edits, ids = _edits(options, model.config.num_concepts), encode(model, options.text, tokenizer, options.tokens)
+    found = {
+        "original": _continuation(model, tokenizer, ids, options),
+        "steered": _continuation(model, tokenizer, ids, options, concept_edits=edits),
+    }
+    if options.base:
+        base, sae, _ = load_extractor(options.artifacts, model)
+        encode(base, ids[0].tolist(), tokenizer, options.tokens)
+        found["base"] = _continuation(base, tokenizer, ids, options)
+        with concepts_edited(base, sae, edits):
+            found["base steered"] = _continuation(base, tokenizer, ids, options)
+    if options.json:
+        print(json.dumps({"prompt": options.text, "edits": options.edit, "continuations": found}))
+    else:
+        console.print(Text(said(edits, load_labels(options.artifacts)), "dim"), soft_wrap=True)
+        console.print(side_by_side(options.text, found))
+
+
+def _continuation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tensor, options: argparse.Namespace, **more: Any
+) -> str:
+    """What `model` says after the prompt ids [1, seq]."""
+    torch.manual_seed(options.seed)
+    sampling = {"do_sample": False} if options.greedy else {"do_sample": True, "temperature": options.temperature}
+    generated = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=options.tokens,
+        pad_token_id=tokenizer.eos_token_id,
+        **sampling,
+        **more,
+    )
+    text: str = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
+    return text
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    if options.model:
+        return Path(options.model)
+    return Path(options.artifacts) / "models" / f"cocomix-{load().pretrain.seeds[0]}"
+
+
+def _edits(options: argparse.Namespace, num_concepts: int) -> list[Written]:
+    if options.before_selection and getattr(options, "base", False):
+        raise UserError("--before-selection: the base model's edits are of active latents; leave it or --base out")
+    return [parse_edit(each, num_concepts, before_selection=options.before_selection) for each in options.edit]
+
+
+def _plain(found: Sequence[Concept] | None) -> list[dict[str, Any]] | None:
+    return None if found is None else [each._asdict() for each in found]
+
+
+def _parser() -> argparse.ArgumentParser:
+    first, _, rest = (__doc__ or "").partition("\n\n")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m cocomix", description=first, epilog=rest, formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in {"concepts": show_concepts, "generate": generate, "steer": steer}.items():
+        each = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        each.set_defaults(command=command)
+        each.add_argument("text", help="what the model reads")
+        each.add_argument("--model", type=Path, help="its folder; default: artifacts/models/cocomix-<first seed>")
+        each.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="of the pipeline that made it")
+        each.add_argument("--json", action="store_true", help="one JSON value instead")
+        if command is show_concepts:
+            each.add_argument("--top", type=int, default=4, help="predicted concepts to show (default: 4)")
+            continue
+        each.add_argument(
+            "--edit", nargs="+", default=[], metavar="EDIT", help="such as 412x4", required=command is steer
+        )
+        each.add_argument(
+            "--before-selection", action="store_true", help="scale and ablate before the largest are kept"
+        )
+        each.add_argument("--tokens", type=int, default=40, help="new tokens at most (default: 40)")
+        each.add_argument("--temperature", type=float, default=0.8, help="of sampling (default: 0.8)")
+        each.add_argument("--greedy", action="store_true", help="the likeliest token each time")
+        each.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+        if command is steer:
+            each.add_argument("--base", action="store_true", help="also the base model, through its autoencoder")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What a finished pipeline left that reads and changes concepts: models, labels, what concepts mean."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from cocomix.artifact import MANIFEST, Artifact
+from cocomix.attribution.labels import ConceptLabels
+from cocomix.base import load_base
+from cocomix.checked import parse
+from cocomix.device import device
+from cocomix.errors import UserError
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.params import AttributionParams
+from cocomix.sae.autoencoder import load_sae
+from cocomix.steering.reading import Extractor
+
+
+def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFast]:
+    """A CoCoMix model in fp32 for inference, on this process's device, and its tokenizer.
+
+    Raises:
+        UserError: when the folder holds none, or the artifact is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model there (no config.json); name a folder such as artifacts/models/cocomix-0")
+    if (folder / MANIFEST).is_file():
+        Artifact(folder).verified()
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, CoCoMixConfig) or config.predicts != "concepts":
+        predicts = f" that predicts {config.predicts}" if isinstance(config, CoCoMixConfig) else ""
+        raise UserError(f"{folder}: a {config.model_type} model{predicts}; concepts need one that predicts concepts")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.requires_grad_(False).eval().to(device()), AutoTokenizer.from_pretrained(folder)
+
+
+def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
+    """The base model and the autoencoder that `model` learned its concepts from, and how labels were made.
+
+    Raises:
+        UserError: when one of them is missing or damaged, or has other concepts than `model`.
+    """
+    labels = ConceptLabels(Artifact(artifacts / "concepts"))
+    if labels.latents != model.config.num_concepts:
+        raise UserError(
+            f"{artifacts / 'concepts'}: has {labels.latents} concepts, the model {model.config.num_concepts}; they are "
+            "of different pipelines"
+        )
+    manifest = Artifact(artifacts / "concepts").manifest
+    params = parse(AttributionParams, manifest.params, str(artifacts / "concepts" / MANIFEST))
+    base = load_base(Artifact(artifacts / "base"), labels.context)
+    return Extractor(base, load_sae(Artifact(artifacts / "sae")), params)
+
+
+def load_labels(artifacts: Path) -> dict[int, str]:
+    """What concepts mean, by number; nothing without an atlas."""
+    if not (artifacts / "atlas" / MANIFEST).is_file():
+        return {}
+    table = pq.read_table(Artifact(artifacts / "atlas").file("concepts.parquet"), columns=["concept", "label"])
+    return {row["concept"]: row["label"] for row in table.to_pylist()}

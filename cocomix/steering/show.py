@@ -1,0 +1,89 @@
+"""Concepts and continuations for people, in colour where the terminal has it."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerFast, TextStreamer
+
+from cocomix.modeling import Swap
+from cocomix.steering.reading import Concept, Position
+from cocomix.steering.syntax import Written
+
+SCORE = {True: "green", False: "red"}
+
+
+def table_of(positions: Sequence[Position], most: int) -> Table:
+    """A row a token: what mixing is worth there, the first concepts predicted, and those labelled.
+
+    A concept that is both predicted (mixed) and labelled is green.
+    """
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("token", "gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("predicted (strength)")
+    labelled = any(each.labelled is not None for each in positions)
+    if labelled:
+        table.add_column("labelled")
+    for each in positions:
+        gain = Text("" if each.gain is None else f"{each.gain:+.2f}", "" if each.gain is None else SCORE[each.gain > 0])
+        labels = {concept.concept for concept in each.labelled or []}
+        mixed = {concept.concept for concept in each.predicted}
+        row = [
+            Text(visible(each.text), "cyan"),
+            gain,
+            _listed(each.predicted[:most], labels, [f"({concept.strength:.1f})" for concept in each.predicted]),
+        ]
+        if labelled:
+            row.append(_listed(each.labelled or [], mixed, [""] * len(each.labelled or [])))
+        table.add_row(*row)
+    return table
+
+
+def visible(text: str) -> str:
+    """A token's text with its spaces and line ends to be seen."""
+    return text.replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u2192")
+
+
+def side_by_side(prompt: str, continuations: Mapping[str, str]) -> Table:
+    """A column a continuation of one prompt."""
+    table = Table(header_style="bold", expand=True, show_lines=False)
+    for name in continuations:
+        table.add_column(name, ratio=1)
+    table.add_row(*(Text.assemble((prompt, "dim"), each) for each in continuations.values()))
+    return table
+
+
+def said(edits: Sequence[Written], labels: Mapping[int, str]) -> str:
+    """The edits, and what their concepts mean where that is known."""
+    numbers = dict.fromkeys(number for edit in edits for number in concepts_of(edit))
+    meanings = [f"{number} is {labels[number]!r}" for number in numbers if labels.get(number)]
+    return "; ".join([", ".join(map(repr, edits)), *meanings])
+
+
+def concepts_of(edit: Written) -> list[int]:
+    """The concepts that an edit names."""
+    return [edit.concept, edit.other] if isinstance(edit, Swap) else [edit.concept]
+
+
+class Stream(TextStreamer):
+    """Prints a continuation as it comes, after its prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, console: Console) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._console = console
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print what has come."""
+        self._console.print(Text(text), end="\n" if stream_end else "", soft_wrap=True)
+
+
+def _listed(concepts: Sequence[Concept], agreed: set[int], notes: Sequence[str]) -> Text:
+    parts = Text()
+    for concept, note in zip(concepts, notes, strict=False):
+        parts.append(", " if parts else "")
+        parts.append(str(concept.concept), "bold green" if concept.concept in agreed else "bold")
+        parts.append(f" {concept.label}" if concept.label else "")
+        parts.append(f" {note}" if note else "", "dim")
+    return parts
