@@ -485,6 +485,61 @@ class Params(Section):
             raise ValueError(
                 f"sae.site ({self.sae.site}) must be one of activations.sites: {', '.join(self.activations.sites)}"
             )
+class ExplainModelParams(Section):
+    """A causal language model that writes and tests labels."""
+
+    name: str | None = None
+    """Hub id or folder."""
+    revision: str | None = None
+    concepts: Positive | None = None
+    """Label only those that fire most, so many; the others keep their tokens. None: all."""
+    contexts: Positive = 10
+    """Contexts in a prompt: the strongest."""
+    judged: Positive = 10
+    """Held-out contexts of either kind that a label is tested on."""
+
+
+class ExplainParams(Section):
+    """The atlas: what concepts mean."""
+
+    tokens: Positive
+    """Training tokens to look through, in whole windows."""
+    held_out_tokens: Positive
+    """Validation tokens that labels are tested on, in whole windows."""
+    contexts: Positive
+    """Contexts of a concept's strongest firings, of a window at most one."""
+    quantiles: Positive
+    """Contexts spread evenly over the strengths of a concept."""
+    before: Annotated[int, Field(ge=2)]
+    after: Positive
+    """Tokens of a context before and after the one the concept fires on."""
+    sample: Positive
+    """Firings of a concept, drawn by lot, behind the tokens it fires on and its label."""
+    shown: Positive
+    """Tokens that it fires on, tokens that it promotes, and concepts near it, of each so many."""
+    label_tokens: Positive
+    """Tokens of a label at most."""
+    held_out: Positive
+    """Held-out firings of a concept that its label is tested on."""
+    labeller: Literal["tokens", "model"] = "tokens"
+    """tokens: labels are the tokens that tell a concept's contexts from others; model: a language model writes them."""
+    model: ExplainModelParams = ExplainModelParams()
+    shard_windows: Positive
+    """Token windows that are looked at together: the unit of resuming."""
+    seed: Seed = 0
+    """Of the choice of windows and of the samples."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.labeller == "model" and not self.model.name:
+            raise ValueError("labeller is model, which needs model.name: a hub id or a folder")
+        if self.model.judged > self.held_out:
+            raise ValueError(f"model.judged ({self.model.judged}) must not exceed held_out ({self.held_out})")
+        if self.model.contexts > self.contexts:
+            raise ValueError(f"model.contexts ({self.model.contexts}) must not exceed contexts ({self.contexts})")
+        return self
+
+
         choice = "latents" if self.attribution.value == "pre_activation" else "k"
         if self.attribution.k_attr > getattr(self.sae, choice):
             raise ValueError(
@@ -502,6 +557,7 @@ class Params(Section):
                 "a window's first token has nothing before it"
             )
         if self.activations.tokens < self.sae.batch_size:
+    explain: ExplainParams
             raise ValueError(
                 f"activations.tokens ({self.activations.tokens}) must be at least "
                 f"sae.batch_size ({self.sae.batch_size})"

@@ -1,0 +1,181 @@
+"""Making the atlas: pass, labels, tables."""
+
+from dataclasses import dataclass
+from functools import partial, reduce
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix import distributed
+from cocomix.artifact import Work, write_atomically
+from cocomix.base import check_layer
+from cocomix.errors import UserError
+from cocomix.explain.atlas import (
+    CONCEPTS,
+    CONCEPTS_SCHEMA,
+    CONTEXTS,
+    CONTEXTS_SCHEMA,
+    VOCABULARY,
+    VOCABULARY_SCHEMA,
+    write_table,
+)
+from cocomix.explain.cues import Cues, background_rates, best_cues, cues_of, label_of
+from cocomix.explain.detection import detection
+from cocomix.explain.firing import Keep, Seen, merge, pack, rank_within, unpack
+from cocomix.explain.lens import nearest, promoted
+from cocomix.explain.looking import Shard, ids_around, look, plan
+from cocomix.explain.tables import chosen_contexts, concepts_table, contexts_tables, tokens_fired_on, vocabulary_table
+from cocomix.params import ExplainParams
+from cocomix.progress import progress
+from cocomix.runtime import runtime
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.tokens.windows import Tokens
+
+POOL = 4
+"""Firings from which one of those at the quantiles is chosen."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the atlas is like, all together."""
+
+    tokens: int
+    """Of the training split that were read."""
+    concepts: int
+    fired: int
+    """Concepts that fire anywhere in them."""
+    scored: int
+    """Concepts whose label has a score: they fire in the held-out text too."""
+    auc: float
+    """The mean over them."""
+    balanced_accuracy: float
+    auc_quartiles: list[float]
+    """A quarter, a half and three quarters of the scored labels are below."""
+
+
+def make_atlas(
+    work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: ExplainParams
+) -> Summary | None:
+    """Look at this process's shards of text, wait for the others, and, in the first process, write the atlas.
+
+    Returns:
+        What it is like, in the first process; None in the others.
+
+    Raises:
+        UserError: when the autoencoder does not fit the base model.
+    """
+    check_layer(model, sae.config.layer)
+    if sae.config.d_model != model.config.hidden_size:
+        raise UserError(f"sae: is for width {sae.config.d_model}, the base model's is {model.config.hidden_size}")
+    read = Keep(params.contexts, POOL * params.quantiles, params.sample, params.before, params.after, params.seed)
+    held_out = read._replace(strongest=0, pool=0, sample=params.held_out)
+    shards = [
+        *plan(tokens, "train", params.tokens, params.shard_windows, params.seed),
+        *plan(tokens, "validation", params.held_out_tokens, params.shard_windows, params.seed),
+    ]
+    mine = shards[runtime().rank :: runtime().world_size]
+    missing = [shard for shard in mine if not _file(work, shard).exists()]
+    total, left = (sum(len(each.windows) for each in some) * tokens.context for some in (mine, missing))
+    with progress("explain", total, "tokens", total - left) as bar:
+        for shard in missing:
+            seen = look(model, sae, tokens, shard, read if shard.split == "train" else held_out, bar)
+            write_atomically(_file(work, shard), pack(seen))
+    distributed.barrier()
+    if runtime().rank:
+        return None
+    train, validation = (
+        reduce(partial(merge, keep=keep), (unpack(_file(work, shard)) for shard in shards if shard.split == split))
+        for split, keep in (("train", read), ("validation", held_out))
+    )
+    return _write(work, model, sae, tokens, params, train, validation)
+
+
+def _file(work: Work, shard: Shard) -> Path:
+    return work.scratch / f"{shard.name}.safetensors"
+
+
+def _write(
+    work: Work,
+    model: PreTrainedModel,
+    sae: SparseAutoencoder,
+    tokens: Tokens,
+    params: ExplainParams,
+    train: Seen,
+    held_out: Seen,
+) -> Summary:
+    concepts = sae.config.concepts
+    texts = token_texts(tokens)
+    around = ids_around(tokens, "train", train.sample.places, params.before, 1)
+    elsewhere = ids_around(tokens, "train", train.background, params.before, 1)
+    rates = background_rates(train.tokens, cues_of(elsewhere, params.before, tokens.vocab_size))
+    present = cues_of(around, params.before, tokens.vocab_size)
+    cues = best_cues(train.sample, present, rates, concepts, params.label_tokens)
+    labels = [label_of(each, texts) for each in cues.numbers.tolist()]
+    scores = detection(*held_out_scores(cues, held_out, tokens, params))
+    fires_on = tokens_fired_on(train.sample, around[:, params.before], train.tokens, concepts, params.shown)
+    table = concepts_table(
+        train,
+        fires_on,
+        labels,
+        ["tokens"] * concepts,
+        scores,
+        promoted(model, sae, tokens.vocab_size, params.shown),
+        nearest(sae, params.shown),
+    )
+    chosen = chosen_contexts(train, params.quantiles)
+    for name, parts, schema in (
+        (CONCEPTS, [table], CONCEPTS_SCHEMA),
+        (CONTEXTS, contexts_tables(chosen, tokens, params, concepts), CONTEXTS_SCHEMA),
+        (VOCABULARY, [vocabulary_table(texts, train)], VOCABULARY_SCHEMA),
+    ):
+        with work.write(name) as pending:
+            pending.rows = write_table(pending.path, parts, schema)
+    scored = ~scores.auc.isnan()
+    return Summary(
+        tokens=int(train.tokens.sum()),
+        concepts=concepts,
+        fired=int((train.counts > 0).sum()),
+        scored=int(scored.sum()),
+        auc=float(scores.auc[scored].mean()),
+        balanced_accuracy=float(scores.balanced_accuracy[scored].mean()),
+        auc_quartiles=scores.auc[scored].quantile(torch.tensor([0.25, 0.5, 0.75])).tolist(),
+    )
+
+
+class Scores(NamedTuple):
+    """What labels say to held-out contexts: [concepts, ...], NaN: no further context."""
+
+    firing: Tensor
+    others: Tensor
+
+
+def held_out_scores(cues: Cues, seen: Seen, tokens: Tokens, params: ExplainParams) -> Scores:
+    """Score the held-out firings, and the background where a concept does not fire, by cues."""
+
+    def present(places: Tensor) -> Tensor:
+        ids = ids_around(tokens, "validation", places, params.before, 1)
+        return cues_of(ids, params.before, tokens.vocab_size)
+
+    sample, concepts = seen.sample, len(cues.numbers)
+    firing = torch.full((concepts, params.held_out), torch.nan)
+    firing[sample.concepts, rank_within(sample.concepts)] = cues.score(sample.concepts, present(sample.places))
+    background = present(seen.background)
+    others = torch.stack(
+        [cues.score(torch.full((len(background),), concept), background) for concept in range(concepts)]
+    )
+    return Scores(firing, others.masked_fill(seen.background_fires.T, torch.nan))
+
+
+def token_texts(tokens: Tokens) -> list[str]:
+    """The text of each token alone, with the space before a word."""
+    tokenizer = tokens.tokenizer()
+    texts = []
+    for token in range(tokens.vocab_size):
+        text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        # SentencePiece marks the space, and leaves it out where a text begins.
+        marked = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
+        texts.append(f" {text}" if marked and not text.startswith(" ") else text)
+    return texts

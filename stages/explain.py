@@ -1,0 +1,40 @@
+"""Stage `explain`: the atlas of concepts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cocomix.artifact import Artifact, Work
+from cocomix.base import load_base
+from cocomix.explain.making import make_atlas
+from cocomix.params import Params
+from cocomix.sae.autoencoder import load_sae
+from cocomix.tokens.windows import Tokens
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+
+def run(params: Params) -> None:
+    """Make artifacts/atlas, by as many processes as there are."""
+    base, trained = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
+    tokens = Tokens(ARTIFACTS / "tokens")
+
+    def compute(work: Work) -> Mapping[str, Any]:
+        sae = load_sae(trained)
+        summary = make_atlas(work, load_base(base, tokens.context), sae, tokens, params.explain)
+        if summary:
+            (work.side / "metrics.json").write_bytes(to_json(asdict(summary)))
+        return {"concepts": sae.config.concepts, "context": tokens.context}
+
+    produce(
+        "explain",
+        ARTIFACTS / "atlas",
+        {"base": base, "sae": trained, "tokens": tokens.artifact},
+        params.explain.model_dump(),
+        compute,
+        {"metrics.json": Path("metrics/explain.json")},
+    )
+
+
+if __name__ == "__main__":
+    main(run, shared=True)
