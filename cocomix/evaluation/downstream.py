@@ -1,0 +1,333 @@
+"""Downstream tasks, zero-shot, by lm-eval in this process.
+
+The tasks' prompts and metrics are lm-eval's own; what differs is how log-likelihoods are computed
+(`downstream_likelihood`) and where the examples may come from: the hub, or a folder of JSON lines.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from cocomix.errors import UserError
+
+Json = dict[str, Any]
+
+
+class _PaperTask(NamedTuple):
+    """One of the paper's tasks."""
+
+    metric: str
+    """Of lm-eval's metrics, the one in the paper's tables."""
+    definition: str
+    """lm-eval's folder."""
+    data: str
+    """Folder of the examples, in a `tasks_dir`."""
+
+
+PAPER_TASKS = {
+    "lambada_openai": _PaperTask("perplexity", "lambada", "lambada_openai"),
+    "wikitext": _PaperTask("word_perplexity", "wikitext", "wikitext2_raw"),
+    "hellaswag": _PaperTask("acc_norm", "hellaswag", "hellaswag"),
+    "piqa": _PaperTask("acc", "piqa", "piqa"),
+    "social_iqa": _PaperTask("acc", "siqa", "siqa"),
+    "arc_easy": _PaperTask("acc", "arc", "arc_easy"),
+    "winogrande": _PaperTask("acc", "winogrande", "winogrande"),
+}
+"""By lm-eval's names (paper Table 1)."""
+
+
+class Figure(NamedTuple):
+    """A figure with its standard error over documents; none: not known."""
+
+    value: float
+    standard_error: float | None
+
+
+class DocumentScore(NamedTuple):
+    """Of one document, for comparisons of models document by document."""
+
+    document: int
+    """Its number in the task's data."""
+    correct: float | None
+    """Its share in the task's accuracy: 1 or 0."""
+    log_likelihood: float | None
+    """Of the right answer as a whole given the question, or of the text itself (wikitext): nats."""
+    margin: float | None
+    """Log-likelihood of the right answer less that of the best wrong one, as the accuracy compares them (acc_norm: per
+    character of the answer): positive where the answer counts as right."""
+    weight: float
+    """Words of the text in a word perplexity, else 1; exp(-sum(log_likelihood) / sum(weight)) is the perplexity."""
+
+
+DOCUMENTS: Any = {"task": pa.string(), "document": pa.int64()} | dict.fromkeys(DocumentScore._fields[1:], pa.float64())
+"""Columns of `documents_table`."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A model on a task."""
+
+    task: str
+    metric: str
+    """Which of `metrics` stands for the task: the paper's, else the accuracy or what lm-eval names first."""
+    metrics: dict[str, Figure]
+    """lm-eval's metrics by their names there."""
+    log_likelihood: Figure | None
+    """Mean over documents (wikitext: over words)."""
+    margin: Figure | None
+    """Mean over documents."""
+    cut: int
+    """Documents that do not fit into the model's context: the beginning of the question is not read, or an answer is
+    predicted in several windows. A text scored as a whole (wikitext) counts as fitting."""
+    documents: list[DocumentScore]
+
+
+def score_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tasks: Sequence[str],
+    *,
+    tasks_dir: Path | None,
+    limit: int | None,
+    batch_size: int,
+    name: str,
+) -> list[TaskScore]:
+    """Score `model` on tasks; several processes share the work, and each gets all of it.
+
+    Args:
+        tasks: names of lm-eval's; for a group or a tag there is a score for each task in it.
+        tasks_dir: folder of the examples, one of each task: <task>/<split>.jsonl (docs/evaluation.md); none: the hub.
+        limit: documents of each task, the first ones; none: all.
+        batch_size: the model computes as many tokens at a time as this many texts of its whole context.
+        name: the model's, for the progress.
+
+    Raises:
+        UserError: without lm-eval, for an unknown task, or when a task's data is missing or not what it reads.
+    """
+    _require_lm_eval()
+    from lm_eval import evaluate
+
+    from cocomix.evaluation.downstream_lm import DownstreamLM
+
+    scores = []
+    with _quiet():
+        lm = DownstreamLM(model, tokenizer, batch_size)
+        for wanted in tasks:
+            for task_name, task in _load(wanted, tasks_dir).items():
+                lm.task, lm.cut = f"{name}: {task_name}", set()
+                results = evaluate(lm, {"tasks": {task_name: task}}, limit=limit, bootstrap_iters=0)
+                scores.append(_summary(task_name, task, results, len(lm.cut)))
+    return scores
+
+
+def identity(task: str, tasks_dir: Path | None) -> dict[str, str]:
+    """What decides a task's examples and prompts, besides its name: for keys of results that are kept.
+
+    Raises:
+        UserError: as `score_tasks`.
+    """
+    _require_lm_eval()
+    data = "hub" if tasks_dir is None else hashlib.sha256(_local_file(task, tasks_dir).read_bytes()).hexdigest()
+    return {"lm_eval": version("lm_eval"), "data": data}
+
+
+def documents_table(scores: Sequence[TaskScore]) -> pa.Table:
+    """All documents of all tasks: the columns are `task` and those of `DocumentScore`."""
+    rows = [{"task": score.task} | each._asdict() for score in scores for each in score.documents]
+    return pa.Table.from_pylist(rows, pa.schema(DOCUMENTS))
+
+
+def _require_lm_eval() -> None:
+    missing = [each for each in ("lm_eval", "accelerate") if importlib.util.find_spec(each) is None]
+    if missing:
+        raise UserError(f"evaluate.tasks needs {' and '.join(missing)}, which is not installed: pip install '.[eval]'")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval without its own bars and remarks."""
+    import datasets
+    from lm_eval.api import task
+
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, task.tqdm
+    logger.setLevel(logging.ERROR)
+    task.tqdm = partial(bar, disable=True)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        task.tqdm = bar
+        datasets.enable_progress_bars()
+
+
+@cache
+def _manager(definition: str | None) -> Any:
+    """lm-eval's tasks: those of one of its folders, or all of them, which takes about ten seconds to read."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    if definition is None:
+        return TaskManager()
+    return TaskManager(include_path=Path(lm_eval.__file__).parent / "tasks" / definition, include_defaults=False)
+
+
+def _tasks_with(task: str) -> Any:
+    """A manager that knows the task."""
+    manager = _manager(PAPER_TASKS[task].definition if task in PAPER_TASKS else None)
+    if task not in manager.task_index:
+        near = difflib.get_close_matches(task, [*PAPER_TASKS, *manager.all_tasks], n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "`lm_eval ls tasks` lists them"
+        raise UserError(f"evaluate.tasks: {task!r}: lm-eval {version('lm_eval')} has no such task; {remedy}")
+    return manager
+
+
+def _load(name: str, tasks_dir: Path | None) -> dict[str, Any]:
+    """lm-eval's task objects by name, with their data."""
+    manager = _tasks_with(name)
+    random.seed(0)  # as lm-eval's own entry point does: some tasks shuffle
+    np.random.seed(1234)
+    file = None if tasks_dir is None else _local_file(name, tasks_dir)
+    spec = name if file is None else {"group": "local", "task": [{"task": name} | _from_file(file)]}
+    try:
+        tasks: dict[str, Any] = manager.load([spec])["tasks"]
+    except UserError:
+        raise
+    except Exception as error:  # of the libraries below, or of the task's own code
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        where = f"evaluate.tasks: {name}: no data from the hub" if file is None else f"{file}: not what {name} reads"
+        raise UserError(f"{where} ({reason})") from error
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=1234)
+    return tasks
+
+
+def _local_file(task: str, tasks_dir: Path) -> Path:
+    """The examples of a task: <folder>/<split>.jsonl, with the split that lm-eval scores."""
+    definition = _tasks_with(task).task_index[task].cfg or {}
+    split = definition.get("test_split") or definition.get("validation_split")
+    if split is None:
+        raise UserError(f"evaluate.tasks: {task}: a group, or made by a program; with evaluate.tasks_dir, name tasks")
+    file = tasks_dir / (PAPER_TASKS[task].data if task in PAPER_TASKS else task) / f"{split}.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file, which holds the examples of {task} (evaluate.tasks_dir: {tasks_dir})")
+    return file
+
+
+def _from_file(file: Path) -> Json:
+    """What to change in a task, so that its examples are those of a file."""
+    from datasets import Dataset
+
+    def read(**_: object) -> dict[str, Dataset]:
+        rows = []
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{file}:{number}: not JSON ({error})") from None
+        return {file.stem: Dataset.from_list(rows)}
+
+    nothing = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split", "dataset_kwargs"))
+    return nothing | {"custom_dataset": read, "test_split": file.stem}
+
+
+def _summary(name: str, task: Any, results: Mapping[str, Any], cut: int) -> TaskScore:
+    """The score of a task, from what `lm_eval.evaluate` returns."""
+    samples: list[Json] = results["samples"][name]
+    filters = list(dict.fromkeys(each["filter"] for each in samples))
+    metrics = {}
+    for key, value in results["results"][name].items():
+        metric, _, kept = key.partition(",")
+        if kept and not metric.endswith("_stderr"):
+            values = [each[metric] for each in samples if each["filter"] == kept and metric in each]
+            label = metric if kept == filters[0] else key
+            metrics[label] = Figure(float(value), _standard_error(task.aggregation().get(metric), values))
+    accuracy = next((each for each in ("acc", "exact_match") if each in metrics), None)
+    headline = PAPER_TASKS[name].metric if name in PAPER_TASKS else accuracy or next(iter(metrics))
+    if headline == "acc_norm":
+        accuracy = headline
+    documents = [_document(task, each, accuracy) for each in samples if each["filter"] == filters[0]]
+    likelihoods = [(each.log_likelihood, each.weight) for each in documents if each.log_likelihood is not None]
+    margins = [(each.margin, 1.0) for each in documents if each.margin is not None]
+    return TaskScore(name, headline, metrics, _mean(likelihoods), _mean(margins), cut, documents)
+
+
+def _document(task: Any, sample: Json, accuracy: str | None) -> DocumentScore:
+    number, responses, weight = sample["doc_id"], sample["filtered_resps"], 1.0
+    correct = float(sample[accuracy]) if accuracy in sample else None
+    likelihood = margin = None
+    match task.OUTPUT_TYPE:
+        case "loglikelihood":
+            likelihood, _ = responses[0]
+        case "loglikelihood_rolling":
+            likelihood = responses[0]
+            weight = float(sample["word_perplexity"][1]) if "word_perplexity" in sample else 1.0
+        case "multiple_choice":
+            choices = task.doc_to_choice(sample["doc"])
+            right = _right_choices(task, sample, choices)
+            given = np.array([total for total, _ in responses[: len(choices)]])
+            compared = given / [len(each) for each in choices] if accuracy == "acc_norm" else given
+            if right:
+                likelihood = float(max(given[each] for each in right))
+            if wrong := set(range(len(choices))) - right if right else set():
+                margin = float(max(compared[list(right)]) - max(compared[list(wrong)]))
+    return DocumentScore(number, correct, likelihood, margin, weight)
+
+
+def _right_choices(task: Any, sample: Json, choices: list[str]) -> set[int]:
+    """Numbers of the right choices; a task states them by number or by text, and in winogrande as the 'text'."""
+    stated = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    several = stated if isinstance(stated, list) else [stated]
+    numbers = {choices.index(each) if each in choices else -1 for each in several if isinstance(each, str)}
+    numbers |= {each for each in several if isinstance(each, int)}
+    return numbers & set(range(len(choices)))
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> Figure | None:
+    """Sum over sum of weights, with the error of such a ratio (of a mean, where all weights are 1)."""
+    if not weighted:
+        return None
+    values, weights = np.array(weighted).T
+    ratio, count = values.sum() / weights.sum(), len(values)
+    if count == 1:
+        return Figure(float(ratio), None)
+    spread = math.sqrt(count / (count - 1) * ((values - ratio * weights) ** 2).sum())
+    return Figure(float(ratio), spread / float(weights.sum()))
+
+
+def _standard_error(aggregation: object, values: list[Any]) -> float | None:
+    """Of a metric over documents: as lm-eval's for a mean; for perplexities to first order, where it would resample."""
+    from lm_eval.api import metrics
+
+    match aggregation:
+        case metrics.mean | metrics.perplexity:
+            mean = _mean([(float(each), 1.0) for each in values])
+        case metrics.weighted_perplexity | metrics.bits_per_byte:
+            mean = _mean(values)
+        case _:
+            return None
+    if mean is None or mean.standard_error is None:
+        return None
+    if aggregation is metrics.mean:
+        return mean.standard_error
+    if aggregation is metrics.bits_per_byte:
+        return mean.standard_error / math.log(2)
+    return mean.standard_error * math.exp(-mean.value)

@@ -1,0 +1,74 @@
+"""Our scoring of continuations, as a model of lm-eval (imported only where tasks are scored: see `downstream`)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from cocomix.evaluation.downstream_likelihood import Likelihood, Request, log_likelihoods
+
+
+class DownstreamLM(HFLM):
+    """lm-eval's model for transformers, with the log-likelihoods of `downstream_likelihood`.
+
+    Several processes share each request's work, so that all get all answers; for lm-eval, each is alone. What a model
+    generates, each of them generates.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        self.task = ""
+        """What is being scored, for the progress."""
+        self.cut: set[int] = set()
+        """Documents of which something did not fit into the model's context."""
+        self._encoded: dict[str, list[int]] = {}
+        self._lengths: list[int] = []
+
+    def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[Likelihood]:
+        """The log-likelihood of each continuation, and whether it is what the model would write."""
+        self._encode_together({text for each in requests for text in (each.args[0].rstrip(), "".join(each.args))})
+        answers: list[Likelihood] = super().loglikelihood(requests, disable_tqdm=True)
+        self._encoded = {}
+        lengths = zip(requests, self._lengths, strict=True)
+        self.cut = {each.doc_id for each, length in lengths if length > self.max_length}
+        return answers
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
+        """The log-likelihood of each text, in windows that follow each other, each from the token before."""
+        found = [0.0] * len(requests)
+        windows = [
+            (number, *make_disjoint_window(window))
+            for number, each in enumerate(requests)
+            for window in get_rolling_token_windows(
+                self.tok_encode(each.args[0]), self.prefix_token_id, self.max_length, context_len=1
+            )
+        ]
+        for window, answer in zip(windows, self._loglikelihood_tokens(windows), strict=True):
+            found[window[0]] += answer.log_likelihood
+        return found
+
+    def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
+        """What the model writes, by lm-eval's own way."""
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
+        """Token ids, as lm-eval makes them."""
+        if add_special_tokens is None and string in self._encoded:
+            return self._encoded[string]
+        return super().tok_encode(string, add_special_tokens, *args, **kwargs)
+
+    def _encode_together(self, texts: Iterable[str]) -> None:
+        """Encode many texts at once, in the tokenizer's own threads; the few that lm-eval treats apart, it encodes."""
+        prefix = self.tokenizer.decode(self.prefix_token_id)
+        plain = [text for text in texts if text and not text.startswith(prefix)]
+        ids = self.tokenizer(plain, return_attention_mask=False, verbose=False)["input_ids"] if plain else []
+        self._encoded = dict(zip(plain, ids, strict=True))
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Likelihood]:
+        wanted = [Request(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        self._lengths = [len(context) + len(continuation) - 1 for context, continuation in wanted]
+        batch_tokens = self.batch_size * self.max_length
+        return log_likelihoods(self.model, wanted, self.max_length, batch_tokens, self.task)
