@@ -17,6 +17,9 @@ test: .venv/ready         ## everything that CI checks
 flow: .venv/ready         ## the same pipeline, as a Prefect flow
 	python -m flows.pipeline
 
+ui: .venv/ready           ## Prefect's server and UI on this machine, and what runs the pipeline from there
+	exec python -m flows.ui
+
 bench: .venv/ready        ## speed and memory, as ratios against named alternatives
 	python -m benchmarks.activation_store --json
 	python -m benchmarks.attribution --json
@@ -38,4 +41,4 @@ peers: .peers/sparsify/ready .peers/dictionary-learning/ready .peers/sae-lens/re
 	python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
 	touch $@
 
-.PHONY: run test flow bench bench-peers peers
+.PHONY: run test flow ui bench bench-peers peers

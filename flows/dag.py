@@ -3,11 +3,16 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Literal
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from cocomix.errors import UserError, suggestion
+
+Mode = Literal["upstream", "only", "downstream"]
+"""What is run besides the named stages: what they need, nothing, or what follows from them."""
 
 
 @dataclass(frozen=True)
@@ -20,46 +25,91 @@ class Stage:
     """The stages whose results it reads."""
     changed: bool
     """Whether DVC finds a parameter, an input, the code, the command or the result changed since it last ran."""
+    metrics: tuple[Path, ...]
+    """The files of figures that it writes."""
+    gpu: bool
+    """Whether it computes on a GPU where there is one: `meta: {gpu: true}` in dvc.yaml."""
 
 
-def plan(targets: Iterable[str] = ()) -> list[Stage]:
-    """The named stages and all that they need, what is needed first; no name means the whole pipeline.
+def read() -> dict[str, Stage]:
+    """All stages, by name, what is needed first.
+
+    Raises:
+        UserError: when dvc.yaml cannot be read.
+    """
+    try:
+        with Repo(_wait_for_lock=True) as repo:
+            graph = repo.index.graph
+            changed = set(repo.status())
+            root = Path(repo.root_dir)
+            stages = {
+                stage.addressing: Stage(
+                    name=stage.addressing,
+                    needs=tuple(sorted(each.addressing for each in graph.successors(stage))),
+                    changed=stage.addressing in changed,
+                    metrics=tuple(Path(out.fs_path).relative_to(root) for out in stage.outs if out.metric),
+                    gpu=bool((stage.meta or {}).get("gpu")),
+                )
+                for stage in graph
+            }
+    except DvcException as error:
+        raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+    order = TopologicalSorter({name: stages[name].needs for name in sorted(stages)}).static_order()
+    return {name: stages[name] for name in order}
+
+
+def select(dag: Mapping[str, Stage], targets: Iterable[str], mode: Mode = "upstream") -> list[Stage]:
+    """The named stages and what `mode` adds to them, what is needed first; no name means the whole pipeline.
 
     Args:
         targets: names as in dvc.yaml; that of a matrix (`pretrain`) stands for all its stages.
 
     Raises:
-        UserError: when a stage is unknown, or dvc.yaml cannot be read.
+        UserError: when a stage is unknown.
     """
+    wanted = {name for target in targets for name in _named(target, dag)} or set(dag)
+    if mode == "upstream":
+        wanted |= _upstream(wanted, dag)
+    if mode == "downstream":
+        wanted |= {name for name in dag if _upstream({name}, dag) & wanted}
+    return [stage for stage in dag.values() if stage.name in wanted]
+
+
+def outdated_inputs(dag: Mapping[str, Stage], selected: Iterable[Stage]) -> list[str]:
+    """What the selected stages are built on that is not selected, although something changed for it."""
+    chosen = {stage.name for stage in selected}
+    return [name for name in dag if name in _upstream(chosen, dag) - chosen and dag[name].changed]
+
+
+def plan(targets: Iterable[str] = (), mode: Mode = "upstream") -> list[Stage]:
+    """`select` from what `read` finds."""
+    return select(read(), targets, mode)
+
+
+def names() -> list[str]:
+    """What can be named as a target, in the order of dvc.yaml; nothing in a folder without a pipeline."""
     try:
-        with Repo(_wait_for_lock=True) as repo:
-            graph = repo.index.graph
-            needs = {
-                stage.addressing: tuple(sorted(each.addressing for each in graph.successors(stage))) for stage in graph
-            }
-            changed = set(repo.status())
-    except DvcException as error:
-        raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
-    wanted = [name for target in targets for name in _named(target, needs)]
-    selected = _with_needs(wanted or needs, needs)
-    order = TopologicalSorter({name: needs[name] for name in sorted(selected)}).static_order()
-    return [Stage(name, needs[name], name in changed) for name in order]
+        with Repo() as repo:
+            found = [stage.addressing for stage in repo.index.stages]
+    except DvcException:
+        return []
+    return list(dict.fromkeys(name for each in found for name in (each.partition("@")[0], each)))
 
 
-def _named(target: str, names: Iterable[str]) -> list[str]:
-    found = [name for name in names if target in (name, name.partition("@")[0])]
+def _named(target: str, dag: Iterable[str]) -> list[str]:
+    found = [name for name in dag if target in (name, name.partition("@")[0])]
     if not found:
-        allowed = {name.partition("@")[0] for name in names} | set(names)
+        allowed = {name.partition("@")[0] for name in dag} | set(dag)
         raise UserError(f"{target}: no such stage in dvc.yaml; {suggestion(target, allowed)}")
     return found
 
 
-def _with_needs(wanted: Iterable[str], needs: Mapping[str, tuple[str, ...]]) -> set[str]:
-    selected: set[str] = set()
-    waiting = list(wanted)
+def _upstream(stages: Iterable[str], dag: Mapping[str, Stage]) -> set[str]:
+    found: set[str] = set()
+    waiting = [need for name in stages for need in dag[name].needs]
     while waiting:
         name = waiting.pop()
-        if name not in selected:
-            selected.add(name)
-            waiting.extend(needs[name])
-    return selected
+        if name not in found:
+            found.add(name)
+            waiting.extend(dag[name].needs)
+    return found

@@ -1,19 +1,18 @@
 """The dvc command, in a process that does not outlive the one that started it."""
 
-import ctypes
 import os
 import signal
 import sys
 
 from dvc.cli import main
 
+from flows.parent import end_with_parent
+
 if __name__ == "__main__":
     # A flow stops its stage by SIGINT, which whatever runs in the background of a script inherits as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.platform == "linux":
-        # Stages ask the kernel the same about DVC: a killed flow takes everything along.
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(os.environ["FLOW_PID"]):
-            sys.exit("the flow that asked for this stage is gone")
+    # Stages ask the kernel the same about DVC: a killed flow takes everything along.
+    end_with_parent()
+    if os.getppid() != int(os.environ["FLOW_PID"]):
+        sys.exit("the flow that asked for this stage is gone")
     sys.exit(main(sys.argv[1:]))

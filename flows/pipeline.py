@@ -3,89 +3,182 @@
 import argparse
 import signal
 import sys
-from typing import Any
+from contextlib import nullcontext
+from typing import Annotated, Any, get_args
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import deployment
 from prefect.states import Completed, Failed
+from prefect.tasks import exponential_backoff
+from pydantic import WithJsonSchema
+from ruamel.yaml import YAML, YAMLError
 
 from cocomix.errors import UserError
-from flows.dag import plan
-from flows.reproduce import reproduce
+from cocomix.runtime import runtime
+from flows import publish
+from flows.dag import Mode, Stage, names, outdated_inputs, read, select
+from flows.gpu import has_gpu, one_at_a_time
+from flows.overrides import override
+from flows.parent import end_with_parent
+from flows.reproduce import Result, reproduce
+from flows.workspace import alone
 
-UP_TO_DATE = "Skipped"
+UP_TO_DATE = "Up to date"
+FIRST_MICRO_BATCH = 8
+"""Windows in one forward pass, when the memory did not suffice for as many as the stage itself had chosen."""
+
+StageName = Annotated[str, WithJsonSchema({"type": "string"} | ({"enum": found} if (found := names()) else {}))]
+"""A target of dvc.yaml; the form in the UI offers those that there are."""
 
 
-def _is_busy(_task: object, _run: object, state: State[Any]) -> bool:
-    """Whether another DVC holds what the stage needs: perhaps one that was killed and is not yet reaped."""
-    return "is busy, it is being blocked by" in (state.message or "")
+def _can_pass(_task: object, _run: object, state: State[Any]) -> bool:
+    return state.name in ("Busy", "Killed")
 
 
 @task(
-    task_run_name="{name}",
+    task_run_name="{node.name}",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retries=5,
-    retry_delay_seconds=2,
-    retry_condition_fn=_is_busy,
+    retries=4,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_can_pass,
 )
-def stage(name: str, changed: bool) -> State[None]:
-    """Bring one stage up to date; its state is Completed, Restored (by DVC's run cache), Skipped or Failed.
+def stage(node: Stage, changed: bool) -> State[None]:
+    """Bring one stage up to date.
+
+    Its state is Completed, Restored (from DVC's run cache) or Up to date; or else Failed. Busy (another DVC holds what
+    it needs) and Killed are failures that are tried again, with growing delays.
 
     Args:
         changed: whether the stage may have something to do. DVC decides, and is only asked then.
     """
     if not changed:
-        return Completed(name=UP_TO_DATE, message="up to date")
-    result = reproduce(name, get_run_logger().info)
+        return Completed(name=UP_TO_DATE, message="nothing changed")
+    with one_at_a_time() if node.gpu and has_gpu() else nullcontext():
+        result = _run(node.name)
+    if result.outcome in ("ran", "restored"):
+        publish.metrics(node.name, node.metrics)
     match result.outcome:
         case "ran":
             return Completed()
         case "restored":
             return Completed(name="Restored", message="from DVC's run cache")
         case "up to date":
-            return Completed(name=UP_TO_DATE, message="up to date")
+            return Completed(name=UP_TO_DATE, message="nothing changed")
         case "failed":
-            return Failed(message=result.error)
+            name = {"busy": "Busy", "killed": "Killed"}.get(result.cause, "Failed")
+            return Failed(name=name, message=result.error)
+
+
+def _run(name: str) -> Result:
+    """Run a stage; each time the memory does not suffice, again with half as many windows in a forward pass."""
+    log = get_run_logger()
+    progress = publish.StageProgress(name)
+    windows, environment = runtime().micro_batch, dict[str, str]()
+
+    def note(line: str) -> None:
+        log.info(line)
+        progress.read(line)
+
+    while (result := reproduce(name, note, environment)).cause == "out of memory" and windows != 1:
+        windows = FIRST_MICRO_BATCH if windows == "auto" else windows // 2
+        environment = {"COCOMIX_MICRO_BATCH": str(windows)}
+        log.warning(f"out of memory; once more with COCOMIX_MICRO_BATCH={windows}")
+    if result.outcome == "ran":
+        progress.finish()
+    return result
 
 
 @flow(persist_result=False)
-def pipeline(stages: list[str] | None = None) -> State[None]:
-    """Bring the named stages of dvc.yaml, and those that they need, up to date: all stages if none is named."""
-    states: dict[str, State[Any]] = {}
+def pipeline(
+    stages: tuple[StageName, ...] = (),
+    mode: Mode = "upstream",
+    overrides: dict[str, Any] = {},  # noqa: B006 (never changed; its JSON is the form's default)
+) -> State[None]:
+    """Bring stages of `dvc.yaml` up to date. What is up to date already is not run again.
+
+    Args:
+        stages: None: the whole pipeline. A name without `@` stands for all methods and seeds.
+        mode: What is run besides: `upstream`: what the stages need; `only`: nothing; `downstream`: what follows.
+        overrides: Parameters to write into `params.yaml` first, such as `{"sae.k": 16}`.
+    """
+    if deployment.id:
+        # Started by `flows.serve` or a worker: without it, nobody could cancel this run.
+        end_with_parent()
+    log = get_run_logger()
     try:
-        nodes = plan(stages or ())
+        with alone(lambda: log.warning("another flow or sweep is at work in this folder: waiting for it to end")):
+            return _pipeline(stages, mode, overrides)
     except UserError as error:
         return Failed(message=str(error))
+
+
+def _pipeline(targets: tuple[str, ...], mode: Mode, overrides: dict[str, Any]) -> State[None]:
+    runtime()
+    if overrides:
+        override(overrides)
+    dag = read()
+    nodes = select(dag, targets, mode)
+    publish.parameters(overrides)
+    if outdated := outdated_inputs(dag, nodes):
+        get_run_logger().warning(f"not run, as mode is {mode}, although out of date: {', '.join(outdated)}")
+    states: dict[str, State[Any]] = {}
     # One after another in the main thread: there signals, and so a cancellation, reach the running stage.
     for node in nodes:
-        inputs = [states[name] for name in node.needs]
+        inputs = [states[name] for name in node.needs if name in states]
         changed = node.changed or any(state.name != UP_TO_DATE for state in inputs)
-        states[node.name] = state = stage(node.name, changed, wait_for=inputs, return_state=True)
+        states[node.name] = state = stage(node, changed, wait_for=inputs, return_state=True)
         if not state.is_completed():
             return Failed(message=f"{node.name}: {state.message}")
     return Completed(message=", ".join(_tally(list(states.values()))))
 
 
 def _tally(states: list[State[Any]]) -> list[str]:
-    names = [state.name or "" for state in states]
-    return [f"{names.count(name)} {name.lower()}" for name in dict.fromkeys(names)]
+    found = [state.name or "" for state in states]
+    return [f"{found.count(name)} {name.lower()}" for name in dict.fromkeys(found)]
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=pipeline.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.pipeline", description="Bring stages of dvc.yaml up to date: all, if none is named."
+    )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="a stage of dvc.yaml, such as sae or pretrain@ntp-0")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--mode", choices=get_args(Mode), default="upstream", help="what else: needed (default), nothing, following"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameters to write into params.yaml, such as sae.k=16",
+    )
+    given = parser.parse_args()
     # Prefect passes SIGTERM on to the handler that it found; exiting, rather than dying, also ends Prefect's server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        state = pipeline(arguments.stages, return_state=True)
+        overrides = dict(_assignment(each) for each in given.set)
+        state = pipeline(tuple(given.stages), given.mode, overrides, return_state=True)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     if not state.is_completed():
         sys.exit(f"error: {state.message}")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if key and equals:
+        try:
+            return key, YAML(typ="safe").load(value)
+        except YAMLError:
+            pass
+    raise UserError(f"{text}: must be KEY=VALUE, such as sae.k=16, with the value in YAML")
 
 
 if __name__ == "__main__":

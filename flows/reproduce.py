@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,34 +14,46 @@ GRACE_SECONDS = 8.0
 
 Outcome = Literal["ran", "restored", "up to date", "failed"]
 
-# What DVC says, in dvc/repo/reproduce.py and dvc/stage; dvc has no machine-readable account of a run.
+Cause = Literal["busy", "killed", "out of memory", "other"]
+"""Of a failure. busy: another DVC holds what the stage needs, perhaps one that was killed and is not yet reaped.
+killed: a signal ended the stage or DVC, but not because the memory was full, nor because the caller was stopped."""
+
+# What DVC says, in dvc/repo/reproduce.py, dvc/stage and dvc/rwlock.py; dvc has no machine-readable account of a run.
 _SAYS: dict[Outcome, str] = {
     "ran": r"Running stage '{stage}':",
     "restored": r"Stage '{stage}' is cached - skipping run, checking out outputs",
     "up to date": r"Stage '{stage}' didn't change, skipping",
 }
+_BUSY = re.compile("is busy, it is being blocked by")
+_STATUS = re.compile(r"failed to run: .*, exited with (-?\d+)$")
+# What torch, NumPy and Python say.
+_NO_MEMORY = re.compile(r"OutOfMemoryError: |CUDA out of memory|can't allocate memory|^(numpy\..*)?MemoryError\b")
+_KILLERS = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGBUS}
 
 
 class Result(NamedTuple):
     """How a stage ended."""
 
     outcome: Outcome
-    error: str
+    error: str = ""
     """One line after a failure: the stage's own `error: ...` if it wrote one, else what DVC says."""
+    cause: Cause = "other"
 
 
-def reproduce(stage: str, log: Callable[[str], None]) -> Result:
+def reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, str] | None = None) -> Result:
     """Bring one stage up to date, whatever the state of the stages before it.
 
     Whatever ends this call early, such as KeyboardInterrupt, also ends all processes of the stage, within seconds.
 
     Args:
         log: is given each line that DVC and the stage write, when it is written.
+        environment: variables that are other than in this process.
     """
+    kills = _kills_for_memory()
     process = subprocess.Popen(
         # A finished stage is lost when DVC cannot take its lock to record it: hence --wait-for-lock.
         [sys.executable, "-u", "-m", "flows.dvc", "--wait-for-lock", "repro", "--single-item", stage],
-        env=_environment(),
+        env=_environment() | dict(environment or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -51,6 +63,7 @@ def reproduce(stage: str, log: Callable[[str], None]) -> Result:
         start_new_session=True,
     )
     outcome: Outcome = "failed"
+    cause: Cause = "other"
     said = {each: re.compile(f"^{text.format(stage=re.escape(stage))}") for each, text in _SAYS.items()}
     complaints = {"error: ": "", "ERROR: ": ""}
     try:
@@ -60,12 +73,34 @@ def reproduce(stage: str, log: Callable[[str], None]) -> Result:
                 log(line)
             outcome = next((each for each, pattern in said.items() if pattern.match(line)), outcome)
             complaints |= {prefix: line.removeprefix(prefix) for prefix in complaints if line.startswith(prefix)}
+            if _NO_MEMORY.search(line):
+                cause, complaints["error: "] = "out of memory", line
         status = process.wait()
     finally:
         _stop(process, log)
-    if status:
-        return Result("failed", complaints["error: "] or complaints["ERROR: "] or f"dvc ended with status {status}")
-    return Result(outcome, "")
+    if not status:
+        return Result(outcome)
+    error = complaints["ERROR: "]
+    if cause == "other" and _BUSY.search(error):
+        cause = "busy"
+    if cause == "other" and (killer := _killer(status, error)):
+        cause = "out of memory" if killer == signal.SIGKILL and _kills_for_memory() > kills else "killed"
+    return Result("failed", complaints["error: "] or error or f"dvc ended with status {status}", cause)
+
+
+def _killer(status: int, error: str) -> int | None:
+    """The signal that ended DVC, or else the stage, if one did."""
+    if status > 0 and (said := _STATUS.search(error)):
+        status = int(said[1])
+    number = -status if status < 0 else status - 128
+    return number if number in _KILLERS else None
+
+
+def _kills_for_memory() -> int:
+    """How often Linux has ended a process because the memory was full."""
+    counters = Path("/proc/vmstat")
+    found = re.search(r"^oom_kill (\d+)$", counters.read_text(), re.MULTILINE) if counters.exists() else None
+    return int(found[1]) if found else 0
 
 
 def _environment() -> dict[str, str]:

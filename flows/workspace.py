@@ -1,4 +1,4 @@
-"""The project's folder as a person left it, through a time of changed parameters."""
+"""The project's folder: one run at a time, and as a person left it through a time of changed parameters."""
 
 import fcntl
 import shutil
@@ -19,6 +19,31 @@ LOCK = Path("dvc.lock")
 SMALL = (Path("metrics"), Path("plots"))
 """Results that DVC does not keep in its cache."""
 SAVED = Path("artifacts/.work/sweep")
+IN_USE = Path("artifacts/.work/workspace.lock")
+
+
+@contextmanager
+def alone(waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Keep other flows and sweeps, which would change parameters underneath, out of the project's folder.
+
+    A process that is killed leaves no lock behind.
+
+    Args:
+        waiting: is called before this waits for another one to end; none: it does not wait.
+
+    Raises:
+        UserError: when another one is at work, and this is not to wait.
+    """
+    IN_USE.parent.mkdir(parents=True, exist_ok=True)
+    with IN_USE.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                raise UserError("another flow or sweep is at work in this folder; wait for it") from None
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -34,14 +59,10 @@ def kept(apart_from: Path) -> Iterator[Callable[[bytes], None]]:
         What writes another content into params.yaml.
 
     Raises:
-        UserError: when another process is inside.
+        UserError: when a flow or another sweep is at work in the folder.
     """
     SAVED.mkdir(parents=True, exist_ok=True)
-    with (SAVED / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("a sweep is already at work in this folder; wait for it") from None
+    with alone():
         before, written = SAVED / "before", SAVED / "written"
         if before.exists():
             if (written / _digest(FILE.read_bytes())).exists():

@@ -14,19 +14,19 @@ from tests.flows.conftest import set_params
 
 def test_a_stage_runs_then_is_up_to_date_then_is_restored(project: Path) -> None:
     lines: list[str] = []
-    assert reproduce("number", lines.append) == Result("ran", "")
-    assert "half way" in lines
-    assert reproduce("number", lines.append) == Result("up to date", "")
+    assert reproduce("number", lines.append) == Result("ran")
+    assert "counting:  50%|#####     | 1/2 [00:01<00:01,  1.00 numbers/s]" in lines
+    assert reproduce("number", lines.append) == Result("up to date")
     set_params(number=2)
-    assert reproduce("number", lines.append) == Result("ran", "")
+    assert reproduce("number", lines.append) == Result("ran")
     set_params(number=1)
-    assert reproduce("number", lines.append) == Result("restored", "")
+    assert reproduce("number", lines.append) == Result("restored")
     assert Path("number.txt").read_text() == "1"
 
 
 def test_a_failure_is_told_in_the_words_of_the_stage(project: Path) -> None:
-    set_params(number=-1)
-    assert reproduce("number", lambda _: None) == Result("failed", "params.yaml: number: -1: must not be negative")
+    set_params(number=13)
+    assert reproduce("number", lambda _: None) == Result("failed", "params.yaml: sae.seed: 13: must not be 13")
 
 
 def test_a_stage_that_says_nothing_fails_in_the_words_of_dvc(project: Path) -> None:
@@ -57,17 +57,17 @@ def test_a_signal_to_the_caller_ends_the_stage_and_the_next_run_goes_on(project:
     )
     stage = wait_for_pid()
     caller.send_signal(signal.Signals[name])
-    caller.wait(20)
+    caller.wait(60)
     assert ends(stage)
     # A killed DVC, while nobody has reaped it, still holds what it had locked.
     assert all(ends(holder, reaped=True) for holder in lock_holders())
     set_params(number=1, wait=0)
-    assert reproduce("wait", lambda _: None) == Result("ran", "")
+    assert reproduce("wait", lambda _: None) == Result("ran")
 
 
 def wait_for_pid() -> int:
     """The process of the stage `wait`, when it has begun."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if Path("pid").exists() and (text := Path("pid").read_text()):
             return int(text)
@@ -83,7 +83,7 @@ def lock_holders() -> list[int]:
 
 def ends(process: int, *, reaped: bool = False) -> bool:
     """Whether a process that is no child of this one is gone within some seconds, or at least a zombie."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.kill(process, 0)

@@ -1,0 +1,115 @@
+"""What a run shows in Prefect besides states and logs: artifacts, by the names that they have in the UI.
+
+They are for people who watch. When the server cannot take one, the run says so in its log and goes on.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.exceptions import PrefectException
+from prefect.logging import get_run_logger
+
+from cocomix.params import FILE
+
+REPORT = Path("artifacts/report")
+REPORT_URL = "REPORT_URL"
+"""The environment variable with the address that the report is served at, if it is."""
+
+# As `cocomix.progress` writes it: "train:  43%|####      | 430/1000 [00:10<00:13, 41.2 steps/s, loss=3.1]".
+_PROGRESS = re.compile(r"(?P<task>.*): +(?P<percent>\d+)%\|[^|]*\| (?P<counts>.*)")
+
+
+class StageProgress:
+    """The progress artifact of one stage, made at its first line of progress."""
+
+    SECONDS = 2.0
+    """Between two updates."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._artifact: UUID | None = None
+        self._next = 0.0
+
+    def read(self, line: str) -> None:
+        """Note a line that the stage wrote."""
+        if not (found := _PROGRESS.fullmatch(line)) or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self.SECONDS
+        self._show(float(found["percent"]), f"{self._stage}: {found['task']}, {found['counts']}")
+
+    def finish(self) -> None:
+        """The stage is done."""
+        if self._artifact:
+            self._show(100.0, f"{self._stage}: done")
+
+    def _show(self, percent: float, text: str) -> None:
+        with _if_possible():
+            if self._artifact:
+                update_progress_artifact(self._artifact, percent, text)
+            else:
+                created = create_progress_artifact(percent, _key("progress", self._stage), text)
+                assert isinstance(created, UUID)
+                self._artifact = created
+
+
+def parameters(overrides: Mapping[str, Any]) -> None:
+    """Show params.yaml as this run uses it."""
+    given = "".join(f"- `{key}: {json.dumps(value)}`\n" for key, value in overrides.items())
+    title = f"Given for this run:\n\n{given}\n" if given else ""
+    with _if_possible():
+        create_markdown_artifact(f"{title}```yaml\n{FILE.read_text()}\n```", "parameters", "params.yaml of this run")
+
+
+def metrics(stage: str, files: Iterable[Path]) -> None:
+    """Show the figures of a stage as a table, and the report where it is among them."""
+    table = [
+        {"metric": name, "value": value}
+        for file in files
+        if file.exists()
+        for name, value in _flat(json.loads(file.read_bytes()))
+    ]
+    with _if_possible():
+        if table:
+            create_table_artifact(table, _key("metrics", stage), f"What stage {stage} measured")
+        if stage == REPORT.name and (summary := REPORT / "summary.txt").exists():
+            address = os.environ.get(REPORT_URL) or (REPORT / "index.html").absolute().as_uri()
+            create_markdown_artifact(
+                f"[The report]({address}) (`{REPORT / 'index.html'}`)\n\n```\n{summary.read_text()}\n```",
+                "report",
+                "The comparison of the language models",
+            )
+
+
+@contextmanager
+def _if_possible() -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, PrefectException) as error:
+        get_run_logger().warning(f"not shown in Prefect: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _key(kind: str, stage: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", f"{kind}-{stage}".lower())
+
+
+def _flat(content: object, name: str = "") -> list[tuple[str, str]]:
+    """Values by dotted name, as text; a list of many is only counted."""
+    if isinstance(content, Mapping):
+        return [pair for key, value in content.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
+    if isinstance(content, list) and len(content) > 8:
+        return [(name, f"{len(content)} values")]
+    return [(name, f"{content:.6g}" if isinstance(content, float) else json.dumps(content, ensure_ascii=False))]

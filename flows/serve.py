@@ -1,0 +1,110 @@
+"""Offer the deployments of prefect.yaml to a Prefect server, and run here what it asks for: `python -m flows.serve`.
+
+One run after another. A run whose process was lost, with this one or with the machine, goes on first.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from prefect import get_client, serve
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron
+from prefect.states import AwaitingRetry, Cancelled, Crashed
+from prefect.types.entrypoint import EntrypointType
+from pydantic import BaseModel
+
+from cocomix.checked import parse, read_yaml
+from cocomix.errors import UserError
+from flows.pipeline import pipeline
+from flows.workspace import alone
+
+ATTEMPTS = 5
+"""Of a run whose process is lost each time."""
+
+
+class _Schedule(BaseModel):
+    cron: str
+    timezone: str
+    active: bool
+
+
+class _Deployment(BaseModel):
+    name: str
+    description: str
+    parameters: dict[str, object] = {}
+    schedules: list[_Schedule] = []
+    concurrency_limit: ConcurrencyLimitConfig
+
+
+class _File(BaseModel):
+    deployments: list[_Deployment]
+
+
+def deployments() -> list[RunnerDeployment]:
+    """What prefect.yaml defines."""
+    path = Path("prefect.yaml")
+    return [
+        RunnerDeployment.from_flow(
+            pipeline,
+            name=each.name,
+            description=each.description,
+            parameters=each.parameters,
+            schedules=[Cron(at.cron, timezone=at.timezone, active=at.active) for at in each.schedules],
+            concurrency_limit=each.concurrency_limit,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for each in parse(_File, read_yaml(path), str(path)).deployments
+    ]
+
+
+def resume_lost(names: list[str]) -> None:
+    """Put the last run of these deployments on the schedule again, if its process is gone; end older such runs.
+
+    Only for runs in this folder: call it when no flow is at work there.
+    """
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[pipeline.name])),
+            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)),
+            sort=FlowRunSort.START_TIME_DESC,
+            limit=50,
+        )
+        started = [run for run in runs if run.start_time]
+        for run in started:
+            _settle(client, run, last=run is started[0])
+
+
+def _settle(client: SyncPrefectClient, run: FlowRun, *, last: bool) -> None:
+    lost = {StateType.RUNNING, StateType.PENDING}
+    state: State[None]
+    if run.state_type == StateType.CANCELLING:
+        state = Cancelled(message="its process is gone")
+    elif last and run.state_type in lost | {StateType.CRASHED} and run.run_count < ATTEMPTS:
+        state = AwaitingRetry(message="its process was lost; it goes on where it was")
+    elif run.state_type in lost:
+        state = Crashed(message="its process is gone")
+    else:
+        return
+    client.set_flow_run_state(run.id, state, force=True)
+
+
+def main() -> None:
+    """The command line."""
+    if "PREFECT_API_URL" not in os.environ:
+        sys.exit("error: PREFECT_API_URL must be a server's address; `python -m flows.ui` starts one and this as well")
+    try:
+        found = deployments()
+        with alone():
+            resume_lost([each.name for each in found])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    serve(*found, limit=1, pause_on_shutdown=False, print_starting_message=False)
+
+
+if __name__ == "__main__":
+    main()
