@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from cocomix.evaluation.downstream import PAPER_TASKS
+from cocomix.modeling import CoCoMixForCausalLM
 from tests.modeling.conftest import tiny
 
 CONTEXT = 128
@@ -105,7 +106,7 @@ def write_definitions(folder: Path, tasks_dir: Path) -> Path:
             "training_split": None,
             "validation_split": None,
             "test_split": "test",
-            "dataset_kwargs": {"data_files": {"test": str(file)}},
+            "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(folder / "cache")},
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(definition))
     return folder
@@ -127,5 +128,5 @@ def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def cocomix():  # noqa: ANN201
+def cocomix() -> CoCoMixForCausalLM:
     return tiny(vocab_size=VOCAB, n_positions=CONTEXT)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.evaluation.downstream_likelihood import Likelihood, Request, log_likelihoods
+from tests.evaluation import downstream_project
+from tests.evaluation.downstream_processes import REQUESTS
 from tests.modeling.conftest import MAIN, named, tiny
 
 CONTEXT = 48
@@ -94,27 +96,9 @@ def test_a_context_is_read_once_and_the_head_computes_what_is_asked_for() -> Non
 
 
 def test_several_processes_share_the_work_and_all_know_all_of_it(tmp_path: Path) -> None:
-    program = """
-import sys
-from cocomix import distributed
-distributed.join()
-from cocomix.evaluation.downstream_likelihood import Request, log_likelihoods
-from tests.evaluation.test_downstream_likelihood import CONTEXT, gpt2
-model, passes = gpt2(), []
-model.lm_head.register_forward_hook(lambda *_: passes.append(1))
-requests = [Request((1 + n, 2, 3), (4 + n, 5)) for n in range(12)]
-found = log_likelihoods(model, requests, CONTEXT, 8, "test")
-print(found, file=open(f"{sys.argv[1]}/{distributed.runtime().rank}", "w"))
-print(len(passes), file=open(f"{sys.argv[1]}/passes-{distributed.runtime().rank}", "w"))
-sys.stdout.flush()
-import os; os._exit(0)
-"""
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo", "COCOMIX_DEVICE": "cpu"}
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    both = [subprocess.Popen(command, env=shared | {"RANK": str(rank)}) for rank in range(2)]
-    assert [each.wait() for each in both] == [0, 0]
-    requests = [Request((1 + n, 2, 3), (4 + n, 5)) for n in range(12)]
-    alone = log_likelihoods(gpt2(), requests, CONTEXT, 8, "test")
-    assert [(tmp_path / str(rank)).read_text().strip() for rank in range(2)] == [str(alone)] * 2
-    assert [int((tmp_path / f"passes-{rank}").read_text()) for rank in range(2)] == [3, 3]
+    program = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program += ["-m", "tests.evaluation.downstream_processes", str(tmp_path)]
+    knobs = {"OMP_NUM_THREADS": "1", "COCOMIX_DEVICE": "cpu"}
+    subprocess.run([sys.executable, *program], check=True, capture_output=True, env=os.environ | knobs, timeout=120)
+    alone = log_likelihoods(downstream_project.gpt2(), REQUESTS, downstream_project.CONTEXT, 8, "test")
+    assert [(tmp_path / str(rank)).read_text().splitlines() for rank in range(2)] == [[str(alone), "3"]] * 2
