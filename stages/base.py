@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.artifact import Work
 from cocomix.errors import UserError
-from cocomix.evaluation import LanguageModelScore, score_language_model
+from cocomix.evaluation.language_model import LanguageModelScore, score_text
+from cocomix.evaluation.text import split_text
 from cocomix.modeling import config_of, flops_per_token, gpt2_shape, parameters
 from cocomix.params import Params
 from cocomix.runtime import runtime
@@ -26,12 +27,10 @@ def run(params: Params) -> None:
             model, curve = _train(params, tokens, work.scratch)
         else:
             model, curve = _load(params, tokens), []
-        windows = tokens.windows("validation")
-        score = score_language_model(
-            model, windows, tokens.bytes_per_token("validation"), params.base.training.batch_size, "base: validation"
-        )
+        text = split_text(tokens, "validation")
+        score = score_text(model, text, params.base.training.batch_size, "base: validation")
         if runtime().rank == 0:
-            _save(model, curve, score, tokens, work)
+            _save(model, curve, score.whole, tokens, work)
         return {"d_model": model.config.hidden_size, "n_layer": model.config.num_hidden_layers}
 
     side = {"metrics.json": Path("metrics/base.json"), "curve.csv": Path("plots/base.csv")}

@@ -1,53 +1,129 @@
 """Stage `evaluate`: measure one finished language model: `python -m stages.evaluate METHOD SEED`."""
 
+import json
 import sys
-import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from cocomix.artifact import Artifact, write_atomically
+from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.device import attention
-from cocomix.evaluation import score_concepts, score_language_model
+from cocomix.distributed import barrier
+from cocomix.evaluation import concepts, corpora, language_model, mixing
+from cocomix.evaluation.concepts import ConceptScores, score_concepts
+from cocomix.evaluation.corpora import corpus_digest, read_corpus
+from cocomix.evaluation.language_model import TextScore, score_text
+from cocomix.evaluation.mixing import MixingScore, score_mixing
+from cocomix.evaluation.once import once
+from cocomix.evaluation.tables import write_concepts, write_documents
+from cocomix.evaluation.text import Text, split_text
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.params import Method, Params
+from cocomix.params import EvaluateParams, Method, Params
 from cocomix.runtime import runtime
 from cocomix.tokens import Split, Tokens
 from cocomix.training import WindowData
 from stages.pretrain import matrix_item
-from stages.stage import ARTIFACTS, main, to_json
+from stages.stage import ARTIFACTS, main, produce, to_json
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
+class Source(NamedTuple):
+    """A text to measure on."""
+
+    digest: str
+    """What it depends on besides the tokens artifact."""
+    read: Callable[[], Text]
+
+
 def run(params: Params, method: Method, seed: int) -> None:
-    """Write metrics/evaluate/<method>-<seed>.json."""
-    name = f"{method}-{seed}"
-    tokens = Tokens(ARTIFACTS / "tokens")
-    folder = Artifact(ARTIFACTS / "models" / name).verified()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention(tokens.context)
-    )
-    batch_size = params.evaluate.batch_size
-    metrics: dict[str, Any] = {"method": method, "seed": seed}
-    for split in SPLITS:
-        score = score_language_model(
-            model, tokens.windows(split), tokens.bytes_per_token(split), batch_size, f"{name}: {split}"
+    """Make artifacts/evaluations/<method>-<seed>. Nothing is measured that was measured before: see `once`."""
+    name, section = f"{method}-{seed}", params.evaluate
+    tokens, trained = Tokens(ARTIFACTS / "tokens"), Artifact(ARTIFACTS / "models" / name)
+    labels = Artifact(ARTIFACTS / "concepts")
+    supervision = json.loads(labels.file("supervision.json").read_text())[method]
+    key = {"model": trained.digest, "tokens": tokens.artifact.digest}
+    sources = {split: Source(split, partial(split_text, tokens, split)) for split in SPLITS} | {
+        corpus: Source(corpus_digest(corpus, chosen, tokens), partial(read_corpus, corpus, chosen, tokens))
+        for corpus, chosen in section.corpora.items()
+    }
+
+    def compute(work: Work) -> dict[str, Any]:
+        model = AutoModelForCausalLM.from_pretrained(
+            trained.verified(), dtype=torch.float32, attn_implementation=attention(tokens.context)
         )
-        metrics[split] = asdict(score)
-    metrics["concepts"] = None
-    if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
-        with tempfile.TemporaryDirectory() as unpacked:
-            target = Path(unpacked) / "labels.npy"
-            labels = ConceptLabels(Artifact(ARTIFACTS / "concepts")).unpack("validation", target)
-            data = WindowData(tokens.windows("validation"), labels)
-            metrics["concepts"] = asdict(score_concepts(model, data, batch_size, f"{name}: concepts"))
+
+        def score(corpus: str, source: Source) -> TextScore:
+            def measure() -> TextScore:
+                return score_text(model, source.read(), section.batch_size, f"{name}: {corpus}", section.stride)
+
+            what = key | {"text": source.digest, "stride": section.stride}
+            return once("text", what, measure, TextScore, language_model.__file__, corpora.__file__)
+
+        scores = {corpus: score(corpus, source) for corpus, source in sources.items()}
+        concept_metrics = None
+        if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
+            data = WindowData(tokens.windows("validation"), _unpacked(ConceptLabels(labels), work.scratch))
+            concept_metrics = _concepts(model, data, key | {"labels": supervision}, section, name, work)
+        if runtime().rank == 0:
+            with work.write("documents.parquet") as pending:
+                pending.rows = write_documents(
+                    pending.path, {corpus: each.documents for corpus, each in scores.items()}
+                )
+            whole = {corpus: asdict(each.whole) for corpus, each in scores.items()}
+            metrics: dict[str, Any] = {
+                "method": method,
+                "seed": seed,
+                **{split: whole[split] for split in SPLITS},
+                "corpora": {corpus: whole[corpus] for corpus in section.corpora},
+                "concepts": concept_metrics,
+                "tasks": {},
+            }
+            (work.side / "metrics.json").write_bytes(to_json(metrics))
+        return {"method": method, "seed": seed}
+
+    inputs = {"model": trained, "tokens": tokens.artifact, "supervision": supervision}
+    inputs |= {f"corpora.{corpus}": sources[corpus].digest for corpus in section.corpora}
+    used = {"method": method, "seed": seed, **section.model_dump()}
+    side = {"metrics.json": Path("metrics/evaluate") / f"{name}.json"}
+    produce(f"evaluate@{name}", ARTIFACTS / "evaluations" / name, inputs, used, compute, side)
+
+
+def _concepts(
+    model: CoCoMixForCausalLM, data: WindowData, key: Mapping[str, str], section: EvaluateParams, name: str, work: Work
+) -> dict[str, Any]:
+    """Write concepts.parquet; the figures for the metrics."""
+
+    def score_all() -> ConceptScores:
+        return score_concepts(model, data, section.batch_size, f"{name}: concepts")
+
+    def score_mixed() -> MixingScore:
+        return score_mixing(model, data, section.intervention_windows, section.batch_size, f"{name}: mixing")
+
+    scores = once("concepts", key, score_all, ConceptScores, concepts.__file__)
+    mixed = None
+    if model.config.mixing != "none":
+        what = {**key, "windows": section.intervention_windows}
+        mixed = asdict(once("mixing", what, score_mixed, MixingScore, mixing.__file__))
     if runtime().rank == 0:
-        write_atomically(Path("metrics/evaluate") / f"{name}.json", to_json(metrics))
+        with work.write("concepts.parquet") as pending:
+            pending.rows = write_concepts(pending.path, scores.each)
+    return {**asdict(scores.whole), "mixing": mixed}
+
+
+def _unpacked(labels: ConceptLabels, scratch: Path) -> Any:
+    """The labels of the validation split, unpacked by the first process for all."""
+    target = scratch / "labels.npy"
+    if runtime().rank == 0:
+        labels.unpack("validation", target)
+    barrier()
+    return labels.unpack("validation", target)
 
 
 if __name__ == "__main__":

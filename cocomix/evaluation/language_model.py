@@ -1,98 +1,141 @@
-"""How well a model predicts text, and how well it predicts the concepts of text."""
+"""How well a model predicts text: over all of it, and document by document."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from cocomix.device import device
+from cocomix.device import device, send
 from cocomix.distributed import totals
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.evaluation.text import Text
 from cocomix.progress import progress
 from cocomix.runtime import runtime
-from cocomix.training import WindowData
-from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions, next_token_loss
+
+LOGITS = 2**27
+"""Logits that are held at once: 512 MB in fp32."""
 
 
 @dataclass(frozen=True)
 class LanguageModelScore:
-    """Prediction of text, in fp32, over whole windows (each token but a window's first is predicted)."""
+    """Prediction of text."""
 
     loss: float
     """Cross-entropy, nats a token."""
     perplexity: float
     bits_per_byte: float
-    """Cross-entropy in bits over the UTF-8 bytes that a token stands for: comparable between tokenizers."""
+    """Cross-entropy in bits over the UTF-8 bytes of the predicted tokens: comparable between tokenizers."""
 
 
 @dataclass(frozen=True)
-class ConceptScore:
-    """Prediction of concepts against their labels."""
+class DocumentLosses:
+    """Prediction of each document of a text: columns of one length, without documents of which nothing is predicted."""
 
-    cross_entropy: float
-    """Concept loss, nats a labelled position (paper Eq. 2)."""
-    recall_at_k: float
-    """Share of the labels that are among the `concept_k` mixed concepts."""
-    recall_at_labels: float
-    """Share of the labels that are among as many predictions as a position has labels at most (k_attr)."""
-    never_predicted: float
-    """Share of the dictionary that no position mixed."""
+    document: list[int]
+    """Its number in the text, from 0."""
+    tokens: list[int]
+    """How many of its tokens are predicted, EOS included."""
+    bytes: list[float]
+    """UTF-8 bytes of those."""
+    loss: list[float]
+    """Cross-entropy in nats, summed over them."""
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Of `score_text`."""
+
+    whole: LanguageModelScore
+    documents: DocumentLosses
+
+
+class Spans(NamedTuple):
+    """The windows in which a text is read: [windows] each."""
+
+    starts: NDArray[np.int64]
+    """Place of the window's first token in the text."""
+    seen: NDArray[np.int64]
+    """Tokens at its beginning that are there as context only, since an earlier window predicts them."""
+
+
+def spans(tokens: int, context: int, stride: int | None) -> Spans:
+    """Windows over a text of `tokens` tokens, at least `context`; the last one ends where the text ends.
+
+    Args:
+        stride: tokens between two starts, below `context`; none: `context`.
+    """
+    starts = np.append(np.arange(0, tokens - context, stride or context), tokens - context)
+    return Spans(starts, np.append(0, starts[:-1] + context - starts[1:]))
 
 
 @torch.no_grad()
-def score_language_model(
-    model: PreTrainedModel, windows: NDArray[np.unsignedinteger], bytes_per_token: float, batch_size: int, task: str
-) -> LanguageModelScore:
-    """Score `model` on windows of token ids [windows, context]."""
-    total = 0.0
-    for batch in _batches(model, WindowData(windows), batch_size, task):
-        total += float(next_token_loss(model(batch[0], use_cache=False).logits, batch[0]))
-    (total,) = totals(total)
-    loss = total / (windows.shape[0] * (windows.shape[1] - 1))
-    return LanguageModelScore(loss=loss, perplexity=math.exp(loss), bits_per_byte=loss / math.log(2) / bytes_per_token)
+def score_text(model: PreTrainedModel, text: Text, batch_size: int, task: str, stride: int | None = None) -> TextScore:
+    """Score `model`, in the arithmetic of its weights, on all tokens of `text` that have one before them in a window.
 
-
-@torch.no_grad()
-def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int, task: str) -> ConceptScore:
-    """Score the concept predictions of `model` against the labels of `data`."""
-    config = model.config
-    loss, positions, labels, found_k, found_labels = 0.0, 0.0, 0.0, 0.0, 0.0
-    predicted = torch.zeros(config.num_concepts, dtype=torch.bool, device=device())
-    for windows, wanted in _batches(model, data, batch_size, task):
-        logits = model.transformer(windows, use_cache=False).concept_logits
-        loss += float(concept_loss(logits, wanted))
-        positions += int(labelled_positions(wanted))
-        labels += int((wanted != NO_LABEL).sum())
-        top = logits.topk(max(config.concept_k, wanted.shape[-1])).indices
-        predicted[top[..., : config.concept_k].flatten()] = True
-        found_k += _found(wanted, top[..., : config.concept_k])
-        found_labels += _found(wanted, top[..., : wanted.shape[-1]])
-    loss, *counts = totals(loss, positions, labels, found_k, found_labels, *predicted.double().tolist())
-    positions, labels, found_k, found_labels, *by_process = counts
-    return ConceptScore(
-        cross_entropy=loss / max(positions, 1),
-        recall_at_k=found_k / max(labels, 1),
-        recall_at_labels=found_labels / max(labels, 1),
-        never_predicted=by_process.count(0.0) / config.num_concepts,
+    Args:
+        batch_size: windows in a forward pass at most; with a large vocabulary they are fewer.
+        stride: see `spans`.
+    """
+    model.eval().to(device())
+    ids, context = text.windows.reshape(-1), text.windows.shape[1]
+    starts, seen = spans(len(ids), context, stride)
+    is_end = ids == text.eos_id
+    document = np.cumsum(is_end) - is_end
+    loss = np.zeros(document[-1] + 1)
+    mine = shares(len(starts), windows_at_once(batch_size, context, model.config.vocab_size))
+    with progress(task, sum(map(len, mine)) * context, "tokens") as bar:
+        for rows in mine:
+            places = starts[rows, None] + np.arange(context)
+            losses = token_losses(model, send(torch.from_numpy(ids[places].astype(np.int64)))).double().cpu().numpy()
+            is_new = np.arange(1, context) >= seen[rows, None]
+            loss += np.bincount(document[places[:, 1:]][is_new], losses[is_new], minlength=len(loss))
+            bar.advance(places.size)
+    loss = np.array(totals(*loss))
+    is_predicted = np.ones(len(ids), bool)
+    is_predicted[starts[seen == 0]] = False
+    document, bytes_of = document[is_predicted], text.token_bytes[ids[is_predicted]]
+    predicted = np.bincount(document, minlength=len(loss))
+    documents = np.flatnonzero(predicted)
+    return TextScore(
+        _whole(loss.sum(), len(document), bytes_of.sum()),
+        DocumentLosses(
+            documents.tolist(),
+            predicted[documents].tolist(),
+            np.bincount(document, bytes_of, minlength=len(loss))[documents].tolist(),
+            loss[documents].tolist(),
+        ),
     )
 
 
-def _found(wanted: Tensor, predicted: Tensor) -> int:
-    """How many of the labels are predicted; the label `NO_LABEL` never is."""
-    return int((wanted[..., :, None] == predicted[..., None, :]).any(-1).sum())
+def token_losses(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Tensor:
+    """Cross-entropy of each token but the first given those before it, in nats: float [batch, seq - 1].
+
+    Args:
+        ids: int64 [batch, seq].
+        inputs: more inputs of the model.
+    """
+    logits = model(input_ids=ids, use_cache=False, **inputs).logits
+    # All positions, so that the logits are not copied; what the last one is compared with does not matter.
+    losses = F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, dims=1).flatten(), reduction="none")
+    return losses.view_as(ids)[:, :-1]
 
 
-def _batches(model: PreTrainedModel, data: WindowData, batch_size: int, task: str) -> Iterator[tuple[Tensor, ...]]:
-    """This process's share of the windows, a batch at a time."""
-    model.eval().to(device())
-    starts = range(0, len(data.windows), batch_size)[runtime().rank :: runtime().world_size]
-    with progress(task, len(starts) * batch_size * data.windows.shape[1], "tokens") as bar:
-        for start in starts:
-            batch = data.batch(slice(start, start + batch_size))
-            yield batch
-            bar.advance(batch[0].numel())
+def windows_at_once(batch_size: int, context: int, classes: int) -> int:
+    """Windows in a forward pass: at most `batch_size`, with at most `LOGITS` logits (or one window's)."""
+    return max(1, min(batch_size, LOGITS // (context * classes)))
+
+
+def shares(windows: int, at_once: int) -> list[NDArray[np.int64]]:
+    """This process's share of the windows' numbers, in batches."""
+    batches = [np.arange(start, min(start + at_once, windows)) for start in range(0, windows, at_once)]
+    return batches[runtime().rank :: runtime().world_size]
+
+
+def _whole(loss: float, tokens: int, size: float) -> LanguageModelScore:
+    mean = float(loss / tokens)
+    return LanguageModelScore(mean, math.exp(mean), float(loss / math.log(2) / size))

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def once(
-    kind: str, key: Mapping[str, Any], compute: Callable[[], Result], result: type[Result], code: Path | str
+    kind: str, key: Mapping[str, Any], compute: Callable[[], Result], result: type[Result], *code: Path | str
 ) -> Result:
     """What `compute` returns, from `artifacts/.measured` if it was computed before.
 
@@ -30,9 +30,9 @@ def once(
         kind: what is measured, for people who look into the files.
         key: all that decides the result: JSON values, such as the digests of the model and of the data.
         result: its type, of dataclasses, named tuples, lists and dicts of JSON values.
-        code: the module file that measures (`__file__`): with what it imports, it is part of the key.
+        code: the files of the modules that measure (`__file__`): with what they import, they are part of the key.
     """
-    identity = {"kind": kind, "key": dict(key), "code": digest_of_sources(Path(code))}
+    identity = {"kind": kind, "key": dict(key), "code": [digest_of_sources(Path(each)) for each in code]}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path, adapter = MEASURED / f"{name}.json", TypeAdapter(result)
     is_first = runtime().rank == 0

@@ -1,0 +1,120 @@
+"""How well a model predicts the concepts of text, and what it makes of each of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cocomix.base import residual_at
+from cocomix.device import device, send
+from cocomix.distributed import totals
+from cocomix.evaluation.language_model import shares, windows_at_once
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.progress import progress
+from cocomix.training import WindowData
+from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions
+
+IGNORED = 1 / 64
+"""A concept is ignored when the norm of its compress column is below this share of the mean norm. The paper's threshold
+(Fig. 6c: 0.01) is 1/64 of the norm with which its columns start, 0.02 sqrt(1024); ours start at other norms."""
+
+
+@dataclass(frozen=True)
+class ConceptScore:
+    """Prediction of concepts against their labels."""
+
+    cross_entropy: float
+    """Concept loss, nats a labelled position (paper Eq. 2)."""
+    recall_at_k: float
+    """Share of the labels that are among the `concept_k` mixed concepts."""
+    recall_at_labels: float
+    """Share of the labels that are among as many predictions as a position has labels at most (k_attr)."""
+    never_predicted: float
+    """Share of the dictionary that no position mixed."""
+    ignored: float | None
+    """Share of the dictionary that counts for nothing when it is mixed, see `IGNORED`; none: nothing is mixed."""
+
+
+@dataclass(frozen=True)
+class ConceptTable:
+    """Columns, with an entry for each concept."""
+
+    predicted: list[int]
+    """Positions where it is among the `concept_k` predicted concepts."""
+    labelled: list[int]
+    """Positions where it is a label."""
+    right: list[int]
+    """Positions where it is both."""
+    mean_strength: list[float | None]
+    """Mean logit where it is predicted."""
+    compress_norm: list[float | None]
+    """Norm of its column of the compress matrix, with which its strength is multiplied; none: nothing is mixed."""
+
+
+@dataclass(frozen=True)
+class ConceptScores:
+    """Of `score_concepts`."""
+
+    whole: ConceptScore
+    each: ConceptTable
+
+
+@torch.no_grad()
+def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int, task: str) -> ConceptScores:
+    """Score the concept predictions of `model` against the labels of `data`; blocks above them are not computed."""
+    model.eval().to(device())
+    config = model.config
+    k, concepts, (windows, context) = config.concept_k, config.num_concepts, data.windows.shape
+    loss = positions = found = 0.0
+    counts = torch.zeros(4, concepts, dtype=torch.float64, device=device())
+    mine = shares(windows, windows_at_once(batch_size, context, concepts))
+    with progress(task, sum(map(len, mine)) * context, "tokens") as bar:
+        for rows in mine:
+            ids, wanted = map(send, data.batch(rows))
+            logits = model.transformer.mixer(residual_at(model, ids, config.concept_layer)).concept_logits
+            loss += float(concept_loss(logits, wanted))
+            positions += int(labelled_positions(wanted))
+            top = logits.topk(max(k, wanted.shape[-1]))
+            found += int(_are_in(top.indices[..., : wanted.shape[-1]], wanted).sum())
+            strengths, indices = top.values[..., :k], top.indices[..., :k]
+            counts[0] += _count(indices, concepts)
+            counts[1] += _count(wanted[wanted != NO_LABEL], concepts)
+            counts[2] += _count(indices[_are_in(indices, wanted)], concepts)
+            counts[3].index_add_(0, indices.flatten(), strengths.flatten().double())
+            bar.advance(ids.numel())
+    loss, positions, found, *columns = totals(loss, positions, found, *counts.flatten().tolist())
+    predicted, labelled, right, strength = np.array(columns).reshape(4, concepts)
+    norms = _compress_norms(model) if config.mixing != "none" else None
+    whole = ConceptScore(
+        cross_entropy=loss / max(positions, 1),
+        recall_at_k=float(right.sum() / max(labelled.sum(), 1)),
+        recall_at_labels=found / max(labelled.sum(), 1),
+        never_predicted=float((predicted == 0).mean()),
+        ignored=None if norms is None else float((norms < IGNORED * norms.mean()).mean()),
+    )
+    each = ConceptTable(
+        predicted=predicted.astype(int).tolist(),
+        labelled=labelled.astype(int).tolist(),
+        right=right.astype(int).tolist(),
+        mean_strength=[
+            total / count if count else None for total, count in zip(strength.tolist(), predicted.tolist(), strict=True)
+        ],
+        compress_norm=[None] * concepts if norms is None else norms.tolist(),
+    )
+    return ConceptScores(whole, each)
+
+
+def _compress_norms(model: CoCoMixForCausalLM) -> NDArray[np.float32]:
+    weight: Tensor = model.get_parameter("transformer.mixer.compress.weight")
+    return weight.norm(dim=1).cpu().numpy()
+
+
+def _are_in(some: Tensor, others: Tensor) -> Tensor:
+    """Which of the concepts [..., m] are among the others [..., n] of the same position: bool [..., m]."""
+    return (some[..., :, None] == others[..., None, :]).any(-1)
+
+
+def _count(concepts: Tensor, minlength: int) -> Tensor:
+    return torch.bincount(concepts.flatten(), minlength=minlength)

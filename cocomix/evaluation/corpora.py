@@ -1,0 +1,90 @@
+"""Further corpora: text files, packed into windows like the corpus that the models learned from."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from cocomix.corpus.files import files_digest, read_files
+from cocomix.errors import UserError
+from cocomix.evaluation.text import Text, token_bytes
+from cocomix.params import EvaluationCorpusParams, FilesParams
+from cocomix.tokens.windows import Tokens
+
+_BATCH_BYTES = 250_000
+"""Encoded at a time."""
+
+
+def corpus_digest(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> str:
+    """What `read_corpus` depends on, besides its code: names, sizes and times of the files, parameters, tokenizer.
+
+    Raises:
+        UserError: when a path matches no file, or one of an unknown kind.
+    """
+    with _named(name):
+        files = files_digest(params.paths)
+    tokenizer = [tokens.artifact.manifest.files[each].sha256 for each in tokens.artifact.names("tokenizer/")]
+    state = [files, params.model_dump(), tokenizer, tokens.context]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Text:
+    """The corpus called `name`, held in memory.
+
+    Raises:
+        UserError: when a file cannot be read, or the text fills no window.
+    """
+    tokenizer = tokens.tokenizer()
+    encoder, dtype = tokenizer.backend_tokenizer, tokens.windows("validation").dtype
+    encoder.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
+    encoder.no_truncation()
+    encoder.no_padding()
+    parts, size = [np.empty(0, dtype)], 0
+    for batch in _batches(name, params):
+        for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False):
+            parts.append(np.array([*encoding.ids, tokens.eos_id], dtype))
+        size += sum(len(text.encode()) for text in batch)
+    ids = np.concatenate(parts)
+    windows = len(ids) // tokens.context
+    if not windows:
+        raise UserError(
+            f"evaluate.corpora.{name}: has {len(ids)} tokens, too few for one window of "
+            f"tokenize.context ({tokens.context})"
+        )
+    windowed = ids[: windows * tokens.context].reshape(windows, tokens.context)
+    return Text(windowed, tokens.eos_id, token_bytes(tokenizer, size / len(ids)))
+
+
+def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[str]]:
+    """Documents as stage `corpus` takes them: stripped, without empty ones, up to the one that is too much."""
+    left = float("inf") if params.megabytes is None else params.megabytes * 1e6
+    batch: list[str] = []
+    size = 0
+    with _named(name):
+        for document in read_files(FilesParams(paths=params.paths, text_field=params.text_field)):
+            text = document.text.strip()
+            try:
+                size += len(text.encode())
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{document.source}: half a surrogate pair at character {error.start + 1}: not Unicode"
+                ) from None
+            if size > left:
+                break
+            if text:
+                batch.append(text)
+            if size >= _BATCH_BYTES:
+                yield batch
+                left, batch, size = left - size, [], 0
+    yield batch
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """The reader of files speaks of the parameters of stage `corpus`: say those of this corpus instead."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("corpus.files", f"evaluate.corpora.{name}")) from None

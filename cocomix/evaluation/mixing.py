@@ -1,0 +1,168 @@
+"""What mixing does for a model: its loss when what is mixed is taken away or put right.
+
+- Information gain of mixing: the loss as it is, against that with the mixed vector replaced by nothing, by another
+  text's, or by its mean.
+- Intervenability: the loss when the model is told its labels, one by one. A label that is told is mixed with the
+  strength of the position's strongest concept; if it was not among the predicted, it takes the place of the weakest.
+  The labels of a position are about the loss of the tokens after it (paper Eq. 1), so that they tell something about
+  them: that the loss falls shows that the model uses its concepts, not that it would predict better with better ones.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cocomix.base import residual_at
+from cocomix.device import device, send
+from cocomix.distributed import totals
+from cocomix.evaluation.language_model import shares, token_losses, windows_at_once
+from cocomix.modeling import CoCoMixForCausalLM, Concepts, Edit
+from cocomix.progress import progress
+from cocomix.training import WindowData
+from cocomix.training.losses import NO_LABEL
+
+
+@dataclass(frozen=True)
+class MixingScore:
+    """Losses on some windows, nats a token."""
+
+    windows: int
+    as_it_is: float
+    zeroed: float
+    """With the mixed vectors 0."""
+    shuffled: float
+    """With those of another window, each at the same place in it."""
+    mean: float
+    """With their mean over all positions."""
+    told_by_uncertainty: list[float]
+    """Told 0, 1, .. of the labels of each position: those first of which the model is least certain."""
+    told_at_random: list[float]
+    """The same, in random order."""
+    told_others: float
+    """Told as many labels, but those of another window, each at the same place in it."""
+
+
+@dataclass(frozen=True)
+class Tell:
+    """An edit of concepts that puts labels among them, with the strength of the strongest."""
+
+    labels: Tensor
+    """int64 [batch, seq, m], `NO_LABEL` where there is none."""
+    count: int
+    """How many to tell, from 0 to m."""
+    turn: Tensor | None = None
+    """When the turn of each label comes, the smallest first: [batch, seq, m]; none: when the model is least certain."""
+
+    def __call__(self, concepts: Concepts) -> Concepts:
+        """Edit."""
+        strengths, indices, logits, _ = concepts
+        is_label = self.labels != NO_LABEL
+        turn = logits.gather(-1, self.labels.clamp(min=0)) if self.turn is None else self.turn
+        order = turn.masked_fill(~is_label, float("inf")).argsort(-1)[..., : self.count]
+        told, is_told = self.labels.gather(-1, order), is_label.gather(-1, order)
+        same = indices[..., :, None] == told[..., None, :]
+        was_there = same.any(-1)
+        is_new = is_told & ~same.any(-2)
+        strongest = strengths.amax(-1, keepdim=True)
+        place = strengths.masked_fill(was_there, float("inf")).argsort(-1).argsort(-1)
+        kept = strengths.masked_fill(place < is_new.sum(-1, keepdim=True), 0.0)
+        return concepts._replace(
+            strengths=torch.cat([torch.where(was_there, strongest, kept), strongest * is_new], dim=-1),
+            indices=torch.cat([indices, told.clamp(min=0)], dim=-1),
+        )
+
+
+class _Windows(NamedTuple):
+    """Some windows of the sample, and what replaces things of them."""
+
+    ids: Tensor
+    """int64 [batch, context]."""
+    labels: Tensor
+    """int64 [batch, context, m]."""
+    turn: Tensor
+    """Random numbers: [batch, context, m]."""
+    other_vectors: Tensor
+    """What is mixed in other windows: [batch, context, d_model]."""
+    other_labels: Tensor
+    """int64 [batch, context, m]."""
+
+
+@torch.no_grad()
+def score_mixing(model: CoCoMixForCausalLM, data: WindowData, windows: int, batch_size: int, task: str) -> MixingScore:
+    """Score what the concepts that `model` mixes do for it, on about `windows` windows from all over `data`."""
+    model.eval().to(device())
+    assert data.labels is not None
+    count, context, m = data.labels.shape
+    sample = np.unique(np.linspace(0, count - 1, windows).astype(np.int64))
+    turns = np.random.default_rng(0).random((len(sample), context, m), dtype=np.float32)
+    at_once = windows_at_once(batch_size, context, max(model.config.vocab_size, model.config.num_concepts))
+    mine = shares(len(sample), at_once)
+    total = torch.zeros(model.config.n_embd, dtype=torch.float64, device=device())
+    for rows in mine:
+        total += _mixed_vectors(model, data, sample[rows]).double().sum((0, 1))
+    mean = torch.tensor(totals(*total.tolist()), dtype=torch.float32, device=device()) / (len(sample) * context)
+    sums = np.zeros(4 + 2 * m)
+    with progress(task, sum(map(len, mine)), "windows") as bar:
+        for rows in mine:
+            others = sample[rows - 1]  # of the first one, the last
+            ids, labels = map(send, data.batch(sample[rows]))
+            other_labels = send(data.batch(others)[1])
+            turn = send(torch.from_numpy(turns[rows]))
+            some = _Windows(ids, labels, turn, _mixed_vectors(model, data, others), other_labels)
+            sums += _losses(model, some, mean)
+            bar.advance(len(rows))
+    losses = [total / (len(sample) * (context - 1)) for total in totals(*sums.tolist())]
+    as_it_is, zeroed, shuffled, averaged, all_told, told_others = losses[:6]
+    some_told = [losses[6 : 5 + m], losses[5 + m :]]
+    by_uncertainty, at_random = ([as_it_is, *each, all_told] for each in some_told)
+    return MixingScore(len(sample), as_it_is, zeroed, shuffled, averaged, by_uncertainty, at_random, told_others)
+
+
+def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[float]:
+    """Summed losses: as it is, zeroed, shuffled, mean, all told, others told, 1 to m - 1 told in either order."""
+    m = some.labels.shape[-1]
+
+    def loss(*edits: Edit) -> float:
+        return float(token_losses(model, some.ids, concept_edits=edits).double().sum())
+
+    def loss_with(change: Callable[[Tensor], Tensor]) -> float:
+        with _mixing(model, change):
+            return loss()
+
+    return [
+        loss(),
+        loss_with(torch.zeros_like),
+        loss_with(lambda _: some.other_vectors),
+        loss_with(mean.expand_as),
+        loss(Tell(some.labels, m)),
+        loss(Tell(some.other_labels, m)),
+        *(loss(Tell(some.labels, count)) for count in range(1, m)),
+        *(loss(Tell(some.labels, count, some.turn)) for count in range(1, m)),
+    ]
+
+
+def _mixed_vectors(model: CoCoMixForCausalLM, data: WindowData, rows: NDArray[np.int64]) -> Tensor:
+    """What `model` mixes in some windows: [batch, context, d_model]."""
+    ids = send(data.batch(rows)[0])
+    vector: Tensor = model.transformer.mixer(residual_at(model, ids, model.config.concept_layer)).vector
+    return vector
+
+
+@contextmanager
+def _mixing(model: CoCoMixForCausalLM, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, what `change` makes of the mixed vectors [batch, seq, d_model] is mixed."""
+
+    def replace(_head: nn.Module, _args: tuple[Tensor, ...], mixture: Any) -> Any:
+        return mixture._replace(vector=change(mixture.vector))
+
+    hook = model.transformer.mixer.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()

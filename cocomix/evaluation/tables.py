@@ -1,0 +1,51 @@
+"""The files of an evaluation: a row for each document, and a row for each concept."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cocomix.evaluation.concepts import ConceptTable
+from cocomix.evaluation.language_model import DocumentLosses
+
+DOCUMENTS: dict[str, pa.DataType] = {
+    "corpus": pa.string(),
+    "document": pa.int64(),
+    "tokens": pa.int64(),
+    "bytes": pa.float64(),
+    "loss": pa.float64(),
+}
+"""corpus: validation, test, or the name of a further corpus; the others: as of `DocumentLosses`."""
+
+CONCEPTS: dict[str, pa.DataType] = {
+    "concept": pa.int64(),
+    "predicted": pa.int64(),
+    "labelled": pa.int64(),
+    "right": pa.int64(),
+    "mean_strength": pa.float64(),
+    "compress_norm": pa.float64(),
+}
+"""concept: its number; the others: as of `ConceptTable`."""
+
+
+def write_documents(path: Path, corpora: Mapping[str, DocumentLosses]) -> int:
+    """Write documents.parquet, corpus after corpus; the number of rows."""
+    tables = [
+        pa.table({"corpus": [name] * len(losses.document), **asdict(losses)}, schema=pa.schema(DOCUMENTS))
+        for name, losses in corpora.items()
+    ]
+    return _write(path, pa.concat_tables(tables))
+
+
+def write_concepts(path: Path, concepts: ConceptTable) -> int:
+    """Write concepts.parquet; the number of rows."""
+    return _write(
+        path, pa.table({"concept": range(len(concepts.predicted)), **asdict(concepts)}, schema=pa.schema(CONCEPTS))
+    )
+
+
+def _write(path: Path, table: pa.Table) -> int:
+    pq.write_table(table, path, compression="zstd")
+    return len(table)
