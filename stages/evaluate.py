@@ -18,10 +18,11 @@ from cocomix.distributed import barrier
 from cocomix.evaluation import concepts, corpora, language_model, mixing
 from cocomix.evaluation.concepts import ConceptScores, score_concepts
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
+from cocomix.evaluation.examples import choose_examples
 from cocomix.evaluation.language_model import TextScore, score_text
 from cocomix.evaluation.mixing import MixingScore, score_mixing
 from cocomix.evaluation.once import once
-from cocomix.evaluation.tables import write_concepts, write_documents
+from cocomix.evaluation.tables import write_concepts, write_documents, write_examples
 from cocomix.evaluation.text import Text, split_text
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, Method, Params
@@ -98,7 +99,7 @@ def run(params: Params, method: Method, seed: int) -> None:
 def _concepts(
     model: CoCoMixForCausalLM, data: WindowData, key: Mapping[str, str], section: EvaluateParams, name: str, work: Work
 ) -> dict[str, Any]:
-    """Write concepts.parquet; the figures for the metrics."""
+    """Write concepts.parquet and examples.parquet; the figures for the metrics."""
 
     def score_all() -> ConceptScores:
         return score_concepts(model, data, section.batch_size, f"{name}: concepts")
@@ -114,6 +115,8 @@ def _concepts(
     if runtime().rank == 0:
         with work.write("concepts.parquet") as pending:
             pending.rows = write_concepts(pending.path, scores.each)
+        with work.write("examples.parquet") as pending:
+            pending.rows = write_examples(pending.path, choose_examples(model, data))
     return {**asdict(scores.whole), "mixing": mixed}
 
 

@@ -1,6 +1,6 @@
-"""The files of an evaluation: a row for each document, and a row for each concept."""
+"""The files of an evaluation: a row for each document, for each concept, and for each example."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.evaluation.concepts import ConceptTable
+from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
 
 DOCUMENTS: dict[str, pa.DataType] = {
@@ -44,6 +45,11 @@ def write_concepts(path: Path, concepts: ConceptTable) -> int:
     return _write(
         path, pa.table({"concept": range(len(concepts.predicted)), **asdict(concepts)}, schema=pa.schema(CONCEPTS))
     )
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> int:
+    """Write examples.parquet, with the columns of `Example`; the number of rows."""
+    return _write(path, pa.Table.from_pylist([each._asdict() for each in examples]))
 
 
 def _write(path: Path, table: pa.Table) -> int:

@@ -1,0 +1,60 @@
+"""Positions of real text with the concepts that are labels there and those that a model predicts."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cocomix.base import residual_at
+from cocomix.device import device, send
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.training import WindowData
+from cocomix.training.losses import NO_LABEL
+
+EXAMPLES = 6
+BEFORE, AFTER = 24, 8
+"""Tokens around the position, as far as its window reaches."""
+
+
+class Example(NamedTuple):
+    """A position of the validation split; tokens and concepts by their numbers."""
+
+    before: list[int]
+    token: int
+    """The one at the position."""
+    following: list[int]
+    labelled: list[int]
+    """Best first."""
+    predicted: list[int]
+    """The most probable ones, as many as a position has labels at most."""
+    probabilities: list[float]
+
+
+@torch.no_grad()
+def choose_examples(model: CoCoMixForCausalLM, data: WindowData) -> list[Example]:
+    """Windows evenly spaced, and in each the position after three quarters of it: nobody has picked them."""
+    assert data.labels is not None
+    model.eval().to(device())
+    count, context, m = data.labels.shape
+    rows = np.unique(np.linspace(0, count - 1, EXAMPLES).astype(np.int64))
+    position = 3 * context // 4
+    ids, labels = data.batch(rows)
+    mixture = model.transformer.mixer(residual_at(model, send(ids), model.config.concept_layer))
+    best = mixture.concept_logits[:, position].float().softmax(-1).topk(m)
+    return [
+        Example(
+            before=tokens[max(0, position - BEFORE) : position],
+            token=tokens[position],
+            following=tokens[position + 1 : position + 1 + AFTER],
+            labelled=[each for each in wanted if each != NO_LABEL],
+            predicted=concepts,
+            probabilities=probabilities,
+        )
+        for tokens, wanted, concepts, probabilities in zip(
+            ids.tolist(),
+            labels[:, position].tolist(),
+            best.indices.tolist(),
+            best.values.tolist(),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cocomix.evaluation.examples import choose_examples
+from cocomix.evaluation.tables import write_examples
+from cocomix.training import WindowData
+from tests.evaluation.conftest import K_ATTR, cocomix
+
+
+def test_examples_show_what_is_labelled_and_predicted_at_their_position(data: WindowData, tmp_path: Path) -> None:
+    model = cocomix()
+    examples = choose_examples(model, data)
+    assert data.labels is not None
+    windows = [int(each) for each in np.linspace(0, len(data.windows) - 1, len(examples))]
+    for window, example in zip(windows, examples, strict=True):
+        tokens = data.windows[window].tolist()
+        position = 3 * len(tokens) // 4
+        assert [*example.before, example.token, *example.following] == tokens
+        assert tokens[position] == example.token
+        assert len(example.before) == position
+        assert example.labelled == [each for each in data.labels[window, position].tolist() if each != 65535]
+        with torch.no_grad():
+            logits = model.transformer(torch.tensor([tokens])).concept_logits[0, position]
+        best = logits.softmax(-1).topk(K_ATTR)
+        assert example.predicted == best.indices.tolist()
+        assert example.probabilities == pytest.approx(best.values.tolist(), rel=1e-5)
+    path = tmp_path / "examples.parquet"
+    assert write_examples(path, examples) == len(examples)
+    assert pq.read_table(path).to_pylist() == [each._asdict() for each in examples]
