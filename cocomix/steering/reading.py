@@ -1,6 +1,7 @@
 """Reading a text's concepts: which ones a CoCoMix model predicts, which ones are labels, what mixing them is worth."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -119,32 +120,38 @@ def information_gain(model: CoCoMixForCausalLM, ids: Tensor) -> Tensor:
     Args:
         ids: int64 [seq], at least 1.
     """
-    count = len(ids) - 1
-    gains = [ids.new_zeros(0, dtype=torch.float32)]
-    for some in torch.split(torch.arange(count, device=ids.device), micro_batch(len(ids))):
-        rows = torch.arange(len(some), device=ids.device)
+    every = torch.arange(len(ids) - 1, device=ids.device)
+    hidden = model.transformer(ids[None], use_cache=False).last_hidden_state[0, :-1]
+    as_it_is = _losses(model, hidden, ids[1:])
+    without = torch.empty_like(as_it_is)
+    for start in range(0, len(every), size := micro_batch(len(ids))):
+        places = every[start : start + size]
+        with _zeroed(model, places):
+            hidden = model.transformer(ids.expand(len(places), -1), use_cache=False).last_hidden_state
+        without[places] = _losses(model, hidden[every[: len(places)], places], ids[places + 1])
+    return without - as_it_is
 
-        def loss(hidden: Tensor, rows: Tensor = rows, some: Tensor = some) -> Tensor:
-            logits = model.lm_head(hidden[rows, some]).float()
-            return nn.functional.cross_entropy(logits, ids[some + 1], reduction="none")
 
-        def zeroed(
-            _mixer: nn.Module, _args: object, mixture: Mixture, rows: Tensor = rows, some: Tensor = some
-        ) -> Mixture:
-            assert mixture.vector is not None
-            vector = mixture.vector.clone()
-            vector[rows, some] = 0
-            return mixture._replace(vector=vector)
+def _losses(model: CoCoMixForCausalLM, hidden: Tensor, following: Tensor) -> Tensor:
+    """The loss of each next token, [n], from hidden states [n, d_model]."""
+    return nn.functional.cross_entropy(model.lm_head(hidden).float(), following, reduction="none")
 
-        windows = ids.expand(len(some), -1)
-        as_is = loss(model.transformer(windows, use_cache=False).last_hidden_state)
-        handle = model.transformer.mixer.register_forward_hook(zeroed)
-        try:
-            without = loss(model.transformer(windows, use_cache=False).last_hidden_state)
-        finally:
-            handle.remove()
-        gains.append(without - as_is)
-    return torch.cat(gains)
+
+@contextmanager
+def _zeroed(model: CoCoMixForCausalLM, places: Tensor) -> Iterator[None]:
+    """Inside, zeros are mixed at one place of each row: int64 [batch]."""
+
+    def zero(_mixer: nn.Module, _args: object, mixture: Mixture) -> Mixture:
+        assert mixture.vector is not None
+        vector = mixture.vector.clone()
+        vector[torch.arange(len(places)), places] = 0
+        return mixture._replace(vector=vector)
+
+    handle = model.transformer.mixer.register_forward_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[float]]]:

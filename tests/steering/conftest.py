@@ -1,0 +1,84 @@
+"""A small finished pipeline: base model, autoencoder, labels, a CoCoMix model; all random, and fitting each other."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.artifact import Artifact, Work
+from cocomix.attribution.labelling import label
+from cocomix.base import load_base
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.params import AttributionParams
+from cocomix.runtime import runtime
+from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder, load_sae
+from cocomix.steering import Extractor
+from cocomix.tokens.windows import Tokens
+from tests.modeling.conftest import tiny
+
+PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_windows=64)
+CONCEPTS, LAYER = 40, 2
+
+
+class Setting(NamedTuple):
+    model: CoCoMixForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    extractor: Extractor
+    tokens: Tokens
+
+
+@pytest.fixture(autouse=True)
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCOMIX_PRECISION", "fp32")
+    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
+    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "3")
+    runtime.cache_clear()
+
+
+def autoencoder(**changes: object) -> SparseAutoencoder:
+    """Random, of 40 latents for width 32."""
+    torch.manual_seed(1)
+    config = {"d_model": 32, "latents": CONCEPTS, "k": 6, "normalize": "token", "layer": LAYER} | changes
+    sae = SparseAutoencoder(SaeConfig(**config)).requires_grad_(False)
+    sae.decoder.copy_(torch.nn.functional.normalize(torch.randn_like(sae.decoder), dim=1))
+    sae.encoder.copy_(sae.decoder)
+    sae.latent_bias.normal_(std=0.1)
+    sae.pre_bias.normal_(std=0.1)
+    if sae.config.normalize == "whiten":
+        sae.mean.normal_(std=0.1)
+        sae.std.uniform_(0.5, 1.5)
+    return sae
+
+
+@pytest.fixture
+def artifacts(base_folder: Path) -> Path:
+    """artifacts/ with base, sae, tokens, concepts and models/cocomix-0."""
+    root = Path("artifacts")
+    with Work("sae", root / "sae", {}, {}) as work:
+        with work.write_folder() as target:
+            autoencoder().save(target)
+        work.finish({})
+        work.publish()
+    base, tokens = load_base(Artifact(base_folder), 16), Tokens(root / "tokens")
+    with Work("attribution", root / "concepts", {"base": ""}, PARAMS.model_dump()) as work:
+        work.finish(label(work, base, load_sae(Artifact(root / "sae")), tokens, PARAMS))
+        work.publish()
+    folder = root / "models/cocomix-0"
+    tiny(vocab_size=64, num_concepts=CONCEPTS).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(root / "tokens/tokenizer").save_pretrained(folder)
+    return root
+
+
+@pytest.fixture
+def setting(base_folder: Path, tokens_folder: Path) -> Setting:
+    """The same in memory, without labels."""
+    extractor = Extractor(load_base(Artifact(base_folder), 16), autoencoder(), PARAMS)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokens_folder / "tokenizer")
+    return Setting(tiny(vocab_size=64, num_concepts=CONCEPTS), tokenizer, extractor, Tokens(tokens_folder))
+
+
+def windows(setting: Setting, count: int) -> torch.Tensor:
+    return torch.from_numpy(setting.tokens.windows("validation")[:count].astype(np.int64))

@@ -1,0 +1,138 @@
+"""`python -m cocomix`, as typed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from cocomix.__main__ import main
+from cocomix.artifact import Work
+from cocomix.modeling import Set
+from cocomix.steering import concepts
+from cocomix.steering.project import load_extractor, load_labels, load_model
+from tests.modeling.conftest import tiny
+
+PROJECT = Path(__file__).parents[2]
+SHORT = ["--tokens", "6", "--greedy"]
+
+
+@pytest.fixture(autouse=True)
+def _project(artifacts: Path) -> None:
+    shutil.copy(PROJECT / "params.yaml", ".")
+
+
+def atlas() -> None:
+    with Work("explain", Path("artifacts/atlas"), {}, {}) as work:
+        with work.write("concepts.parquet") as pending:
+            labels = [f"meaning {number}" if number != 3 else "" for number in range(40)]
+            pq.write_table(pa.table({"concept": range(40), "label": labels}), pending.path)
+        work.finish({})
+        work.publish()
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(arguments)
+    return capsys.readouterr().out
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    message = str(stop.value.code)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+def test_concepts_are_listed_with_labels_and_meanings(capsys: pytest.CaptureFixture[str]) -> None:
+    atlas()
+    found = json.loads(printed(capsys, "concepts", "w5 w9 w2", "--json"))
+    model, tokenizer = load_model(Path("artifacts/models/cocomix-0"))
+    extractor = load_extractor(Path("artifacts"), model)
+    expected = concepts(model, "w5 w9 w2", tokenizer, extractor, load_labels(Path("artifacts")))
+    assert [each["gain"] for each in found] == [each.gain for each in expected]
+    assert [each["predicted"] for each in found] == [[c._asdict() for c in each.predicted] for each in expected]
+    assert [each["labelled"] for each in found] == [[c._asdict() for c in each.labelled] for each in expected]
+    table = printed(capsys, "concepts", "w5 w9 w2", "--top", "2")
+    assert [line.split()[0] for line in table.splitlines() if line.split()[0].startswith("w")] == ["w5", "w9", "w2"]
+    strongest = expected[0].predicted[0]
+    assert f"{strongest.concept} {strongest.label}".strip() in table
+    assert "labelled" in table
+
+
+def test_concepts_are_listed_without_what_only_the_rest_of_the_pipeline_knows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.rmtree("artifacts/concepts")
+    table = printed(capsys, "concepts", "w5 w9 w2")
+    assert "predicted" in table
+    assert "labelled" not in table
+
+
+def test_a_continuation_is_that_of_generate_with_the_edits(capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = load_model(Path("artifacts/models/cocomix-0"))
+    ids = tokenizer("w5 w9", return_tensors="pt").input_ids
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+    expected = tokenizer.decode(model.generate(ids, **options, concept_edits=[Set(9, 20.0)])[0, 2:])
+    shown = printed(capsys, "generate", "w5 w9", "--edit", "9=20", *SHORT)
+    assert shown.split() == ["w5", *f"w9{expected}".split()]
+    told = json.loads(printed(capsys, "generate", "w5 w9", "--edit", "9=20", *SHORT, "--json"))
+    assert told == {"prompt": "w5 w9", "edits": ["9=20"], "continuation": expected}
+
+
+def test_steering_shows_the_original_beside_the_steered_for_both_models(capsys: pytest.CaptureFixture[str]) -> None:
+    atlas()
+    arguments = ["steer", "w5 w9", "--edit", "9=20", "3x0@1:", *SHORT, "--base"]
+    told = json.loads(printed(capsys, *arguments, "--json"))["continuations"]
+    assert list(told) == ["original", "steered", "base", "base steered"]
+    assert told["original"] != told["steered"]
+    assert told["base"] != told["base steered"]
+    plain = json.loads(printed(capsys, "generate", "w5 w9", *SHORT, "--json"))
+    assert plain["continuation"] == told["original"]
+    shown = printed(capsys, *arguments)
+    assert "9 is 'meaning 9'" in shown
+    assert "base steered" in shown
+
+
+def test_sampling_is_a_function_of_the_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    def sample(seed: int) -> str:
+        return printed(capsys, "generate", "w5 w9", "--tokens", "9", "--temperature", "2", "--seed", str(seed))
+
+    assert sample(1) == sample(1)
+    assert sample(1) != sample(2)
+
+
+@pytest.mark.parametrize(("force", "no_color", "coloured"), [("1", "", True), ("1", "1", False), ("", "", False)])
+def test_colour_is_for_terminals_that_want_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, force: str, no_color: str, coloured: bool
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", force)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert ("\x1b[36m" in printed(capsys, "concepts", "w5 w9 w2")) == coloured
+
+
+def test_what_cannot_be_done_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere: no model there" in refused("generate", "w5", "--model", "nowhere")
+    GPT2LMHeadModel.from_pretrained("artifacts/base").save_pretrained("gpt2")
+    assert "gpt2: a gpt2 model; concepts need" in refused("concepts", "w5", "--model", "gpt2")
+    tiny(predicts="hidden").save_pretrained("hidden")
+    assert "hidden: a cocomix model that predicts hidden" in refused("concepts", "w5", "--model", "hidden")
+    assert "edit '9': write 412x4" in refused("steer", "w5", "--edit", "9")
+    assert "no concept 40; the model has 0 to 39" in refused("steer", "w5", "--edit", "40=2")
+    assert "2 tokens and 60 new ones; the model reads at most 48" in refused("generate", "w5 w6", "--tokens", "60")
+    assert "the text is empty" in refused("concepts", "")
+    assert "leave it or --base out" in refused("steer", "w5", "--edit", "9x2", "--before-selection", "--base")
+    other = tiny(vocab_size=64, num_concepts=41)
+    other.save_pretrained("other")
+    PreTrainedTokenizerFast.from_pretrained("artifacts/models/cocomix-0").save_pretrained("other")
+    assert "has 40 concepts, the model 41" in refused("concepts", "w5", "--model", "other")
+    shutil.rmtree("artifacts/sae")
+    assert "artifacts/sae: not there" in refused("steer", "w5", "--edit", "9=2", "--base")
+    Path("params.yaml").unlink()
+    assert "params.yaml: no such file" in refused("generate", "w5")

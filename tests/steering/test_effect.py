@@ -1,0 +1,95 @@
+"""The steering evaluation finds an effect that was built in, and none where there is none."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cocomix.modeling import Scale, Set
+from cocomix.steering.effect import Effect, sample_concepts, steering_effects, summaries
+from tests.steering.conftest import CONCEPTS, Setting, windows
+
+SAMPLE = [3, 9, 17]
+
+
+@pytest.fixture
+def promoted(setting: Setting) -> torch.Tensor:
+    """Tokens that the concepts of the sample promote, by construction: the mixed vector goes through to the logits."""
+    model = setting.model
+    for block in model.transformer.h[model.config.concept_layer :]:
+        for part in (block.attn.c_proj, block.mlp.c_proj):
+            part.weight.zero_()
+            part.bias.zero_()
+    rows = F.normalize(model.transformer.mixer.compress.weight[SAMPLE], dim=1)
+    return ((rows - rows.mean(1, keepdim=True)) @ model.lm_head.weight.T).topk(4).indices
+
+
+@pytest.fixture(autouse=True)
+def _frozen(setting: Setting) -> None:
+    setting.model.requires_grad_(False)
+
+
+def measure(setting: Setting, promoted: torch.Tensor, **more: object) -> list[Effect]:
+    base, sae, _ = setting.extractor
+    options = {"strengths": (-20.0, 20.0), "prompt_tokens": 4, "new_tokens": 5} | more
+    return steering_effects(setting.model, base, sae, SAMPLE, promoted, windows(setting, 7), **options)
+
+
+def test_a_concept_that_drives_its_tokens_succeeds_and_its_control_less_often(
+    setting: Setting, promoted: torch.Tensor
+) -> None:
+    effects = measure(setting, promoted)
+    assert [(each.concept, each.strength) for each in effects] == [(c, s) for s in (-20.0, 20.0) for c in SAMPLE]
+    assert all(each.success for each in effects)
+    for each in effects:
+        change, control = (x.probability - each.unedited.probability for x in (each.edited, each.control))
+        assert change * each.strength > 0
+        assert change / each.strength > control / each.strength
+        assert each.edited.loss != each.unedited.loss
+    down, up = summaries(effects)
+    assert (down.strength, up.strength) == (-20.0, 20.0)
+    assert down.success == up.success == 1.0
+    assert up.control_success < 1.0
+
+
+def test_figures_are_those_of_the_text_and_of_the_written_continuations(
+    setting: Setting, promoted: torch.Tensor
+) -> None:
+    text = windows(setting, 7)
+    logits = setting.model(text, concept_edits=[Set(9, 20.0)]).logits[:, :-1]
+    found = next(each for each in measure(setting, promoted) if (each.concept, each.strength) == (9, 20.0))
+    probability = logits.softmax(-1)[..., promoted[1]].sum(-1).mean()
+    loss = F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+    assert found.edited.probability == pytest.approx(float(probability), rel=1e-4)
+    assert found.edited.loss == pytest.approx(float(loss), rel=1e-4)
+    others = [each for each in measure(setting, promoted, strengths=(20.0,)) if each.concept != 9]
+    assert found.control.loss == pytest.approx(sum(each.edited.loss for each in others) / 2)
+    assert 0 <= found.edited.read <= 1
+    assert 0 < found.edited.distinct <= 1
+
+
+def test_edits_that_do_nothing_have_no_effect_and_no_success(setting: Setting, promoted: torch.Tensor) -> None:
+    for each in measure(setting, promoted, edit=lambda concept, _strength: Scale(concept, 1.0)):
+        assert each.edited == each.unedited == each.control
+        assert not each.success
+        assert each.control_success == 0
+
+
+def test_the_figures_do_not_depend_on_the_callers_random_numbers_and_leave_them_alone(
+    setting: Setting, promoted: torch.Tensor
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = measure(setting, promoted)
+    assert torch.equal(torch.rand(3), expected)
+    assert measure(setting, promoted) == first
+
+
+def test_the_sample_is_drawn_from_the_concepts_that_are_mixed(setting: Setting) -> None:
+    text = windows(setting, 2)
+    mixed = set(setting.model.concepts(text).indices.flatten().tolist())
+    sample = sample_concepts(setting.model, text, 5).tolist()
+    assert len(set(sample)) == 5
+    assert set(sample) <= mixed
+    assert sample != sample_concepts(setting.model, text, 5, seed=1).tolist()
+    assert len(sample_concepts(setting.model, text, CONCEPTS + 1)) == len(mixed)
