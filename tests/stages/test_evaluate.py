@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import stages.evaluate
+from cocomix.artifact import Artifact, Work
+from cocomix.attribution.labels import Labels, write_labels
+from cocomix.evaluation.language_model import TextScore
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params, load
+from tests.conftest import CONTEXT, VOCAB
+
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
+CONCEPTS = 16
+SHAPE = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "vocab_size": VOCAB}
+SHAPE |= {"bos_token_id": 0, "eos_token_id": 0}
+
+
+@pytest.fixture
+def trained(tokens_folder: Path) -> None:
+    """Labels, and untrained models of several methods."""
+    with Work("attribution", Path("artifacts/concepts"), {}, {}) as work:
+        labels = np.random.default_rng(0).integers(0, CONCEPTS, (24, CONTEXT, 1)).astype(np.uint16)
+        with work.write("validation-00000.parquet") as pending:
+            write_labels(pending.path, Labels(labels, np.ones(labels.shape, np.float16)))
+            pending.rows = len(labels)
+        with work.write("supervision.json") as pending:
+            pending.path.write_text(json.dumps({"ntp": "", "cocomix": "some labels"}))
+        work.finish({"latents": CONCEPTS, "k_attr": 1, "context": CONTEXT})
+        work.publish()
+    torch.manual_seed(0)
+    fields = {"num_concepts": CONCEPTS, "concept_layer": 1, "concept_k": 4}
+    models = {
+        "ntp-0": GPT2LMHeadModel(GPT2Config(**SHAPE)),
+        "cocomix-0": CoCoMixForCausalLM(CoCoMixConfig(**SHAPE, **fields)),
+        "cocomix-1": CoCoMixForCausalLM(CoCoMixConfig(**SHAPE, **fields, mixing="none")),
+    }
+    for name, model in models.items():
+        with Work(f"pretrain@{name}", Path("artifacts/models") / name, {}, {}) as work:
+            with work.write_folder() as folder:
+                model.save_pretrained(folder)
+            work.finish({})
+            work.publish()
+
+
+def params(**changes: Any) -> Params:
+    section = EvaluateParams(batch_size=8, intervention_windows=6).model_copy(update=changes)
+    return load(SHIPPED).model_copy(update={"evaluate": section})
+
+
+@pytest.fixture
+def more() -> dict[str, EvaluationCorpusParams]:
+    Path("more.txt").write_text("w1 w2 w3 " * 40)
+    return {"more": EvaluationCorpusParams(paths=["more.txt"])}
+
+
+def test_the_metrics_are_the_sums_of_the_documents(trained: None, more: dict[str, EvaluationCorpusParams]) -> None:
+    stages.evaluate.run(params(corpora=more), "ntp", 0)
+    metrics = json.loads(Path("metrics/evaluate/ntp-0.json").read_text())
+    table = pq.read_table(Artifact(Path("artifacts/evaluations/ntp-0")).file("documents.parquet"))
+    for corpus, whole in {**{each: metrics[each] for each in ("validation", "test")}, **metrics["corpora"]}.items():
+        rows = table.filter(pc.equal(table["corpus"], corpus))
+        loss, tokens, size = (sum(rows[each].to_pylist()) for each in ("loss", "tokens", "bytes"))
+        assert whole["loss"] == pytest.approx(loss / tokens)
+        assert whole["perplexity"] == pytest.approx(np.exp(whole["loss"]))
+        assert whole["bits_per_byte"] == pytest.approx(loss / np.log(2) / size)
+    assert set(table["corpus"].to_pylist()) == {"validation", "test", "more"}
+    assert metrics["concepts"] is None
+    assert metrics["tasks"] == {}
+
+
+def test_concepts_are_measured_where_they_are_predicted(trained: None) -> None:
+    for seed, mixes in ((0, True), (1, False)):
+        stages.evaluate.run(params(), "cocomix", seed)
+        concepts = json.loads(Path(f"metrics/evaluate/cocomix-{seed}.json").read_text())["concepts"]
+        table = pq.read_table(Artifact(Path(f"artifacts/evaluations/cocomix-{seed}")).file("concepts.parquet"))
+        assert table["concept"].to_pylist() == list(range(CONCEPTS))
+        assert sum(table["labelled"].to_pylist()) == 24 * CONTEXT
+        assert sum(table["predicted"].to_pylist()) == 24 * CONTEXT * 4
+        assert sum(table["right"].to_pylist()) / (24 * CONTEXT) == pytest.approx(concepts["recall_at_k"])
+        assert (concepts["mixing"] is not None) is mixes
+        assert (concepts["ignored"] is not None) is mixes
+
+
+def test_a_model_is_measured_on_what_is_new_only(
+    trained: None, more: dict[str, EvaluationCorpusParams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    score_text, score_concepts = stages.evaluate.score_text, stages.evaluate.score_concepts
+
+    def recorded(*arguments: Any) -> TextScore:
+        measured.append(arguments[3])
+        return score_text(*arguments)
+
+    def recorded_concepts(*arguments: Any) -> Any:
+        measured.append(arguments[3])
+        return score_concepts(*arguments)
+
+    monkeypatch.setattr(stages.evaluate, "score_text", recorded)
+    monkeypatch.setattr(stages.evaluate, "score_concepts", recorded_concepts)
+    stages.evaluate.run(params(), "cocomix", 0)
+    assert measured == ["cocomix-0: validation", "cocomix-0: test", "cocomix-0: concepts"]
+    before = Path("artifacts/evaluations/cocomix-0/concepts.parquet").read_bytes()
+    measured.clear()
+    stages.evaluate.run(params(corpora=more), "cocomix", 0)
+    assert measured == ["cocomix-0: more"]
+    assert Path("artifacts/evaluations/cocomix-0/concepts.parquet").read_bytes() == before
+    measured.clear()
+    stages.evaluate.run(params(corpora=more, stride=4), "cocomix", 0)
+    assert measured == ["cocomix-0: validation", "cocomix-0: test", "cocomix-0: more"]
