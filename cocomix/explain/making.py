@@ -13,6 +13,7 @@ from cocomix import distributed
 from cocomix.artifact import Work, write_atomically
 from cocomix.base import check_layer
 from cocomix.errors import UserError
+from cocomix.explain.asking import Answers, ask
 from cocomix.explain.atlas import (
     CONCEPTS,
     CONCEPTS_SCHEMA,
@@ -84,13 +85,15 @@ def make_atlas(
             seen = look(model, sae, tokens, shard, read if shard.split == "train" else held_out, bar)
             write_atomically(_file(work, shard), pack(seen))
     distributed.barrier()
-    if runtime().rank:
+    if runtime().rank and params.labeller == "tokens":
         return None
     train, validation = (
         reduce(partial(merge, keep=keep), (unpack(_file(work, shard)) for shard in shards if shard.split == split))
         for split, keep in (("train", read), ("validation", held_out))
     )
-    return _write(work, model, sae, tokens, params, train, validation)
+    texts = token_texts(tokens)
+    answers = Answers() if params.labeller == "tokens" else ask(work, train, validation, texts, tokens, params)
+    return None if runtime().rank else _write(work, model, sae, tokens, params, train, validation, texts, answers)
 
 
 def _file(work: Work, shard: Shard) -> Path:
@@ -105,22 +108,30 @@ def _write(
     params: ExplainParams,
     train: Seen,
     held_out: Seen,
+    texts: list[str],
+    answers: Answers,
 ) -> Summary:
     concepts = sae.config.concepts
-    texts = token_texts(tokens)
     around = ids_around(tokens, "train", train.sample.places, params.before, 1)
     elsewhere = ids_around(tokens, "train", train.background, params.before, 1)
     rates = background_rates(train.tokens, cues_of(elsewhere, params.before, tokens.vocab_size))
     present = cues_of(around, params.before, tokens.vocab_size)
     cues = best_cues(train.sample, present, rates, concepts, params.label_tokens)
     labels = [label_of(each, texts) for each in cues.numbers.tolist()]
-    scores = detection(*held_out_scores(cues, held_out, tokens, params))
+    labellers = ["tokens"] * concepts
+    firing, others = held_out_scores(cues, held_out, tokens, params)
+    for concept, label in answers.labels.items():
+        labels[concept], labellers[concept] = label, "model"
+        firing[concept], others[concept] = torch.nan, torch.nan
+        firing[concept, : len(answers.firing[concept])] = torch.tensor(answers.firing[concept])
+        others[concept, : len(answers.others[concept])] = torch.tensor(answers.others[concept])
+    scores = detection(firing, others)
     fires_on = tokens_fired_on(train.sample, around[:, params.before], train.tokens, concepts, params.shown)
     table = concepts_table(
         train,
         fires_on,
         labels,
-        ["tokens"] * concepts,
+        labellers,
         scores,
         promoted(model, sae, tokens.vocab_size, params.shown),
         nearest(sae, params.shown),

@@ -101,7 +101,7 @@ def concepts_table(
         "auc": scores.auc.numpy(),
         "balanced_accuracy": scores.balanced_accuracy.numpy(),
         "firings": seen.counts.numpy(),
-        "rate": (seen.counts / seen.tokens.sum()).double().numpy(),
+        "rate": (seen.counts.double() / seen.tokens.sum()).numpy(),
         "mean_strength": (seen.sums / seen.counts.clamp(min=1)).where(fired, 0).numpy(),
         "max_strength": peaks.numpy(),
         "fires_on": fires_on.numbers.numpy(),

@@ -1,0 +1,3 @@
+from tests.attribution.conftest import setting
+
+__all__ = ["setting"]
