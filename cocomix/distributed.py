@@ -5,8 +5,12 @@ A process alone needs no group, and then nothing here imports torch.
 """
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from cocomix.runtime import runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PATIENCE = timedelta(days=7)
 """A process may wait for as long as another computes. That one has died is noticed by who started them."""
@@ -52,6 +56,17 @@ def totals(*values: float) -> list[float]:
     shared = torch.tensor(values, dtype=torch.float64)
     distributed.all_reduce(shared)
     return shared.tolist()
+
+
+def average(*tensors: "Tensor") -> "Tensor":
+    """Each tensor is made its mean over the processes, in place, where it is; all must ask. Returns the first one."""
+    if runtime().world_size > 1:
+        from torch import distributed
+
+        for each in tensors:
+            distributed.all_reduce(each)
+            each /= runtime().world_size
+    return tensors[0]
 
 
 def barrier() -> None:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cocomix.checked import parse, read_yaml
 
@@ -243,6 +243,23 @@ class PublishedSaeParams(Section):
     format: SaeFormat = "openai"
 
 
+class SaeChanges(Section):
+    """What an autoencoder of `SaeParams.also` has of its own; none: as in `SaeParams`."""
+
+    site: SiteName | None = None
+    architecture: Architecture | None = None
+    latents: Positive | None = None
+    k: Positive | None = None
+    prefixes: list[Positive] | None = None
+    sparsity_weight: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    aux_k: Positive | None = None
+    dead_tokens: Positive | None = None
+    normalize: Normalization | None = None
+    ema: Fraction | None = None
+    seed: Seed | None = None
+
+
 class SaeParams(Section):
     """The sparse autoencoder."""
 
@@ -287,9 +304,26 @@ class SaeParams(Section):
     """Weight of the past in the average of the weights that is kept in the end; none: the last weights."""
     seed: Seed = 0
     checkpoint_every: Positive
+    also: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SaeChanges] = {}
+    """Autoencoders that are trained in the same pass: by name, what differs from this one. They are kept in
+    artifacts/sae/also and measured; the concepts are those of this one."""
+
+    def others(self) -> dict[str, "SaeParams"]:
+        """The parameters of each of `also`."""
+        own = self.model_dump(exclude={"also"})
+        changes = {name: each.model_dump(exclude_none=True) for name, each in self.also.items()}
+        return {name: SaeParams.model_validate(own | each) for name, each in changes.items()}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.also and self.source == "published":
+            raise ValueError("also is for autoencoders that are trained; source is published")
+        for name in self.also:
+            try:
+                self.others()[name]
+            except ValidationError as error:
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"also.{name}: {message}") from None
         if self.source == "published" and not self.published.path:
             raise ValueError("source is published, which needs published.path: a file or a folder")
         if self.k > self.latents:
@@ -451,40 +485,6 @@ class EvaluateParams(Section):
     """Examples of each task at most."""
 
 
-class ReportParams(Section):
-    """The page."""
-
-    title: str
-
-
-class Params(Section):
-    """The whole of params.yaml."""
-
-    corpus: CorpusParams
-    tokenize: TokenizeParams
-    base: BaseParams
-    activations: ActivationsParams
-    sae: SaeParams
-    attribution: AttributionParams
-    pretrain: PretrainParams
-    evaluate: EvaluateParams
-    report: ReportParams
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        for name in self.activations.sites:
-            layer = Site.parse(name).layer
-            if self.base.source == "train" and layer >= self.base.model.n_layer:
-                raise ValueError(
-                    f"activations.sites: the block of {name} ({layer}) must be below "
-                    f"base.model.n_layer ({self.base.model.n_layer}): attribution needs a block above it"
-                )
-        if self.sae.site is None and len(self.activations.sites) > 1:
-            raise ValueError(f"sae.site must choose one of activations.sites: {', '.join(self.activations.sites)}")
-        if self.sae.site is not None and self.sae.site not in self.activations.sites:
-            raise ValueError(
-                f"sae.site ({self.sae.site}) must be one of activations.sites: {', '.join(self.activations.sites)}"
-            )
 class ExplainModelParams(Section):
     """A causal language model that writes and tests labels."""
 
@@ -540,6 +540,43 @@ class ExplainParams(Section):
         return self
 
 
+class ReportParams(Section):
+    """The page."""
+
+    title: str
+    label_runs: Positive
+    """Training runs that share the base model, the autoencoder and the labels: each owes its part of their cost."""
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    corpus: CorpusParams
+    tokenize: TokenizeParams
+    base: BaseParams
+    activations: ActivationsParams
+    sae: SaeParams
+    attribution: AttributionParams
+    explain: ExplainParams
+    pretrain: PretrainParams
+    evaluate: EvaluateParams
+    report: ReportParams
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        for name in self.activations.sites:
+            layer = Site.parse(name).layer
+            if self.base.source == "train" and layer >= self.base.model.n_layer:
+                raise ValueError(
+                    f"activations.sites: the block of {name} ({layer}) must be below "
+                    f"base.model.n_layer ({self.base.model.n_layer}): attribution needs a block above it"
+                )
+        if self.sae.site is None and len(self.activations.sites) > 1:
+            raise ValueError(f"sae.site must choose one of activations.sites: {', '.join(self.activations.sites)}")
+        if self.sae.site is not None and self.sae.site not in self.activations.sites:
+            raise ValueError(
+                f"sae.site ({self.sae.site}) must be one of activations.sites: {', '.join(self.activations.sites)}"
+            )
         choice = "latents" if self.attribution.value == "pre_activation" else "k"
         if self.attribution.k_attr > getattr(self.sae, choice):
             raise ValueError(
@@ -557,7 +594,6 @@ class ExplainParams(Section):
                 "a window's first token has nothing before it"
             )
         if self.activations.tokens < self.sae.batch_size:
-    explain: ExplainParams
             raise ValueError(
                 f"activations.tokens ({self.activations.tokens}) must be at least "
                 f"sae.batch_size ({self.sae.batch_size})"

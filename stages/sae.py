@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import open_activations
 from cocomix.artifact import Artifact, Work, digest_of
@@ -11,12 +13,17 @@ from cocomix.base import load_base
 from cocomix.device import device
 from cocomix.errors import UserError
 from cocomix.params import Params, SaeParams, Site
+from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.sae.formats import load_published
+from cocomix.sae.learner import CurveRow
 from cocomix.sae.quality import duplicates, reconstruction, splice
-from cocomix.sae.training import CurveRow, SaeTraining, write_curve
+from cocomix.sae.training import SaeTraining, Wanted, write_curve
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
+
+MAIN = ""
+"""Among the autoencoders of one pass: that whose latents are the concepts."""
 
 
 def run(params: Params) -> None:
@@ -25,39 +32,41 @@ def run(params: Params) -> None:
     tokens = Tokens(ARTIFACTS / "tokens")
 
     def compute(work: Work) -> Mapping[str, Any]:
-        store = open_activations(activations, params.sae.site, tokens, lambda: load_base(base, tokens.context))
-        curve: list[CurveRow] = []
+        def store_of(site: str | None) -> ActivationStore:
+            return open_activations(activations, site, tokens, lambda: load_base(base, tokens.context))
+
+        sections = {MAIN: params.sae, **params.sae.others()}
+        stores = {site: store_of(site) for site in {each.site for each in sections.values()}}
+        curves: dict[str, list[CurveRow]] = {}
         if params.sae.source == "train":
-            training = SaeTraining(store, params.sae, work.scratch)
-            curve = training.run()
-            trained = training.sae.requires_grad_(False)
+            training = SaeTraining([Wanted(stores[each.site], each) for each in sections.values()], work.scratch)
+            training.run()
+            learners = dict(zip(sections, training.learners, strict=True))
+            trained = {name: each.finish() for name, each in learners.items()}
+            curves = {name: each.curve for name, each in learners.items()}
         else:
-            trained = _published(params.sae, store)
-        held_out = reconstruction(trained, store)
-        if params.sae.source == "published" and held_out.fvu >= 1:
-            raise UserError(
-                f"sae.published: {params.sae.published.path} explains nothing of these activations (variance "
-                f"unexplained: {held_out.fvu:.2f}): it must be of this base model, at {store.site}"
-            )
-        sae = trained.folded()
-        with work.write_folder() as folder:
-            sae.save(folder)
-        losses = splice(sae, load_base(base, tokens.context), tokens, held_out.mean)
-        metrics = {
-            "fvu": held_out.fvu,
-            "fvu_raw": held_out.fvu_raw,
-            "l0": held_out.l0,
-            "dead_share": curve[-1].dead if curve else float((held_out.rates == 0).float().mean()),
-            "dense_share": held_out.dense_share,
-            "firing": held_out.firing,
-            "duplicates": duplicates(sae),
-            **losses._asdict(),
-            "loss_recovered": losses.loss_recovered,
-            "kl_recovered": losses.kl_recovered,
-        }
-        (work.side / "metrics.json").write_bytes(to_json(metrics))
-        write_curve(work.side / "curve.csv", curve)
-        return {**sae.config.model_dump(), "concepts": sae.config.concepts}
+            trained = {MAIN: _published(params.sae, stores[params.sae.site])}
+        if runtime().rank == 0:
+            model, measured = load_base(base, tokens.context), {}
+            with work.write_folder() as folder:
+                for name, sae in trained.items():
+                    measured[name] = _measured(sae, stores[sections[name].site], model, tokens)
+                    if name in curves:
+                        measured[name]["dead_share"] = curves[name][-1].dead
+                    own = folder if name == MAIN else folder / "also" / name
+                    own.mkdir(parents=True, exist_ok=True)
+                    sae.folded().save(own)
+            metrics = measured.pop(MAIN)
+            if params.sae.source == "published" and metrics["fvu"] >= 1:
+                site = stores[params.sae.site].site
+                raise UserError(
+                    f"sae.published: {params.sae.published.path} explains nothing of these activations (variance "
+                    f"unexplained: {metrics['fvu']:.2f}): it must be of this base model, at {site}"
+                )
+            (work.side / "metrics.json").write_bytes(to_json({**metrics, "also": measured}))
+            write_curve(work.side / "curve.csv", curves.get(MAIN, []))
+        config = trained[MAIN].folded().config
+        return {**config.model_dump(), "concepts": config.concepts}
 
     produce(
         "sae",
@@ -67,6 +76,24 @@ def run(params: Params) -> None:
         compute,
         {"metrics.json": Path("metrics/sae.json"), "curve.csv": Path("plots/sae.csv")},
     )
+
+
+def _measured(sae: SparseAutoencoder, store: ActivationStore, model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
+    """How good an autoencoder is: what metrics/sae.json says of it."""
+    held_out = reconstruction(sae, store)
+    losses = splice(sae, model, tokens, held_out.mean)
+    return {
+        "fvu": held_out.fvu,
+        "fvu_raw": held_out.fvu_raw,
+        "l0": held_out.l0,
+        "dead_share": float((held_out.rates == 0).float().mean()),
+        "dense_share": held_out.dense_share,
+        "firing": held_out.firing,
+        "duplicates": duplicates(sae),
+        **losses._asdict(),
+        "loss_recovered": losses.loss_recovered,
+        "kl_recovered": losses.kl_recovered,
+    }
 
 
 def _published(section: SaeParams, store: ActivationStore) -> SparseAutoencoder:
@@ -99,4 +126,4 @@ def _published_files(section: SaeParams) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, shared=True)

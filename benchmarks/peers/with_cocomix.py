@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cocomix.allocator import keep_freed_memory
 from cocomix.params import SaeParams, Site
-from cocomix.sae.training import SaeTraining
+from cocomix.sae.training import SaeTraining, Wanted
 
 S = setting()
 keep_freed_memory()
@@ -48,7 +48,7 @@ params = SaeParams(
     checkpoint_every=S.steps,
 )
 with tempfile.TemporaryDirectory() as scratch:
-    training = SaeTraining(store, params, Path(scratch))  # type: ignore[arg-type]
+    training = SaeTraining([Wanted(store, params)], Path(scratch))  # type: ignore[arg-type]
     training.run()
 steps = asked[-S.steps :]
-finish([after - before for before, after in itertools.pairwise(steps[1:])], training.sae)
+finish([after - before for before, after in itertools.pairwise(steps[1:])], training.learners[0].sae)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cocomix import distributed
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.sae.sparse import batch_top_indices, indices_above, kth_largest, partial_sums
 
@@ -49,11 +50,13 @@ def encode_to_train(
             return Encoded(latents, sparsity_weight * l1)
         case "jumprelu":
             latents, l0 = _jump(sae, x - sae.pre_bias, BANDWIDTH * (sae.config.d_model * variance).sqrt())
+            # Its value is that of the whole batch, its gradient this process's share of it.
+            l0 = l0 + (distributed.average(l0.detach().clone()) - l0.detach())
             return Encoded(latents, sparsity_weight * (l0 / sae.config.k - 1).square())
         case "batchtopk" | "matryoshka":
             latents, least = batch_top(sae, x - sae.pre_bias)
             with torch.no_grad():
-                sae.threshold.lerp_(least, 1 - PAST)
+                sae.threshold.lerp_(distributed.average(least), 1 - PAST)
             return Encoded(latents, _prefix_errors(sae, x, latents, prefixes) / variance)
 
 

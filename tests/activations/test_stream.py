@@ -10,7 +10,7 @@ from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import ActivationStream, open_activations
 from cocomix.interrupt import Interrupted
 from cocomix.params import SaeParams
-from cocomix.sae.training import SaeTraining
+from cocomix.sae.training import SaeTraining, Wanted
 from tests.activations.conftest import Setting, but
 
 SAE = SaeParams(
@@ -44,9 +44,9 @@ def test_batches_are_those_of_the_store(setting: Setting, dtype: str, epoch: int
 def test_the_autoencoder_trained_without_keeping_the_store_has_the_same_bytes(setting: Setting, tmp_path: Path) -> None:
     saved = []
     for number, each in enumerate(both(setting)):
-        training = SaeTraining(each, SAE, tmp_path / str(number))
+        training = SaeTraining([Wanted(each, SAE)], tmp_path / str(number))
         training.run()
-        training.sae.save(tmp_path / str(number))
+        training.learners[0].finish().save(tmp_path / str(number))
         saved.append((tmp_path / str(number) / "sae.safetensors").read_bytes())
     assert saved[0] == saved[1]
 
@@ -71,7 +71,7 @@ def test_a_stop_does_not_wait_for_a_shard_and_loses_no_step(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streamed = both(setting)[1]
-    whole = SaeTraining(streamed, SAE, tmp_path / "whole")
+    whole = SaeTraining([Wanted(streamed, SAE)], tmp_path / "whole")
     whole.run()
     batches = streamed.batches
 
@@ -83,15 +83,16 @@ def test_a_stop_does_not_wait_for_a_shard_and_loses_no_step(
 
     monkeypatch.setattr(streamed, "batches", stopped)
     with pytest.raises(Interrupted):
-        SaeTraining(streamed, SAE, tmp_path / "stopped").run()
+        SaeTraining([Wanted(streamed, SAE)], tmp_path / "stopped").run()
     monkeypatch.setattr(streamed, "batches", batches)
     steps: list[int] = []
-    resumed = SaeTraining(streamed, SAE, tmp_path / "stopped")
-    step = resumed._train_step
-    monkeypatch.setattr(resumed, "_train_step", lambda x: (steps.append(1), step(x))[1])
+    resumed = SaeTraining([Wanted(streamed, SAE)], tmp_path / "stopped")
+    (learner,) = resumed.learners
+    learn = learner.learn
+    monkeypatch.setattr(learner, "learn", lambda x: (steps.append(1), learn(x))[1])
     resumed.run()
     assert len(steps) == whole._steps - 3
-    torch.testing.assert_close(resumed.sae.state_dict(), whole.sae.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(learner.sae.state_dict(), whole.learners[0].sae.state_dict(), rtol=0, atol=0)
 
 
 def test_a_signal_ends_the_computing_of_a_shard(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

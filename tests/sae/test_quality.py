@@ -11,7 +11,7 @@ from cocomix.base import load_base, residual_edited
 from cocomix.params import Location
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.sae.quality import Reconstruction, Splice, duplicates, reconstruction, splice
-from cocomix.sae.training import SaeTraining
+from cocomix.sae.training import SaeTraining, Wanted
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
 from tests.sae.test_autoencoder import autoencoder
@@ -20,9 +20,9 @@ from tests.sae.test_training import PARAMS
 
 @pytest.fixture(params=["none", "token", "whiten"])
 def trained(request: pytest.FixtureRequest, store: ActivationStore, tmp_path: Path) -> SparseAutoencoder:
-    training = SaeTraining(store, PARAMS.model_copy(update={"normalize": request.param}), tmp_path / "sae")
+    training = SaeTraining([Wanted(store, PARAMS.model_copy(update={"normalize": request.param}))], tmp_path / "sae")
     training.run()
-    return training.sae.requires_grad_(False)
+    return training.learners[0].finish()
 
 
 def test_unexplained_variance_is_that_of_all_held_out_activations(

@@ -13,8 +13,9 @@ from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import SaeParams
 from cocomix.progress import Progress
+from cocomix.sae.learner import Learner, geometric_median, learning_rate_share
 from cocomix.sae.quality import reconstruction
-from cocomix.sae.training import SaeTraining, geometric_median, learning_rate_share
+from cocomix.sae.training import SaeTraining, Wanted
 
 PARAMS = SaeParams(
     latents=32, k=3, epochs=2, batch_size=256, learning_rate=3e-3, aux_k=4, dead_tokens=1000, checkpoint_every=5
@@ -23,7 +24,18 @@ STEPS = 32
 
 
 def training(store: ActivationStore, folder: Path, **changes: Any) -> SaeTraining:
-    return SaeTraining(store, PARAMS.model_copy(update=changes), folder)
+    return SaeTraining([Wanted(store, PARAMS.model_copy(update=changes))], folder)
+
+
+def trained(run: SaeTraining) -> Learner:
+    run.run()
+    return run.learners[0]
+
+
+def learner(store: ActivationStore, **changes: Any) -> Learner:
+    found = Learner(PARAMS.model_copy(update=changes), store.site, store.d_model, STEPS)
+    found.initialise(next(store.batches("train", 4096, seed=PARAMS.seed)))
+    return found
 
 
 def batch(store: ActivationStore) -> Tensor:
@@ -31,7 +43,7 @@ def batch(store: ActivationStore) -> Tensor:
 
 
 def test_training_explains_variance(store: ActivationStore, tmp_path: Path) -> None:
-    curve = training(store, tmp_path, epochs=6, learning_rate=1e-2).run()
+    curve = trained(training(store, tmp_path, epochs=6, learning_rate=1e-2)).curve
     assert curve[-1].fvu < 0.5 * curve[0].fvu
     assert curve[-1].tokens == 6 * store.rows("train")
 
@@ -64,13 +76,12 @@ def options(architecture: str) -> dict[str, Any]:
 def test_an_interrupted_training_resumes_to_the_same_bits(
     store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, changes: dict[str, Any]
 ) -> None:
-    whole = training(store, tmp_path / "whole", dead_tokens=300, **changes)
-    curve = whole.run()
+    whole = trained(training(store, tmp_path / "whole", dead_tokens=300, **changes))
     advance = Progress.advance
 
     def stop(self: Progress, amount: int, **shown: Any) -> None:
         advance(self, amount, **shown)
-        if stopped._step == stop_after:
+        if stopped.learners[0].step == stop_after:
             raise Interrupted(interrupt.signal.SIGTERM)
 
     monkeypatch.setattr(Progress, "advance", stop)
@@ -78,31 +89,28 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     with pytest.raises(Interrupted):
         stopped.run()
     monkeypatch.setattr(Progress, "advance", advance)
-    resumed = training(store, tmp_path / "stopped", dead_tokens=300, **changes)
-    assert resumed.run() == curve
-    assert len(curve) == STEPS
-    for name, weight in whole.sae.state_dict().items():
-        torch.testing.assert_close(resumed.sae.state_dict()[name], weight, rtol=0, atol=0)
+    resumed = trained(training(store, tmp_path / "stopped", dead_tokens=300, **changes))
+    assert resumed.curve == whole.curve
+    assert len(whole.curve) == STEPS
+    torch.testing.assert_close(resumed.finish().state_dict(), whole.finish().state_dict(), rtol=0, atol=0)
 
 
 def test_a_process_killed_between_checkpoints_repeats_the_steps_since_the_last(
     store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = training(store, tmp_path / "whole")
-    whole.run()
-    step = SaeTraining._train_step
+    whole = trained(training(store, tmp_path / "whole"))
+    learn = Learner.learn
 
-    def die(self: SaeTraining, x: Tensor) -> Any:
-        if self._step == 13:
+    def die(self: Learner, x: Tensor) -> None:
+        if self.step == 13:
             raise KeyboardInterrupt  # no checkpoint is written
-        return step(self, x)
+        learn(self, x)
 
-    monkeypatch.setattr(SaeTraining, "_train_step", die)
+    monkeypatch.setattr(Learner, "learn", die)
     with pytest.raises(KeyboardInterrupt):
         training(store, tmp_path / "killed").run()
-    monkeypatch.setattr(SaeTraining, "_train_step", step)
-    resumed = training(store, tmp_path / "killed")
-    resumed.run()
+    monkeypatch.setattr(Learner, "learn", learn)
+    resumed = trained(training(store, tmp_path / "killed"))
     torch.testing.assert_close(resumed.sae.state_dict(), whole.sae.state_dict(), rtol=0, atol=0)
 
 
@@ -110,58 +118,66 @@ def test_a_process_killed_between_checkpoints_repeats_the_steps_since_the_last(
 def test_every_architecture_explains_held_out_variance_with_about_k_latents(
     store: ActivationStore, tmp_path: Path, architecture: str
 ) -> None:
-    run = training(store, tmp_path, epochs=6, learning_rate=1e-2, **options(architecture))
-    run.run()
-    measured = reconstruction(run.sae.requires_grad_(False), store)
+    run = trained(training(store, tmp_path, epochs=6, learning_rate=1e-2, **options(architecture)))
+    measured = reconstruction(run.finish(), store)
     assert measured.fvu < 0.5
     if architecture != "relu":
         assert measured.l0 == pytest.approx(PARAMS.k, rel=0.2)
 
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "jumprelu"])
-def test_a_threshold_starts_where_k_latents_are_active_on_average(
-    store: ActivationStore, tmp_path: Path, architecture: str
-) -> None:
-    run = training(store, tmp_path, **options(architecture))
-    run._initialise()
+def test_a_threshold_starts_where_k_latents_are_active_on_average(store: ActivationStore, architecture: str) -> None:
+    run = learner(store, **options(architecture))
     latents = run.sae.encode(run.sae.normalize(batch(store)).x)
     assert float((latents.values > 0).sum(1).float().mean()) == pytest.approx(PARAMS.k, rel=0.1)
 
 
-def test_sparsity_weighs_more_from_step_to_step_until_its_share_is_over(store: ActivationStore, tmp_path: Path) -> None:
-    run = training(store, tmp_path, **options("relu"), sparsity_warmup_share=0.5)
-    run._initialise()
+def test_autoencoders_trained_in_one_pass_are_those_trained_alone(store: ActivationStore, tmp_path: Path) -> None:
+    wanted = [
+        PARAMS,
+        PARAMS.model_copy(update={"latents": 64, "k": 5}),
+        PARAMS.model_copy(update={"ema": 0.9}),
+    ]
+    together = SaeTraining([Wanted(store, each) for each in wanted], tmp_path / "together")
+    together.run()
+    for number, params in enumerate(wanted):
+        alone = trained(SaeTraining([Wanted(store, params)], tmp_path / str(number)))
+        assert together.learners[number].curve == alone.curve
+        found = together.learners[number].finish().state_dict()
+        torch.testing.assert_close(found, alone.finish().state_dict(), rtol=0, atol=0)
+
+
+def test_sparsity_weighs_more_from_step_to_step_until_its_share_is_over(store: ActivationStore) -> None:
+    run = learner(store, **options("relu"), sparsity_warmup_share=0.5)
     seen = []
     for _ in range(STEPS):
         seen.append(run._sparsity_weight())
-        run._step += 1
+        run.step += 1
     assert seen == pytest.approx([0.05 * min(1, step / 16) for step in range(STEPS)])
 
 
 def test_the_average_is_that_of_the_weights_after_each_step(store: ActivationStore, tmp_path: Path) -> None:
-    run = training(store, tmp_path, ema=0.8, epochs=1)
+    whole = training(store, tmp_path, ema=0.8, epochs=1)
+    (run,) = whole.learners
     seen = []
     run._optimizer.register_step_post_hook(lambda *_: seen.append(run.sae.encoder.detach().clone()))
-    run.run()
+    whole.run()
+    run.finish()
     shares = torch.tensor([0.8**age for age in reversed(range(len(seen)))])
     expected = sum(share * each for share, each in zip(shares / shares.sum(), seen, strict=True))
     torch.testing.assert_close(run.sae.encoder.detach(), expected)
     torch.testing.assert_close(run.sae.decoder.norm(dim=1), torch.ones(PARAMS.latents))
 
 
-def test_whitened_dimensions_have_mean_0_and_variance_1(store: ActivationStore, tmp_path: Path) -> None:
-    run = training(store, tmp_path, normalize="whiten")
-    run._initialise()
+def test_whitened_dimensions_have_mean_0_and_variance_1(store: ActivationStore) -> None:
+    run = learner(store, normalize="whiten")
     x = run.sae.normalize(next(store.batches("train", 4096, seed=9))).x
     torch.testing.assert_close(x.mean(0), torch.zeros(store.d_model), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.var(0), torch.ones(store.d_model), atol=1e-4, rtol=0)
 
 
-def test_the_encoder_is_scaled_so_that_unit_vectors_come_back_at_unit_length(
-    store: ActivationStore, tmp_path: Path
-) -> None:
-    run = training(store, tmp_path, latents=512, k=64)
-    run._initialise()
+def test_the_encoder_is_scaled_so_that_unit_vectors_come_back_at_unit_length(store: ActivationStore) -> None:
+    run = learner(store, latents=512, k=64)
     unit = torch.nn.functional.normalize(torch.randn(1000, store.d_model), dim=1)
     with torch.no_grad():
         back = run.sae.decode(run.sae.encode(unit + run.sae.pre_bias)) - run.sae.pre_bias
@@ -170,23 +186,20 @@ def test_the_encoder_is_scaled_so_that_unit_vectors_come_back_at_unit_length(
 
 
 def test_decoder_rows_stay_at_length_1(store: ActivationStore, tmp_path: Path) -> None:
-    run = training(store, tmp_path)
-    run.run()
+    run = trained(training(store, tmp_path))
     torch.testing.assert_close(run.sae.decoder.norm(dim=1), torch.ones(PARAMS.latents))
 
 
-def test_the_decoders_gradient_does_not_change_the_length_of_rows(store: ActivationStore, tmp_path: Path) -> None:
-    run = training(store, tmp_path)
-    run._initialise()
+def test_the_decoders_gradient_does_not_change_the_length_of_rows(store: ActivationStore) -> None:
+    run = learner(store)
     seen = []
     run._optimizer.register_step_pre_hook(lambda *_: seen.append((run.sae.decoder.grad * run.sae.decoder).sum(1)))
-    run._train_step(batch(store))
+    run.learn(batch(store))
     torch.testing.assert_close(seen[0], torch.zeros(PARAMS.latents), atol=1e-6, rtol=0)
 
 
-def test_the_step_has_the_gradient_of_the_dense_formula(store: ActivationStore, tmp_path: Path) -> None:
-    run = training(store, tmp_path, latents=512)
-    run._initialise()
+def test_the_step_has_the_gradient_of_the_dense_formula(store: ActivationStore) -> None:
+    run = learner(store, latents=512)
     sae = run.sae
     run._tokens_since_fired[:] = 2000  # those that do not fire in this batch stay dead
     x = sae.normalize(batch(store)).x
@@ -208,16 +221,15 @@ def test_the_step_has_the_gradient_of_the_dense_formula(store: ActivationStore, 
     run._optimizer.register_step_pre_hook(
         lambda *_: ours.extend(each.grad.clone() for each in (sae.encoder, sae.latent_bias, sae.pre_bias))
     )
-    losses = run._train_step(batch(store))
+    run.learn(batch(store))
     assert dead.any()
-    torch.testing.assert_close(losses.aux, aux_loss)
+    assert run.curve[-1].aux == pytest.approx(aux_loss.item(), rel=1e-5)
     for each, wanted in zip(ours, expected, strict=True):
         torch.testing.assert_close(each, wanted, rtol=1e-3, atol=1e-6)
 
 
-def test_the_aux_loss_trains_the_encoder_of_dead_latents(store: ActivationStore, tmp_path: Path) -> None:
-    run = training(store, tmp_path)
-    run._initialise()
+def test_the_aux_loss_trains_the_encoder_of_dead_latents(store: ActivationStore) -> None:
+    run = learner(store)
     run._tokens_since_fired[:4] = 2000
     x = run.sae.normalize(batch(store)).x
     error = torch.randn_like(x)
@@ -226,11 +238,8 @@ def test_the_aux_loss_trains_the_encoder_of_dead_latents(store: ActivationStore,
     assert (grad[4:] == 0).all()
 
 
-def test_nothing_is_lost_when_no_latent_is_dead_or_nothing_is_left_to_explain(
-    store: ActivationStore, tmp_path: Path
-) -> None:
-    run = training(store, tmp_path)
-    run._initialise()
+def test_nothing_is_lost_when_no_latent_is_dead_or_nothing_is_left_to_explain(store: ActivationStore) -> None:
+    run = learner(store)
     x = run.sae.normalize(batch(store)).x
     assert run._aux_loss(x, torch.randn_like(x)) == 0
     run._tokens_since_fired[:4] = 2000
@@ -238,9 +247,8 @@ def test_nothing_is_lost_when_no_latent_is_dead_or_nothing_is_left_to_explain(
     assert run._aux_loss(x, torch.zeros_like(x)) == 0
 
 
-def test_a_latent_is_dead_after_as_many_tokens_without_firing(store: ActivationStore, tmp_path: Path) -> None:
-    run = training(store, tmp_path)
-    run._initialise()
+def test_a_latent_is_dead_after_as_many_tokens_without_firing(store: ActivationStore) -> None:
+    run = learner(store)
     with torch.no_grad():
         run.sae.latent_bias[:5] = -100
     for step in range(1, 6):

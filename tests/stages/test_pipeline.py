@@ -11,10 +11,11 @@ import pytest
 from dvc.repo import Repo
 
 from cocomix.artifact import Artifact
+from cocomix.sae.autoencoder import SparseAutoencoder
 from tests.stages.project import Project
 
 ALL = {
-    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "shapes", "report"),
+    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes", "report"),
     *(f"{stage}@{method}-0" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")),
 }
 
@@ -42,6 +43,7 @@ def test_every_artifact_opens_and_verifies(finished: Project) -> None:
         [
             *(
                 "activations",
+                "atlas",
                 "base",
                 "concepts",
                 "corpus",
@@ -76,6 +78,7 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"activations": {"sites": ["resid_post_1"]}}, {"activations"}),
         ({"sae": {"k": 7}}, {"sae"}),
         ({"attribution": {"sign": "helpful"}}, {"attribution"}),
+        ({"explain": {"contexts": 11}}, {"explain"}),
         ({"attribution": {"score": "activation"}}, {"attribution", "report"}),
         ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0", "report"}),
         ({"pretrain": {"kd": {"kl_weight": 0.2}}}, {"report"}),
@@ -122,9 +125,24 @@ def test_a_source_file_touches_exactly_its_stages(
 def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"sae": {"k": 7}})
-    again = {"sae", "attribution", "shapes", "pretrain@cocomix-0", "evaluate@cocomix-0", "report"}
+    again = {"sae", "attribution", "explain", "shapes", "pretrain@cocomix-0", "evaluate@cocomix-0", "report"}
     assert ran(project.dvc("repro")) == again
     assert changed(project) == set()
+
+
+def test_autoencoders_beside_the_first_are_kept_and_measured_and_leave_it_as_it_is(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"sae": {"also": {"narrow": {"latents": 64, "k": 4}}}})
+    done = project.stage("sae")
+    assert done.returncode == 0, done.stderr
+    weights = [each / "artifacts/sae/sae.safetensors" for each in (finished.path, project.path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    narrow = SparseAutoencoder.load(project.path / "artifacts/sae/also/narrow")
+    assert (narrow.config.latents, narrow.config.k) == (64, 4)
+    metrics = json.loads((project.path / "metrics/sae.json").read_bytes())
+    assert metrics["l0"] > metrics["also"]["narrow"]["l0"] == pytest.approx(4)
 
 
 def train_and_evaluate(project: Project, method: str) -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""An autoencoder in training: what a batch of activations changes in it."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cocomix import distributed
+from cocomix.device import device
+from cocomix.params import SaeParams, Site
+from cocomix.runtime import runtime
+from cocomix.sae.architectures import batch_top, encode_to_train
+from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
+from cocomix.sae.sparse import dots, top_indices, weighted_sum
+
+THRESHOLD_RATE = 10
+"""The learning rate of jumprelu's thresholds over that of the weights: they have further to go."""
+CURVE_ROWS = 200
+"""About how many rows a curve has."""
+
+
+class CurveRow(NamedTuple):
+    """A point of the training curve."""
+
+    step: int
+    tokens: int
+    """Activations seen."""
+    fvu: float
+    """Fraction of variance unexplained in this step's batch, normalised space."""
+    aux: float
+    """Fraction of the remaining error's variance that the dead latents leave unexplained; 0: none is dead."""
+    dead: float
+    """Share of the latents that have not fired for `dead_tokens` tokens."""
+    l0: float
+    """Active latents of an activation, on average, in this step's batch."""
+
+
+class Step(NamedTuple):
+    """What a step came to; it minimises `fvu + own + aux_weight * aux`."""
+
+    fvu: Tensor
+    own: Tensor
+    """The loss of the architecture's own."""
+    aux: Tensor
+    l0: float
+
+
+class Learner:
+    """An autoencoder in training.
+
+    Each of several processes gives it the same share of each batch, and all come to the same weights; batchtopk and
+    matryoshka then select the largest latents of a share, not of the batch.
+
+    Args:
+        site: of the base model, whose activations it learns.
+        steps: how many there will be.
+    """
+
+    def __init__(self, params: SaeParams, site: Site, d_model: int, steps: int) -> None:
+        self._params, self._steps = params, steps
+        config = SaeConfig(
+            architecture=params.architecture,
+            d_model=d_model,
+            latents=params.latents,
+            k=params.k,
+            normalize=params.normalize,
+            layer=site.layer,
+            location=site.location,
+        )
+        self.sae = SparseAutoencoder(config).to(device())
+        groups: list[dict[str, Any]] = [
+            {"params": [each], "rate": THRESHOLD_RATE if name == "threshold" else 1.0}
+            for name, each in self.sae.named_parameters()
+        ]
+        self._optimizer = torch.optim.Adam(groups, params.learning_rate, eps=6.25e-10, fused=True)
+        self._variance = torch.ones((), device=device())
+        self._tokens_since_fired = torch.zeros(params.latents, dtype=torch.int64, device=device())
+        self._average = (
+            {name: torch.zeros_like(each) for name, each in self.sae.state_dict().items()} if params.ema else {}
+        )
+        self.step = 0
+        """Steps done."""
+        self.curve: list[CurveRow] = []
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Begin as is best for activations such as these [n, d_model]."""
+        generator = torch.Generator().manual_seed(self._params.seed)
+        if self._params.normalize == "whiten":
+            self.sae.mean.copy_(x.mean(0))
+            self.sae.std.copy_(x.std(0).clamp(min=1e-5))
+        x = self.sae.normalize(x).x
+        self._variance = x.var(0, correction=0).mean()
+        self.sae.pre_bias.copy_(geometric_median(x))
+        directions = torch.randn(self.sae.decoder.shape, generator=generator)
+        self.sae.decoder.copy_(directions)
+        normalize_rows(self.sae.decoder)
+        self.sae.encoder.copy_(self.sae.decoder)
+        # k rows that are not orthogonal overshoot: scale the encoder so that unit vectors come back at unit length.
+        unit = torch.randn(256, self.sae.config.d_model, generator=generator).to(device())
+        unit /= unit.norm(dim=1, keepdim=True)
+        cut = self._params.architecture in ("batchtopk", "matryoshka", "jumprelu")
+        latents = batch_top(self.sae, unit).latents if cut else self.sae.encode(unit + self.sae.pre_bias)
+        centered = self.sae.decode(latents) - self.sae.pre_bias
+        self.sae.encoder.div_(centered.norm(dim=1).mean())
+        if cut:
+            # So that k latents are active from the first step on; the gradient of a threshold reaches no further than
+            # the kernel is wide.
+            self.sae.threshold.fill_(batch_top(self.sae, x[: self._params.batch_size] - self.sae.pre_bias).least)
+
+    def learn(self, x: Tensor) -> None:
+        """One optimiser step, on activations [n, d_model]: this process's share of a batch."""
+        x = self.sae.normalize(x).x
+        latents, own = encode_to_train(self.sae, x, self._variance, self._sparsity_weight(), self._params.prefixes)
+        l0 = self._count_firing(latents)
+        error = x - self.sae.decode(latents)
+        fvu, aux = error.square().mean() / self._variance, self._aux_loss(x, error.detach())
+        (fvu + own + self._params.aux_weight * aux).backward()  # type: ignore[no-untyped-call]
+        distributed.average(*(each.grad for each in self.sae.parameters() if each.grad is not None))
+        remove_parallel_gradient(self.sae.decoder)
+        for group in self._optimizer.param_groups:
+            share = group["rate"] * learning_rate_share(self._params, self.step, self._steps)
+            group["lr"] = self._params.learning_rate * share
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        normalize_rows(self.sae.decoder)
+        if self._params.architecture == "jumprelu":
+            self.sae.threshold.data.clamp_(min=0)
+        self._update_average()
+        self.step += 1
+        if self.step % max(1, self._steps // CURVE_ROWS) == 0 or self.step == self._steps:
+            self.curve.append(self._point(Step(fvu.detach(), own.detach(), aux.detach(), l0)))
+
+    def finish(self) -> SparseAutoencoder:
+        """The autoencoder at the end of its training, frozen."""
+        if self._params.ema:
+            self.sae.load_state_dict(self._average)
+            normalize_rows(self.sae.decoder)
+        return self.sae.requires_grad_(False)
+
+    def shown(self) -> dict[str, str]:
+        """For the progress bar."""
+        return {"fvu": f"{self.curve[-1].fvu:.4f}", "dead": f"{self.curve[-1].dead:.1%}"} if self.curve else {}
+
+    def _aux_loss(self, x: Tensor, error: Tensor) -> Tensor:
+        """AuxK: the dead latents reconstruct what is left, so that they get a gradient and revive."""
+        dead = (self._tokens_since_fired > self._params.dead_tokens).nonzero().squeeze(1)
+        if not len(dead):
+            return x.new_zeros(())
+        sae, centered = self.sae, x - self.sae.pre_bias
+        encoder, bias = sae.encoder.index_select(0, dead), sae.latent_bias.index_select(0, dead)
+        signed = self._params.architecture == "abstopk"
+        chosen = top_indices(centered, encoder, bias, min(self._params.aux_k, len(dead)), by_size=signed)
+        values = dots(centered, encoder, chosen) + bias[chosen]
+        values = values if signed else values.relu()
+        left = error - weighted_sum(values, sae.decoder, dead[chosen])
+        mean = distributed.average(error.mean(0))
+        variance = distributed.average((error - mean).square().mean())
+        # Where the error has no variance, nothing is left to learn.
+        return (left.square().mean() / variance).nan_to_num(0.0)
+
+    @torch.no_grad()
+    def _count_firing(self, latents: Latents) -> float:
+        """Count the tokens since each latent has fired. Returns how many fire for a token, on average."""
+        firing = latents.indices[latents.values != 0]
+        self._tokens_since_fired += len(latents.indices) * runtime().world_size
+        fired = torch.zeros_like(self._tokens_since_fired, dtype=torch.float32)
+        fired[firing] = 1
+        self._tokens_since_fired.masked_fill_(distributed.average(fired) > 0, 0)
+        return len(firing) / len(latents.indices)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """The moving average of the weights, without a trace of where it began (as Adam's)."""
+        if past := self._params.ema:
+            share = (1 - past) / (1 - past ** (self.step + 1))
+            for name, weight in self.sae.state_dict().items():
+                self._average[name].lerp_(weight, share)
+
+    def _sparsity_weight(self) -> float:
+        """Of this step: it rises from 0."""
+        rise = self._params.sparsity_warmup_share * self._steps
+        return (self._params.sparsity_weight or 0.0) * min(1.0, self.step / max(rise, 1.0))
+
+    def _point(self, step: Step) -> CurveRow:
+        dead = (self._tokens_since_fired > self._params.dead_tokens).float().mean()
+        tokens = self.step * self._params.batch_size
+        fvu, aux, l0 = distributed.average(torch.stack([step.fvu, step.aux, step.fvu.new_tensor(step.l0)])).tolist()
+        return CurveRow(self.step, tokens, fvu, aux, float(dead), l0)
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint needs."""
+        return {
+            "step": self.step,
+            "sae": self.sae.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "variance": self._variance,
+            "tokens_since_fired": self._tokens_since_fired,
+            "average": self._average,
+            "curve": [tuple(row) for row in self.curve],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.step = state["step"]
+        self.sae.load_state_dict(state["sae"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._variance.copy_(state["variance"])
+        self._tokens_since_fired.copy_(state["tokens_since_fired"])
+        for name, each in self._average.items():
+            each.copy_(state["average"][name])
+        self.curve = [CurveRow(*row) for row in state["curve"]]
+
+
+def learning_rate_share(params: SaeParams, step: int, steps: int) -> float:
+    """The learning rate of a step (from 0) over its peak: a linear rise, a plateau, a linear fall towards zero."""
+    rise, fall = params.warmup_share * steps, params.decay_share * steps
+    return min(1.0, (step + 1) / max(rise, 1.0), (steps - step) / max(fall, 1.0))
+
+
+@torch.no_grad()
+def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-6) -> Tensor:
+    """The point with the least sum of distances to the rows of `x` [n, d] (Weiszfeld's iteration): [d]."""
+    median = x.mean(0)
+    for _ in range(rounds):
+        weights = 1 / (x - median).norm(dim=1).clamp(min=1e-6)
+        before, median = median, weights @ x / weights.sum()
+        if (median - before).norm() <= tolerance * median.norm():
+            break
+    return median
+
+
+@torch.no_grad()
+def normalize_rows(weight: Tensor) -> None:
+    """Scale each row to length 1, in place."""
+    weight /= weight.norm(dim=1, keepdim=True)
+
+
+@torch.no_grad()
+def remove_parallel_gradient(weight: Tensor) -> None:
+    """Take from the gradient of unit rows the part that would only change their length, in place."""
+    assert weight.grad is not None
+    weight.grad -= (weight.grad * weight).sum(1, keepdim=True) * weight
