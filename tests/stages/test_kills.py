@@ -18,6 +18,7 @@ STAGES = {
     "activations": "activations",
     "sae": "sae",
     "attribution": "concepts",
+    "explain": "atlas",
     "shapes": "shapes",
     "pretrain ntp 0": "models/ntp-0",
     "pretrain cocomix 0": "models/cocomix-0",
