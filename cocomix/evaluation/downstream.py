@@ -12,12 +12,13 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -125,10 +126,10 @@ def score_tasks(
     from cocomix.evaluation.downstream_lm import DownstreamLM
 
     scores = []
-    with _quiet():
+    with _streamlined():
         lm = DownstreamLM(model, tokenizer, batch_size)
         for wanted in tasks:
-            for task_name, task in _load(wanted, tasks_dir).items():
+            for task_name, task in load_tasks(wanted, tasks_dir).items():
                 lm.task, lm.cut = f"{name}: {task_name}", set()
                 results = evaluate(lm, {"tasks": {task_name: task}}, limit=limit, bootstrap_iters=0)
                 scores.append(_summary(task_name, task, results, len(lm.cut)))
@@ -159,22 +160,22 @@ def _require_lm_eval() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval without its own bars and remarks."""
+def _streamlined() -> Iterator[None]:
+    """lm-eval without its own bars and remarks, and with each prompt template compiled once instead of for each use."""
     import datasets
+    from lm_eval import utils
     from lm_eval.api import task
 
     logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, task.tqdm
-    logger.setLevel(logging.ERROR)
-    task.tqdm = partial(bar, disable=True)
-    datasets.disable_progress_bars()
-    try:
+    with ExitStack() as undo:
+        undo.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        if not datasets.are_progress_bars_disabled():
+            undo.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        undo.enter_context(patch.object(task, "tqdm", partial(task.tqdm, disable=True)))
+        undo.enter_context(patch.object(utils.env, "from_string", cache(utils.env.from_string)))
         yield
-    finally:
-        logger.setLevel(level)
-        task.tqdm = bar
-        datasets.enable_progress_bars()
 
 
 @cache
@@ -198,7 +199,7 @@ def _tasks_with(task: str) -> Any:
     return manager
 
 
-def _load(name: str, tasks_dir: Path | None) -> dict[str, Any]:
+def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
     """lm-eval's task objects by name, with their data."""
     manager = _tasks_with(name)
     random.seed(0)  # as lm-eval's own entry point does: some tasks shuffle
@@ -217,6 +218,8 @@ def _load(name: str, tasks_dir: Path | None) -> dict[str, Any]:
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=1234)
+        if prepare := task.get_config("process_docs"):
+            task.set_config(key="process_docs", value=cache(prepare))  # it is called for every look at the data
     return tasks
 
 
