@@ -1,4 +1,4 @@
-"""A small CoCoMix training run, as a program for one or several processes: `python -m tests.training.small_run OUT`."""
+"""A small training run, as a program for one or several processes: `python -m tests.training.small_run OUT METHOD`."""
 
 import json
 import os
@@ -9,13 +9,14 @@ from pathlib import Path
 from cocomix import distributed
 from cocomix.runtime import runtime
 from cocomix.training import Training
-from tests.training.test_loop import PARAMS, cocomix, training
+from tests.training import test_loop
+from tests.training.test_loop import PARAMS, training
 
 
-def main(folder: Path, stop_at: int | None) -> None:
+def main(folder: Path, method: str, stop_at: int | None) -> None:
     os.environ |= {"COCOMIX_PRECISION": "fp32", "COCOMIX_DEVICE": "cpu"}
     distributed.join()
-    objective = cocomix()
+    objective = getattr(test_loop, method)()
     run = training(objective, folder, PARAMS)
     if stop_at is not None:
         step = Training._train_step
@@ -33,6 +34,6 @@ def main(folder: Path, stop_at: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
     sys.stderr.flush()
     os._exit(0)  # as stages do: see cocomix.distributed.join

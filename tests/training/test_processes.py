@@ -23,22 +23,37 @@ def result(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("alone")
-    run(1, str(folder))
+    run(1, str(folder), "cocomix")
     return result(folder)
 
 
 def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
     for one, other in zip(first["curve"], second["curve"], strict=True):
-        for key in ("step", "tokens", "flops", "train_loss", "validation_loss", "auxiliary_loss"):
-            assert one[key] == pytest.approx(other[key], abs=1e-4)
+        same = [each for each in one if each != "seconds" and one[each] is not None]
+        assert {each: one[each] for each in same} == pytest.approx({each: other[each] for each in same}, abs=1e-4)
     for name, weights in first["weights"].items():
         np.testing.assert_allclose(weights, second["weights"][name], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], tmp_path: Path, sharding: str) -> None:
-    run(2, str(tmp_path), sharding=sharding)
+    run(2, str(tmp_path), "cocomix", sharding=sharding)
     assert_same(result(tmp_path), alone)
+
+
+@pytest.mark.parametrize(
+    ("method", "sharding"),
+    [
+        ("kd", "fsdp"),
+        ("hidden", "ddp"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("kd", "ddp"), ("hidden", "fsdp")]),
+    ],
+)
+def test_so_does_each_other_method(tmp_path: Path, method: str, sharding: str) -> None:
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        run(processes, str(tmp_path / str(processes)), method, sharding=sharding)
+    assert_same(result(tmp_path / "2"), result(tmp_path / "1"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +62,7 @@ def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], 
 def test_a_run_goes_on_with_other_processes_and_another_sharding(
     alone: dict[str, Any], tmp_path: Path, first: tuple[int, str], second: tuple[int, str]
 ) -> None:
-    run(first[0], str(tmp_path), "7", sharding=first[1])
+    run(first[0], str(tmp_path), "cocomix", "7", sharding=first[1])
     assert not (tmp_path / "result.json").exists()
-    run(second[0], str(tmp_path), sharding=second[1])
+    run(second[0], str(tmp_path), "cocomix", sharding=second[1])
     assert_same(result(tmp_path), alone)
