@@ -3,11 +3,12 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -15,9 +16,10 @@ from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.device import attention
 from cocomix.distributed import barrier
-from cocomix.evaluation import concepts, corpora, language_model, mixing
+from cocomix.evaluation import concepts, corpora, downstream, language_model, mixing
 from cocomix.evaluation.concepts import ConceptScores, score_concepts
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
+from cocomix.evaluation.downstream import TaskScore, documents_table, score_tasks, task_digest
 from cocomix.evaluation.examples import choose_examples
 from cocomix.evaluation.language_model import TextScore, score_text
 from cocomix.evaluation.mixing import MixingScore, score_mixing
@@ -54,6 +56,8 @@ def run(params: Params, method: Method, seed: int) -> None:
         corpus: Source(corpus_digest(corpus, chosen, tokens), partial(read_corpus, corpus, chosen, tokens))
         for corpus, chosen in section.corpora.items()
     }
+    tasks_dir = None if section.tasks_dir is None else Path(section.tasks_dir)
+    tasks = {task: task_digest(task, tasks_dir) for task in section.tasks}
 
     def compute(work: Work) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(
@@ -67,7 +71,24 @@ def run(params: Params, method: Method, seed: int) -> None:
             what = key | {"text": source.digest, "stride": section.stride}
             return once("text", what, measure, TextScore, language_model.__file__, corpora.__file__)
 
+        def score_task(task: str) -> list[TaskScore]:
+            def measure() -> list[TaskScore]:
+                limit, batch_size = section.task_limit, section.batch_size
+                return score_tasks(
+                    model,
+                    tokens.tokenizer(),
+                    [task],
+                    tasks_dir=tasks_dir,
+                    limit=limit,
+                    batch_size=batch_size,
+                    name=name,
+                )
+
+            what = {"model": trained.digest, "task": task, "data": tasks[task], "limit": section.task_limit}
+            return once("task", what, measure, list[TaskScore], downstream.__file__)
+
         scores = {corpus: score(corpus, source) for corpus, source in sources.items()}
+        on_tasks = [each for task in tasks for each in score_task(task)]
         concept_metrics = None
         if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
             data = WindowData(tokens.windows("validation"), _unpacked(ConceptLabels(labels), work.scratch))
@@ -77,6 +98,11 @@ def run(params: Params, method: Method, seed: int) -> None:
                 pending.rows = write_documents(
                     pending.path, {corpus: each.documents for corpus, each in scores.items()}
                 )
+            if tasks:
+                with work.write("tasks.parquet") as pending:
+                    table = documents_table(on_tasks)
+                    pq.write_table(table, pending.path, compression="zstd")
+                    pending.rows = len(table)
             whole = {corpus: asdict(each.whole) for corpus, each in scores.items()}
             metrics: dict[str, Any] = {
                 "method": method,
@@ -84,16 +110,23 @@ def run(params: Params, method: Method, seed: int) -> None:
                 **{split: whole[split] for split in SPLITS},
                 "corpora": {corpus: whole[corpus] for corpus in section.corpora},
                 "concepts": concept_metrics,
-                "tasks": {},
+                "tasks": {each.task: _without_documents(each) for each in on_tasks},
             }
             (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {"method": method, "seed": seed}
 
     inputs = {"model": trained, "tokens": tokens.artifact, "supervision": supervision}
     inputs |= {f"corpora.{corpus}": sources[corpus].digest for corpus in section.corpora}
+    inputs |= {f"tasks.{task}": digest for task, digest in tasks.items()}
     used = {"method": method, "seed": seed, **section.model_dump()}
     side = {"metrics.json": Path("metrics/evaluate") / f"{name}.json"}
     produce(f"evaluate@{name}", ARTIFACTS / "evaluations" / name, inputs, used, compute, side)
+
+
+def _without_documents(score: TaskScore) -> dict[str, Any]:
+    content = asdict(replace(score, documents=[]))
+    del content["documents"]
+    return content
 
 
 def _concepts(

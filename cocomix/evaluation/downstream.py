@@ -52,7 +52,8 @@ PAPER_TASKS = {
 """By lm-eval's names (paper Table 1)."""
 
 
-class Figure(NamedTuple):
+@dataclass(frozen=True)
+class Figure:
     """A figure with its standard error over documents; none: not known."""
 
     value: float
@@ -136,15 +137,15 @@ def score_tasks(
     return scores
 
 
-def identity(task: str, tasks_dir: Path | None) -> dict[str, str]:
-    """What decides a task's examples and prompts, besides its name: for keys of results that are kept.
+def task_digest(task: str, tasks_dir: Path | None) -> str:
+    """Of what decides a task's examples and prompts besides its name; of the hub's, the version of lm-eval.
 
     Raises:
         UserError: as `score_tasks`.
     """
     _require_lm_eval()
-    data = "hub" if tasks_dir is None else hashlib.sha256(_local_file(task, tasks_dir).read_bytes()).hexdigest()
-    return {"lm_eval": version("lm_eval"), "data": data}
+    examples = b"hub" if tasks_dir is None else _local_file(task, tasks_dir).read_bytes()
+    return hashlib.sha256(version("lm_eval").encode() + examples).hexdigest()
 
 
 def documents_table(scores: Sequence[TaskScore]) -> pa.Table:
