@@ -25,9 +25,8 @@ from transformers.utils import logging
 
 from cocomix.artifact import MANIFEST
 from cocomix.errors import UserError
-from cocomix.params import load
 from cocomix.steering.autoencoder import concepts_edited
-from cocomix.steering.project import load_extractor, load_labels, load_model
+from cocomix.steering.project import default_model, load_extractor, load_labels, load_model
 from cocomix.steering.reading import Concept, concepts, encode
 from cocomix.steering.show import Stream, said, side_by_side, table_of
 from cocomix.steering.syntax import Written, parse_edit
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def show_concepts(options: argparse.Namespace, console: Console) -> None:
     """The concepts of each token of a text."""
-    model, tokenizer = load_model(_folder(options))
+    model, tokenizer = load_model(options.model or default_model(options.artifacts))
     labels_at_hand = (options.artifacts / "concepts" / MANIFEST).is_file()
     extractor = load_extractor(options.artifacts, model) if labels_at_hand else None
     positions = concepts(model, options.text, tokenizer, extractor, load_labels(options.artifacts))
@@ -62,7 +61,7 @@ def show_concepts(options: argparse.Namespace, console: Console) -> None:
 
 def generate(options: argparse.Namespace, console: Console) -> None:
     """A continuation, edited or not."""
-    model, tokenizer = load_model(_folder(options))
+    model, tokenizer = load_model(options.model or default_model(options.artifacts))
     edits, ids = _edits(options, model.config.num_concepts), encode(model, options.text, tokenizer, options.tokens)
     if options.json:
         text = _continuation(model, tokenizer, ids, options, concept_edits=edits)
@@ -75,7 +74,7 @@ def generate(options: argparse.Namespace, console: Console) -> None:
 
 def steer(options: argparse.Namespace, console: Console) -> None:
     """Continuations without and with edits, from the same random numbers."""
-    model, tokenizer = load_model(_folder(options))
+    model, tokenizer = load_model(options.model or default_model(options.artifacts))
     edits, ids = _edits(options, model.config.num_concepts), encode(model, options.text, tokenizer, options.tokens)
     found = {
         "original": _continuation(model, tokenizer, ids, options),
@@ -110,12 +109,6 @@ def _continuation(
     )
     text: str = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
     return text
-
-
-def _folder(options: argparse.Namespace) -> Path:
-    if options.model:
-        return Path(options.model)
-    return Path(options.artifacts) / "models" / f"cocomix-{load().pretrain.seeds[0]}"
 
 
 def _edits(options: argparse.Namespace, num_concepts: int) -> list[Written]:

@@ -13,9 +13,14 @@ from cocomix.checked import parse
 from cocomix.device import device
 from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.params import AttributionParams
+from cocomix.params import AttributionParams, load
 from cocomix.sae.autoencoder import load_sae
 from cocomix.steering.reading import Extractor
+
+
+def default_model(artifacts: Path) -> Path:
+    """The folder of the CoCoMix model with the first of the seeds in params.yaml."""
+    return artifacts / "models" / f"cocomix-{load().pretrain.seeds[0]}"
 
 
 def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFast]:

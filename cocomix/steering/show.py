@@ -11,33 +11,26 @@ from cocomix.modeling import Swap
 from cocomix.steering.reading import Concept, Position
 from cocomix.steering.syntax import Written
 
-SCORE = {True: "green", False: "red"}
-
 
 def table_of(positions: Sequence[Position], most: int) -> Table:
     """A row a token: what mixing is worth there, the first concepts predicted, and those labelled.
 
     A concept that is both predicted (mixed) and labelled is green.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
     for name in ("token", "gain"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("predicted (strength)")
     labelled = any(each.labelled is not None for each in positions)
-    if labelled:
-        table.add_column("labelled")
+    for name in ("predicted", "labelled") if labelled else ("predicted",):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
     for each in positions:
-        gain = Text("" if each.gain is None else f"{each.gain:+.2f}", "" if each.gain is None else SCORE[each.gain > 0])
+        predicted = {concept.concept for concept in each.predicted}
         labels = {concept.concept for concept in each.labelled or []}
-        mixed = {concept.concept for concept in each.predicted}
-        row = [
-            Text(visible(each.text), "cyan"),
-            gain,
-            _listed(each.predicted[:most], labels, [f"({concept.strength:.1f})" for concept in each.predicted]),
-        ]
+        gain = Text() if each.gain is None else Text(f"{each.gain:+.2f}", "green" if each.gain > 0 else "red")
+        lists = [_listed(each.predicted[:most], labels, strengths=True)]
         if labelled:
-            row.append(_listed(each.labelled or [], mixed, [""] * len(each.labelled or [])))
-        table.add_row(*row)
+            lists.append(_listed(each.labelled or [], predicted, strengths=False))
+        table.add_row(Text(visible(each.text), "cyan"), gain, *lists)
     return table
 
 
@@ -79,11 +72,11 @@ class Stream(TextStreamer):
         self._console.print(Text(text), end="\n" if stream_end else "", soft_wrap=True)
 
 
-def _listed(concepts: Sequence[Concept], agreed: set[int], notes: Sequence[str]) -> Text:
-    parts = Text()
-    for concept, note in zip(concepts, notes, strict=False):
-        parts.append(", " if parts else "")
-        parts.append(str(concept.concept), "bold green" if concept.concept in agreed else "bold")
-        parts.append(f" {concept.label}" if concept.label else "")
-        parts.append(f" {note}" if note else "", "dim")
-    return parts
+def _listed(concepts: Sequence[Concept], agreed: set[int], *, strengths: bool) -> Text:
+    """A line a concept."""
+    lines = []
+    for each in concepts:
+        number = (f"{each.concept:5d}", "bold green" if each.concept in agreed else "bold")
+        strength = (f" {each.strength:4.1f}" if strengths else "", "dim")
+        lines.append(Text.assemble(number, strength, f"  {each.label or ''}"))
+    return Text("\n").join(lines)

@@ -1,11 +1,16 @@
 """The steering evaluation finds an effect that was built in, and none where there is none."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from cocomix.errors import UserError
 from cocomix.modeling import Scale, Set
-from cocomix.steering.effect import Effect, sample_concepts, steering_effects, summaries
+from cocomix.steering.effect import STRENGTHS, Effect, main, sample_concepts, steering_effects, summaries
 from tests.steering.conftest import CONCEPTS, Setting, windows
 
 SAMPLE = [3, 9, 17]
@@ -48,7 +53,7 @@ def test_a_concept_that_drives_its_tokens_succeeds_and_its_control_less_often(
     down, up = summaries(effects)
     assert (down.strength, up.strength) == (-20.0, 20.0)
     assert down.success == up.success == 1.0
-    assert up.control_success < 1.0
+    assert up.success_control < 1.0
 
 
 def test_figures_are_those_of_the_text_and_of_the_written_continuations(
@@ -93,3 +98,17 @@ def test_the_sample_is_drawn_from_the_concepts_that_are_mixed(setting: Setting) 
     assert set(sample) <= mixed
     assert sample != sample_concepts(setting.model, text, 5, seed=1).tolist()
     assert len(sample_concepts(setting.model, text, CONCEPTS + 1)) == len(mixed)
+
+
+def test_the_command_prints_a_row_a_strength(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", ".")
+    options = ["--concepts", "2", "--windows", "2"]
+    main([*options, "--edit", "scale-before"])
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(STRENGTHS)
+    main([*options, "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["strength"] for each in rows] == list(STRENGTHS)
+    with pytest.raises(UserError, match="--windows: 25; allowed: 1 to 24"):
+        main(["--windows", "25"])
+    with pytest.raises(UserError, match="--concepts: 1; at least 2"):
+        main(["--concepts", "1"])
