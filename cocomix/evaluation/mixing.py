@@ -1,11 +1,11 @@
-"""What mixing does for a model: its loss when what is mixed is taken away or put right.
+"""What mixing does for a model: its loss when what is mixed is taken away, or replaced by the labels.
 
 - Information gain of mixing: the loss as it is, against that with the mixed vector replaced by nothing, by another
   text's, or by its mean.
-- Intervenability: the loss when the model is told its labels, one by one. A label that is told is mixed with the
-  strength of the position's strongest concept; if it was not among the predicted, it takes the place of the weakest.
-  The labels of a position are about the loss of the tokens after it (paper Eq. 1), so that they tell something about
-  them: that the loss falls shows that the model uses its concepts, not that it would predict better with better ones.
+- Intervenability: the loss when the model is told its labels, one by one. Labels that are told become the first of the
+  position's concepts, and the last drop out; the strengths, first to last, stay as they were. What that does to the
+  loss depends on what labels are: with `attribution.sign: released`, concepts without which the base model would
+  predict the next token better.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ class MixingScore:
 
 @dataclass(frozen=True)
 class Tell:
-    """An edit of concepts that puts labels among them, with the strength of the strongest."""
+    """An edit of concepts that makes labels the first of them, and keeps the strengths of first, second, .. concept."""
 
     labels: Tensor
     """int64 [batch, seq, m], `NO_LABEL` where there is none."""
@@ -61,21 +61,18 @@ class Tell:
 
     def __call__(self, concepts: Concepts) -> Concepts:
         """Edit."""
-        strengths, indices, logits, _ = concepts
-        is_label = self.labels != NO_LABEL
-        turn = logits.gather(-1, self.labels.clamp(min=0)) if self.turn is None else self.turn
-        order = turn.masked_fill(~is_label, float("inf")).argsort(-1)[..., : self.count]
-        told, is_told = self.labels.gather(-1, order), is_label.gather(-1, order)
-        same = indices[..., :, None] == told[..., None, :]
-        was_there = same.any(-1)
-        is_new = is_told & ~same.any(-2)
-        strongest = strengths.amax(-1, keepdim=True)
-        place = strengths.masked_fill(was_there, float("inf")).argsort(-1).argsort(-1)
-        kept = strengths.masked_fill(place < is_new.sum(-1, keepdim=True), 0.0)
-        return concepts._replace(
-            strengths=torch.cat([torch.where(was_there, strongest, kept), strongest * is_new], dim=-1),
-            indices=torch.cat([indices, told.clamp(min=0)], dim=-1),
-        )
+        strengths, order = concepts.strengths.sort(-1, descending=True)
+        indices = concepts.indices.gather(-1, order)
+        certainty = concepts.logits.gather(-1, self.labels.clamp(min=0))
+        turn = (certainty if self.turn is None else self.turn).masked_fill(self.labels == NO_LABEL, float("inf"))
+        chosen = turn.argsort(-1)[..., : self.count]
+        told, certainty = self.labels.gather(-1, chosen), certainty.gather(-1, chosen)
+        told = told.gather(-1, certainty.argsort(-1, descending=True))
+        others_stay = ~(indices[..., :, None] == told[..., None, :]).any(-1)
+        ranking = torch.cat([told, indices], dim=-1)
+        is_in = torch.cat([told != NO_LABEL, others_stay], dim=-1)
+        first = is_in.int().argsort(dim=-1, descending=True, stable=True)[..., : indices.shape[-1]]
+        return concepts._replace(strengths=strengths, indices=ranking.gather(-1, first))
 
 
 class _Windows(NamedTuple):

@@ -57,15 +57,13 @@ def told_plainly(
 ) -> dict[int, float]:
     """One position: what is mixed after `count` of its labels were told."""
     order = sorted(labels, key=lambda label: logits[label] if turns is None else turns[labels.index(label)])
-    strongest = max(concepts.values())
-    told = order[:count]
-    places = len(concepts)
+    told = sorted(order[:count], key=lambda label: -logits[label])
     others = sorted((each for each in concepts if each not in told), key=lambda each: -concepts[each])
-    return dict.fromkeys(told, strongest) | {each: concepts[each] for each in others[: places - len(told)]}
+    return dict(zip([*told, *others], sorted(concepts.values(), reverse=True), strict=False))
 
 
 @given(st.data())
-def test_told_labels_are_mixed_as_strongly_as_the_strongest_in_place_of_the_weakest(draw: st.DataObject) -> None:
+def test_told_labels_become_the_first_and_the_strengths_stay(draw: st.DataObject) -> None:
     dictionary, k, m = 12, draw.draw(st.integers(1, 6)), draw.draw(st.integers(1, 5))
     generator = np.random.default_rng(draw.draw(st.integers(0, 1000)))
     count, positions = draw.draw(st.integers(0, m)), 4
@@ -88,7 +86,6 @@ def test_told_labels_are_mixed_as_strongly_as_the_strongest_in_place_of_the_weak
         mixed = torch.zeros(dictionary).index_add_(0, edited.indices[0, place], edited.strengths[0, place])
         expected = torch.zeros(dictionary)
         expected[list(plain)] = torch.tensor(list(plain.values()))
-        # With more labels than places, all labels are mixed.
         assert torch.equal(mixed, expected)
 
 
