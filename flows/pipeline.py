@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any, get_args
 
@@ -141,23 +142,24 @@ def _tally(states: list[State[Any]]) -> list[str]:
     return [f"{found.count(name)} {name.lower()}" for name in dict.fromkeys(found)]
 
 
-def main() -> None:
-    """The command line."""
+def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says: `stages`, `mode`, and `set`, of KEY=VALUE.
+
+    Args:
+        arguments: none: those of this process.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m flows.pipeline", description="Bring stages of dvc.yaml up to date: all, if none is named."
     )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="a stage of dvc.yaml, such as sae or pretrain@ntp-0")
-    parser.add_argument(
-        "--mode", choices=get_args(Mode), default="upstream", help="what else: needed (default), nothing, following"
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="parameters to write into params.yaml, such as sae.k=16",
-    )
-    given = parser.parse_args()
+    parser.add_argument("--mode", choices=get_args(Mode), default="upstream", help="what is run besides")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="write parameters first: sae.k=16")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """The command line."""
+    given = command_line()
     # Prefect passes SIGTERM on to the handler that it found; exiting, rather than dying, also ends Prefect's server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

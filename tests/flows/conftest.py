@@ -1,9 +1,19 @@
-"""A small project of its own: stages without tensors."""
+"""A small project of its own: stages without tensors. And a Prefect server."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    temporary_settings,
+)
+from prefect.testing.utilities import prefect_test_harness
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +43,12 @@ stages:
 
 SCRIPTS = {
     "number.py": """
-import json, pathlib, yaml
+import json, os, pathlib, yaml
+if os.path.exists("kill"):
+    os.unlink("kill")
+    os.kill(os.getpid(), 9)
+if os.path.exists("full") and int(os.environ.get("COCOMIX_MICRO_BATCH", "1000")) > 4:
+    raise SystemExit("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
 number = yaml.safe_load(open("params.yaml"))["sae"]["seed"]
 print("counting:  50%|#####     | 1/2 [00:01<00:01,  1.00 numbers/s]", flush=True)
 if number == 13:
@@ -74,10 +89,25 @@ def make_project() -> None:
 
 
 def set_params(*, number: int, wait: int = 0) -> None:
-    """Write params.yaml: two of the keys that it may have, with other meanings.
+    """Write params.yaml: the shipped one, two of whose keys have other meanings here.
 
     Args:
-        number: that the stage of this name writes.
-        wait: seconds that the stage of this name takes.
+        number: that the stage of this name writes (sae.seed).
+        wait: seconds that the stage of this name takes (base.seed).
     """
-    Path("params.yaml").write_text(f"sae:\n  seed: {number}  # a comment\nbase: {{seed: {wait}}}\n")
+    text = (ROOT / "params.yaml").read_text()
+    for section, value in (("sae", number), ("base", wait)):
+        text = re.sub(rf"(?ms)(^{section}:.*?^  seed: )\d+", rf"\g<1>{value}", text, count=1)
+    Path("params.yaml").write_text(text)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prefect server with a database of its own."""
+    settings = {
+        PREFECT_HOME: tmp_path_factory.mktemp("prefect"),
+        PREFECT_SERVER_ANALYTICS_ENABLED: False,
+        PREFECT_LOGGING_TO_API_ENABLED: False,
+    }
+    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=120):
+        yield PREFECT_API_URL.value()

@@ -2,44 +2,40 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_HOME,
-    PREFECT_LOGGING_TO_API_ENABLED,
-    PREFECT_SERVER_ANALYTICS_ENABLED,
-    temporary_settings,
-)
-from prefect.testing.utilities import prefect_test_harness
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import State, TaskRun
 
+from cocomix.runtime import runtime
+from flows.gpu import one_at_a_time
 from flows.pipeline import pipeline
 from tests.flows.conftest import set_params
 from tests.flows.test_reproduce import ends, wait_for_pid
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect server with a database of its own."""
-    settings = {
-        PREFECT_HOME: tmp_path_factory.mktemp("prefect"),
-        PREFECT_SERVER_ANALYTICS_ENABLED: False,
-        PREFECT_LOGGING_TO_API_ENABLED: False,
-    }
-    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=120):
-        yield PREFECT_API_URL.value()
-
-
-def states(*stages: str) -> dict[str, str]:
-    """Run the flow; the state names of its tasks, as the server knows them, and of the flow itself as `flow`."""
-    final = pipeline(stages, return_state=True)
+def tasks(final: State[Any]) -> list[TaskRun]:
+    """The task runs of a flow that has ended, as the server knows them."""
     with get_client(sync_client=True) as client:
-        runs = client.read_task_runs()
-    own = [run for run in runs if run.flow_run_id == final.state_details.flow_run_id]
-    return {run.name: run.state_name or "" for run in own} | {"flow": final.name or ""}
+        return [run for run in client.read_task_runs() if run.flow_run_id == final.state_details.flow_run_id]
+
+
+def states(*stages: str, **options: Any) -> dict[str, str]:
+    """Run the flow; the state names of its tasks, and of the flow itself as `flow`."""
+    final = pipeline(stages, **options, return_state=True)
+    return {run.name: run.state_name or "" for run in tasks(final)} | {"flow": final.name or ""}
+
+
+def artifacts(final: State[Any]) -> dict[str, Any]:
+    """The content of what a flow published, by key."""
+    run = final.state_details.flow_run_id
+    assert run
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+    return {each.key or "": each.data for each in found}
 
 
 def test_each_stage_is_a_task_and_shows_what_dvc_did(project: Path, server: str) -> None:
@@ -50,10 +46,8 @@ def test_each_stage_is_a_task_and_shows_what_dvc_did(project: Path, server: str)
         "each@y": "Completed",
         "flow": "Completed",
     }
-    assert set(states("each@x").values()) == {"Up to date", "Completed"}
     set_params(number=3)
-    after = states("each")
-    assert after == {
+    assert states("each") == {
         "number": "Completed",
         "parity": "Completed",
         "each@x": "Up to date",  # the parity did not change
@@ -62,18 +56,93 @@ def test_each_stage_is_a_task_and_shows_what_dvc_did(project: Path, server: str)
     }
     set_params(number=1)
     assert states("number") == {"number": "Restored", "flow": "Completed"}
+    Path("parity.txt").unlink()
+    assert states("number", mode="only") == {"number": "Up to date", "flow": "Completed"}
+    assert states("parity", mode="downstream") == {
+        "parity": "Completed",
+        "each@x": "Up to date",
+        "each@y": "Up to date",
+        "wait": "Completed",
+        "flow": "Completed",
+    }
 
 
-def test_a_failing_stage_ends_the_flow_with_its_own_words(project: Path, server: str) -> None:
+def test_a_run_publishes_its_parameters_figures_and_progress(project: Path, server: str) -> None:
+    comments = Path("params.yaml").read_text().count("#")
+    final = pipeline(("number",), overrides={"sae.seed": 7}, return_state=True)
+    assert final.message == "1 completed"
+    written = Path("params.yaml").read_text()
+    assert written.count("#") == comments
+    published = artifacts(final)
+    assert published["parameters"] == f"Given for this run:\n\n- `sae.seed: 7`\n\n```yaml\n{written}\n```"
+    assert {"metric": "number", "value": "7"} in published["metrics-number"]
+    assert {"metric": "of.many", "value": "100 values"} in published["metrics-number"]
+    assert float(published["progress-number"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sae.sed": 1}, "overrides: sae.sed: unknown key; did you mean 'seed'?"),
+        ({"sae": {"seed": "x"}}, "overrides: sae.seed: 'x': input should be a valid integer"),
+    ],
+)
+def test_wrong_overrides_fail_the_flow_in_one_line_before_anything_runs(
+    project: Path, server: str, overrides: dict[str, Any], message: str
+) -> None:
+    before = Path("params.yaml").read_bytes()
+    final = pipeline(overrides=overrides, return_state=True)
+    assert final.message == message
+    assert Path("params.yaml").read_bytes() == before
+    assert tasks(final) == []
+
+
+def test_a_failing_stage_ends_the_flow_with_its_own_words_and_is_not_tried_again(project: Path, server: str) -> None:
     set_params(number=13)
     final = pipeline(return_state=True)
     assert final.is_failed()
     assert final.message == "number: params.yaml: sae.seed: 13: must not be 13"
+    assert [(run.name, run.run_count) for run in tasks(final)] == [("number", 1)]
+
+
+def test_a_killed_stage_is_tried_again(project: Path, server: str) -> None:
+    Path("kill").touch()
+    final = pipeline(("number",), return_state=True)
+    assert final.is_completed()
+    assert [(run.name, run.run_count) for run in tasks(final)] == [("number", 2)]
+
+
+def test_a_stage_that_lacks_memory_gets_smaller_micro_batches(project: Path, server: str) -> None:
+    Path("full").touch()
+    assert states("number") == {"number": "Completed", "flow": "Completed"}
+
+
+def test_a_lack_of_memory_for_one_window_is_an_error(
+    project: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("number.py").write_text('raise MemoryError("no")')
+    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "1")
+    runtime.cache_clear()
+    assert pipeline(("number",), return_state=True).message == "number: MemoryError: no"
 
 
 def test_an_unknown_stage_fails_the_flow_in_one_line(project: Path, server: str) -> None:
     final = pipeline(("nmber",), return_state=True)
     assert final.message == "nmber: no such stage in dvc.yaml; did you mean 'number'?"
+
+
+def test_a_stage_on_a_gpu_holds_the_slot_of_the_machine(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "machine")
+    with get_client(sync_client=True) as client:
+
+        def slots() -> tuple[int, int]:
+            limit = client.read_global_concurrency_limit_by_name("gpu-machine")
+            return limit.active_slots, limit.limit
+
+        for _ in range(2):
+            with one_at_a_time():
+                assert slots() == (1, 1)
+            assert slots() == (0, 1)
 
 
 def test_sigterm_ends_the_running_stage_and_the_same_command_goes_on(project: Path, server: str) -> None:
@@ -83,8 +152,10 @@ def test_sigterm_ends_the_running_stage_and_the_same_command_goes_on(project: Pa
         env=os.environ | {"PREFECT_API_URL": server},
         stderr=subprocess.DEVNULL,
     )
-    stage = wait_for_pid()
-    flow.send_signal(signal.SIGTERM)
+    try:
+        stage = wait_for_pid()
+    finally:
+        flow.send_signal(signal.SIGTERM)
     assert flow.wait(60) == 128 + signal.SIGTERM
     assert ends(stage)
     set_params(number=1, wait=0)

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -35,6 +36,37 @@ def test_a_stage_that_says_nothing_fails_in_the_words_of_dvc(project: Path) -> N
     assert result.outcome == "failed"
     assert "number" in result.error
     assert "exited with 3" in result.error
+
+
+@pytest.mark.parametrize(
+    ("ending", "cause"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed"),
+        ("sys.exit(143)", "killed"),
+        ("os.kill(os.getpid(), 2)", "other"),
+        ("sys.exit(2)", "other"),
+        ("raise MemoryError", "out of memory"),
+    ],
+)
+def test_a_failure_has_a_cause(project: Path, ending: str, cause: str) -> None:
+    Path("number.py").write_text(f"import os, sys\n{ending}")
+    assert reproduce("number", lambda _: None).cause == cause
+
+
+def test_a_process_ended_by_the_kernel_for_its_memory_lacked_memory(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([4, 5])
+    monkeypatch.setattr("flows.reproduce._kills_for_memory", lambda: next(counts))
+    Path("number.py").write_text("import os; os.kill(os.getpid(), 9)")
+    assert reproduce("number", lambda _: None).cause == "out of memory"
+
+
+def test_a_stage_that_another_dvc_holds_is_busy(project: Path) -> None:
+    held = {str(project / "number.txt"): {"pid": os.getpid(), "cmd": "another dvc"}}
+    Path(".dvc/tmp").mkdir(exist_ok=True)
+    Path(".dvc/tmp/rwlock").write_text(json.dumps({"write": held}))
+    assert reproduce("number", lambda _: None).cause == "busy"
 
 
 CALLER = """

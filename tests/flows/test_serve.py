@@ -1,0 +1,65 @@
+import re
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from prefect.states import Cancelling, Crashed, Pending, Running
+
+from flows.serve import ATTEMPTS, deployments, resume_lost
+from tests.flows.conftest import ROOT
+
+
+@pytest.fixture
+def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_deployments_are_those_of_prefect_yaml(in_project: None) -> None:
+    found = {each.name: each for each in deployments()}
+    assert set(found) == {"manual", "stage", "nightly"}
+    assert [each.active for each in found["nightly"].schedules or []] == [False]
+    for each in found.values():
+        assert each.entrypoint == "flows.pipeline.pipeline"
+        assert each.concurrency_limit == 1
+        assert each.concurrency_options
+        assert each.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.ENQUEUE
+
+
+def test_the_form_offers_the_stages_of_dvc_yaml(in_project: None) -> None:
+    schema = deployments()[0]._parameter_openapi_schema
+    offered = schema.properties["stages"]["items"]["enum"]
+    stages = re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
+    assert [each for each in offered if "@" not in each] == stages
+    assert schema.properties["mode"]["enum"] == ["upstream", "only", "downstream"]
+
+
+def test_of_runs_without_a_process_the_last_goes_on_and_the_others_end(in_project: None, server: str) -> None:
+    deployment = deployments()[0]
+    deployment.entrypoint = None  # nothing is to run
+    name = f"test-{Path.cwd().stat().st_ino}"
+    deployment.name = name
+    with get_client(sync_client=True) as client:
+        id = deployment.apply()
+        assert isinstance(id, UUID)
+        cancelled = _run(client, id, Cancelling())
+        older, crashed, last = (_run(client, id, state) for state in (Running(), Crashed(), Running()))
+
+        def states() -> list[str]:
+            return [client.read_flow_run(each).state_name or "" for each in (cancelled, older, crashed, last)]
+
+        resume_lost([name])
+        assert states() == ["Cancelled", "Crashed", "Crashed", "AwaitingRetry"]
+        for _ in range(ATTEMPTS):
+            client.set_flow_run_state(last, Pending(), force=True)
+            client.set_flow_run_state(last, Running(), force=True)
+        resume_lost([name])
+        assert states()[-1] == "Crashed"
+
+
+def _run(client: SyncPrefectClient, deployment: UUID, state: object) -> UUID:
+    run = client.create_flow_run_from_deployment(deployment)
+    client.set_flow_run_state(run.id, Running(), force=True)
+    client.set_flow_run_state(run.id, state, force=True)  # type: ignore[arg-type]
+    return run.id
