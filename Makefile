@@ -8,6 +8,10 @@ run: .venv/ready          ## the whole pipeline, going on where it was, and its 
 	dvc --wait-for-lock repro
 	@cat artifacts/report/summary.txt
 
+report: .venv/ready       ## the page, brought up to date and opened; without a display, its path
+	dvc --wait-for-lock repro report
+	@python -c "import sys, webbrowser; webbrowser.open('file://' + sys.argv[1]) or print(sys.argv[1])" $(CURDIR)/artifacts/report/index.html
+
 test: .venv/ready         ## everything that CI checks
 	ruff check . && ruff format --check .
 	lint-imports
@@ -42,4 +46,4 @@ peers: .peers/sparsify/ready .peers/dictionary-learning/ready .peers/sae-lens/re
 	python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
 	touch $@
 
-.PHONY: run test flow ui bench bench-peers peers
+.PHONY: run report test flow ui bench bench-peers peers

@@ -5,36 +5,64 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cocomix.artifact import Work, digest_of
+from cocomix.artifact import MANIFEST, Work, digest_of
 from cocomix.params import Params
-from cocomix.report.comparison import BASELINE, MethodResult, Spread, compare
+from cocomix.report.comparison import BASELINE, MethodResult, compare
+from cocomix.report.concepts import mean_concepts, read_examples
+from cocomix.report.costs import Cost, Source, costs, share, sources_of
+from cocomix.report.drawing import swatch
 from cocomix.report.facts import Pipeline, pipeline_files, read_pipeline, read_run, run_files
-from cocomix.report.figures import learning_curves, swatch
-from cocomix.report.wording import NAMES, answers, caveats, duration, matching, over_seeds, si, table, variant
+from cocomix.report.figures import accuracies, differences, learning_curves, told
+from cocomix.report.numbers import numbers
+from cocomix.report.statistics import CONFIDENCE, REPLICATES
+from cocomix.report.usage import StageUsage, stage_usages
+from cocomix.report.wording import (
+    NAMES,
+    answers,
+    caveats,
+    duration,
+    loss_weight,
+    matching,
+    over_seeds,
+    si,
+    signed,
+    table,
+    variant,
+    within,
+)
 from stages.stage import ARTIFACTS, main, produce, to_json
 
+ATLAS = ARTIFACTS / "atlas"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def run(params: Params) -> None:
     """Make artifacts/report: index.html and summary.txt."""
-    methods, seeds = params.pretrain.methods, params.pretrain.seeds
-    files = pipeline_files() + [path for method in methods for seed in seeds for path in run_files(method, seed)]
+    methods, seeds, cocomix = params.pretrain.methods, params.pretrain.seeds, params.pretrain.cocomix
+    files = [*pipeline_files(), ATLAS / MANIFEST] + [
+        path for method in methods for seed in seeds for path in run_files(method, seed)
+    ]
     pipeline = read_pipeline()
-    results = compare({method: [read_run(method, seed) for seed in seeds] for method in methods})
+    spent = costs(pipeline, params)
+    results = compare(
+        {method: [read_run(method, seed) for seed in seeds] for method in methods},
+        {method: share(spent, sources_of(method, cocomix), params.report.label_runs) for method in methods},
+    )
+    usages = stage_usages(pipeline, [run for each in results for run in each.runs])
 
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {
-            "index.html": page(params, pipeline, results),
+            "index.html": page(params, pipeline, results, spent, usages),
             "summary.txt": summary(params, results),
         }
         for name, content in contents.items():
             with work.write(name) as pending:
                 pending.path.write_text(content, encoding="utf-8")
-        (work.side / "metrics.json").write_bytes(to_json({each.method: numbers(each) for each in results}))
+        (work.side / "metrics.json").write_bytes(to_json(numbers(results, spent, usages)))
         return {}
 
     produce(
@@ -42,55 +70,75 @@ def run(params: Params) -> None:
         ARTIFACTS / "report",
         {str(path): digest_of(path) for path in files} | {TEMPLATE.name: digest_of(TEMPLATE)},
         params.report.model_dump()
-        | params.pretrain.model_dump(include={"methods", "seeds", "match", "kd", "cocomix"})
-        | {"score": params.attribution.score},
+        | _comparison(params)
+        | {
+            "attribution": params.attribution.model_dump(include={"score", "scope", "value", "integrated_steps"}),
+            "sae": params.sae.model_dump(include={"source", "epochs"}),
+            "activations": params.activations.model_dump(include={"keep"}),
+        },
         compute,
-        {"metrics.json": Path("metrics/report.json")},
+        {"metrics.json": Path("metrics/compare.json")},
     )
 
 
-def page(params: Params, pipeline: Pipeline, results: Sequence[MethodResult]) -> str:
+def page(
+    params: Params,
+    pipeline: Pipeline,
+    results: Sequence[MethodResult],
+    spent: Mapping[Source, Cost],
+    usages: Sequence[StageUsage],
+) -> str:
     """The HTML page: no script, and nothing that is fetched."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"si": si, "over_seeds": over_seeds, "number": format, "duration": duration}
-    curves = [
-        Markup(learning_curves(results, "tokens", "Validation loss against training tokens")),
-        Markup(learning_curves(results, "flops", "Validation loss against training compute")),
-    ]
+    environment.filters |= {
+        "si": si,
+        "number": lambda value, form: format(value, form),
+        "signed": signed,
+        "within": within,
+        "duration": duration,
+    }
+    concepts = {each.method: mean_concepts(each.concepts) for each in results if each.concepts}
+    needed = {source for each in results for source in sources_of(each.method, params.pretrain.cocomix)}
+    supervised = [NAMES[each.method] for each in results if sources_of(each.method, params.pretrain.cocomix)]
+    seed = params.pretrain.seeds[0]
     return environment.get_template(TEMPLATE.name).render(
         title=params.report.title,
+        label_runs=params.report.label_runs,
         pretrain=params.pretrain,
+        seeds=len(params.pretrain.seeds),
         attribution=params.attribution,
         names=NAMES,
         baseline=BASELINE,
+        confidence=f"{CONFIDENCE:.0%}",
+        replicates=f"{REPLICATES:,}",
         answers=answers(results),
         caveats=caveats(results, params.pretrain),
         matching=matching(results, params.pretrain),
         variant=variant(params.pretrain.cocomix),
+        weights={each.method: loss_weight(each.method, params.pretrain) for each in results},
         swatches={each.method: Markup(swatch(each.method)) for each in results},
         pipeline=pipeline,
         results=results,
-        first=results[0].runs[0],
-        curves=curves,
+        reference=results[0].runs[0].training,
+        costs={source: cost for source, cost in spent.items() if source in needed},
+        supervised=supervised,
+        curves=[Markup(learning_curves(results, against)) for against in ("tokens", "flops", "seconds")],
+        differences=Markup(differences(results)),
+        task_bars=Markup(accuracies(results)),
+        concepts=concepts,
+        told={method: Markup(told(method, each.mixing)) for method, each in concepts.items() if each.mixing},
+        examples=[example for method in concepts for example in read_examples(f"{method}-{seed}")],
+        stages=usages,
+        settings=yaml.safe_dump({"pretrain": _comparison(params)}, sort_keys=False).strip(),
     )
 
 
 def summary(params: Params, results: Sequence[MethodResult]) -> str:
     """The table that `make run` ends with."""
-    header = [
-        "method",
-        "width",
-        "parameters (active)",
-        "tokens",
-        "training",
-        "validation loss",
-        "test loss",
-        "test perplexity",
-    ]
-    header.append("to NTP's final loss")
-    rows = [header]
+    header = ["method", "width", "parameters (active)", "tokens", "training", "validation loss", "test loss"]
+    rows = [[*header, "test perplexity", "to NTP's final loss"]]
     for each in results:
         training, saving = each.runs[0].training, each.saving
         needs = "" if each.method == BASELINE else "not reached"
@@ -103,9 +151,9 @@ def summary(params: Params, results: Sequence[MethodResult]) -> str:
                 f"{si(training.parameters.stored)} ({si(training.parameters.active)})",
                 si(training.tokens),
                 si(training.flops, "FLOP"),
-                over_seeds(each.validation_loss, ".3f"),
-                over_seeds(each.test_loss, ".3f"),
-                over_seeds(each.test_perplexity, ".1f"),
+                over_seeds(each.corpora["validation"].loss, ".3f"),
+                over_seeds(each.corpora["test"].loss, ".3f"),
+                over_seeds(each.corpora["test"].perplexity, ".1f"),
                 needs,
             ]
         )
@@ -118,19 +166,9 @@ def summary(params: Params, results: Sequence[MethodResult]) -> str:
     return "\n\n".join([table(rows), *paragraphs, f"The whole page: {ARTIFACTS}/report/index.html"]) + "\n"
 
 
-def numbers(result: MethodResult) -> dict[str, Any]:
-    """Figures of one method, for `dvc metrics show` and `dvc metrics diff`."""
-    training, saving = result.runs[0].training, result.saving
-    spreads = ("validation_loss", "test_loss", "test_perplexity", "test_bits_per_byte")
-    return {
-        "d_model": training.d_model,
-        "parameters": training.parameters.model_dump(),
-        "tokens": training.tokens,
-        "flops": training.flops,
-        **{name: getattr(result, name)._asdict() for name in spreads},
-        "down_to_baseline": saving
-        and {key: value._asdict() if isinstance(value, Spread) else value for key, value in saving._asdict().items()},
-    }
+def _comparison(params: Params) -> dict[str, Any]:
+    """The parameters of the comparison itself."""
+    return params.pretrain.model_dump(include={"methods", "seeds", "match", "kd", "cocomix"})
 
 
 if __name__ == "__main__":

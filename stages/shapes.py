@@ -18,7 +18,7 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 def run(params: Params) -> None:
     """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration.
 
-    metrics/shapes.json says what they were matched with: the dictionary's size, and the FLOPs of the base model's
+    metrics/shapes.json says what the concepts come from: the dictionary's size, and the FLOPs of the base model's
     forward pass a token, whole and up to the layer of the concepts.
     """
     tokens = Tokens(ARTIFACTS / "tokens")
@@ -36,8 +36,13 @@ def run(params: Params) -> None:
         )
         with work.write("shapes.json") as pending:
             pending.path.write_bytes(to_json(shapes(section, tokens, sources)))
-        flops = {"base_flops": sources.base_flops, "base_flops_to_layer": sources.base_flops_to_layer}
-        (work.side / "metrics.json").write_bytes(to_json(flops | {"latents": sources.latents}))
+        sizes = {
+            "context": tokens.context,
+            "latents": sources.latents,
+            "base_flops": sources.base_flops,
+            "base_flops_to_layer": sources.base_flops_to_layer,
+        }
+        (work.side / "metrics.json").write_bytes(to_json(sizes))
         return {}
 
     used = section.model_dump(include={"match", "model", "pause"})

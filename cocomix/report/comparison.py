@@ -1,74 +1,73 @@
 """What the runs say when they are put side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from cocomix.report.facts import ConceptFacts, Curve, Run
+from cocomix.params import Method
+from cocomix.report.costs import Cost
+from cocomix.report.documents import Documents, difference
+from cocomix.report.efficiency import Saving, Spread, saving, spread
+from cocomix.report.facts import ConceptFacts, Run
+from cocomix.report.statistics import Interval
 
-BASELINE = "ntp"
+BASELINE: Method = "ntp"
 """The method that the others are compared with."""
 
 
-class Spread(NamedTuple):
-    """A figure over the seeds."""
+class Verdict(NamedTuple):
+    """How a method does on some documents beside the others."""
 
-    mean: float
-    low: float
-    high: float
-
-
-class Reach(NamedTuple):
-    """Training that a run needed to come down to a loss."""
-
-    tokens: float
-    flops: float
+    difference: Interval | None
+    """From the baseline's mean; None for the baseline, without one, and where one document is all there is."""
+    best: bool
+    """Whether its mean is the best over several seeds, and the interval of its difference from each other method's
+    excludes zero. The interval of one seed does not know what another would do."""
 
 
-class Saving(NamedTuple):
-    """How soon the runs of a method came down to the final loss of the baseline's run with the same seed."""
+class CorpusResult(NamedTuple):
+    """A method on one corpus, over its seeds."""
 
-    seeds: int
-    """Pairs of runs."""
-    reached: int
-    """Those in which the loss was reached; the figures are of these."""
-    tokens: Spread | None
-    """Tokens needed."""
-    tokens_saved: Spread | None
-    """Share of the baseline's tokens that were not needed; negative when more were."""
-    flops_ratio: Spread | None
-    """Training FLOPs needed over all of the baseline's."""
+    loss: Spread
+    """Nats a token."""
+    perplexity: Spread
+    bits_per_byte: Spread
+    documents: int
+    verdict: Verdict
+    """On the loss."""
+
+
+class TaskResult(NamedTuple):
+    """A method on one task of lm-eval, over its seeds."""
+
+    metric: str
+    """The paper's for this task."""
+    is_perplexity: bool
+    """Lower is better."""
+    value: Spread
+    standard_error: float | None
+    """Over documents, the mean of the seeds'."""
+    log_likelihood: Spread | None
+    """Of the right answer, nats."""
+    verdict: Verdict
+    """On the share of right answers; on the loss, where the metric is a perplexity."""
 
 
 @dataclass(frozen=True)
 class MethodResult:
     """One method, over its seeds."""
 
-    method: str
+    method: Method
     runs: tuple[Run, ...]
+    corpora: Mapping[str, CorpusResult]
+    """By name; validation and test come first."""
+    tasks: Mapping[str, TaskResult]
+    """By lm-eval's names."""
+    supervision: Cost
+    """What each run owes for the stages that made what it learns from."""
     saving: Saving | None
     """None for the baseline, and without one."""
-
-    @property
-    def validation_loss(self) -> Spread:
-        """On the whole validation split, nats a token."""
-        return spread([run.evaluation.validation.loss for run in self.runs])
-
-    @property
-    def test_loss(self) -> Spread:
-        """On the whole test split, nats a token."""
-        return spread([run.evaluation.test.loss for run in self.runs])
-
-    @property
-    def test_perplexity(self) -> Spread:
-        """On the whole test split, a token."""
-        return spread([run.evaluation.test.perplexity for run in self.runs])
-
-    @property
-    def test_bits_per_byte(self) -> Spread:
-        """On the whole test split."""
-        return spread([run.evaluation.test.bits_per_byte for run in self.runs])
 
     @property
     def seconds(self) -> Spread:
@@ -76,57 +75,91 @@ class MethodResult:
         return spread([run.training.seconds for run in self.runs])
 
     @property
+    def mean_accuracy(self) -> float:
+        """Over the tasks that have one, of which there must be one."""
+        return fmean(each.value.mean for each in self.tasks.values() if not each.is_perplexity)
+
+    @property
     def concepts(self) -> list[ConceptFacts]:
         """Of the runs that predict concepts."""
         return [run.evaluation.concepts for run in self.runs if run.evaluation.concepts]
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean, lowest and highest of at least one value."""
-    return Spread(fmean(values), min(values), max(values))
-
-
-def reach(curve: Curve, loss: float) -> Reach | None:
-    """Where a learning curve first comes down to `loss`, linear between its points; None: nowhere.
-
-    The learning rate is still high there: a schedule that ended at this point would have needed less.
-    """
-    below = (curve.loss <= loss).nonzero()[0]
-    if not len(below):
-        return None
-    end = int(below[0])
-    start = max(0, end - 1)
-    drop = curve.loss[start] - curve.loss[end]
-    share = (curve.loss[start] - loss) / drop if drop > 0 else 1.0
-    tokens, flops = (float(each[start] + share * (each[end] - each[start])) for each in (curve.tokens, curve.flops))
-    return Reach(tokens, flops)
-
-
-def compare(runs: dict[str, Sequence[Run]]) -> list[MethodResult]:
+def compare(runs: Mapping[Method, Sequence[Run]], supervision: Mapping[Method, Cost]) -> list[MethodResult]:
     """Put methods side by side.
 
     Args:
         runs: of each method, with the same seeds in the same order.
+        supervision: see `MethodResult`.
     """
-    baseline = runs.get(BASELINE)
+    first, baseline = next(iter(runs.values()))[0], runs.get(BASELINE)
+    corpora = {name: _on_corpus(runs, name) for name in first.evaluation.scores}
+    tasks = {name: _on_task(runs, name) for name in first.evaluation.tasks}
     return [
-        MethodResult(method, tuple(own), _saving(own, baseline) if baseline and method != BASELINE else None)
+        MethodResult(
+            method,
+            tuple(own),
+            {name: results[method] for name, results in corpora.items()},
+            {name: results[method] for name, results in tasks.items()},
+            supervision[method],
+            saving(own, baseline, supervision[method]) if baseline and method != BASELINE else None,
+        )
         for method, own in runs.items()
     ]
 
 
-def _saving(runs: Sequence[Run], baseline: Sequence[Run]) -> Saving:
-    pairs = [
-        (found, against.training)
-        for run, against in zip(runs, baseline, strict=True)
-        if (found := reach(run.curve, float(against.curve.loss[-1])))
-    ]
-    if not pairs:
-        return Saving(len(runs), 0, None, None, None)
-    return Saving(
-        seeds=len(runs),
-        reached=len(pairs),
-        tokens=spread([found.tokens for found, _ in pairs]),
-        tokens_saved=spread([1 - found.tokens / training.tokens for found, training in pairs]),
-        flops_ratio=spread([found.flops / training.flops for found, training in pairs]),
-    )
+def _on_corpus(runs: Mapping[Method, Sequence[Run]], corpus: str) -> dict[Method, CorpusResult]:
+    documents = {method: [run.documents[corpus] for run in own] for method, own in runs.items()}
+    verdicts = _verdicts(documents, corpus, lower_is_better=True)
+    results = {}
+    for method, own in runs.items():
+        scores = [run.evaluation.scores[corpus] for run in own]
+        results[method] = CorpusResult(
+            loss=spread([each.loss for each in scores]),
+            perplexity=spread([each.perplexity for each in scores]),
+            bits_per_byte=spread([each.bits_per_byte for each in scores]),
+            documents=len(documents[method][0].numbers),
+            verdict=verdicts[method],
+        )
+    return results
+
+
+def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, TaskResult]:
+    first = next(iter(runs.values()))[0]
+    asked = first.evaluation.tasks[task]
+    verdicts = dict.fromkeys(runs, Verdict(None, False))
+    if task in first.tasks:
+        documents = {method: [run.tasks[task] for run in own] for method, own in runs.items()}
+        verdicts = _verdicts(documents, task, lower_is_better=asked.is_perplexity)
+    results = {}
+    for method, own in runs.items():
+        facts = [run.evaluation.tasks[task] for run in own]
+        figures = [each.metrics[asked.metric] for each in facts]
+        errors = [each.standard_error for each in figures if each.standard_error is not None]
+        likelihoods = [each.log_likelihood.value for each in facts if each.log_likelihood]
+        results[method] = TaskResult(
+            metric=asked.metric,
+            is_perplexity=asked.is_perplexity,
+            value=spread([each.value for each in figures]),
+            standard_error=fmean(errors) if errors else None,
+            log_likelihood=spread(likelihoods) if likelihoods else None,
+            verdict=verdicts[method],
+        )
+    return results
+
+
+def _verdicts(
+    documents: Mapping[Method, Sequence[Documents]], where: str, *, lower_is_better: bool
+) -> dict[Method, Verdict]:
+    means = {method: fmean(each.sums.sum() / each.weights.sum() for each in own) for method, own in documents.items()}
+    best = min(means, key=lambda method: means[method] if lower_is_better else -means[method])
+    others = [method for method in documents if method != best]
+    gaps = [difference(documents[best], documents[method], where) for method in others]
+    supported = bool(gaps) and len(documents[best]) > 1 and all(gap and gap.excludes_zero for gap in gaps)
+    baseline = documents.get(BASELINE)
+    return {
+        method: Verdict(
+            difference(own, baseline, where) if baseline and method != BASELINE else None, supported and method == best
+        )
+        for method, own in documents.items()
+    }

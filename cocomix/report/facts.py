@@ -9,14 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from cocomix.artifact import MANIFEST, Artifact
 from cocomix.checked import parse
 from cocomix.errors import UserError
+from cocomix.report.documents import EVALUATIONS, Documents, read_corpora, read_tasks
 
 
 class Facts(BaseModel):
     """Base of what a metrics file says; what the report does not use is left aside."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Usage(Facts):
+    """What the machine gave a stage."""
+
+    seconds: float
+    peak_memory: int
+    """Bytes of the process that held most."""
+    bytes: int
+    """Of the artifact."""
+    processes: int
+
+
+class StageFacts(Facts):
+    """Base of what a stage says."""
+
+    usage: Usage | None = None
+    """None: written before stages said so."""
 
 
 class SplitText(Facts):
@@ -26,7 +46,7 @@ class SplitText(Facts):
     bytes: int
 
 
-class CorpusFacts(Facts):
+class CorpusFacts(StageFacts):
     """metrics/corpus.json."""
 
     train: SplitText
@@ -42,7 +62,7 @@ class SplitTokens(Facts):
     bytes_per_token: float
 
 
-class TokenFacts(Facts):
+class TokenFacts(StageFacts):
     """metrics/tokenize.json."""
 
     vocab_size: int
@@ -51,7 +71,7 @@ class TokenFacts(Facts):
     test: SplitTokens
 
 
-class BaseFacts(Facts):
+class BaseFacts(StageFacts):
     """metrics/base.json; no tokens and no FLOPs when the model was not trained here."""
 
     parameters: int
@@ -60,14 +80,14 @@ class BaseFacts(Facts):
     validation_loss: float
 
 
-class ActivationFacts(Facts):
+class ActivationFacts(StageFacts):
     """metrics/activations.json."""
 
     train_tokens: int
     d_model: int
 
 
-class SaeFacts(Facts):
+class SaeFacts(StageFacts):
     """metrics/sae.json."""
 
     fvu: float
@@ -79,7 +99,7 @@ class SaeFacts(Facts):
     loss_recovered: float
 
 
-class AttributionFacts(Facts):
+class AttributionFacts(StageFacts):
     """metrics/attribution.json."""
 
     positions: int
@@ -89,6 +109,24 @@ class AttributionFacts(Facts):
     most_frequent_share: float
 
 
+class AtlasFacts(StageFacts):
+    """metrics/explain.json."""
+
+    fired: int
+    """Concepts that fire in the text that was looked at."""
+    auc: float
+    """Mean over labels: how well each tells held-out firings of its concept from other places."""
+
+
+class ShapeFacts(StageFacts):
+    """metrics/shapes.json; FLOPs of the base model's forward pass, a token."""
+
+    context: int
+    latents: int
+    base_flops: int
+    base_flops_to_layer: int
+
+
 class Parameters(Facts):
     """Of a model: all, and those that work on a token."""
 
@@ -96,7 +134,7 @@ class Parameters(Facts):
     active: int
 
 
-class TrainingFacts(Facts):
+class TrainingFacts(StageFacts):
     """metrics/pretrain/<method>-<seed>.json."""
 
     d_model: int
@@ -115,6 +153,20 @@ class Score(Facts):
     bits_per_byte: float
 
 
+class MixingFacts(Facts):
+    """What mixing does for a model: losses on some validation windows."""
+
+    as_it_is: float
+    zeroed: float
+    shuffled: float
+    mean: float
+    told_by_uncertainty: list[float]
+    """Told 0, 1, .. of the labels of each position."""
+    told_at_random: list[float]
+    told_others: float
+    """Told as many labels of other text."""
+
+
 class ConceptFacts(Facts):
     """Predicted against labelled concepts, on the validation split."""
 
@@ -122,14 +174,46 @@ class ConceptFacts(Facts):
     recall_at_k: float
     recall_at_labels: float
     never_predicted: float
+    ignored: float | None
+    """Share of the concepts that count for nothing when they are mixed; None: nothing is mixed."""
+    mixing: MixingFacts | None
 
 
-class EvaluationFacts(Facts):
+class Figure(NamedTuple):
+    """A figure of a task."""
+
+    value: float
+    standard_error: float | None
+
+
+class TaskFacts(Facts):
+    """A task of lm-eval."""
+
+    metric: str
+    metrics: dict[str, Figure]
+    """By lm-eval's names."""
+    log_likelihood: Figure | None
+    """Of the right answer, nats, a document."""
+
+    @property
+    def is_perplexity(self) -> bool:
+        """Of the metric: lower is better."""
+        return "perplexity" in self.metric
+
+
+class EvaluationFacts(StageFacts):
     """metrics/evaluate/<method>-<seed>.json."""
 
     validation: Score
     test: Score
+    corpora: dict[str, Score]
+    tasks: dict[str, TaskFacts]
     concepts: ConceptFacts | None
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """By corpus; validation and test come first."""
+        return {"validation": self.validation, "test": self.test, **self.corpora}
 
 
 class Curve(NamedTuple):
@@ -137,6 +221,7 @@ class Curve(NamedTuple):
 
     tokens: NDArray[np.float64]
     flops: NDArray[np.float64]
+    seconds: NDArray[np.float64]
     loss: NDArray[np.float64]
     """On a fixed part of the validation split."""
 
@@ -150,6 +235,8 @@ class Pipeline(NamedTuple):
     activations: ActivationFacts
     sae: SaeFacts
     attribution: AttributionFacts
+    explain: AtlasFacts
+    shapes: ShapeFacts
 
 
 class Run(NamedTuple):
@@ -159,6 +246,10 @@ class Run(NamedTuple):
     training: TrainingFacts
     evaluation: EvaluationFacts
     curve: Curve
+    documents: dict[str, Documents]
+    """By corpus."""
+    tasks: dict[str, Documents]
+    """By task."""
 
 
 METRICS, PLOTS = Path("metrics"), Path("plots")
@@ -166,7 +257,8 @@ METRICS, PLOTS = Path("metrics"), Path("plots")
 
 def pipeline_files() -> list[Path]:
     """Where `read_pipeline` reads."""
-    return [METRICS / f"{each}.json" for each in ("corpus", "tokenize", "base", "activations", "sae", "attribution")]
+    stages = ("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes")
+    return [METRICS / f"{each}.json" for each in stages]
 
 
 def run_files(method: str, seed: int) -> list[Path]:
@@ -176,6 +268,7 @@ def run_files(method: str, seed: int) -> list[Path]:
         METRICS / "pretrain" / f"{name}.json",
         METRICS / "evaluate" / f"{name}.json",
         PLOTS / "pretrain" / f"{name}.csv",
+        EVALUATIONS / name / MANIFEST,
     ]
 
 
@@ -185,7 +278,7 @@ def read_pipeline() -> Pipeline:
     Raises:
         UserError: when a file is missing or not what its stage writes.
     """
-    corpus, tokens, base, activations, sae, attribution = pipeline_files()
+    corpus, tokens, base, activations, sae, attribution, explain, shapes = pipeline_files()
     return Pipeline(
         _read(CorpusFacts, corpus),
         _read(TokenFacts, tokens),
@@ -193,6 +286,8 @@ def read_pipeline() -> Pipeline:
         _read(ActivationFacts, activations),
         _read(SaeFacts, sae),
         _read(AttributionFacts, attribution),
+        _read(AtlasFacts, explain),
+        _read(ShapeFacts, shapes),
     )
 
 
@@ -202,8 +297,19 @@ def read_run(method: str, seed: int) -> Run:
     Raises:
         UserError: when a file is missing or not what its stage writes.
     """
-    training, evaluation, curve = run_files(method, seed)
-    return Run(seed, _read(TrainingFacts, training), _read(EvaluationFacts, evaluation), _read_curve(curve))
+    training, evaluation, curve, _ = run_files(method, seed)
+    measured = _read(EvaluationFacts, evaluation)
+    documents = Artifact(EVALUATIONS / f"{method}-{seed}")
+    return Run(
+        seed,
+        _read(TrainingFacts, training),
+        measured,
+        _read_curve(curve),
+        read_corpora(documents),
+        read_tasks(documents, [task for task, each in measured.tasks.items() if each.is_perplexity])
+        if measured.tasks
+        else {},
+    )
 
 
 Model = TypeVar("Model", bound=Facts)
@@ -219,12 +325,10 @@ def _read(model: type[Model], path: Path) -> Model:
 
 
 def _read_curve(path: Path) -> Curve:
+    columns = ("tokens", "flops", "seconds", "validation_loss")
     try:
         with path.open(newline="") as file:
-            rows = [
-                (float(row["tokens"]), float(row["flops"]), float(row["validation_loss"]))
-                for row in csv.DictReader(file)
-            ]
+            rows = [[float(row[each]) for each in columns] for row in csv.DictReader(file)]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
     except (KeyError, TypeError, ValueError) as error:

@@ -1,102 +1,183 @@
-"""Learning curves as inline SVG, in the colours and the font of the page around them."""
+"""The figures of the report."""
 
-import io
-import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
-from cocomix.report.comparison import BASELINE, MethodResult, reach
-from cocomix.report.wording import NAMES
+from cocomix.params import Method
+from cocomix.report.comparison import BASELINE, MethodResult
+from cocomix.report.drawing import COLORS, INK, MARKERS, MUTED, drawing, line_of
+from cocomix.report.efficiency import reach
+from cocomix.report.facts import Curve, MixingFacts
+from cocomix.report.wording import NAMES, signed
 
-# Stand-ins that matplotlib accepts, each replaced by the page's variable, which knows light and dark.
-_VARIABLES = {f"#{n:02}{n:02}{n:02}": name for n, name in enumerate(["ink", "muted", "rule", *NAMES], start=1)}
-_STANDINS = {name: color for color, name in _VARIABLES.items()}
-_INK, _MUTED, _RULE = (_STANDINS[each] for each in ("ink", "muted", "rule"))
-DASHES: dict[str, tuple[float, ...]] = {"ntp": (3.7, 1.6), "kd": (6.4, 1.6, 1, 1.6), "pause": (1, 1.65), "cocomix": ()}
-"""On and off, in widths of the line: curves can also be told apart without their colours."""
-Axis = Literal["tokens", "flops"]
-_EARLY = 0.2
+Axis = Literal["tokens", "flops", "seconds"]
+_EARLY = 1 / 3
 """Share of the training that sets the top of the picture: before, losses fall so far that they hide the rest."""
 
 
-def learning_curves(results: Sequence[MethodResult], against: Axis, title: str) -> str:
-    """Validation loss of every run against what it has cost so far, as an `<svg>` element."""
-    style = {
-        "svg.fonttype": "none",  # text that can be selected, in the page's font
-        "svg.hashsalt": against,
-        "font.family": "sans-serif",
-        "font.size": 9.5,
-        "text.color": _INK,
-        "axes.edgecolor": _MUTED,
-        "axes.labelcolor": _INK,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "grid.color": _RULE,
-    }
+class _Scale(NamedTuple):
+    """An axis of what training has cost."""
+
+    label: str
+    unit: float
+    formatter: EngFormatter | FuncFormatter
+
+
+def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
+    """Validation loss against what training has cost so far: means over the seeds, and bands from lowest to highest.
+
+    A thin line is the same curve behind what making the supervision has cost.
+    """
+    scale = _scale(results, against)
+    losses = [f"{NAMES[each.method]} {_mean(each).loss[-1]:.3f}" for each in results]
+    title = f"Validation loss against {scale.label}. At the end: {', '.join(losses)}."
     baseline = next((result for result in results if result.method == BASELINE), None)
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.0, 3.6), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
+    with drawing(against, title, 4.2, 3.3) as made:
+        axes = made.axes
         for result in results:
-            color, line = _STANDINS[result.method], (0, DASHES[result.method] or None)
-            for run in result.runs:
-                axes.plot(getattr(run.curve, against), run.curve.loss, linestyle=line, color=color, linewidth=1.8)
-            axes.plot([], [], linestyle=line, color=color, linewidth=1.8, label=NAMES[result.method])
+            curve, color = _mean(result), COLORS[result.method]
+            spent = _spent(curve, against) / scale.unit
+            axes.plot(spent, curve.loss, linestyle=line_of(result.method), color=color, linewidth=1.8)
+            if len(result.runs) > 1:
+                by_seed = np.stack([run.curve.loss for run in result.runs])
+                axes.fill_between(spent, by_seed.min(0), by_seed.max(0), color=color, alpha=0.2, linewidth=0)
+            if owed := _owed(result, against):
+                axes.plot(spent + owed / scale.unit, curve.loss, color=color, linewidth=0.8, alpha=0.8)
             if baseline and result is not baseline:
-                _mark_reach(axes, result, baseline, against)
-        losses = [
-            loss
-            for result in results
-            for run in result.runs
-            for loss in run.curve.loss[run.curve.tokens >= _EARLY * run.curve.tokens[-1]]
-        ]
-        margin = 0.06 * (max(losses) - min(losses)) or 0.1
-        axes.set_ylim(min(losses) - margin, max(losses) + margin)
-        axes.set_xlim(left=0)
+                _mark_reach(axes, curve, _mean(baseline), against, scale.unit)
+        _limit(axes, results)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(EngFormatter("FLOP" if against == "flops" else ""))
-        axes.set_xlabel("training tokens" if against == "tokens" else "training compute")
+        axes.xaxis.set_major_formatter(scale.formatter)
+        axes.set_xlabel(scale.label)
         axes.set_ylabel("validation loss (nats a token)")
-        axes.grid(visible=True, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(length=0, labelcolor=_INK)
-        axes.legend(frameon=False, loc="upper right")
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(stream.getvalue(), against, title)
+        axes.grid(visible=True)
+    return made.svg
 
 
-def swatch(method: str) -> str:
-    """A piece of the method's curve, for tables, as an `<svg>` element."""
-    dashes = " ".join(f"{3 * each:g}" for each in DASHES[method])
-    line = f'<line x1="0" y1="2" x2="36" y2="2" stroke="var(--{method})" stroke-width="3" stroke-dasharray="{dashes}"/>'
-    return f'<svg class="swatch" viewBox="0 0 36 4" aria-hidden="true">{line}</svg>'
+def differences(results: Sequence[MethodResult]) -> str:
+    """Differences in loss from the baseline on each corpus, with their intervals; empty: there are none."""
+    others = [each for each in results if each.method != BASELINE]
+    rows = [
+        (corpus, result.method, interval)
+        for corpus in results[0].corpora
+        for result in others
+        if (interval := result.corpora[corpus].verdict.difference)
+    ]
+    if not rows:
+        return ""
+    told = ", ".join(f"{NAMES[method]} on {corpus} {each.mean:+.3f}" for corpus, method, each in rows)
+    title = f"Difference in loss from {NAMES[BASELINE].lower()}, nats a token: {told}."
+    with drawing("differences", title, 5.6, 0.75 + 0.3 * len(rows)) as made:
+        axes = made.axes
+        for row, (_, method, interval) in enumerate(rows):
+            axes.plot([interval.low, interval.high], [row, row], color=COLORS[method], linewidth=2)
+            axes.plot([interval.mean], [row], MARKERS[method], color=COLORS[method], markersize=5.5)
+        axes.axvline(0, color=MUTED, linewidth=0.9)
+        axes.set_yticks(range(len(rows)), [f"{NAMES[method]}, {corpus}" for corpus, method, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, ".2f") if value else "0"))
+        axes.set_xlabel("difference in loss (nats a token)")
+        axes.grid(visible=True, axis="x")
+        axes.spines["left"].set_visible(False)
+    return made.svg
 
 
-def _mark_reach(axes: Axes, result: MethodResult, baseline: MethodResult, against: Axis) -> None:
-    """A thin line from the end of the baseline's curve to where the method's curve has come down as far."""
-    for run, other in zip(result.runs, baseline.runs, strict=True):
-        end, loss = getattr(other.curve, against)[-1], other.curve.loss[-1]
-        if found := reach(run.curve, loss):
-            start = getattr(found, against)
-            axes.plot([start, end], [loss, loss], "-", color=_MUTED, linewidth=0.6)
-            axes.plot([start], [loss], "o", color=_INK, markersize=3.5)
+def accuracies(results: Sequence[MethodResult]) -> str:
+    """A bar a method for the accuracy in each task, with standard errors; empty: there are no such tasks."""
+    tasks = [name for name, each in results[0].tasks.items() if not each.is_perplexity]
+    if not tasks:
+        return ""
+    told = [
+        f"{task}: {', '.join(f'{NAMES[each.method]} {each.tasks[task].value.mean:.1%}' for each in results)}"
+        for task in tasks
+    ]
+    width = 0.8 / len(results)
+    with drawing("tasks", f"Accuracy in tasks. {'; '.join(told)}.", max(4.2, 1.2 * len(tasks)), 3.0) as made:
+        axes = made.axes
+        for number, result in enumerate(results):
+            values = [result.tasks[task].value.mean for task in tasks]
+            errors = [result.tasks[task].standard_error or 0.0 for task in tasks]
+            places = np.arange(len(tasks)) + (number - (len(results) - 1) / 2) * width
+            axes.bar(places, values, 0.9 * width, color=COLORS[result.method])
+            axes.errorbar(places, values, errors, fmt="none", ecolor=INK, elinewidth=1)
+        axes.set_xticks(range(len(tasks)), [each.replace("_", " ") for each in tasks])
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes.set_ylabel("accuracy")
+        axes.grid(visible=True, axis="y")
+    return made.svg
 
 
-def _inline(svg: str, name: str, title: str) -> str:
-    """Only what belongs into a page: one element, ids of its own, no foreign addresses, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg, count=5)
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+def told(method: Method, mixing: MixingFacts) -> str:
+    """The loss when a model is told its labels, one after the other."""
+    fall = f"from {mixing.told_by_uncertainty[0]:.3f} to {mixing.told_by_uncertainty[-1]:.3f}"
+    title = f"Loss when {NAMES[method]} is told the labels of each position, one by one: {fall} nats a token."
+    with drawing("told", title, 4.6, 2.9) as made:
+        axes, color = made.axes, COLORS[method]
+        count = len(mixing.told_by_uncertainty) - 1
+        axes.plot(range(count + 1), mixing.told_by_uncertainty, "o-", color=color, label="least certain first")
+        axes.plot(range(count + 1), mixing.told_at_random, "s:", color=MUTED, label="in random order")
+        axes.plot([count], [mixing.told_others], "x", color=INK, label="other text's labels", markersize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("labels told at each position")
+        axes.set_ylabel("loss (nats a token)")
+        axes.margins(y=0.12)
+        axes.grid(visible=True)
+        axes.legend(frameon=False)
+    return made.svg
+
+
+def _scale(results: Sequence[MethodResult], against: Axis) -> _Scale:
+    match against:
+        case "tokens":
+            return _Scale("training tokens", 1, EngFormatter())
+        case "flops":
+            return _Scale("training compute", 1, EngFormatter("FLOP"))
+        case "seconds":
+            last = max(run.curve.seconds[-1] for result in results for run in result.runs)
+            unit, name = next(
+                ((unit, name) for unit, name in ((3600, "hours"), (60, "minutes")) if last > 2 * unit), (1, "seconds")
+            )
+            return _Scale(f"training time ({name})", unit, FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _spent(curve: Curve, against: Axis) -> NDArray[np.float64]:
+    spent: NDArray[np.float64] = getattr(curve, against)
+    return spent
+
+
+def _owed(result: MethodResult, against: Axis) -> float:
+    match against:
+        case "tokens":
+            return 0.0
+        case "flops":
+            return result.supervision.flops
+        case "seconds":
+            return result.supervision.seconds or 0.0
+
+
+def _mean(result: MethodResult) -> Curve:
+    """The curve over the seeds, which have their points at the same tokens."""
+    return Curve(*(np.mean(each, axis=0) for each in zip(*(run.curve for run in result.runs), strict=True)))
+
+
+def _mark_reach(axes: Axes, curve: Curve, baseline: Curve, against: Axis, unit: float) -> None:
+    """A thin line from the end of the baseline's curve to where this one has come down as far."""
+    end, loss = _spent(baseline, against)[-1] / unit, float(baseline.loss[-1])
+    if found := reach(curve, loss):
+        start = getattr(found, against) / unit
+        axes.plot([start, end], [loss, loss], "-", color=MUTED, linewidth=0.6)
+        axes.plot([start], [loss], "o", color=INK, markersize=3.5)
+
+
+def _limit(axes: Axes, results: Sequence[MethodResult]) -> None:
+    curves = [run.curve for result in results for run in result.runs]
+    losses = np.concatenate([each.loss[each.tokens >= _EARLY * each.tokens[-1]] for each in curves])
+    margin = 0.06 * float(np.ptp(losses)) or 0.1
+    axes.set_ylim(losses.min() - margin, losses.max() + margin)
+    axes.set_xlim(left=0)

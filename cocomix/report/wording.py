@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cocomix.params import CocomixParams, PretrainParams
-from cocomix.report.comparison import BASELINE, MethodResult, Spread
+from cocomix.params import CocomixParams, Method, PretrainParams
+from cocomix.report.comparison import BASELINE, MethodResult
+from cocomix.report.efficiency import Saving, Spread
+from cocomix.report.statistics import CONFIDENCE, Interval
 
-NAMES = {
+NAMES: dict[Method, str] = {
     "ntp": "Next-token prediction",
     "kd": "Knowledge distillation",
     "pause": "Pause tokens",
@@ -54,6 +56,16 @@ class Answer(NamedTuple):
     details: str
 
 
+def signed(value: float, form: str) -> str:
+    """With a sign, and a minus that is as wide as a plus."""
+    return format(value, "+" + form.lstrip("+")).replace("-", "\N{MINUS SIGN}")
+
+
+def within(interval: Interval, form: str, factor: float = 1) -> str:
+    """The ends, times `factor`: `−0.101 to −0.078`."""
+    return f"{signed(factor * interval.low, form)} to {signed(factor * interval.high, form)}"
+
+
 def answers(results: Sequence[MethodResult]) -> list[Answer]:
     """One for each method but the baseline, CoCoMix's first; without a baseline, one for all."""
     baseline = next((each for each in results if each.method == BASELINE), None)
@@ -62,11 +74,11 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
         return [_answer(each, baseline) for each in sorted(others, key=lambda each: each.method != "cocomix")]
     if len(results) == 1:
         return []
-    best, *rest = sorted(results, key=lambda each: each.validation_loss.mean)
-    losses = ", ".join(f"{_inside(each.method)} at {each.validation_loss.mean:.3f}" for each in rest)
+    best, *rest = sorted(results, key=_validation_loss)
+    losses = ", ".join(f"{_inside(each.method)} at {_validation_loss(each):.3f}" for each in rest)
     return [
         Answer(
-            f"{NAMES[best.method]} ended at a validation loss of {best.validation_loss.mean:.3f}, {losses}.",
+            f"{NAMES[best.method]} ended at a validation loss of {_validation_loss(best):.3f}, {losses}.",
             f"{NAMES[BASELINE]}, with which they would be compared, was not trained.",
         )
     ]
@@ -77,30 +89,50 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
     saving, ours, theirs = result.saving, result.runs[0].training, baseline.runs[0].training
     assert saving is not None
     cost = ours.flops_per_token / theirs.flops_per_token
-    gap = result.validation_loss.mean - baseline.validation_loss.mean
-    against = f"{result.validation_loss.mean:.3f} against {baseline.validation_loss.mean:.3f}"
     compute = f"A token costs it {cost:.2f} times the training FLOPs"
     if saving.tokens and saving.tokens_saved and saving.flops_ratio:
         where = "" if saving.reached == saving.seeds else f" in {saving.reached} of {saving.seeds} seeds"
+        fewer = saving.tokens_saved.mean
         headline = (
-            f"{name} came down to the final validation loss of {other}{where} after "
-            f"{si(saving.tokens.mean)} of {si(theirs.tokens)} tokens, {saving.tokens_saved.mean:.0%} fewer."
+            f"{name} came down to the final validation loss of {other}{where} after {si(saving.tokens.mean)} of "
+            f"{si(theirs.tokens)} tokens, {abs(fewer):.0%} {'fewer' if fewer >= 0 else 'more'}."
         )
         compute += f", so that it had spent {saving.flops_ratio.mean:.2f} times the compute of {other} by then"
+        compute += _with_supervision(result, saving)
     else:
         headline = f"{name} did not come down to the final validation loss of {other}."
-    compare = "lower" if gap < 0 else "higher"
-    last = f"After {si(ours.tokens)} tokens its loss is {against}, {abs(gap):.3f} nats {compare}."
-    return Answer(headline, f"{compute}. {last}")
+    return Answer(headline, f"{compute}. {_last(result, baseline)}")
+
+
+def _with_supervision(result: MethodResult, saving: Saving) -> str:
+    if not result.supervision.flops or not saving.flops_ratio_with_supervision:
+        return ""
+    made = "the base model" if result.method == "kd" else "the base model, the autoencoder and the labels"
+    return f"; {saving.flops_ratio_with_supervision.mean:.2f} times with the making of {made}"
+
+
+def _last(result: MethodResult, baseline: MethodResult) -> str:
+    gap = _validation_loss(result) - _validation_loss(baseline)
+    interval = result.corpora["validation"].verdict.difference
+    lower = f"{abs(gap):.3f} nats {'lower' if gap < 0 else 'higher'}"
+    if interval:
+        verdict = "" if interval.excludes_zero else ", so that it may be none"
+        lower += f" ({CONFIDENCE:.0%} interval of the difference: {within(interval, '.3f')}{verdict})"
+    against = f"{_validation_loss(result):.3f} against {_validation_loss(baseline):.3f}"
+    return f"After {si(result.runs[0].training.tokens)} tokens its loss is {against}, {lower}."
+
+
+def _validation_loss(result: MethodResult) -> float:
+    return result.corpora["validation"].loss.mean
 
 
 def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
     """What the answers have in common: how far they can be trusted, what is counted, what departs from the paper."""
     count, methods = len(results[0].runs), [each.method for each in results]
     chance = (
-        "This is one seed: how much of it is chance, it cannot tell."
+        "This is one seed: the intervals are about which documents are read, and not about what another seed would do."
         if count == 1
-        else f"These are means of {count} seeds."
+        else f"These are means of {count} seeds; the intervals are about other documents and other seeds."
     )
     counted = []
     if "kd" in methods:
@@ -108,7 +140,7 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
     if "cocomix" in methods and pretrain.cocomix.predicts == "hidden":
         counted.append("The training compute of CoCoMix includes the base model's forward pass to the regressed layer.")
     elif "cocomix" in methods:
-        counted.append("Making the concepts is not counted in the training compute of CoCoMix.")
+        counted.append("The training compute of CoCoMix is without the making of the concepts unless it is said.")
     return " ".join([chance, *counted, *_settings(methods, pretrain)])
 
 
@@ -141,6 +173,12 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
     return f"Models of {listed} have the hidden width with which they {alike} CoCoMix{own}."
 
 
+def loss_weight(method: Method, pretrain: PretrainParams) -> str:
+    """Of what a method minimises besides the next token's loss."""
+    weights = {"kd": pretrain.kd.kl_weight, "cocomix": pretrain.cocomix.concept_weight}
+    return f"{weights[method]:g}" if method in weights else "none"
+
+
 def variant(cocomix: CocomixParams) -> str:
     """What distinguishes this CoCoMix from the released code's; empty: nothing that changes the method."""
     differs = [
@@ -155,7 +193,7 @@ def variant(cocomix: CocomixParams) -> str:
     return "; ".join(text for holds, text in differs if holds)
 
 
-def _inside(method: str) -> str:
+def _inside(method: Method) -> str:
     """The name inside of a sentence."""
     name = NAMES[method]
     return name if method == "cocomix" else name.lower()

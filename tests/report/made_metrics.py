@@ -5,11 +5,23 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cocomix.artifact import Work
+from cocomix.evaluation.downstream import DocumentScore, Figure, TaskScore, documents_table
+from cocomix.evaluation.examples import Example
+from cocomix.evaluation.language_model import DocumentLosses
+from cocomix.evaluation.tables import write_documents, write_examples
+from cocomix.explain.atlas import CONCEPTS, VOCABULARY
 from cocomix.params import FILE
 
+DOCUMENTS = 40
 TOKENS = [1000 * step for step in range(1, 11)]
 FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "cocomix": 1.5e7}
 
@@ -21,7 +33,8 @@ def write_params(methods: Sequence[str], seeds: Sequence[int], shipped: Path) ->
 
 
 def write_pipeline() -> None:
-    """Metrics of the stages before pretrain."""
+    """Metrics and the atlas of the stages before pretrain."""
+    write_atlas()
     split = {"documents": 71, "bytes": 115868, "tokens": 30030, "windows": 234, "bytes_per_token": 3.858}
     splits = dict.fromkeys(("train", "validation", "test"), split)
     _write("corpus", splits | {"sources": 226, "dropped": {}})
@@ -32,10 +45,16 @@ def write_pipeline() -> None:
     _write("sae", sae | {"loss_base": 4.49, "loss_spliced": 4.53, "loss_zeroed": 6.9})
     labels = {"positions": 29795, "full_share": 0.998, "label_entropy": 8.7, "distinct_concepts": 1011}
     _write("attribution", labels | {"most_frequent": 3, "most_frequent_share": 0.031})
+    _write("explain", {"fired": 1000, "auc": 0.87})
+    _write("shapes", {"context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800})
 
 
-def write_run(method: str, seed: int, losses: Sequence[float]) -> None:
-    """One model, whose validation loss is `losses` after 1000, 2000, ... 10000 tokens."""
+def write_run(method: str, seed: int, losses: Sequence[float], right: int | None = None) -> None:
+    """One model, whose validation loss is `losses` after 1000, 2000, ... 10000 tokens.
+
+    Args:
+        right: of the `DOCUMENTS` documents of a task, those that it answers right; none: there are no tasks.
+    """
     cost = FLOPS_PER_TOKEN[method]
     _write(
         f"pretrain/{method}-{seed}",
@@ -47,15 +66,26 @@ def write_run(method: str, seed: int, losses: Sequence[float]) -> None:
             "tokens": TOKENS[-1],
             "flops": TOKENS[-1] * cost,
             "flops_per_token": cost,
-            "seconds": 332.0,
+            "seconds": TOKENS[-1] / 30,
             "validation_loss": losses[-1],
         },
     )
+    mixing = {"as_it_is": 4.0, "zeroed": 4.5, "shuffled": 4.4, "mean": 4.2, "told_others": 4.3}
+    mixing |= {"told_by_uncertainty": [4.0, 3.9, 3.85], "told_at_random": [4.0, 3.95, 3.85]}
     concepts = {"cross_entropy": 5.2, "recall_at_k": 0.51, "recall_at_labels": 0.22, "never_predicted": 0.12}
+    concepts |= {"ignored": 0.058, "mixing": mixing}
     score = {"loss": losses[-1], "perplexity": math.exp(losses[-1]), "bits_per_byte": losses[-1] / math.log(2) / 3.8}
+    tasks = [] if right is None else [_accuracy(right), _perplexity(losses[-1])]
+    _write_evaluation(f"{method}-{seed}", losses[-1], tasks)
     _write(
         f"evaluate/{method}-{seed}",
-        {"validation": score, "test": score, "concepts": concepts if method == "cocomix" else None},
+        {
+            "validation": score,
+            "test": score,
+            "corpora": {},
+            "tasks": {each.task: asdict(replace(each, documents=[])) for each in tasks},
+            "concepts": concepts if method == "cocomix" else None,
+        },
     )
     path = Path("plots/pretrain") / f"{method}-{seed}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +94,50 @@ def write_run(method: str, seed: int, losses: Sequence[float]) -> None:
         writer.writerow(["step", "tokens", "flops", "seconds", "train_loss", "validation_loss", "auxiliary_loss"])
         for tokens, loss in zip(TOKENS, losses, strict=True):
             writer.writerow([tokens // 100, tokens, tokens * cost, tokens / 30, loss, loss, ""])
+
+
+def _write_evaluation(name: str, loss: float, tasks: Sequence[TaskScore]) -> None:
+    """Tables with documents that are easier or harder for all models alike, and one example."""
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(20, 400, DOCUMENTS)
+    ease = generator.normal(0, 0.3, DOCUMENTS)
+    ease -= (ease * tokens).sum() / tokens.sum()
+    losses = (tokens * (loss + ease)).tolist()
+    documents = DocumentLosses([*range(DOCUMENTS)], tokens.tolist(), (4.0 * tokens).tolist(), losses)
+    example = Example([4, 3], 2, [1, 0], [1], [1, 2], [0.75, 0.25])
+    with Work(f"evaluate@{name}", Path("artifacts/evaluations") / name, {}, {"loss": loss}) as work:
+        with work.write("documents.parquet") as pending:
+            write_documents(pending.path, {"validation": documents, "test": documents})
+        with work.write("examples.parquet") as pending:
+            write_examples(pending.path, [example])
+        with work.write("tasks.parquet") as pending:
+            pq.write_table(documents_table(tasks), pending.path)
+        work.finish({})
+        work.publish()
+
+
+def _accuracy(right: int) -> TaskScore:
+    documents = [DocumentScore(each, float(each < right), -2.0, 0.1, 1.0) for each in range(DOCUMENTS)]
+    figure = Figure(right / DOCUMENTS, 0.05)
+    return TaskScore("hellaswag", "acc_norm", {"acc_norm": figure}, Figure(-2.0, 0.1), None, 0, documents)
+
+
+def _perplexity(loss: float) -> TaskScore:
+    documents = [DocumentScore(each, 0.0, -loss - 0.01 * each, None, 1.0) for each in range(DOCUMENTS)]
+    figures = {"perplexity": Figure(math.exp(loss), 1.0), "acc": Figure(0.0, 0.0)}
+    return TaskScore("lambada_openai", "perplexity", figures, Figure(-loss, 0.1), None, 0, documents)
+
+
+def write_atlas() -> None:
+    """Five tokens and three concepts."""
+    concepts = {"concept": [0, 1, 2], "label": ["", "names of months", "<b>"]}
+    vocabulary = {"token": [*range(5)], "text": [".", " end", " <middle>", " of", "Start"], "count": [1] * 5}
+    with Work("explain", Path("artifacts/atlas"), {}, {}) as work:
+        for name, columns in {CONCEPTS: concepts, VOCABULARY: vocabulary}.items():
+            with work.write(name) as pending:
+                pq.write_table(pa.table(columns), pending.path)
+        work.finish({"concepts": 3})
+        work.publish()
 
 
 def falling(start: float, end: float) -> list[float]:

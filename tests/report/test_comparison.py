@@ -5,32 +5,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.report.comparison import Reach, compare, reach, spread
+from cocomix.params import Method
+from cocomix.report.comparison import compare
+from cocomix.report.costs import NOTHING, Cost
+from cocomix.report.efficiency import Reach, reach, spread
 from cocomix.report.facts import Curve, read_run
 from tests.report.made_metrics import falling, write_run
 
+METHODS: tuple[Method, ...] = ("ntp", "cocomix")
+
 
 def curve(*losses: float) -> Curve:
-    """A curve with a point every 100 tokens, at 10 FLOPs a token."""
+    """A curve with a point every 100 tokens, at 10 FLOPs and 2 s a token."""
     tokens = np.arange(1, len(losses) + 1) * 100.0
-    return Curve(tokens, tokens * 10, np.array(losses))
+    return Curve(tokens, tokens * 10, tokens * 2, np.array(losses))
 
 
 def test_a_loss_between_two_points_is_reached_between_them() -> None:
-    assert reach(curve(6.0, 5.0, 4.0), 4.25) == Reach(275.0, 2750.0)
+    assert reach(curve(6.0, 5.0, 4.0), 4.25) == Reach(275.0, 2750.0, 550.0)
 
 
 def test_the_first_of_several_crossings_counts() -> None:
-    assert reach(curve(6.0, 4.0, 6.0, 3.0), 5.0) == Reach(150.0, 1500.0)
+    assert reach(curve(6.0, 4.0, 6.0, 3.0), 5.0) == Reach(150.0, 1500.0, 300.0)
 
 
 def test_a_loss_at_a_point_is_reached_there_and_one_below_all_nowhere() -> None:
-    assert reach(curve(6.0, 5.0, 4.0), 5.0) == Reach(200.0, 2000.0)
+    assert reach(curve(6.0, 5.0, 4.0), 5.0) == Reach(200.0, 2000.0, 400.0)
     assert reach(curve(6.0, 5.0, 4.0), 3.9) is None
 
 
 def test_a_loss_above_the_curve_is_reached_at_its_first_point() -> None:
-    assert reach(curve(6.0, 5.0), 7.0) == Reach(100.0, 1000.0)
+    assert reach(curve(6.0, 5.0), 7.0) == Reach(100.0, 1000.0, 200.0)
 
 
 @given(st.lists(st.floats(1, 10), min_size=2, max_size=20), st.floats(1, 10))
@@ -51,15 +56,21 @@ def test_methods_are_compared_seed_by_seed(folder: Path) -> None:
         write_run("ntp", seed, falling(6.0, end))
     write_run("cocomix", 0, falling(6.0, 3.0))  # comes down to 4.0 after 2/3 of the 9000 tokens behind its first point
     write_run("cocomix", 1, falling(6.0, 4.5))  # never to 4.2
-    ntp, cocomix = compare({method: [read_run(method, seed) for seed in (0, 1)] for method in ("ntp", "cocomix")})
+    owed = Cost(flops=2.5e10, seconds=100.0)
+    ntp, cocomix = compare(
+        {method: [read_run(method, seed) for seed in (0, 1)] for method in METHODS}, {"ntp": NOTHING, "cocomix": owed}
+    )
     assert ntp.saving is None
-    assert ntp.validation_loss == pytest.approx((4.1, 4.0, 4.2))
+    assert ntp.corpora["validation"].loss == pytest.approx((4.1, 4.0, 4.2))
     saving = cocomix.saving
     assert saving is not None
     assert (saving.seeds, saving.reached) == (2, 1)
     assert saving.tokens == pytest.approx((7000, 7000, 7000))
     assert saving.tokens_saved == pytest.approx((0.3, 0.3, 0.3))
     assert saving.flops_ratio == pytest.approx((1.05, 1.05, 1.05))
+    assert saving.flops_ratio_with_supervision == pytest.approx((1.3, 1.3, 1.3))  # 2.5e10 of ntp's 1e11 more
+    assert saving.seconds_ratio == pytest.approx((0.7, 0.7, 0.7))
+    assert saving.seconds_ratio_with_supervision == pytest.approx((1.0, 1.0, 1.0))  # 100 of ntp's 10000/30 s more
 
 
 def test_a_spread_is_mean_lowest_and_highest() -> None:

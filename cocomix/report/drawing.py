@@ -1,0 +1,99 @@
+"""Plots as inline SVG, in the colours and the font of the page around them, with text that can be selected."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from cocomix.params import Method
+from cocomix.report.wording import NAMES
+
+# Stand-ins that matplotlib accepts, each replaced by the page's variable, which knows light and dark.
+_VARIABLES = {f"#{n:02}{n:02}{n:02}": name for n, name in enumerate(["ink", "muted", "rule", *NAMES], start=1)}
+_STANDINS = {name: color for color, name in _VARIABLES.items()}
+INK, MUTED, RULE = (_STANDINS[each] for each in ("ink", "muted", "rule"))
+COLORS: dict[Method, str] = {method: _STANDINS[method] for method in NAMES}
+DASHES: dict[Method, tuple[float, ...]] = {
+    "ntp": (3.7, 1.6),
+    "kd": (6.4, 1.6, 1, 1.6),
+    "pause": (1, 1.65),
+    "cocomix": (),
+}
+"""On and off, in widths of the line: curves can also be told apart without their colours."""
+MARKERS: dict[Method, str] = {"ntp": "s", "kd": "D", "pause": "^", "cocomix": "o"}
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+}
+
+
+class Drawing:
+    """A figure of one pair of axes, and what became of it."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self._figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(self._figure)
+        self.axes: Axes = self._figure.add_subplot()
+        self.axes.set_axisbelow(True)
+        self.axes.spines[["top", "right"]].set_visible(False)
+        self.axes.tick_params(length=0, labelcolor=INK)
+        self.svg = ""
+        """The `<svg>` element, when `drawing` has ended."""
+
+    def _finish(self, name: str, title: str) -> None:
+        stream = io.StringIO()
+        self._figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        self.svg = _inline(stream.getvalue(), name, title)
+
+
+@contextmanager
+def drawing(name: str, title: str, width: float, height: float) -> Iterator[Drawing]:
+    """Draw on the axes inside; afterwards its `svg` is there.
+
+    Args:
+        name: unlike any other on the page: of its ids.
+        title: what it shows, for those who do not see it.
+        width, height: of the picture, in inches of 72 units; the page scales it.
+    """
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
+        made = Drawing(width, height)
+        yield made
+        made._finish(name, title)
+
+
+def line_of(method: Method) -> tuple[float, tuple[float, ...] | None]:
+    """Its dashes, as matplotlib takes them."""
+    return 0, DASHES[method] or None
+
+
+def swatch(method: Method) -> str:
+    """A piece of the method's curve, for tables, as an `<svg>` element."""
+    dashes = " ".join(f"{3 * each:g}" for each in DASHES[method])
+    line = f'<line x1="0" y1="2" x2="36" y2="2" stroke="var(--{method})" stroke-width="3" stroke-dasharray="{dashes}"/>'
+    return f'<svg class="swatch" viewBox="0 0 36 4" aria-hidden="true">{line}</svg>'
+
+
+def _inline(svg: str, name: str, title: str) -> str:
+    """Only what belongs into a page: one element, ids of its own, no foreign addresses, the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg, count=5)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

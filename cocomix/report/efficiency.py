@@ -1,0 +1,96 @@
+"""How much training a method needs to come down to the baseline's final loss."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from cocomix.report.costs import Cost
+from cocomix.report.facts import Curve, Run
+
+
+class Spread(NamedTuple):
+    """A figure over the seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, lowest and highest of at least one value."""
+    return Spread(fmean(values), min(values), max(values))
+
+
+class Reach(NamedTuple):
+    """Training that a run needed to come down to a loss."""
+
+    tokens: float
+    flops: float
+    seconds: float
+
+
+class Saving(NamedTuple):
+    """How soon the runs of a method came down to the final loss of the baseline's run with the same seed."""
+
+    seeds: int
+    """Pairs of runs."""
+    reached: int
+    """Those in which the loss was reached; the figures are of these."""
+    tokens: Spread | None
+    """Tokens needed."""
+    tokens_saved: Spread | None
+    """Share of the baseline's tokens that were not needed; negative when more were."""
+    flops_ratio: Spread | None
+    """Training FLOPs needed over all of the baseline's."""
+    flops_ratio_with_supervision: Spread | None
+    """The same, with the making of what the method learns from."""
+    seconds_ratio: Spread | None
+    """Seconds of training needed over all of the baseline's."""
+    seconds_ratio_with_supervision: Spread | None
+    """None also where a stage did not say how long it took."""
+
+
+def reach(curve: Curve, loss: float) -> Reach | None:
+    """Where a learning curve first comes down to `loss`, linear between its points; None: nowhere.
+
+    The learning rate is still high there: a schedule that ended at this point would have needed less.
+    """
+    below = (curve.loss <= loss).nonzero()[0]
+    if not len(below):
+        return None
+    end = int(below[0])
+    start = max(0, end - 1)
+    drop = curve.loss[start] - curve.loss[end]
+    share = (curve.loss[start] - loss) / drop if drop > 0 else 1.0
+    spent = (curve.tokens, curve.flops, curve.seconds)
+    return Reach(*(float(each[start] + share * (each[end] - each[start])) for each in spent))
+
+
+def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> Saving:
+    """Compare runs with the baseline's, seed by seed.
+
+    Args:
+        supervision: what a run of the method owes for what it learns from, besides its training.
+    """
+    pairs = [
+        (found, against.training)
+        for run, against in zip(runs, baseline, strict=True)
+        if (found := reach(run.curve, float(against.curve.loss[-1])))
+    ]
+    if not pairs:
+        return Saving(len(runs), 0, *[None] * 6)
+    owed = supervision.seconds
+    return Saving(
+        seeds=len(runs),
+        reached=len(pairs),
+        tokens=spread([found.tokens for found, _ in pairs]),
+        tokens_saved=spread([1 - found.tokens / training.tokens for found, training in pairs]),
+        flops_ratio=spread([found.flops / training.flops for found, training in pairs]),
+        flops_ratio_with_supervision=spread(
+            [(found.flops + supervision.flops) / training.flops for found, training in pairs]
+        ),
+        seconds_ratio=spread([found.seconds / training.seconds for found, training in pairs]),
+        seconds_ratio_with_supervision=None
+        if owed is None
+        else spread([(found.seconds + owed) / training.seconds for found, training in pairs]),
+    )

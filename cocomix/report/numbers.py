@@ -1,0 +1,45 @@
+"""Every number of the report, for `dvc metrics show` and `dvc metrics diff`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cocomix.report.comparison import MethodResult
+from cocomix.report.concepts import mean_concepts
+from cocomix.report.costs import Cost, Source
+from cocomix.report.usage import StageUsage
+
+
+def numbers(
+    results: Sequence[MethodResult], spent: Mapping[Source, Cost], usages: Sequence[StageUsage]
+) -> dict[str, Any]:
+    """JSON values: methods, what the supervision costs, and what the stages took."""
+    return {
+        "methods": {each.method: _of_method(each) for each in results},
+        "supervision": _plain(spent),
+        "stages": {each.name: each.usage and each.usage.model_dump() for each in usages},
+    }
+
+
+def _of_method(result: MethodResult) -> dict[str, Any]:
+    training = result.runs[0].training
+    return {
+        "d_model": training.d_model,
+        "parameters": training.parameters.model_dump(),
+        "tokens": training.tokens,
+        "flops": training.flops,
+        "flops_per_token": training.flops_per_token,
+        "seconds": _plain(result.seconds),
+        "seeds": len(result.runs),
+        "supervision": _plain(result.supervision),
+        "corpora": _plain(result.corpora),
+        "tasks": _plain(result.tasks),
+        "down_to_baseline": _plain(result.saving),
+        "concepts": mean_concepts(result.concepts).model_dump() if result.concepts else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as mappings, however deep."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    return {key: _plain(each) for key, each in value.items()} if isinstance(value, Mapping) else value

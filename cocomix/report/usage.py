@@ -1,0 +1,46 @@
+"""What the stages of the pipeline took."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cocomix.report.facts import Pipeline, Run, Usage
+
+
+class StageUsage(NamedTuple):
+    """One stage, all its runs together."""
+
+    name: str
+    runs: int
+    usage: Usage | None
+    """Seconds and bytes summed, memory and processes of the run that had most; None: not all have said."""
+
+
+def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
+    """All stages before the report, in their order."""
+    alone = {
+        "corpus": pipeline.corpus,
+        "tokenize": pipeline.tokens,
+        "base": pipeline.base,
+        "activations": pipeline.activations,
+        "sae": pipeline.sae,
+        "attribution": pipeline.attribution,
+        "explain": pipeline.explain,
+        "shapes": pipeline.shapes,
+    }
+    return [
+        *(StageUsage(name, 1, facts.usage) for name, facts in alone.items()),
+        StageUsage("pretrain", len(runs), _together([run.training.usage for run in runs])),
+        StageUsage("evaluate", len(runs), _together([run.evaluation.usage for run in runs])),
+    ]
+
+
+def _together(usages: Sequence[Usage | None]) -> Usage | None:
+    known = [each for each in usages if each]
+    if len(known) < len(usages):
+        return None
+    return Usage(
+        seconds=sum(each.seconds for each in known),
+        peak_memory=max(each.peak_memory for each in known),
+        bytes=sum(each.bytes for each in known),
+        processes=max(each.processes for each in known),
+    )
