@@ -31,6 +31,7 @@ CONCEPTS_SCHEMA = _schema(
     labeller=pa.string(),  # tokens | model
     auc=pa.float32(),  # of the label on held-out text; null: it does not fire there
     balanced_accuracy=pa.float32(),
+    held_out=pa.int32(),  # firings behind the two
     firings=pa.int64(),
     rate=pa.float64(),
     mean_strength=pa.float32(),  # where it fires
@@ -119,6 +120,8 @@ class Card(NamedTuple):
     auc: float | None
     """Whether the label tells held-out firings from other places, 0.5 to 1; None: it does not fire there."""
     balanced_accuracy: float | None
+    held_out: int
+    """Held-out firings behind the two."""
     firings: int
     rate: float
     """Share of positions at which it fires."""

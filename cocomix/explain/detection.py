@@ -18,6 +18,8 @@ class Detection(NamedTuple):
     0.5 is chance."""
     balanced_accuracy: Tensor
     """The mean of the shares of firing and of other contexts that the label is right on: float32 [concepts]."""
+    firings: Tensor
+    """Held-out firings that were scored: int64 [concepts]."""
 
 
 def detection(firing: Tensor, others: Tensor) -> Detection:
@@ -33,4 +35,4 @@ def detection(firing: Tensor, others: Tensor) -> Detection:
         pairs = ~(yes[:, :, None].isnan() | no[:, None].isnan())
         auc.append((above * pairs).sum((1, 2)) / pairs.sum((1, 2)))
     right, wrong = ((each > 0).sum(1) / (~each.isnan()).sum(1) for each in (firing, others))
-    return Detection(torch.cat(auc), (right + 1 - wrong) / 2)
+    return Detection(torch.cat(auc), (right + 1 - wrong) / 2, (~firing.isnan()).sum(1))

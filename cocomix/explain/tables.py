@@ -100,6 +100,7 @@ def concepts_table(
         "labeller": labellers,
         "auc": scores.auc.numpy(),
         "balanced_accuracy": scores.balanced_accuracy.numpy(),
+        "held_out": scores.firings.numpy(),
         "firings": seen.counts.numpy(),
         "rate": (seen.counts.double() / seen.tokens.sum()).numpy(),
         "mean_strength": (seen.sums / seen.counts.clamp(min=1)).where(fired, 0).numpy(),
