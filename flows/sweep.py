@@ -30,7 +30,7 @@ from cocomix.artifact import write_atomically
 from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
 from cocomix.params import FILE, Params
-from cocomix.report.comparison import spread
+from cocomix.report.efficiency import spread
 from cocomix.report.facts import METRICS, read_run, run_files
 from cocomix.report.wording import duration, over_seeds, si, table
 from cocomix.sources import digest_of_sources
