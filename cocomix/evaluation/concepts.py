@@ -68,7 +68,7 @@ def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int,
     config = model.config
     k, concepts, (windows, context) = config.concept_k, config.num_concepts, data.windows.shape
     loss = positions = found = 0.0
-    counts = torch.zeros(4, concepts, dtype=torch.float64, device=device())
+    counts = torch.zeros(4, concepts, dtype=torch.float64)  # not on the device: some know no float64
     mine = shares(windows, windows_at_once(batch_size, context, concepts))
     with progress(task, sum(map(len, mine)) * context, "tokens") as bar:
         for rows in mine:
@@ -77,8 +77,9 @@ def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int,
             loss += float(concept_loss(logits, wanted))
             positions += int(labelled_positions(wanted))
             top = logits.topk(max(k, wanted.shape[-1]))
-            found += int(_are_in(top.indices[..., : wanted.shape[-1]], wanted).sum())
-            strengths, indices = top.values[..., :k], top.indices[..., :k]
+            strengths, indices, wanted = top.values.cpu(), top.indices.cpu(), wanted.cpu()
+            found += int(_are_in(indices[..., : wanted.shape[-1]], wanted).sum())
+            strengths, indices = strengths[..., :k], indices[..., :k]
             counts[0] += _count(indices, concepts)
             counts[1] += _count(wanted[wanted != NO_LABEL], concepts)
             counts[2] += _count(indices[_are_in(indices, wanted)], concepts)

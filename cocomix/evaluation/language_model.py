@@ -91,7 +91,7 @@ def score_text(model: PreTrainedModel, text: Text, batch_size: int, task: str, s
     with progress(task, sum(map(len, mine)) * context, "tokens") as bar:
         for rows in mine:
             places = starts[rows, None] + np.arange(context)
-            losses = token_losses(model, send(torch.from_numpy(ids[places].astype(np.int64)))).double().cpu().numpy()
+            losses = token_losses(model, send(torch.from_numpy(ids[places].astype(np.int64)))).cpu().double().numpy()
             is_new = np.arange(1, context) >= seen[rows, None]
             loss += np.bincount(document[places[:, 1:]][is_new], losses[is_new], minlength=len(loss))
             bar.advance(places.size)

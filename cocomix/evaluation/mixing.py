@@ -100,9 +100,9 @@ def score_mixing(model: CoCoMixForCausalLM, data: WindowData, windows: int, batc
     turns = np.random.default_rng(0).random((len(sample), context, m), dtype=np.float32)
     at_once = windows_at_once(batch_size, context, max(model.config.vocab_size, model.config.num_concepts))
     mine = shares(len(sample), at_once)
-    total = torch.zeros(model.config.n_embd, dtype=torch.float64, device=device())
+    total = torch.zeros(model.config.n_embd, dtype=torch.float64)
     for rows in mine:
-        total += _mixed_vectors(model, data, sample[rows]).double().sum((0, 1))
+        total += _mixed_vectors(model, data, sample[rows]).sum((0, 1)).cpu()
     mean = torch.tensor(totals(*total.tolist()), dtype=torch.float32, device=device()) / (len(sample) * context)
     sums = np.zeros(4 + 2 * m)
     with progress(task, sum(map(len, mine)), "windows") as bar:
@@ -126,7 +126,7 @@ def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[flo
     m = some.labels.shape[-1]
 
     def loss(*edits: Edit) -> float:
-        return float(token_losses(model, some.ids, concept_edits=edits).double().sum())
+        return float(token_losses(model, some.ids, concept_edits=edits).cpu().double().sum())
 
     def loss_with(change: Callable[[Tensor], Tensor]) -> float:
         with _mixing(model, change):
