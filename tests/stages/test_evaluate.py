@@ -1,4 +1,8 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import stages.evaluate
 from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import Labels, write_labels
+from cocomix.evaluation.downstream import TaskScore
 from cocomix.evaluation.language_model import TextScore
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params, load
@@ -115,3 +120,59 @@ def test_a_model_is_measured_on_what_is_new_only(
     measured.clear()
     stages.evaluate.run(params(corpora=more, stride=4), "cocomix", 0)
     assert measured == ["cocomix-0: validation", "cocomix-0: test", "cocomix-0: more"]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(trained: None, folder: Path) -> None:
+    shutil.copy2(SHIPPED, folder)
+    found = []
+    for processes in ("1", "2"):
+        for each in ("artifacts/.measured", "artifacts/.work", "artifacts/evaluations"):
+            shutil.rmtree(each, ignore_errors=True)
+        settings = {"COCOMIX_PROCESSES": processes, "COCOMIX_THREADS": "1", "PYTHONPATH": str(SHIPPED.parent)}
+        subprocess.run([sys.executable, "-m", "stages.evaluate", "cocomix", "0"], env=os.environ | settings, check=True)
+        metrics = json.loads(Path("metrics/evaluate/cocomix-0.json").read_text())
+        table = pq.read_table("artifacts/evaluations/cocomix-0/documents.parquet").to_pydict()
+        found.append((metrics, table))
+    (metrics, documents), (others, other_documents) = found
+    for split in ("validation", "test"):
+        assert others[split] == pytest.approx(metrics[split])
+    assert others["concepts"].pop("mixing")["told_others"] == pytest.approx(
+        metrics["concepts"].pop("mixing")["told_others"]
+    )
+    assert others["concepts"] == pytest.approx(metrics["concepts"])
+    assert other_documents.pop("loss") == pytest.approx(documents.pop("loss"))
+    assert other_documents == documents
+
+
+def test_a_task_is_scored_once_for_a_model_and_its_examples(trained: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[str] = []
+    score_tasks = stages.evaluate.score_tasks
+
+    def recorded(*arguments: Any, **more: Any) -> list[TaskScore]:
+        scored.extend(arguments[2])
+        return score_tasks(*arguments, **more)
+
+    def evaluate(**changes: Any) -> dict[str, Any]:
+        scored.clear()
+        stages.evaluate.run(params(tasks=["arc_easy"], tasks_dir="tasks", **changes), "ntp", 0)
+        return json.loads(Path("metrics/evaluate/ntp-0.json").read_text())["tasks"]["arc_easy"]
+
+    choices = {"text": ["w4", "w5 w6"], "label": ["A", "B"]}
+    rows = [{"question": f"w{n} w3", "choices": choices, "answerKey": "AB"[n % 2]} for n in range(4)]
+    file = Path("tasks/arc_easy/test.jsonl")
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(stages.evaluate, "score_tasks", recorded)
+    first = evaluate()
+    assert scored == ["arc_easy"]
+    table = pq.read_table(Artifact(Path("artifacts/evaluations/ntp-0")).file("tasks.parquet"))
+    assert np.mean(table["correct"].to_numpy()) == first["metrics"]["acc"]["value"]
+    assert np.mean(table["log_likelihood"].to_numpy()) == pytest.approx(first["log_likelihood"]["value"])
+    assert evaluate(stride=4) == first
+    assert scored == []
+    evaluate(task_limit=3)
+    assert scored == ["arc_easy"]
+    file.write_text(file.read_text().replace("w3", "w7"))
+    assert evaluate() != first
+    assert scored == ["arc_easy"]
