@@ -28,7 +28,7 @@ from cocomix.errors import UserError
 from cocomix.steering.autoencoder import concepts_edited
 from cocomix.steering.project import default_model, load_extractor, load_labels, load_model
 from cocomix.steering.reading import Concept, concepts, encode
-from cocomix.steering.show import Stream, said, side_by_side, table_of
+from cocomix.steering.show import Stream, meanings, side_by_side, table_of
 from cocomix.steering.syntax import Written, parse_edit
 
 
@@ -89,7 +89,8 @@ def steer(options: argparse.Namespace, console: Console) -> None:
     if options.json:
         print(json.dumps({"prompt": options.text, "edits": options.edit, "continuations": found}))
     else:
-        console.print(Text(said(edits, load_labels(options.artifacts)), "dim"), soft_wrap=True)
+        if known := meanings(edits, load_labels(options.artifacts)):
+            console.print(Text(known, "dim"), soft_wrap=True)
         console.print(side_by_side(options.text, found))
 
 

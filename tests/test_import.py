@@ -11,6 +11,7 @@ CORE = [
     "cocomix.modeling",
     "cocomix.training",
     "cocomix.evaluation",
+    "cocomix.steering",
     "stages.stage",
 ]
 

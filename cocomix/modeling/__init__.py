@@ -5,9 +5,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from cocomix.modeling.accounting import flops_per_token, parameters, parameters_of
 from cocomix.modeling.card import Trained, model_card
 from cocomix.modeling.concept_edits import Ablate, ConceptEdits, Concepts, Edit, Scale, Set, Swap
+from cocomix.modeling.configs import config_of
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
 from cocomix.modeling.modeling_cocomix import CoCoMixCache, CoCoMixForCausalLM, CoCoMixModel, CoCoMixOutput
-from cocomix.modeling.shapes import Sources, config_of, gpt2_shape, shapes
 
 AutoConfig.register("cocomix", CoCoMixConfig)
 AutoModel.register(CoCoMixConfig, CoCoMixModel)
@@ -29,14 +29,11 @@ __all__ = [
     "Edit",
     "Scale",
     "Set",
-    "Sources",
     "Swap",
     "Trained",
     "config_of",
     "flops_per_token",
-    "gpt2_shape",
     "model_card",
     "parameters",
     "parameters_of",
-    "shapes",
 ]

@@ -12,7 +12,7 @@ features of the hidden state; with `equations` its strength times its row.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,15 @@ class _Somewhere:
     stop: int | None = None
     """The first position after it that is not; none: all the following are edited."""
 
+    def __repr__(self) -> str:
+        """The call that makes it, without what is as by default."""
+        given = [each for each in fields(self) if getattr(self, each.name) != each.default]
+        values = [
+            f"{each.name}={getattr(self, each.name)!r}" if each.kw_only else repr(getattr(self, each.name))
+            for each in sorted(given, key=lambda each: bool(each.kw_only))
+        ]
+        return f"{type(self).__name__}({', '.join(values)})"
+
     def _here(self, concepts: Concepts) -> Tensor:
         """bool [batch, seq, 1]."""
         here = concepts.positions >= self.start
@@ -65,7 +74,7 @@ class _Somewhere:
         return self._here(concepts) & (concepts.indices == _checked(concept, concepts))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scale(_Somewhere):
     """Multiply a concept's strength.
 
@@ -89,7 +98,7 @@ class Scale(_Somewhere):
         return _with_logit(concepts, self.concept, torch.where(self._here(concepts), self.factor * z, z))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ablate(_Somewhere):
     """Leave a concept out: one concept less is mixed; with `before_selection` the next strongest takes its place."""
 
@@ -105,7 +114,7 @@ class Ablate(_Somewhere):
         return _with_logit(concepts, self.concept, z.masked_fill(self._here(concepts), float("-inf")))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Set(_Somewhere):
     """Give a concept this strength at every position, whether it is among the selected or not.
 
@@ -125,7 +134,7 @@ class Set(_Somewhere):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Swap(_Somewhere):
     """Let two concepts change places: each gets the other's strength."""
 

@@ -48,11 +48,10 @@ def side_by_side(prompt: str, continuations: Mapping[str, str]) -> Table:
     return table
 
 
-def said(edits: Sequence[Written], labels: Mapping[int, str]) -> str:
-    """The edits, and what their concepts mean where that is known."""
+def meanings(edits: Sequence[Written], labels: Mapping[int, str]) -> str:
+    """What the concepts of edits mean, a line each, where that is known."""
     numbers = dict.fromkeys(number for edit in edits for number in concepts_of(edit))
-    meanings = [f"{number} is {labels[number]!r}" for number in numbers if labels.get(number)]
-    return "; ".join([", ".join(map(repr, edits)), *meanings])
+    return "\n".join(f"{number}  {labels[number]}" for number in numbers if labels.get(number))
 
 
 def concepts_of(edit: Written) -> list[int]:

@@ -280,3 +280,11 @@ def test_edits_and_labels_exclude_each_other() -> None:
 def test_concepts_of_a_model_without_any_are_refused() -> None:
     with pytest.raises(ValueError, match="predicts no concepts"):
         tiny(predicts="hidden").concepts(ids(1, 3))
+
+
+@settings(max_examples=50, deadline=None)
+@given(somewhere)
+def test_an_edit_is_shown_as_the_call_that_makes_it(edit: Edit) -> None:
+    assert eval(repr(edit)) == edit
+    assert ("stop" in repr(edit)) == (edit.stop is not None)
+    assert repr(Set(349, 15.0)) == "Set(349, 15.0)"

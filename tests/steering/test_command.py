@@ -95,7 +95,7 @@ def test_steering_shows_the_original_beside_the_steered_for_both_models(capsys: 
     plain = json.loads(printed(capsys, "generate", "w5 w9", *SHORT, "--json"))
     assert plain["continuation"] == told["original"]
     shown = printed(capsys, *arguments)
-    assert "9 is 'meaning 9'" in shown
+    assert "9  meaning 9" in shown
     assert "base steered" in shown
 
 
