@@ -28,9 +28,6 @@ class Cost(NamedTuple):
     """None: a stage did not say."""
 
 
-NOTHING = Cost(0.0, 0.0)
-
-
 def sources_of(method: Method, cocomix: CocomixParams) -> tuple[Source, ...]:
     """The stages that a method needs before its own training."""
     if method == "cocomix" and cocomix.predicts == "concepts" and cocomix.concept_weight:

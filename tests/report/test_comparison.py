@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cocomix.params import Method
 from cocomix.report.comparison import compare
-from cocomix.report.costs import NOTHING, Cost
+from cocomix.report.costs import Cost
 from cocomix.report.efficiency import Reach, reach, spread
 from cocomix.report.facts import Curve, read_run
 from tests.report.made_metrics import falling, write_run
@@ -58,7 +58,8 @@ def test_methods_are_compared_seed_by_seed(folder: Path) -> None:
     write_run("cocomix", 1, falling(6.0, 4.5))  # never to 4.2
     owed = Cost(flops=2.5e10, seconds=100.0)
     ntp, cocomix = compare(
-        {method: [read_run(method, seed) for seed in (0, 1)] for method in METHODS}, {"ntp": NOTHING, "cocomix": owed}
+        {method: [read_run(method, seed) for seed in (0, 1)] for method in METHODS},
+        {"ntp": Cost(0.0, 0.0), "cocomix": owed},
     )
     assert ntp.saving is None
     assert ntp.corpora["validation"].loss == pytest.approx((4.1, 4.0, 4.2))

@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -339,3 +341,9 @@ def test_every_number_of_the_page_is_for_dvc_too(folder: Path) -> None:
     assert cocomix["tasks"]["hellaswag"]["value"]["mean"] == 0.9
     assert cocomix["concepts"]["mixing"]["zeroed"] == 4.5
     assert cocomix["corpora"]["validation"]["loss"] == {"mean": 3.05, "low": 3.0, "high": 3.1}
+
+
+def test_the_stage_needs_no_torch() -> None:
+    asked = "import sys, stages.report; sys.exit(' '.join(sys.modules.keys() & {'torch', 'transformers'}) or 0)"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=SHIPPED.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,92 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.params import Params, load
+from cocomix.report.costs import SOURCES, Cost, costs, share, sources_of
+from cocomix.report.facts import Pipeline, Usage, read_pipeline
+from tests.report.made_metrics import write_pipeline
+
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
+LOWER, UPPER, WIDTH, LATENTS, ACTIVE = 800, 1200, 128, 1024, 31.9
+STORED, TRAINING_TOKENS = 15000, 30030
+ENCODER = 2 * WIDTH * LATENTS
+
+
+@pytest.fixture
+def pipeline(folder: Path) -> Pipeline:
+    write_pipeline()
+    return read_pipeline()
+
+
+def params(**sections: dict[str, Any]) -> Params:
+    """The shipped parameters, changed by section."""
+    content = load(SHIPPED).model_dump()
+    for name, changes in sections.items():
+        content[name] |= changes
+    return Params.model_validate(content)
+
+
+def test_stages_cost_what_their_matrix_products_do(pipeline: Pipeline) -> None:
+    found = {name: cost.flops for name, cost in costs(pipeline, params()).items()}
+    assert found == pytest.approx(
+        {
+            "base": 2.3e10,
+            "activations": LOWER * STORED,
+            "sae": (ENCODER + 8 * WIDTH * ACTIVE) * STORED,
+            "attribution": (LOWER + ENCODER + 2 * UPPER + 2 * WIDTH * ACTIVE) * TRAINING_TOKENS,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "stage", "flops"),
+    [
+        ("attribution", {"score": "activation"}, "attribution", (LOWER + ENCODER) * TRAINING_TOKENS),
+        (
+            "attribution",
+            {"value": "pre_activation"},
+            "attribution",
+            (LOWER + 2 * ENCODER + 2 * UPPER) * TRAINING_TOKENS,
+        ),
+        (
+            "attribution",
+            {"score": "ablation", "scope": "next_token"},
+            "attribution",
+            (LOWER + ENCODER + (1 + ACTIVE) * UPPER) * TRAINING_TOKENS,
+        ),
+        ("sae", {"epochs": 3}, "sae", 3 * (ENCODER + 8 * WIDTH * ACTIVE) * STORED),
+        ("sae", {"epochs": 3}, "activations", LOWER * STORED),
+        ("activations", {"keep": False}, "activations", LOWER * STORED),
+    ],
+)
+def test_settings_change_what_they_should(
+    pipeline: Pipeline, section: str, changes: dict[str, Any], stage: Any, flops: float
+) -> None:
+    assert costs(pipeline, params(**{section: changes}))[stage].flops == pytest.approx(flops)
+
+
+def test_activations_that_are_not_kept_are_made_again_each_epoch(pipeline: Pipeline) -> None:
+    changed = params(activations={"keep": False}, sae={"epochs": 2})
+    assert costs(pipeline, changed)["activations"].flops == 2 * LOWER * STORED
+
+
+def test_a_method_owes_its_share_of_what_it_learns_from() -> None:
+    cocomix = params().pretrain.cocomix
+    assert sources_of("cocomix", cocomix) == SOURCES
+    assert sources_of("kd", cocomix) == ("base",)
+    assert sources_of("ntp", cocomix) == sources_of("pause", cocomix) == ()
+    assert sources_of("cocomix", cocomix.model_copy(update={"predicts": "hidden"})) == ("base",)
+    assert sources_of("cocomix", cocomix.model_copy(update={"concept_weight": 0.0})) == ()
+    made = {each: Cost(8.0, 2.0) for each in SOURCES}
+    assert share(made, SOURCES, 2) == Cost(16.0, 4.0)
+    assert share(made, (), 2) == Cost(0.0, 0.0)
+    assert share(made | {"sae": Cost(8.0, None)}, SOURCES, 1) == Cost(32.0, None)
+
+
+def test_seconds_are_those_that_the_stages_report(pipeline: Pipeline) -> None:
+    assert {each.seconds for each in costs(pipeline, params()).values()} == {None}
+    usage = Usage(seconds=61.0, peak_memory=1, bytes=1, processes=1)
+    timed = pipeline._replace(sae=pipeline.sae.model_copy(update={"usage": usage}))
+    assert costs(timed, params())["sae"].seconds == 61.0
