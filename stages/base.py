@@ -10,9 +10,10 @@ from cocomix.artifact import Work
 from cocomix.errors import UserError
 from cocomix.evaluation.language_model import LanguageModelScore, score_text
 from cocomix.evaluation.text import split_text
-from cocomix.modeling import config_of, flops_per_token, gpt2_shape, parameters
+from cocomix.modeling import config_of, flops_per_token, parameters
 from cocomix.params import Params
 from cocomix.runtime import runtime
+from cocomix.shapes import gpt2_shape
 from cocomix.tokens import Tokens
 from cocomix.training import CurveRow, NextToken, Training, WindowData, write_curve
 from stages.stage import ARTIFACTS, main, produce, to_json

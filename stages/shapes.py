@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.artifact import Artifact, Work
 from cocomix.base import forward_flops
-from cocomix.modeling import Sources, shapes
 from cocomix.params import Params
+from cocomix.shapes import Sources, shapes
 from cocomix.tokens import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 

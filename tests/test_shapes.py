@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.modeling import CoCoMixConfig, Sources, config_of, flops_per_token, parameters_of
-from cocomix.modeling.shapes import Shape, cocomix_shape, pause_shape, shapes, widened
+from cocomix.modeling import CoCoMixConfig, config_of, flops_per_token, parameters_of
 from cocomix.params import CocomixParams, KdParams, Match, ModelParams, NtpParams, PauseParams, PretrainParams
+from cocomix.shapes import Shape, Sources, cocomix_shape, pause_shape, shapes, widened
 from cocomix.tokens import Tokens
 from tests.training.test_loop import PARAMS
 
