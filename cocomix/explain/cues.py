@@ -6,7 +6,7 @@ how much more often a cue is there when the concept fires than in the text at la
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -72,12 +72,12 @@ def background_rates(tokens: Tensor, contexts: Tensor) -> Tensor:
     return torch.cat([single, single, single, (near + 0.5) / (len(contexts) + 1)])
 
 
-def best_cues(sample: Firings, present: Tensor, rates: Tensor, concepts: int, most: int) -> Cues:
+def best_cues(sample: Firings, cues_at: Callable[[Tensor], Tensor], rates: Tensor, concepts: int, most: int) -> Cues:
     """The cues with the largest share among a concept's firings times the logarithm of how much that is above chance.
 
     Args:
         sample: firings, by concept.
-        present: `cues_of` them, [n, m].
+        cues_at: `cues_of` the contexts at some places.
         rates: `background_rates`.
         most: cues of a concept.
     """
@@ -85,9 +85,10 @@ def best_cues(sample: Firings, present: Tensor, rates: Tensor, concepts: int, mo
     weights = torch.zeros(concepts, most)
     sizes = sample.concepts.bincount(minlength=concepts)
     for first in range(0, concepts, AT_A_TIME):
-        some = (sample.concepts >= first) & (sample.concepts < first + AT_A_TIME)
-        keys = sample.concepts[some, None] * len(rates) + present[some]
-        pairs, counts = torch.unique(keys[present[some] >= 0], return_counts=True)
+        some = sample.at(((sample.concepts >= first) & (sample.concepts < first + AT_A_TIME)).nonzero().flatten())
+        present = cues_at(some.places)
+        keys = some.concepts[:, None] * len(rates) + present
+        pairs, counts = torch.unique(keys[present >= 0], return_counts=True)
         of, cue = pairs // len(rates), pairs % len(rates)
         share = (counts + PRIOR * rates[cue]) / (sizes[of] + PRIOR)
         weight = (share / rates[cue]).log()

@@ -33,7 +33,7 @@ from cocomix.params import ExplainParams
 from cocomix.progress import progress
 from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.windows import Split, Tokens
 
 POOL = 4
 """Firings from which one of those at the quantiles is chosen."""
@@ -112,21 +112,22 @@ def _write(
     answers: Answers,
 ) -> Summary:
     concepts = sae.config.concepts
-    around = ids_around(tokens, "train", train.sample.places, params.before, 1)
-    elsewhere = ids_around(tokens, "train", train.background, params.before, 1)
-    rates = background_rates(train.tokens, cues_of(elsewhere, params.before, tokens.vocab_size))
-    present = cues_of(around, params.before, tokens.vocab_size)
-    cues = best_cues(train.sample, present, rates, concepts, params.label_tokens)
+    cues_at = partial(cues_at_places, tokens, "train", params.before)
+    rates = background_rates(train.tokens, cues_at(train.background))
+    cues = best_cues(train.sample, cues_at, rates, concepts, params.label_tokens)
     labels = [label_of(each, texts) for each in cues.numbers.tolist()]
     labellers = ["tokens"] * concepts
     firing, others = held_out_scores(cues, held_out, tokens, params)
     for concept, label in answers.labels.items():
+        if not label:  # the model said nothing
+            continue
         labels[concept], labellers[concept] = label, "model"
         firing[concept], others[concept] = torch.nan, torch.nan
         firing[concept, : len(answers.firing[concept])] = torch.tensor(answers.firing[concept])
         others[concept, : len(answers.others[concept])] = torch.tensor(answers.others[concept])
     scores = detection(firing, others)
-    fires_on = tokens_fired_on(train.sample, around[:, params.before], train.tokens, concepts, params.shown)
+    fired_at = ids_around(tokens, "train", train.sample.places, 0, 0)[:, 0]
+    fires_on = tokens_fired_on(train.sample, fired_at, train.tokens, concepts, params.shown)
     table = concepts_table(
         train,
         fires_on,
@@ -156,6 +157,11 @@ def _write(
     )
 
 
+def cues_at_places(tokens: Tokens, split: Split, before: int, places: Tensor) -> Tensor:
+    """The cues of the contexts at some places: `cues_of`."""
+    return cues_of(ids_around(tokens, split, places, before, 1), before, tokens.vocab_size)
+
+
 class Scores(NamedTuple):
     """What labels say to held-out contexts: [concepts, ...], NaN: no further context."""
 
@@ -165,15 +171,11 @@ class Scores(NamedTuple):
 
 def held_out_scores(cues: Cues, seen: Seen, tokens: Tokens, params: ExplainParams) -> Scores:
     """Score the held-out firings, and the background where a concept does not fire, by cues."""
-
-    def present(places: Tensor) -> Tensor:
-        ids = ids_around(tokens, "validation", places, params.before, 1)
-        return cues_of(ids, params.before, tokens.vocab_size)
-
+    cues_at = partial(cues_at_places, tokens, "validation", params.before)
     sample, concepts = seen.sample, len(cues.numbers)
     firing = torch.full((concepts, params.held_out), torch.nan)
-    firing[sample.concepts, rank_within(sample.concepts)] = cues.score(sample.concepts, present(sample.places))
-    background = present(seen.background)
+    firing[sample.concepts, rank_within(sample.concepts)] = cues.score(sample.concepts, cues_at(sample.places))
+    background = cues_at(seen.background)
     others = torch.stack(
         [cues.score(torch.full((len(background),), concept), background) for concept in range(concepts)]
     )

@@ -37,7 +37,8 @@ def test_a_planted_cue_is_found_at_its_place_and_what_is_everywhere_is_none() ->
     text = torch.randint(2, VOCAB, (500, BEFORE + 2), generator=generator)
     text[:, 0] = 1
     rates = background_rates(torch.tensor([1, 500] + [300] * 8), cues_of(text, BEFORE, VOCAB))
-    cues = best_cues(firings(concepts), cues_of(ids, BEFORE, VOCAB), rates, 4, most=3)
+    present = cues_of(ids, BEFORE, VOCAB)
+    cues = best_cues(firings(concepts), lambda places: present[places], rates, 4, most=3)
     assert cues.numbers[:, 0].tolist() == [AT + 5, AFTER + 6, NEAR + 0, -1]
     assert (cues.numbers != NEAR + 1).all()
     assert (cues.weights[cues.numbers < 0] == 0).all()
