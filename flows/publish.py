@@ -29,8 +29,8 @@ REPORT = Path("artifacts/report")
 REPORT_URL = "REPORT_URL"
 """The environment variable with the address that the report is served at, if it is."""
 
-# As `cocomix.progress` writes it: "train:  43%|####      | 430/1000 [00:10<00:13, 41.2 steps/s, loss=3.1]".
-_PROGRESS = re.compile(r"(?P<task>.*): +(?P<percent>\d+)%\|[^|]*\| (?P<counts>.*)")
+# As `cocomix.progress` writes it: "sae:  12% 125k/999k [00:05<00:30, 28.7k tokens/s, fvu=0.1787]".
+_PROGRESS = re.compile(r"(?P<task>.*): +(?P<percent>\d+)% (?P<counts>.*)")
 
 
 class StageProgress:

@@ -28,7 +28,7 @@ from flows.parent import end_with_parent
 from flows.publish import REPORT, REPORT_URL
 
 HOME = Path(".prefect")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 START_SECONDS = 120.0
 STOP_SECONDS = 40.0
 """Prefect itself gives a run 30 s to stop."""

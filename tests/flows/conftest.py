@@ -50,7 +50,7 @@ if os.path.exists("kill"):
 if os.path.exists("full") and int(os.environ.get("COCOMIX_MICRO_BATCH", "1000")) > 4:
     raise SystemExit("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
 number = yaml.safe_load(open("params.yaml"))["sae"]["seed"]
-print("counting:  50%|#####     | 1/2 [00:01<00:01,  1.00 numbers/s]", flush=True)
+print("counting:  50% 1/2 [00:01<00:01,  1.00 numbers/s]", flush=True)
 if number == 13:
     raise SystemExit("error: params.yaml: sae.seed: 13: must not be 13")
 open("number.txt", "w").write(str(number))

@@ -145,6 +145,7 @@ def test_a_stage_on_a_gpu_holds_the_slot_of_the_machine(server: str, monkeypatch
             assert slots() == (0, 1)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_running_stage_and_the_same_command_goes_on(project: Path, server: str) -> None:
     set_params(number=1, wait=60)
     flow = subprocess.Popen(

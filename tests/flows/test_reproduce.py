@@ -16,7 +16,7 @@ from tests.flows.conftest import set_params
 def test_a_stage_runs_then_is_up_to_date_then_is_restored(project: Path) -> None:
     lines: list[str] = []
     assert reproduce("number", lines.append) == Result("ran")
-    assert "counting:  50%|#####     | 1/2 [00:01<00:01,  1.00 numbers/s]" in lines
+    assert "counting:  50% 1/2 [00:01<00:01,  1.00 numbers/s]" in lines
     assert reproduce("number", lines.append) == Result("up to date")
     set_params(number=2)
     assert reproduce("number", lines.append) == Result("ran")
@@ -44,7 +44,6 @@ def test_a_stage_that_says_nothing_fails_in_the_words_of_dvc(project: Path) -> N
         ("os.kill(os.getpid(), 9)", "killed"),
         ("sys.exit(143)", "killed"),
         ("os.kill(os.getpid(), 2)", "other"),
-        ("sys.exit(2)", "other"),
         ("raise MemoryError", "out of memory"),
     ],
 )

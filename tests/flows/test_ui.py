@@ -10,12 +10,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
@@ -24,6 +25,7 @@ from prefect.states import Cancelling
 from tests.flows.conftest import ROOT, set_params
 from tests.flows.test_reproduce import ends, wait_for_pid
 
+Process: TypeAlias = "subprocess.Popen[str]"
 PATIENCE = 240.0
 """Seconds: these tests may run on a busy machine."""
 
@@ -31,7 +33,7 @@ PATIENCE = 240.0
 class Ui:
     """A running `python -m flows.ui`, and its API."""
 
-    def __init__(self, port: int, process: "subprocess.Popen[str]", password: str | None = None) -> None:
+    def __init__(self, port: int, process: Process, password: str | None = None) -> None:
         self.port = port
         self.process = process
         self.client = SyncPrefectClient(f"http://127.0.0.1:{port}/api", auth_string=password)
@@ -42,7 +44,7 @@ class Ui:
         assert self.process.poll() is None
         try:
             return len(self.client.read_deployments()) == 3
-        except Exception:
+        except httpx.HTTPError:
             return False
 
     def run(self, **parameters: object) -> UUID:
@@ -83,13 +85,13 @@ def ui(**environment: str) -> Iterator[Ui]:
             process.wait(PATIENCE)
 
 
-def start(port: int, environment: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+def start(port: int, environment: Mapping[str, str] | None = None, stderr: int = subprocess.DEVNULL) -> Process:
     clean = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT")}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.ui"],
-        env=clean | {"PREFECT_SERVER_API_PORT": str(port)} | (environment or {}),
+        env=clean | {"PREFECT_SERVER_API_PORT": str(port)} | dict(environment or {}),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE if environment and "HOST" in str(environment) else subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
     )
 
@@ -200,12 +202,23 @@ def test_a_run_survives_kill_9_of(waiting_project: Path, victim: str) -> None:
     assert Path("wait.txt").read_text() == "done"
 
 
-def test_a_server_that_others_reach_needs_a_password(waiting_project: Path) -> None:
-    process = start(free_port(), {"PREFECT_SERVER_API_HOST": "0.0.0.0"})
+def test_a_server_that_others_reach_needs_a_password(folder: Path) -> None:
+    process = start(free_port(), {"PREFECT_SERVER_API_HOST": "0.0.0.0", "PYTHONPATH": str(ROOT)}, subprocess.PIPE)
     _, error = process.communicate(timeout=PATIENCE)
     assert error == (
         "error: PREFECT_SERVER_API_HOST: 0.0.0.0: others can reach it: set PREFECT_SERVER_API_AUTH_STRING too\n"
     )
+    assert list(folder.iterdir()) == []
+
+
+def test_a_port_in_use_is_refused_in_one_line(folder: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = int(other.getsockname()[1])
+        process = start(port, {"PYTHONPATH": str(ROOT)}, subprocess.PIPE)
+        _, error = process.communicate(timeout=PATIENCE)
+    assert error == f"error: port {port} is in use; set PREFECT_SERVER_API_PORT to one of two free ones\n"
 
 
 @pytest.fixture
