@@ -58,7 +58,7 @@ def test_stages_cost_what_their_matrix_products_do(pipeline: Pipeline) -> None:
         ),
         ("sae", {"epochs": 3}, "sae", 3 * (ENCODER + 8 * WIDTH * ACTIVE) * STORED),
         ("sae", {"epochs": 3}, "activations", LOWER * STORED),
-        ("activations", {"keep": False}, "activations", LOWER * STORED),
+        ("activations", {"keep": False, "mixed_shards": 2}, "activations", LOWER * STORED),
     ],
 )
 def test_settings_change_what_they_should(
@@ -68,7 +68,7 @@ def test_settings_change_what_they_should(
 
 
 def test_activations_that_are_not_kept_are_made_again_each_epoch(pipeline: Pipeline) -> None:
-    changed = params(activations={"keep": False}, sae={"epochs": 2})
+    changed = params(activations={"keep": False, "mixed_shards": 2}, sae={"epochs": 2})
     assert costs(pipeline, changed)["activations"].flops == 2 * LOWER * STORED
 
 
