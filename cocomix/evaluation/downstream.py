@@ -242,11 +242,12 @@ def _from_file(file: Path) -> Json:
 
     def read(**_: object) -> dict[str, Dataset]:
         rows = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(f"{file}:{number}: not JSON ({error})") from None
+        with file.open(encoding="utf-8") as lines:  # not str.splitlines, which also ends lines at U+2028 and the like
+            for number, line in enumerate(lines, 1):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise UserError(f"{file}:{number}: not JSON ({error})") from None
         return {file.stem: Dataset.from_list(rows)}
 
     nothing = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split", "dataset_kwargs"))

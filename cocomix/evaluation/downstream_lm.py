@@ -8,6 +8,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from cocomix.errors import UserError
 from cocomix.evaluation.downstream_likelihood import Likelihood, Request, log_likelihoods
 
 
@@ -51,8 +52,16 @@ class DownstreamLM(HFLM):
         return found
 
     def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
-        """What the model writes, by lm-eval's own way."""
-        return super().generate_until(requests, disable_tqdm=True)
+        """What the model writes, by lm-eval's own way.
+
+        Raises:
+            UserError: when the text to write does not fit into the model's context.
+        """
+        try:
+            written: list[str] = super().generate_until(requests, disable_tqdm=True)
+        except AssertionError as error:
+            raise UserError(f"{self.task}: {error}") from error
+        return written
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
         """Token ids, as lm-eval makes them."""

@@ -19,7 +19,7 @@ VOCAB = 257
 
 def examples() -> dict[str, list[dict[str, object]]]:
     """Examples of each task by its file below `tasks_dir`, in the fields of the public data."""
-    things = ["a lamp", "the river", "two brown dogs", "an old bicycle", "some bread", "her sister"]
+    things = ["a lamp\u2028", "the river", "two brown dogs", "an old bicycle", "some bread", "her sister"]
     verbs = ["moves slowly", "is red", "fell over again and again and again", "sings", "waits for rain", "was sold"]
     numbers = range(6)
     return {
@@ -84,7 +84,7 @@ def write_examples(folder: Path) -> Path:
     for name, rows in examples().items():
         file = folder / f"{name}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
