@@ -72,7 +72,7 @@ def differences(results: Sequence[MethodResult]) -> str:
         return ""
     told = ", ".join(f"{NAMES[method]} on {corpus} {each.mean:+.3f}" for corpus, method, each in rows)
     title = f"Difference in loss from {NAMES[BASELINE].lower()}, nats a token: {told}."
-    with drawing("differences", title, 5.6, 0.75 + 0.3 * len(rows)) as made:
+    with drawing("differences", title, 4.8, 0.75 + 0.3 * len(rows)) as made:
         axes = made.axes
         for row, (_, method, interval) in enumerate(rows):
             axes.plot([interval.low, interval.high], [row, row], color=COLORS[method], linewidth=2)
