@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -59,7 +60,7 @@ def test_each_stage_is_a_task_and_shows_what_dvc_did(project: Path, server: str)
     Path("parity.txt").unlink()
     assert states("number", mode="only") == {"number": "Up to date", "flow": "Completed"}
     assert states("parity", mode="downstream") == {
-        "parity": "Completed",
+        "parity": "Restored",
         "each@x": "Up to date",
         "each@y": "Up to date",
         "wait": "Completed",
@@ -75,8 +76,9 @@ def test_a_run_publishes_its_parameters_figures_and_progress(project: Path, serv
     assert written.count("#") == comments
     published = artifacts(final)
     assert published["parameters"] == f"Given for this run:\n\n- `sae.seed: 7`\n\n```yaml\n{written}\n```"
-    assert {"metric": "number", "value": "7"} in published["metrics-number"]
-    assert {"metric": "of.many", "value": "100 values"} in published["metrics-number"]
+    table = json.loads(published["metrics-number"])
+    assert {"metric": "number", "value": "7"} in table
+    assert {"metric": "of.many", "value": "100 values"} in table
     assert float(published["progress-number"]) == 100
 
 
