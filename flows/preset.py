@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from cocomix.artifact import write_atomically
 from cocomix.checked import parse
@@ -55,6 +56,7 @@ def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: s
     content = _yaml().load(params)
     for values in overrides:
         merge(content, values)
+        _align(content, values)
     parse(Params, content, source)
     stream = io.BytesIO()
     _yaml().dump(content, stream)
@@ -68,6 +70,20 @@ def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
             merge(into[key], value)
         else:
             into[key] = value
+
+
+COMMENT_COLUMN = 30
+"""Of the comments in params.yaml."""
+
+
+def _align(content: CommentedMap, changed: Mapping[str, Any]) -> None:
+    """Let the comments that a long value had pushed aside back into their column."""
+    for key, value in changed.items():
+        inner, comments = content[key], content.ca.items.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, CommentedMap):
+            _align(inner, value)
+        elif comments and comments[2] and comments[2].column > COMMENT_COLUMN:
+            comments[2].column = COMMENT_COLUMN
 
 
 def _yaml() -> YAML:

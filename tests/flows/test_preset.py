@@ -1,6 +1,8 @@
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -9,10 +11,19 @@ from hypothesis import strategies as st
 
 from cocomix.errors import UserError
 from cocomix.params import load
-from flows.preset import merged, switch
+from cocomix.shapes import Sources, parameters_of, shapes
+from flows.preset import merged, switch, with_values
 from tests.flows.conftest import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+
+
+class Words(NamedTuple):
+    """A vocabulary."""
+
+    vocab_size: int
+    context: int
+    eos_id: int
 
 
 def shipped() -> bytes:
@@ -73,6 +84,61 @@ def test_what_no_preset_sets_stays_as_it_is(params: Path, seed: int, rate: float
     assert (load().sae.seed, load().sae.learning_rate) == (seed, rate)
     switch("default")
     assert (load().sae.seed, load().sae.learning_rate) == (seed, rate)
+
+
+def test_a_comment_that_a_long_value_pushed_aside_comes_back(params: Path) -> None:
+    before = params.read_bytes()
+    long = with_values(before, [{"tokenize": {"pretrained": "a-long-name/of-a-tokenizer"}}], "test")
+    assert long.count(b"#") == before.count(b"#")
+    assert with_values(long, [{"tokenize": {"pretrained": None}}], "test") == before
+
+
+def test_a_section_of_free_names_can_be_set(params: Path) -> None:
+    Path("params.yaml").write_bytes(with_values(params.read_bytes(), [{"sae": {"also": {"wide": {"k": 16}}}}], "test"))
+    assert load().sae.others()["wide"].k == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tokens", "millions"),
+    [
+        ("paper-69m", (512, 8, 8, 3), 20.97e9, 68.3),
+        ("paper-386m", (1024, 24, 16, 5), 20.97e9, 388.4),
+        ("paper-1.38b", (2048, 24, 16, 5), 20.97e9, 1380.8),
+    ],
+)
+def test_the_papers_presets_have_the_papers_figures(
+    params: Path, name: str, size: tuple[int, ...], tokens: float, millions: float
+) -> None:
+    switch(name)
+    chosen = load()
+    model, training, cocomix = chosen.pretrain.model, chosen.pretrain.training, chosen.pretrain.cocomix
+    assert (model.d_model, model.n_layer, model.n_head, cocomix.concept_layer) == size
+    assert training.steps * training.batch_size * chosen.tokenize.context == pytest.approx(tokens, rel=1e-3)
+    assert (chosen.sae.latents, chosen.sae.k, chosen.attribution.k_attr, cocomix.concept_k) == (32768, 32, 4, 32)
+    assert (cocomix.concept_weight, chosen.pretrain.kd.kl_weight, training.betas) == (0.1, 0.1, (0.9, 0.95))
+    vocabulary = Words(50257, chosen.tokenize.context, 50256)
+    found = shapes(chosen.pretrain, vocabulary, Sources(chosen.sae.latents, 768, 0, 0))
+    assert parameters_of(found["cocomix"]).active / 1e6 == pytest.approx(millions, abs=0.1)
+    assert parameters_of(found["ntp"]).active == pytest.approx(parameters_of(found["cocomix"]).active, rel=0.03)
+
+
+def test_the_base_model_of_the_papers_presets_is_one_commit_of_gpt2(params: Path) -> None:
+    for name in ("paper-69m", "paper-386m", "paper-1.38b"):
+        switch(name)
+        chosen = load()
+        assert chosen.base.pretrained == chosen.tokenize.pretrained == "openai-community/gpt2"
+        assert chosen.base.revision == chosen.tokenize.revision
+        for revision in (chosen.base.revision, chosen.corpus.hub.revision):
+            assert re.fullmatch("[0-9a-f]{40}", revision or "")
+
+
+def test_weak_to_strong_has_a_base_model_smaller_than_its_students(params: Path) -> None:
+    shipped_params = load()
+    switch("weak-to-strong")
+    chosen = load()
+    assert chosen.base.model.d_model < chosen.pretrain.model.d_model / 2
+    assert chosen.pretrain.model == shipped_params.pretrain.model
+    assert {"ntp", "kd", "cocomix"} <= set(chosen.pretrain.methods)
 
 
 def test_an_unknown_preset_is_refused_with_a_suggestion(params: Path) -> None:
