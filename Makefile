@@ -18,6 +18,9 @@ test: .venv/ready         ## everything that CI checks
 	mypy
 	pytest -n 2 --dist worksteal
 
+explore: .venv/ready      ## a page to read, look up and steer the model's concepts; it prints its address
+	exec python -m cocomix explore
+
 flow: .venv/ready         ## the same pipeline, as a Prefect flow
 	python -m flows.pipeline
 
@@ -46,4 +49,4 @@ peers: .peers/sparsify/ready .peers/dictionary-learning/ready .peers/sae-lens/re
 	python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
 	touch $@
 
-.PHONY: run report test flow ui bench bench-peers peers
+.PHONY: run report test explore flow ui bench bench-peers peers

@@ -4,6 +4,7 @@
     python -m cocomix generate "The function returns" --edit 412x4       # a continuation, as it comes
     python -m cocomix steer "The function returns" --edit 412x4 77=0     # the original beside the steered one
     python -m cocomix steer "The function returns" --edit 9=2.5 --base   # and the same edits on the base model
+    python -m cocomix explore                                            # all of it as a page in the browser
 
 Edits: 412x4 concept 412 times 4; 77=0 without it; 9=2.5 with this strength everywhere; 3~8 exchanged; each at some
 positions only with @4: or @4:9 or @4. Run from the project's folder, or name --model and --artifacts.
@@ -16,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
@@ -30,6 +30,7 @@ from cocomix.steering.project import default_model, load_extractor, load_labels,
 from cocomix.steering.reading import Concept, concepts, encode
 from cocomix.steering.show import Stream, meanings, side_by_side, table_of
 from cocomix.steering.syntax import Written, parse_edit
+from cocomix.steering.writing import Sampling, continuation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,22 +95,24 @@ def steer(options: argparse.Namespace, console: Console) -> None:
         console.print(side_by_side(options.text, found))
 
 
+def explore(options: argparse.Namespace, console: Console) -> None:
+    """All of it as a page in the browser, on this machine only."""
+    try:
+        from cocomix.explore.server import serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"explore needs {error.name}: pip install 'cocomix[pipeline]'") from None
+    from cocomix.explore.session import Session
+
+    session = Session(options.model or default_model(options.artifacts), options.artifacts)
+    serve(session, options.port, lambda address: console.print(f"{address} (Ctrl-C ends it)"))
+
+
 def _continuation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tensor, options: argparse.Namespace, **more: Any
 ) -> str:
     """What `model` says after the prompt ids [1, seq]."""
-    torch.manual_seed(options.seed)
-    sampling = {"do_sample": False} if options.greedy else {"do_sample": True, "temperature": options.temperature}
-    generated = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=options.tokens,
-        pad_token_id=tokenizer.eos_token_id,
-        **sampling,
-        **more,
-    )
-    text: str = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
-    return text
+    sampling = Sampling(options.tokens, 0.0 if options.greedy else options.temperature, options.seed)
+    return continuation(model, tokenizer, ids, sampling, **more)
 
 
 def _edits(options: argparse.Namespace, num_concepts: int) -> list[Written]:
@@ -127,12 +130,15 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m cocomix", description=first, epilog=rest, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command in {"concepts": show_concepts, "generate": generate, "steer": steer}.items():
+    for name, command in {"concepts": show_concepts, "generate": generate, "steer": steer, "explore": explore}.items():
         each = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         each.set_defaults(command=command)
-        each.add_argument("text", help="what the model reads")
         each.add_argument("--model", type=Path, help="its folder; default: artifacts/models/cocomix-<first seed>")
         each.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="of the pipeline that made it")
+        if command is explore:
+            each.add_argument("--port", type=int, default=0, help="of 127.0.0.1; default: one that is free")
+            continue
+        each.add_argument("text", help="what the model reads")
         each.add_argument("--json", action="store_true", help="one JSON value instead")
         if command is show_concepts:
             each.add_argument("--top", type=int, default=4, help="predicted concepts to show (default: 4)")

@@ -1,0 +1,95 @@
+"""The atlas as one page that opens from disk: search and cards, without a server.
+
+    python -m cocomix.explore.export atlas.html
+
+Cards are in the page in compressed groups, and unpacked when one of them is opened. Nothing is fetched; the page's own
+content security policy lets only its script run, and no markup is made of the corpus' text.
+"""
+
+import argparse
+import base64
+import gzip
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from cocomix.errors import UserError
+from cocomix.explain import Atlas
+from cocomix.explore.plain import plain
+from cocomix.progress import progress
+
+STATIC = Path(__file__).with_name("static")
+GROUP = 64
+"""Concepts that are unpacked together."""
+
+
+def main() -> None:
+    """Run the command; what is wrong with it is one line."""
+    parser = argparse.ArgumentParser("python -m cocomix.explore.export", description=__doc__)
+    parser.add_argument("out", type=Path, help="the page to write, such as atlas.html")
+    parser.add_argument("--atlas", type=Path, default=Path("artifacts/atlas"), help="default: artifacts/atlas")
+    options = parser.parse_args()
+    try:
+        write_page(Atlas(options.atlas), options.out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
+
+
+def write_page(atlas: Atlas, out: Path) -> None:
+    """Write the page; the same atlas gives the same bytes, whole or not at all.
+
+    Raises:
+        UserError: when `out` cannot be written.
+    """
+    # A page from disk may not import modules, so the two are one.
+    script = "".join((STATIC / name).read_text(encoding="utf-8") for name in ("cards.js", "atlas.js"))
+    style = (STATIC / "style.css").read_text(encoding="utf-8")
+    index, groups = [], []
+    with progress("export", len(atlas), "concepts") as bar:
+        for start in range(0, len(atlas), GROUP):
+            cards = [atlas.concept(each) for each in range(start, min(start + GROUP, len(atlas)))]
+            index += [
+                {
+                    "label": card.label,
+                    "fires_on": [[each.text, each.share] for each in card.fires_on],
+                    "promotes": [each.text for each in card.promotes],
+                }
+                for card in cards
+            ]
+            groups.append(_packed(plain(cards)))
+            bar.advance(len(cards))
+    html = (STATIC / "atlas.html").read_text(encoding="utf-8")
+    parts = {
+        "{{style}}": style,
+        "{{script}}": script,
+        "{{policy}}": f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:",
+        "{{group}}": str(GROUP),
+        "{{index}}": _packed(index),
+        "{{groups}}": "\n".join(f'<script type="text/plain" class="group">{each}</script>' for each in groups),
+    }
+    for name, content in parts.items():
+        html = html.replace(name, content)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        aside.write_text(html, encoding="utf-8")
+        aside.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from None
+
+
+def _packed(value: Any) -> str:
+    """Compressed JSON, as text without any character that means something in HTML."""
+    return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
+
+
+def _hash(text: str) -> str:
+    """As a content security policy names what it allows."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The page's server: on loopback only, with nothing from the network.
+
+Other pages in the same browser can send requests to a loopback port, and by rebinding a name to 127.0.0.1 even read the
+answers. So requests must name this host, and bodies must be JSON, which other origins may not send without permission;
+none is given. The content security policy lets the page load and run its own files only.
+"""
+
+import asyncio
+import json
+import socket
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from cocomix.errors import UserError
+from cocomix.explore.plain import plain
+from cocomix.explore.session import Session
+from cocomix.steering.writing import Sampling
+
+STATIC = Path(__file__).with_name("static")
+HOST = "127.0.0.1"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class Text(BaseModel):
+    """A text to read."""
+
+    text: str
+
+
+class Continuation(BaseModel):
+    """A text to continue."""
+
+    text: str
+    edits: list[str] = []
+    before_selection: bool = False
+    tokens: int = Field(40, ge=1)
+    temperature: float = Field(0.8, ge=0, le=10)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How to choose its tokens."""
+        return Sampling(self.tokens, self.temperature, self.seed)
+
+
+def application(session: Session) -> FastAPI:
+    """The page and what it asks for. What is wrong with a request is answered by {"error": one line}."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+
+    @app.middleware("http")
+    async def guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await answer(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.exception_handler(UserError)
+    async def refused(_request: Request, error: UserError) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, status_code=400)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, status_code=422)
+
+    @app.get("/api/about")
+    def about() -> JSONResponse:
+        return JSONResponse(plain(session.about))
+
+    @app.post("/api/read")
+    def read(asked: Text) -> JSONResponse:
+        return JSONResponse(plain(session.read(asked.text)))
+
+    @app.get("/api/search")
+    def search(text: str) -> JSONResponse:
+        return JSONResponse(plain(session.search(text)))
+
+    @app.get("/api/concepts/{number}")
+    def concept(number: int) -> JSONResponse:
+        return JSONResponse(plain(session.concept(number)))
+
+    @app.post("/api/calls")
+    def calls(asked: Continuation) -> JSONResponse:
+        return JSONResponse(
+            plain(session.calls(asked.text, asked.edits, asked.sampling, before_selection=asked.before_selection))
+        )
+
+    @app.post("/api/continue")
+    async def continued(asked: Continuation) -> StreamingResponse:
+        return StreamingResponse(_pieces(session, asked), media_type="application/x-ndjson")
+
+    @app.get("/")
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    app.mount("/static", StaticFiles(directory=STATIC))
+    return app
+
+
+async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
+    """A line of JSON for each piece of a continuation: {"text": ...}; at the end {"done": true} or {"error": ...}."""
+    loop, stop = asyncio.get_running_loop(), Event()
+    lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def say(line: dict[str, Any]) -> None:
+        loop.call_soon_threadsafe(lines.put_nowait, line)
+
+    def write() -> None:
+        try:
+            session.write(
+                asked.text,
+                asked.edits,
+                asked.sampling,
+                before_selection=asked.before_selection,
+                say=lambda piece: say({"text": piece}),
+                stop=stop,
+            )
+            say({"done": True})
+        except UserError as error:
+            say({"error": str(error)})
+        except Exception as error:  # such as probabilities that are not finite, after an edit of 1e30
+            traceback.print_exc()
+            say({"error": f"the model cannot write this: {error}"})
+
+    writing = loop.run_in_executor(None, write)
+    try:
+        while True:
+            line = await lines.get()
+            yield json.dumps(line) + "\n"
+            if "text" not in line:
+                break
+    finally:  # also when the page has gone away
+        stop.set()
+        await asyncio.shield(writing)
+
+
+def serve(session: Session, port: int, announce: Callable[[str], None]) -> None:
+    """Answer until Ctrl-C.
+
+    Args:
+        port: 0 for any that is free.
+        announce: is told the address, when it can be opened.
+
+    Raises:
+        UserError: when the port is taken.
+    """
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, port))
+        except OSError as error:
+            raise UserError(f"--port {port}: {error.strerror}; 0 takes one that is free") from None
+        listening.listen()
+        announce(f"http://{HOST}:{listening.getsockname()[1]}/")
+        config = uvicorn.Config(application(session), log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listening])

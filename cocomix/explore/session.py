@@ -1,0 +1,173 @@
+"""The model behind the page, which reads and writes for one request at a time."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from cocomix.artifact import MANIFEST
+from cocomix.errors import UserError
+from cocomix.explain import Atlas, Card, Found
+from cocomix.explore.calls import python_call, shell_call
+from cocomix.steering.project import load_extractor, load_labels, load_model
+from cocomix.steering.reading import Position, concepts, encode
+from cocomix.steering.syntax import Written, parse_edit
+from cocomix.steering.writing import Sampling, continuation
+
+
+class About(NamedTuple):
+    """What the page is about."""
+
+    model: str
+    """Its folder."""
+    concepts: int
+    context: int
+    """Tokens that the model can read."""
+    mixes: bool
+    """Whether the model mixes what it predicts: only then do edits change what it writes."""
+    labels: bool
+    """Whether the base model and the autoencoder are there, which label a text."""
+    atlas: bool
+    """Whether it is known what concepts mean."""
+
+
+class Calls(NamedTuple):
+    """The same request elsewhere."""
+
+    python: str
+    shell: str
+
+
+class Session:
+    """A model, and what is there of the pipeline that made it.
+
+    Raises:
+        UserError: when the model is not there, or the rest is of another pipeline.
+    """
+
+    def __init__(self, folder: Path, artifacts: Path) -> None:
+        self._folder, self._artifacts = folder, artifacts
+        self._model, self._tokenizer = load_model(folder)
+        known = self._model.config.num_concepts
+        labelled = (artifacts / "concepts" / MANIFEST).is_file()
+        self._extractor = load_extractor(artifacts, self._model) if labelled else None
+        self._atlas = Atlas(artifacts / "atlas") if (artifacts / "atlas" / MANIFEST).is_file() else None
+        if self._atlas is not None and len(self._atlas) != known:
+            raise UserError(
+                f"{self._atlas.path}: has {len(self._atlas)} concepts, the model {known}; they are of different "
+                "pipelines"
+            )
+        self._labels = load_labels(artifacts)
+        self._busy = Lock()  # torch's random numbers are global, and reading puts hooks on the model
+
+    @property
+    def about(self) -> About:
+        """Facts for the page."""
+        config = self._model.config
+        return About(
+            model=str(self._folder),
+            concepts=config.num_concepts,
+            context=config.max_position_embeddings,
+            mixes=config.mixing != "none",
+            labels=self._extractor is not None,
+            atlas=self._atlas is not None,
+        )
+
+    def read(self, text: str) -> list[Position]:
+        """The concepts of each token of a text.
+
+        Raises:
+            UserError: when it is empty or too long.
+        """
+        with self._busy:
+            return concepts(self._model, text, self._tokenizer, self._extractor, self._labels)
+
+    def search(self, text: str) -> list[Found]:
+        """The concept of this number, or those whose label or tokens match."""
+        if text.strip().isdecimal() and (number := int(text)) < self._model.config.num_concepts:
+            return [Found(number, self._labels.get(number, ""), "label")]
+        return self._atlas.search(text) if self._atlas is not None else []
+
+    def concept(self, number: int) -> Card:
+        """All that is known of a concept.
+
+        Raises:
+            UserError: when there is none of this number, or no atlas.
+        """
+        if self._atlas is None:
+            raise UserError("there is no atlas; `dvc repro explain` finds out what concepts are about")
+        try:
+            return self._atlas.concept(number)
+        except IndexError as error:
+            raise UserError(str(error)) from None
+
+    def calls(self, text: str, edits: Sequence[str], sampling: Sampling, *, before_selection: bool) -> Calls:
+        """How to ask for the same continuation elsewhere.
+
+        Raises:
+            UserError: for an edit that is none.
+        """
+        parsed = self._parsed(edits, before_selection)
+        return Calls(
+            python_call(self._folder, text, parsed, sampling),
+            shell_call(self._folder, self._artifacts, text, edits, sampling, before_selection=before_selection),
+        )
+
+    def write(
+        self,
+        text: str,
+        edits: Sequence[str],
+        sampling: Sampling,
+        *,
+        before_selection: bool,
+        say: Callable[[str], None],
+        stop: Event,
+    ) -> None:
+        """Continue a text and `say` each piece as it comes, until it is finished or `stop` is set.
+
+        Raises:
+            UserError: for an edit that is none, and a text that is empty or too long.
+        """
+        parsed, ids = self._parsed(edits, before_selection), encode(self._model, text, self._tokenizer, sampling.tokens)
+        with self._busy:
+            if stop.is_set():
+                return
+            continuation(
+                self._model,
+                self._tokenizer,
+                ids,
+                sampling,
+                concept_edits=parsed,
+                streamer=_Pieces(self._tokenizer, say),
+                stopping_criteria=StoppingCriteriaList([_WhenSet(stop)]),
+            )
+
+    def _parsed(self, edits: Sequence[str], before_selection: bool) -> list[Written]:
+        known = self._model.config.num_concepts
+        return [parse_edit(each, known, before_selection=before_selection) for each in edits]
+
+
+class _Pieces(TextStreamer):
+    """Hands on a continuation as it comes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, say: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._say = say
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002
+        if text:
+            self._say(text)
+
+
+class _WhenSet(StoppingCriteria):
+    """Ends a generation from another thread."""
+
+    def __init__(self, stop: Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device)
