@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cocomix.errors import UserError
+from cocomix.gpus import gpu_named
 from cocomix.runtime import runtime
 
 
@@ -70,25 +71,12 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-}
-"""bf16 operations a second, dense, as the vendor states them; the first name that a GPU's name contains."""
-
-
 def peak_flops() -> float | None:
     """Floating-point operations a second that the device reaches at most in bf16; None: not known, or not in bf16."""
     if device().type != "cuda" or not bf16():
         return None
-    name = torch.cuda.get_device_name()
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    gpu = gpu_named(torch.cuda.get_device_name())
+    return gpu.peak if gpu else None
 
 
 def attention(context: int) -> str:

@@ -15,9 +15,17 @@ Shape = dict[str, Any]
 class Vocabulary(Protocol):
     """What shapes depend on of the tokens: `Tokens` is one."""
 
-    vocab_size: int
-    context: int
-    eos_id: int
+    @property
+    def vocab_size(self) -> int:
+        """Entries."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a window."""
+
+    @property
+    def eos_id(self) -> int:
+        """The token after a document."""
 
 
 class Parameters(NamedTuple):

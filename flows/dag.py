@@ -1,15 +1,16 @@
 """The pipeline as DVC sees it: dvc.yaml is the only definition."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from cocomix.errors import UserError, suggestion
+from flows.changes import WithParams, only_keys, ran_with, reasons
 
 Mode = Literal["upstream", "only", "downstream"]
 """What is run besides the named stages: what they need, nothing, or what follows from them."""
@@ -29,26 +30,40 @@ class Stage:
     """The files of figures that it writes."""
     gpu: bool
     """Whether it computes on a GPU where there is one: `meta: {gpu: true}` in dvc.yaml."""
+    reads_keys_of: frozenset[str] = frozenset()
+    """Those of `needs` of which it reads nothing but keys of a file, as parameters."""
+    reasons: tuple[str, ...] = ()
+    """What changed, in words."""
+    ran_with: Mapping[str, Any] = field(default_factory=dict)
+    """The parameters of its last run, by key."""
 
 
-def read() -> dict[str, Stage]:
+def read(params: bytes | None = None) -> dict[str, Stage]:
     """All stages, by name, what is needed first.
+
+    Args:
+        params: a content of params.yaml to look ahead to; none: the file's.
 
     Raises:
         UserError: when dvc.yaml cannot be read.
     """
     try:
-        with Repo(_wait_for_lock=True) as repo:
+        with Repo(fs=WithParams(params) if params else None, _wait_for_lock=True) as repo:
             graph = repo.index.graph
-            changed = set(repo.status())
+            status = repo.status()
             root = Path(repo.root_dir)
             stages = {
                 stage.addressing: Stage(
                     name=stage.addressing,
                     needs=tuple(sorted(each.addressing for each in graph.successors(stage))),
-                    changed=stage.addressing in changed,
+                    changed=stage.addressing in status,
                     metrics=tuple(Path(out.fs_path).relative_to(root) for out in stage.outs if out.metric),
                     gpu=bool((stage.meta or {}).get("gpu")),
+                    reads_keys_of=frozenset(
+                        each.addressing for each in graph.successors(stage) if only_keys(stage, each)
+                    ),
+                    reasons=tuple(reasons(stage, status.get(stage.addressing, []))),
+                    ran_with=ran_with(stage),
                 )
                 for stage in graph
             }

@@ -29,10 +29,19 @@ def switch(name: str) -> None:
     Raises:
         UserError: when there is no such preset, or the parameters with it are not valid.
     """
+    write_atomically(FILE, content_of(name))
+
+
+def content_of(name: str) -> bytes:
+    """The content of params.yaml with a preset.
+
+    Raises:
+        UserError: when there is no such preset, or the parameters with it are not valid.
+    """
     names = [path.stem for path in FOLDER.glob("*.yaml")]
     if name not in names:
         raise UserError(f"{name}: no such preset in {FOLDER}; {suggestion(name, names)}")
-    write_atomically(FILE, merged(FILE, FOLDER / "default.yaml", FOLDER / f"{name}.yaml"))
+    return merged(FILE, FOLDER / "default.yaml", FOLDER / f"{name}.yaml")
 
 
 def merged(params: Path, *overrides: Path) -> bytes:
@@ -61,6 +70,11 @@ def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: s
     stream = io.BytesIO()
     _yaml().dump(content, stream)
     return stream.getvalue()
+
+
+def read(params: bytes) -> dict[str, Any]:
+    """A content of params.yaml as it is, not checked."""
+    return dict(YAML(typ="safe").load(params))
 
 
 def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -1,0 +1,300 @@
+"""What would run and why, and what it needs: `python -m flows.plan [--preset NAME] [--gpu H100] [--json]`.
+
+Nothing runs and nothing is written. What a stage needs is computed from the parameters (`cocomix/planning.py`). How
+long it takes is its operations over a rate: on this machine that of the longest finished stage of its kind, else of the
+longest training, else an assumed one; on a named GPU an assumed share of its peak.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from cocomix.checked import parse
+from cocomix.corpus.files import find_files
+from cocomix.errors import UserError, suggestion
+from cocomix.gpus import GPUS, Gpu, gpu_named
+from cocomix.params import FILE, Params
+from cocomix.planning import LIBRARIES, Estimate, Text, estimate, estimate_text, measured_text
+from cocomix.report.wording import duration, si
+from cocomix.runtime import runtime
+from flows import dag
+from flows.overrides import nested
+from flows.preset import content_of, read, with_values
+
+UTILISATION = 0.3
+"""Share of a GPU's peak that is taken to be reached. Assumed, not measured."""
+CORE_FLOPS = 88e9
+"""Operations a second of a CPU core in training: docs/log.md, 15 (NTP, two cores of an AMD EPYC with AVX512-BF16)."""
+CORE_TEXT = {"installed-docs": 0.4e6, "files": 10e6, "hub": 10e6, "tokenize": 3e6}
+"""Bytes of text a second of a core. installed-docs: docs/log.md, 15; tokenize: measured; the others are guesses."""
+SHORTEST = 30.0
+"""Seconds that a finished stage must have taken for its rate to count: shorter ones mostly start."""
+START = 6.0
+"""Seconds that any stage takes to start, on a CPU."""
+
+
+Runs = Literal["yes", "no", "perhaps"]
+"""perhaps: only keys of a file decide that stages before it are still to write."""
+
+
+class Why(NamedTuple):
+    """Whether a stage runs."""
+
+    runs: Runs
+    reasons: tuple[str, ...]
+
+
+class Rate(NamedTuple):
+    """How fast this machine works."""
+
+    per_second: float
+    """Operations, or bytes of text."""
+    source: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage, and what it needs when it runs. Sizes in bytes."""
+
+    stage: str
+    runs: Runs
+    why: tuple[str, ...]
+    flops: float
+    disk: float
+    """Of its artifact."""
+    scratch: float
+    """Beside it while it runs."""
+    memory: float
+    """Of one process, here."""
+    seconds: float
+    """On this machine."""
+    rate: str
+    """Where the rate behind `seconds` is from."""
+    gpu_seconds: float
+    """On one GPU of the named kind; of a stage that does not compute on one, as `seconds`."""
+    gpu_windows: int | None
+    """Windows of a training step that fit into that GPU at a time (COCOMIX_MICRO_BATCH); 0: the model does not fit
+    (COCOMIX_SHARDING=fsdp); None: not a training."""
+
+
+def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
+    """All stages, what is needed first.
+
+    Args:
+        preset: whose parameters are taken in place of params.yaml's.
+
+    Raises:
+        UserError: for an unknown preset, or parameters that are not valid.
+    """
+    content = content_of(preset) if preset else FILE.read_bytes()
+    params = parse(Params, read(content), str(FILE))
+    stages = dag.read(content)
+    why = reasons(stages)
+    needs = estimate(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
+    rates = _measured_rates(stages, content)
+    return [
+        _planned(stage, why[stage.name], needs.get(stage.name, Estimate()), params, rates, gpu)
+        for stage in stages.values()
+    ]
+
+
+def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
+    """Whether and why each stage runs, what runs before it considered.
+
+    A stage whose inputs are made again with the same bytes is skipped when its turn comes; that is not foreseen.
+    """
+    found: dict[str, Why] = {}
+    for stage in stages.values():
+        before = [need for need in stage.needs if found[need].runs != "no"]
+        surely = [need for need in before if found[need].runs == "yes" and need not in stage.reads_keys_of]
+        if stage.reasons:
+            never = "never run" in stage.reasons
+            after = () if never or not before else (f"after {', '.join(before)}",)
+            found[stage.name] = Why("yes", stage.reasons + after)
+        elif surely:
+            found[stage.name] = Why("yes", (f"after {', '.join(surely)}",))
+        elif before:
+            found[stage.name] = Why("perhaps", (f"if {' or '.join(before)} gives it something new",))
+        else:
+            found[stage.name] = Why("no", ())
+    return found
+
+
+def _text(params: Params, *, up_to_date: bool) -> Text:
+    if up_to_date:
+        return measured_text(
+            *(json.loads(Path(f"metrics/{name}.json").read_bytes()) for name in ("corpus", "tokenize"))
+        )
+    files = find_files(params.corpus.files.paths) if params.corpus.source == "files" else None
+    return estimate_text(params, None if files is None else sum(each.stat().st_size for each in files))
+
+
+def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str, Rate]:
+    """By kind of stage: of the longest one that finished here, and was long enough to tell."""
+    ran_with = [nested(stage.ran_with) for stage in stages.values()]
+    try:
+        params = parse(Params, read(with_values(content, ran_with, "dvc.lock")), "dvc.lock")
+        needs = estimate(params, _text(params, up_to_date=True))
+    except (UserError, FileNotFoundError):  # of an older pipeline, or nothing ran yet
+        return {}
+    found: dict[str, tuple[float, Rate]] = {}
+    for stage in stages.values():
+        work = needs[stage.name].flops or needs[stage.name].text if stage.name in needs else 0.0
+        seconds = max((_seconds(path) for path in stage.metrics), default=0.0)
+        kind = _kind(stage.name)
+        if stage.ran_with and work and seconds > max(SHORTEST, found.get(kind, (0.0,))[0]):
+            found[kind] = seconds, Rate(work / seconds, f"measured: {stage.name}")
+    trainings = [found[kind] for kind in ("base", "pretrain") if kind in found]
+    if trainings:
+        found["training"] = max(trainings)
+    return {kind: rate for kind, (_, rate) in found.items()}
+
+
+def _seconds(metrics: Path) -> float:
+    """What the stage took that wrote this file; 0: it did not say."""
+    return json.loads(metrics.read_bytes()).get("usage", {}).get("seconds", 0.0) if metrics.exists() else 0.0
+
+
+def _kind(stage: str) -> str:
+    return stage.partition("@")[0]
+
+
+def _planned(
+    stage: dag.Stage, why: Why, need: Estimate, params: Params, rates: Mapping[str, Rate], gpu: Gpu
+) -> Planned:
+    kind = _kind(stage.name)
+    rate = rates.get(kind) or (rates.get("training") if need.flops else None) or _assumed_rate(kind, params)
+    seconds = START + (need.flops or need.text) / rate.per_second
+    training = params.base.training if kind == "base" else params.pretrain.training
+    return Planned(
+        stage=stage.name,
+        runs=why.runs,
+        why=why.reasons,
+        flops=need.flops,
+        disk=need.disk,
+        scratch=need.scratch,
+        memory=need.memory + need.window_memory * _windows_at_a_time(training.batch_size),
+        seconds=seconds,
+        rate=rate.source,
+        gpu_seconds=START + need.flops / (UTILISATION * gpu.peak) if stage.gpu else seconds,
+        gpu_windows=_fitting(need, gpu, training.batch_size) if need.window_memory else None,
+    )
+
+
+def _assumed_rate(kind: str, params: Params) -> Rate:
+    cores = runtime().cores
+    if kind in ("corpus", "tokenize"):
+        per_core = CORE_TEXT[params.corpus.source if kind == "corpus" else kind]
+        return Rate(per_core * cores, f"assumed: {si(per_core, 'B')}/s a core, {cores} cores")
+    if (names := _gpus_here()) and (gpu := gpu_named(names[0])):
+        return Rate(
+            UTILISATION * gpu.peak * len(names), f"assumed: {UTILISATION:.0%} of the peak of {len(names)} {names[0]}"
+        )
+    return Rate(CORE_FLOPS * cores, f"assumed: {si(CORE_FLOPS, 'FLOP')}/s a core, {cores} cores")
+
+
+def _gpus_here() -> list[str]:
+    """Names of the GPUs that stages will use on this machine."""
+    if not shutil.which("nvidia-smi") or not (runtime().device == "auto" or runtime().device.startswith("cuda")):
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def _windows_at_a_time(batch_size: int) -> int:
+    """Of a training step, in one process here."""
+    asked, processes = runtime().micro_batch, runtime().processes
+    if asked != "auto":
+        return min(asked, batch_size)
+    return math.ceil(batch_size / (processes if processes != "auto" else len(_gpus_here()) or runtime().cores))
+
+
+def _fitting(need: Estimate, gpu: Gpu, batch_size: int) -> int:
+    free = 0.9 * gpu.memory - (need.memory - LIBRARIES)
+    return max(0, min(batch_size, int(free / need.window_memory)))
+
+
+def show(planned: list[Planned], gpu_name: str, console: Console) -> None:
+    """Print why each stage runs, a table of what it needs, and the sums."""
+    running = [each for each in planned if each.runs != "no"]
+    for each in running:
+        console.print(f"{each.stage}: {'; '.join(each.why)}", soft_wrap=True)
+    if up_to_date := [each.stage for each in planned if each.runs == "no"]:
+        console.print(f"Up to date: {', '.join(up_to_date)}.", soft_wrap=True)
+    if not running:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("stage", no_wrap=True)
+    for name in ("disk", "memory", "operations", "here", f"one {gpu_name}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in running:
+        operations = si(each.flops, "FLOP") if each.flops else ""
+        times = _time(each.seconds), _time(each.gpu_seconds)
+        table.add_row(each.stage, si(each.disk, "B"), si(each.memory, "B"), operations, *times)
+    console.print("", table, "")
+    needed = sum(each.disk for each in running) + max(each.scratch for each in running)
+    free = shutil.disk_usage(".").free
+    seconds, gpu_seconds = (sum(getattr(each, key) for each in running) for key in ("seconds", "gpu_seconds"))
+    perhaps = sum(each.runs == "perhaps" for each in running)
+    unsure = f", {perhaps} of them perhaps" if perhaps else ""
+    console.print(
+        f"{len(running)} of {len(planned)} stages would run{unsure}: {_time(seconds)} here, {_time(gpu_seconds)} with "
+        f"one {gpu_name} at {UTILISATION:.0%} of its peak (assumed)."
+    )
+    console.print(
+        f"Disk: {si(needed, 'B')} at most, work in progress included; {si(free, 'B')} are free here"
+        + (": TOO LITTLE." if needed > free else ".")
+    )
+    for rate in dict.fromkeys(each.rate for each in running):
+        kinds = dict.fromkeys(_kind(each.stage) for each in running if each.rate == rate)
+        console.print(f"Rate here, {', '.join(kinds)}: {rate}.")
+    most, there = max(running, key=lambda each: each.memory), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if most.memory > there:
+        console.print(
+            f"Memory: {most.stage} would take {si(most.memory, 'B')} a process; {si(there, 'B')} are here: "
+            "a lower COCOMIX_MICRO_BATCH takes less."
+        )
+    for each in running:
+        if each.gpu_windows == 0:
+            console.print(f"{each.stage} does not fit into one {gpu_name}: COCOMIX_SHARDING=fsdp on several.")
+        elif each.gpu_windows is not None:
+            console.print(f"{each.stage} on one {gpu_name}: COCOMIX_MICRO_BATCH={each.gpu_windows} at most.")
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m flows.plan", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--preset", help="plan with the parameters of a preset, leaving params.yaml as it is")
+    parser.add_argument("--gpu", default="H100", help=f"a kind of GPU to estimate for: {', '.join(GPUS)}")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    given = parser.parse_args()
+    try:
+        gpu = gpu_named(given.gpu)
+        if gpu is None:
+            raise UserError(f"--gpu {given.gpu}: not known; {suggestion(given.gpu, GPUS)}")
+        planned = plan(given.preset, gpu)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if given.json:
+        print(json.dumps({"gpu": given.gpu, "stages": [asdict(each) for each in planned]}, indent=2))
+    else:
+        show(planned, given.gpu, Console())
+
+
+if __name__ == "__main__":
+    main()
