@@ -85,7 +85,7 @@ class Planned:
     """On one GPU of the named kind; of a stage that does not compute on one, as `seconds`."""
     gpu_windows: int | None
     """Windows of a training step that fit into that GPU at a time (COCOMIX_MICRO_BATCH); 0: the model does not fit
-    (COCOMIX_SHARDING=fsdp); None: not a training."""
+    (COCOMIX_SHARDING=fsdp); None: all of them, or not a training."""
 
 
 def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
@@ -188,7 +188,7 @@ def _planned(
         seconds=seconds,
         rate=rate.source,
         gpu_seconds=START + need.flops / (UTILISATION * gpu.peak) if stage.gpu else seconds,
-        gpu_windows=_fitting(need, gpu, training.batch_size) if need.window_memory else None,
+        gpu_windows=_fitting(need, gpu, training.batch_size),
     )
 
 
@@ -220,16 +220,18 @@ def _windows_at_a_time(batch_size: int) -> int:
     return math.ceil(batch_size / (processes if processes != "auto" else len(_gpus_here()) or runtime().cores))
 
 
-def _fitting(need: Estimate, gpu: Gpu, batch_size: int) -> int:
+def _fitting(need: Estimate, gpu: Gpu, batch_size: int) -> int | None:
     free = 0.9 * gpu.memory - (need.memory - LIBRARIES)
-    return max(0, min(batch_size, int(free / need.window_memory)))
+    fitting = max(0, int(free / need.window_memory)) if need.window_memory else batch_size
+    return fitting if fitting < batch_size else None
 
 
 def show(planned: list[Planned], gpu_name: str, console: Console) -> None:
     """Print why each stage runs, a table of what it needs, and the sums."""
     running = [each for each in planned if each.runs != "no"]
-    for each in running:
-        console.print(f"{each.stage}: {'; '.join(each.why)}", soft_wrap=True)
+    for why in dict.fromkeys(each.why for each in running):
+        stages = ", ".join(each.stage for each in running if each.why == why)
+        console.print(f"{stages}: {'; '.join(why)}", soft_wrap=True)
     if up_to_date := [each.stage for each in planned if each.runs == "no"]:
         console.print(f"Up to date: {', '.join(up_to_date)}.", soft_wrap=True)
     if not running:
@@ -252,10 +254,8 @@ def show(planned: list[Planned], gpu_name: str, console: Console) -> None:
         f"{len(running)} of {len(planned)} stages would run{unsure}: {_time(seconds)} here, {_time(gpu_seconds)} with "
         f"one {gpu_name} at {UTILISATION:.0%} of its peak (assumed)."
     )
-    console.print(
-        f"Disk: {si(needed, 'B')} at most, work in progress included; {si(free, 'B')} are free here"
-        + (": TOO LITTLE." if needed > free else ".")
-    )
+    enough = "." if needed <= free else ": TOO LITTLE."
+    console.print(f"Disk: {si(needed, 'B')} at most, work in progress included; {si(free, 'B')} are free here{enough}")
     for rate in dict.fromkeys(each.rate for each in running):
         kinds = dict.fromkeys(_kind(each.stage) for each in running if each.rate == rate)
         console.print(f"Rate here, {', '.join(kinds)}: {rate}.")
