@@ -19,8 +19,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from cocomix.artifact import MANIFEST
@@ -62,31 +60,33 @@ def show_concepts(options: argparse.Namespace, console: Console) -> None:
 
 def generate(options: argparse.Namespace, console: Console) -> None:
     """A continuation, edited or not."""
+    sampling = _sampling(options)
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
     edits, ids = _edits(options, model.config.num_concepts), encode(model, options.text, tokenizer, options.tokens)
     if options.json:
-        text = _continuation(model, tokenizer, ids, options, concept_edits=edits)
+        text = continuation(model, tokenizer, ids, sampling, concept_edits=edits)
         print(json.dumps({"prompt": options.text, "edits": options.edit, "continuation": text}))
     else:
         console.print(Text(options.text, "dim"), end="", soft_wrap=True)
         stream = Stream(tokenizer, console)
-        _continuation(model, tokenizer, ids, options, concept_edits=edits, streamer=stream)
+        continuation(model, tokenizer, ids, sampling, concept_edits=edits, streamer=stream)
 
 
 def steer(options: argparse.Namespace, console: Console) -> None:
     """Continuations without and with edits, from the same random numbers."""
+    sampling = _sampling(options)
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
     edits, ids = _edits(options, model.config.num_concepts), encode(model, options.text, tokenizer, options.tokens)
     found = {
-        "original": _continuation(model, tokenizer, ids, options),
-        "steered": _continuation(model, tokenizer, ids, options, concept_edits=edits),
+        "original": continuation(model, tokenizer, ids, sampling),
+        "steered": continuation(model, tokenizer, ids, sampling, concept_edits=edits),
     }
     if options.base:
         base, sae, _ = load_extractor(options.artifacts, model)
         encode(base, ids[0].tolist(), tokenizer, options.tokens)
-        found["base"] = _continuation(base, tokenizer, ids, options)
+        found["base"] = continuation(base, tokenizer, ids, sampling)
         with concepts_edited(base, sae, edits):
-            found["base steered"] = _continuation(base, tokenizer, ids, options)
+            found["base steered"] = continuation(base, tokenizer, ids, sampling)
     if options.json:
         print(json.dumps({"prompt": options.text, "edits": options.edit, "continuations": found}))
     else:
@@ -107,12 +107,10 @@ def explore(options: argparse.Namespace, console: Console) -> None:
     serve(session, options.port, lambda address: console.print(f"{address} (Ctrl-C ends it)"))
 
 
-def _continuation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tensor, options: argparse.Namespace, **more: Any
-) -> str:
-    """What `model` says after the prompt ids [1, seq]."""
-    sampling = Sampling(options.tokens, 0.0 if options.greedy else options.temperature, options.seed)
-    return continuation(model, tokenizer, ids, sampling, **more)
+def _sampling(options: argparse.Namespace) -> Sampling:
+    if options.tokens < 1 or options.temperature < 0:
+        raise UserError("--tokens must be 1 or more, --temperature 0 or more")
+    return Sampling(options.tokens, 0.0 if options.greedy else options.temperature, options.seed)
 
 
 def _edits(options: argparse.Namespace, num_concepts: int) -> list[Written]:

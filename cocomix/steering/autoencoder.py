@@ -55,7 +55,7 @@ def _positions(args: tuple[Any, ...], inputs: dict[str, Any]) -> Tensor:
     """The places of a forward pass's tokens in their texts, as the model counts them: int64 [batch or 1, seq]."""
     if (given := inputs.get("position_ids")) is not None:
         return given
-    tokens = args[0] if args else inputs["input_ids"]
+    tokens = next(each for each in (*args, inputs.get("input_ids"), inputs.get("inputs_embeds")) if each is not None)
     cache = inputs.get("past_key_values")
     past = cache.get_seq_length() if cache is not None else 0
     return torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -12,6 +11,7 @@ from cocomix.base import load_base
 from cocomix.checked import parse
 from cocomix.device import device
 from cocomix.errors import UserError
+from cocomix.explain import Atlas
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import AttributionParams, load
 from cocomix.sae.autoencoder import load_sae
@@ -63,5 +63,5 @@ def load_labels(artifacts: Path) -> dict[int, str]:
     """What concepts mean, by number; nothing without an atlas."""
     if not (artifacts / "atlas" / MANIFEST).is_file():
         return {}
-    table = pq.read_table(Artifact(artifacts / "atlas").file("concepts.parquet"), columns=["concept", "label"])
-    return {row["concept"]: row["label"] for row in table.to_pylist()}
+    atlas = Atlas(artifacts / "atlas")
+    return {concept: atlas.label(concept) for concept in range(len(atlas))}

@@ -99,6 +99,13 @@ def test_rows_of_the_base_model_have_edits_of_their_own(setting: Setting) -> Non
     torch.testing.assert_close(together, torch.cat([first, base(ids[1:]).logits]), atol=1e-4, rtol=1e-4)
 
 
+def test_embeddings_can_be_given_for_tokens(setting: Setting) -> None:
+    base, sae, _ = setting.extractor
+    ids = windows(setting, 2)
+    with concepts_edited(base, sae, [Set(9, 8.0, start=3)]):
+        torch.testing.assert_close(base(inputs_embeds=base.get_input_embeddings()(ids)).logits, base(ids).logits)
+
+
 def test_edits_before_the_selection_are_refused(setting: Setting) -> None:
     with (
         pytest.raises(ValueError, match="drop before_selection"),

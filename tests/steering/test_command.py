@@ -31,7 +31,7 @@ def atlas() -> None:
         with work.write("concepts.parquet") as pending:
             labels = [f"meaning {number}" if number != 3 else "" for number in range(40)]
             pq.write_table(pa.table({"concept": range(40), "label": labels}), pending.path)
-        work.finish({})
+        work.finish({"concepts": 40})
         work.publish()
 
 
@@ -127,6 +127,8 @@ def test_what_cannot_be_done_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "no concept 40; the model has 0 to 39" in refused("steer", "w5", "--edit", "40=2")
     assert "2 tokens and 60 new ones; the model reads at most 48" in refused("generate", "w5 w6", "--tokens", "60")
     assert "the text is empty" in refused("concepts", "")
+    for option in (["--tokens", "0"], ["--temperature", "-1"]):
+        assert "--tokens must be 1 or more, --temperature 0 or more" in refused("generate", "w5", *option)
     assert "leave it or --base out" in refused("steer", "w5", "--edit", "9x2", "--before-selection", "--base")
     other = tiny(vocab_size=64, num_concepts=41)
     other.save_pretrained("other")
