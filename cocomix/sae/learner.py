@@ -35,16 +35,6 @@ class CurveRow(NamedTuple):
     """Active latents of an activation, on average, in this step's batch."""
 
 
-class Step(NamedTuple):
-    """What a step came to; it minimises `fvu + own + aux_weight * aux`."""
-
-    fvu: Tensor
-    own: Tensor
-    """The loss of the architecture's own."""
-    aux: Tensor
-    l0: float
-
-
 class Learner:
     """An autoencoder in training.
 
@@ -129,7 +119,7 @@ class Learner:
         self._update_average()
         self.step += 1
         if self.step % max(1, self._steps // CURVE_ROWS) == 0 or self.step == self._steps:
-            self.curve.append(self._point(Step(fvu.detach(), own.detach(), aux.detach(), l0)))
+            self.curve.append(self._point(fvu.detach(), aux.detach(), l0))
 
     def finish(self) -> SparseAutoencoder:
         """The autoencoder at the end of its training, frozen."""
@@ -182,11 +172,12 @@ class Learner:
         rise = self._params.sparsity_warmup_share * self._steps
         return (self._params.sparsity_weight or 0.0) * min(1.0, self.step / max(rise, 1.0))
 
-    def _point(self, step: Step) -> CurveRow:
+    def _point(self, fvu: Tensor, aux: Tensor, l0: float) -> CurveRow:
+        """What this step came to, in all processes."""
         dead = (self._tokens_since_fired > self._params.dead_tokens).float().mean()
-        tokens = self.step * self._params.batch_size
-        fvu, aux, l0 = distributed.average(torch.stack([step.fvu, step.aux, step.fvu.new_tensor(step.l0)])).tolist()
-        return CurveRow(self.step, tokens, fvu, aux, float(dead), l0)
+        means = distributed.average(torch.stack([fvu, aux, fvu.new_tensor(l0)]))
+        mean_fvu, mean_aux, mean_l0 = means.tolist()
+        return CurveRow(self.step, self.step * self._params.batch_size, mean_fvu, mean_aux, float(dead), mean_l0)
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint needs."""

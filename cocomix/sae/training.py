@@ -12,7 +12,7 @@ from cocomix.activations.store import ActivationStore
 from cocomix.device import device
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
-from cocomix.params import SaeParams
+from cocomix.params import SaeParams, Site
 from cocomix.progress import progress, say
 from cocomix.runtime import runtime
 from cocomix.sae.learner import CurveRow, Learner
@@ -57,10 +57,10 @@ class SaeTraining:
         """Train to the end, from the newest checkpoint if there is one."""
         self._begin()
         first, size = self.learners[0], self._params.batch_size
+        stores = {store.site: store for store, _ in self._wanted}
         with progress("sae", self._steps * size, "tokens", first.step * size, lockstep=True) as bar:
             while first.step < self._steps:
                 epoch, start = divmod(first.step, self._epoch_steps)
-                stores = {id(each.store): each.store for each in self._wanted}
                 orders = [
                     store.batches("train", size, seed=self._params.seed, epoch=epoch, start=start)
                     for store in stores.values()
@@ -75,11 +75,11 @@ class SaeTraining:
                     self._save()
                     raise
 
-    def _learn(self, batches: dict[int, Tensor]) -> None:
-        """One step of all. batches: by the identity of the store."""
-        shares = {store: batch[runtime().rank :: runtime().world_size].to(device()) for store, batch in batches.items()}
-        for each, learner in zip(self._wanted, self.learners, strict=True):
-            learner.learn(shares[id(each.store)])
+    def _learn(self, batches: dict[Site, Tensor]) -> None:
+        """One step of all, on this process's share of a batch [batch_size, d_model] of each site."""
+        shares = {site: batch[runtime().rank :: runtime().world_size].to(device()) for site, batch in batches.items()}
+        for (store, _), learner in zip(self._wanted, self.learners, strict=True):
+            learner.learn(shares[store.site])
 
     def _begin(self) -> None:
         if state := checkpoint.load(self._folder):
