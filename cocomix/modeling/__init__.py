@@ -7,6 +7,7 @@ from cocomix.modeling.card import Trained, model_card
 from cocomix.modeling.concept_edits import Ablate, ConceptEdits, Concepts, Edit, Scale, Set, Swap
 from cocomix.modeling.configs import config_of
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
+from cocomix.modeling.mixers import Mixture
 from cocomix.modeling.modeling_cocomix import CoCoMixCache, CoCoMixForCausalLM, CoCoMixModel, CoCoMixOutput
 
 AutoConfig.register("cocomix", CoCoMixConfig)
@@ -27,6 +28,7 @@ __all__ = [
     "ConceptEdits",
     "Concepts",
     "Edit",
+    "Mixture",
     "Scale",
     "Set",
     "Swap",

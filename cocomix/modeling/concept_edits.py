@@ -31,7 +31,7 @@ class Concepts(NamedTuple):
     logits: Tensor
     """z, of which `strengths` are the largest: [batch, seq, num_concepts]."""
     positions: Tensor
-    """The places of the positions in their texts, from 0: int64 [batch, seq], or [1, seq] where all rows have the same."""
+    """Their places in the texts, from 0: int64 [batch, seq], or [1, seq] where those of all rows are the same."""
 
     def reselected(self, logits: Tensor) -> "Concepts":
         """The k largest of other logits [batch, seq, num_concepts] instead; -inf is never mixed."""

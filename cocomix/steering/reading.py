@@ -12,8 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.attribution.labelling import label_windows
 from cocomix.base import micro_batch
 from cocomix.errors import UserError
-from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.modeling.modeling_cocomix import Mixture
+from cocomix.modeling import CoCoMixForCausalLM, Mixture
 from cocomix.params import AttributionParams
 from cocomix.sae.autoencoder import SparseAutoencoder
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.modeling import CoCoMixCache, CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.modeling.modeling_cocomix import ConceptHead
+from cocomix.modeling.mixers import ConceptHead
 from tests.modeling.conftest import ids, named, tiny
 
 EXACT = {"atol": 1e-10, "rtol": 1e-8}

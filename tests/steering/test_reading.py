@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from cocomix.attribution.labelling import label_windows
 from cocomix.errors import UserError
-from cocomix.modeling.modeling_cocomix import Mixture
+from cocomix.modeling import Mixture
 from cocomix.steering import concepts, information_gain
 from tests.modeling.conftest import named, tiny
 from tests.steering.conftest import PARAMS, Setting, windows

@@ -1,0 +1,141 @@
+"""What is predicted from a hidden state, and the vector made of the prediction that is mixed in."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .concept_edits import ConceptEdits, Concepts, edited
+from .configuration_cocomix import CoCoMixConfig
+from .kernels import predict, top_k
+
+
+class Mixture(NamedTuple):
+    """What is made of hidden states [batch, seq, d_model]."""
+
+    vector: Tensor | None
+    """What is mixed in, one vector a position: [batch, seq, d_model]; none: nothing is mixed."""
+    concept_logits: Tensor | None = None
+    """z: [batch, seq, num_concepts]."""
+    base_hidden: Tensor | None = None
+    """The prediction of the base model's hidden state: [batch, seq, base_width]."""
+    concept_loss: Tensor | None = None
+    """As of `CoCoMixOutput`."""
+
+
+class _Predicted(NamedTuple):
+    """Concepts of positions: the `concept_k` largest logits, and all logits or the loss of labels."""
+
+    strengths: Tensor
+    """[batch * seq, concept_k]."""
+    indices: Tensor
+    """int64 [batch * seq, concept_k]."""
+    logits: Tensor | None = None
+    loss: Tensor | None = None
+
+
+class ConceptHead(nn.Module):
+    """Predict concepts and compress the prediction into one vector, the continuous concept.
+
+    `released`: as the released code does, the hidden state is normalised like an autoencoder's input (mean over
+    features, unbiased standard deviation, learned pre-bias), and the vector is scaled back by the same figures.
+    `equations`: z = M h and c = W TopK(z) + b, with b = `pre_bias` (paper Eq. 2 and 3).
+    """
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.predictor = nn.Linear(config.n_embd, config.num_concepts)
+        if config.mixing != "none" or config.concept_head == "released":
+            self.pre_bias = nn.Parameter(torch.zeros(config.n_embd))
+        if config.mixing != "none":
+            # Row = concept: only the rows of the predicted concepts are read.
+            self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
+
+    def forward(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        edits: ConceptEdits | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Mixture:
+        """Predict and compress.
+
+        Args:
+            hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks.
+            labels: concepts of each position, int64 [batch, seq, k_attr], negative where there is none: gives their
+                loss instead of the logits, which then never exist at once.
+            edits: changes to what is mixed, at the positions `position_ids` [batch, seq]; without `labels`.
+        """
+        if self.config.concept_head == "equations":
+            concepts = self._edited(self._predicted(hidden, labels), edits, position_ids)
+            vector = self._compressed(concepts).view_as(hidden) + self.pre_bias if self._mixes else None
+        else:
+            std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
+            std = std + 1e-5
+            predicted = self._predicted((hidden - mean) / std - self.pre_bias, labels)
+            concepts = self._edited(predicted, edits, position_ids)
+            vector = (self._compressed(concepts).view_as(hidden) + self.pre_bias) * std + mean if self._mixes else None
+        return Mixture(vector, concepts.logits, concept_loss=concepts.loss)
+
+    @property
+    def _mixes(self) -> bool:
+        return self.config.mixing != "none"
+
+    def _predicted(self, x: Tensor, labels: Tensor | None) -> _Predicted:
+        k = self.config.concept_k if self._mixes else 0
+        if labels is None:
+            logits = self.predictor(x)
+            strengths, indices = top_k(logits.flatten(0, 1), k)
+            return _Predicted(strengths, indices, logits=logits)
+        rows = predict(x.flatten(0, 1), self.predictor.weight, self.predictor.bias, labels.flatten(0, 1), k)
+        return _Predicted(rows.strengths, rows.indices, loss=rows.loss)
+
+    def _edited(self, concepts: _Predicted, edits: ConceptEdits | None, position_ids: Tensor | None) -> _Predicted:
+        if edits is None:
+            return concepts
+        assert concepts.logits is not None
+        assert position_ids is not None
+        shape = (*concepts.logits.shape[:2], -1)
+        strengths, indices = concepts.strengths.view(shape), concepts.indices.view(shape)
+        mixed = edited(Concepts(strengths, indices, concepts.logits, position_ids), edits)
+        return concepts._replace(strengths=mixed.strengths.flatten(0, 1), indices=mixed.indices.flatten(0, 1))
+
+    def _compressed(self, concepts: _Predicted) -> Tensor:
+        strengths = concepts.strengths.detach() if self.config.stop_gradient else concepts.strengths
+        vector: Tensor = self.compress(concepts.indices, per_sample_weights=strengths.to(self.compress.weight.dtype))
+        return vector
+
+
+class HiddenHead(nn.Module):
+    """Predict the base model's hidden state, normalised, and project the prediction (paper section 3.4, Fig. 6b)."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        inner = 4 * config.n_embd
+        self.predictor = nn.Sequential(
+            nn.Linear(config.n_embd, inner), nn.GELU("tanh"), nn.Linear(inner, config.base_width)
+        )
+        if config.mixing != "none":
+            self.compress = nn.Linear(config.base_width, config.n_embd)
+
+    def forward(self, hidden: Tensor) -> Mixture:
+        """hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
+        predicted = self.predictor(self.norm(hidden))
+        if self.config.mixing == "none":
+            return Mixture(None, base_hidden=predicted)
+        return Mixture(self.compress(predicted.detach() if self.config.stop_gradient else predicted), None, predicted)
+
+
+class PauseVector(nn.Module):
+    """The same learned vector at every position (pause tokens, arXiv 2310.02226; paper Fig. 6f)."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(config.n_embd))
+
+    def forward(self, hidden: Tensor) -> Mixture:
+        """hidden: [batch, seq, d_model], of which only the shape counts."""
+        return Mixture(self.vector.expand_as(hidden))
