@@ -65,7 +65,7 @@ export function cardOf(card, open, ...actions) {
   if (!card.firings) {
     return [el("h2", {}, `Concept ${card.concept}`), ...actions, el("p", {}, "It fired nowhere in the text that the atlas was made of.")];
   }
-  const trust = card.auc === null ? "label not scored" : `label tells it apart with AUC ${card.auc.toFixed(2)}`;
+  const trust = card.auc === null ? "label not scored" : `label tells it apart with AUC ${card.auc.toFixed(2)} (${card.held_out} held-out firings)`;
   const strongest = card.max_strength;
   const list = (contexts) => el("ul", { class: "contexts" }, ...contexts.map((each) => contextLine(each, strongest)));
   const top = card.contexts.filter((each) => each.kind === "top");

@@ -73,6 +73,7 @@ const strengthAt = (position) => position.predicted.find((each) => each.concept 
 const isLabel = (position) => position.labelled?.some((each) => each.concept === state.concept) ?? false;
 
 function showTokens() {
+  const focused = tokens.contains(document.activeElement);
   tokens.replaceChildren(
     ...state.positions.map((position, place) => {
       const line = position.text.includes("\n");
@@ -81,7 +82,7 @@ function showTokens() {
     }),
   );
   tint();
-  select(state.selected);
+  select(state.selected, focused);
 }
 
 /** Colours tokens by the chosen concept's strength, or else by the information gain. */
@@ -132,11 +133,10 @@ function select(place, focus = false) {
 function showToken() {
   const position = state.positions[state.selected];
   const panel = byId("token");
-  panel.hidden = false;
   const agreed = new Set((position.labelled ?? []).map((each) => each.concept));
   const most = position.predicted[0]?.strength || 1;
   const row = (each, share, amount) => {
-    const button = el("button", { type: "button", class: each.concept === state.concept ? "concept chosen" : "concept", click: () => choose(each.concept) },
+    const button = el("button", { type: "button", class: "concept", "data-concept": each.concept, click: () => choose(each.concept) },
       el("b", {}, String(each.concept)), el("span", { class: "name" }, each.label || "no label"), el("small", {}, amount));
     button.style.setProperty("--share", Math.max(0, share));
     return el("li", { class: agreed.has(each.concept) && position.predicted.some((one) => one.concept === each.concept) ? "agreed" : null }, button);
@@ -144,7 +144,7 @@ function showToken() {
   const rows = position.predicted.map((each) => row(each, each.strength / most, each.strength.toFixed(1)));
   const best = position.labelled?.[0]?.strength || 1;
   const gain = position.gain === null ? "" : `${position.gain >= 0 ? "+" : "−"}${Math.abs(position.gain).toFixed(2)} nats gained by mixing here`;
-  panel.replaceChildren(
+  panel.replaceChildren(...[
     el("h2", {}, el("code", {}, visible(position.text)), el("span", { class: "quiet" }, ` position ${state.selected}`)),
     el("p", { class: "quiet" }, gain),
     el("h3", {}, "Predicted, and mixed"),
@@ -156,7 +156,12 @@ function showToken() {
         ? el("ul", { class: "list bars" }, ...position.labelled.map((each) => row(each, each.strength / best, each.strength.toFixed(3))))
         : el("p", { class: "quiet" }, "None: nothing follows, or no active concept adds to the loss."),
     ] : []),
-  );
+  ].filter(Boolean));
+  markChosen();
+}
+
+function markChosen() {
+  for (const button of byId("token").querySelectorAll("[data-concept]")) button.classList.toggle("chosen", Number(button.dataset.concept) === state.concept);
 }
 
 // A concept ---------------------------------------------------------------------------------------------------------
@@ -165,21 +170,30 @@ const choose = latest(byId("found-count"), async (signal, concept) => {
   state.concept = concept;
   if (state.positions.length) {
     tint();
-    showToken();
+    markChosen();
   }
-  const panel = byId("card");
-  panel.hidden = concept === null;
   if (concept === null) return;
-  const steer = el("button", { type: "button", class: "primary", click: () => addEdit(`${concept}=5`) }, `Steer ${concept}`);
+  const panel = byId("card");
+  const steer = el("button", { type: "button", class: "primary", click: () => steerBy(concept) }, `Steer ${concept}`);
   if (!state.about.atlas) {
     panel.replaceChildren(el("h2", {}, `Concept ${concept}`), steer, el("p", { class: "quiet" }, "What it is about is not known: `dvc repro explain` finds out."));
     return;
   }
   const card = await json(`/api/concepts/${concept}`, undefined, signal);
   state.names.set(concept, card.label);
+  const focused = panel.contains(document.activeElement);
   panel.replaceChildren(...cardOf(card, choose, steer));
+  if (focused) panel.focus();
   panel.scrollTop = 0;
+  const { top } = panel.getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) panel.scrollIntoView();
 });
+
+/** Adds an edit, ready for arrow keys. */
+function steerBy(concept) {
+  addEdit(`${concept}=5`);
+  edits.querySelector(`[data-concept="${concept}"] input`)?.focus();
+}
 
 const search = latest(byId("found-count"), async (signal) => {
   const wanted = byId("search").value.trim();
@@ -227,7 +241,7 @@ function editRow(edit) {
     byId("edit").focus();
     write({});
   } }, "remove");
-  const title = el("button", { type: "button", class: "concept", click: () => choose(edit.concept) },
+  const title = el("button", { type: "button", class: edit.kind === "~" ? "concept whole" : "concept", click: () => choose(edit.concept) },
     el("b", {}, edit.kind === "~" ? edit.typed : `${edit.concept}`), el("span", { class: "name" }, name), edit.where && edit.kind !== "~" ? el("small", {}, edit.where) : null);
   if (edit.kind === "~") return el("li", {}, title, remove);
   const kind = el("select", { "aria-label": `How ${of} is edited`, change: () => { edit.kind = kind.value; write({}); } },
@@ -235,7 +249,7 @@ function editRow(edit) {
   const slider = el("input", { type: "range", ...limits, value: edit.value, "aria-label": `Amount for ${of}`, input: () => { edit.value = Number(slider.value); changed(); } });
   const number = el("input", { type: "number", step: 0.5, value: edit.value, "aria-label": `Exact amount for ${of}`, change: () => { edit.value = Number(number.value); changed(); } });
   slider.value = edit.value;
-  return el("li", {}, title, kind, slider, number, remove);
+  return el("li", { "data-concept": edit.concept }, title, kind, slider, number, remove);
 }
 
 /** Fills `place` with a continuation as it comes. */
@@ -368,7 +382,11 @@ byId("token").addEventListener("keydown", (event) => {
 });
 
 byId("search").addEventListener("input", soon(search, 120));
-byId("find").addEventListener("submit", (event) => { event.preventDefault(); byId("found").querySelector("button")?.click(); });
+byId("find").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  await search();
+  byId("found").querySelector("button")?.click();
+});
 walkable(byId("search"), byId("found"));
 
 byId("add").addEventListener("submit", (event) => {
@@ -380,8 +398,14 @@ for (const id of ["new-tokens", "temperature", "seed", "before-selection"]) byId
 
 for (const button of document.querySelectorAll("[data-copies]")) {
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(byId(button.dataset.copies).textContent);
-    button.textContent = "Copied";
+    const code = byId(button.dataset.copies);
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    } catch { // not allowed: selected, a key copies it
+      getSelection().selectAllChildren(code);
+      button.textContent = "Selected";
+    }
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 }

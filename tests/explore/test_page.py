@@ -1,0 +1,299 @@
+"""The page in a real browser."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from cocomix.explain import Atlas, Card
+from cocomix.explore.export import write_page
+from cocomix.explore.session import Session
+from tests.explore.serving import serving
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+PATIENCE = 20_000
+"""Milliseconds: machines that test may be busy."""
+
+HOSTILE = '</script><img src=x onerror="window.hurt=1"><b>&amp;'
+
+CONTRAST = """() => {
+  const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const painted = (...colors) => {
+    pen.clearRect(0, 0, 1, 1);
+    for (const color of colors) { pen.fillStyle = color; pen.fillRect(0, 0, 1, 1); }
+    return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const luminance = (rgb) => {
+    const linear = (each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = rgb.map((each) => linear(each / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const poor = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let looked = 0;
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !element.checkVisibility({ visibilityProperty: true })) continue;
+    const behind = [];
+    for (let each = element; each; each = each.parentElement) behind.unshift(getComputedStyle(each).backgroundColor);
+    const back = painted(...behind);
+    const text = painted(...behind, getComputedStyle(element).color);
+    const [dark, light] = [luminance(text), luminance(back)].sort((a, b) => a - b);
+    const ratio = (light + 0.05) / (dark + 0.05);
+    looked += 1;
+    if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${element.className} ${texts.currentNode.data.trim()}`);
+  }
+  return [looked, poor];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page on which nothing may go wrong, and which may load nothing from elsewhere."""
+    context = browser.new_context(
+        viewport={"width": 1440, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
+    )
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    complaints, asked, opened = [], [], []
+    page.on("console", lambda message: complaints.append(message.text))  # but a refusal is an answer
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("framenavigated", lambda frame: opened.append(frame.url))
+    yield page
+    context.close()
+    assert not [each for each in complaints if "status of 400" not in each]
+    hosts, own = ({urlsplit(each).netloc for each in urls} for urls in (asked, opened))
+    assert hosts <= own | {""}
+
+
+@pytest.fixture
+def opened(session: Session, page: Page) -> Iterator[Page]:
+    """The page, where the text `w5 w9 w2` has been read and continued."""
+    with serving(session) as address:
+        page.route("**/api/about", lambda route: (page.fill("#prompt", "w5 w9 w2"), route.continue_()))
+        page.goto(f"http://{address}/")
+        expect(page.locator("#tokens .token")).to_have_count(3)
+        page.fill("#new-tokens", "8")
+        finished(page)
+        yield page
+
+
+def finished(page: Page) -> None:
+    """Wait until nothing is being written."""
+    expect(page.locator("#original")).not_to_be_empty()
+    expect(page.locator("#writing")).not_to_have_text("writing …")
+    expect(page.locator("#stop")).to_be_hidden()
+
+
+def test_type_click_search_and_steer(opened: Page, session: Session) -> None:
+    page = opened
+    page.fill("#prompt", "w5 w9 w2 w7")
+    expect(page.locator("#count")).to_have_text("4 of 48 tokens")
+    page.click("#token-1")
+    position = session.read("w5 w9 w2 w7")[1]
+    expect(page.locator("#token h2")).to_have_text("w9 position 1")
+    expect(page.locator("#token .list >> nth=0 >> b")).to_have_text([str(each.concept) for each in position.predicted])
+    strongest = position.predicted[0]
+    page.click("#token .list >> nth=0 >> button >> nth=0")
+    expect(page.locator("#card h2")).to_contain_text(str(strongest.concept))
+    expect(page.locator("#legend")).to_contain_text(f"strength of {strongest.concept}")
+    shades = page.locator(".token").evaluate_all("all => all.map((each) => +each.style.getPropertyValue('--share'))")
+    assert max(shades) == 1
+    assert shades[1] > 0
+
+    page.fill("#search", "w9")
+    expect(page.locator("#found b")).to_have_text([str(each.concept) for each in session.search("w9")])
+    page.fill("#search", "9")
+    page.press("#search", "Enter")
+    expect(page.locator("#card h2")).to_have_text(re.compile("^9"))
+    page.click("#card button.primary")
+    slider = page.locator("#edits input[type=range]")
+    expect(slider).to_be_focused()
+    slider.fill("10")
+    expect(page.locator("#shell")).to_contain_text("--edit 9=10")
+    finished(page)
+    steered = page.inner_text("#steered")
+    assert steered != page.inner_text("#original")
+    slider.fill("-10")
+    expect(page.locator("#shell")).to_contain_text("--edit 9=-10")
+    finished(page)
+    assert page.inner_text("#steered") not in (steered, page.inner_text("#original"))
+
+    page.click("#calls summary")
+    page.click("[data-copies=python]")
+    expect(page.locator("[data-copies=python]")).to_have_text("Copied")
+    assert "Set(9, -10.0)" in page.evaluate("navigator.clipboard.readText()")
+    page.click("#edits .plain")
+    expect(page.locator("#steered")).to_contain_text("No edits")
+
+
+def test_all_of_it_goes_by_keyboard(opened: Page) -> None:
+    page, press = opened, opened.keyboard.press
+    page.focus("#prompt")
+    press("Tab")
+    expect(page.locator("#token-0")).to_be_focused()
+    press("ArrowRight")
+    expect(page.locator("#token-1")).to_be_focused()
+    expect(page.locator("#token-1")).to_have_attribute("aria-selected", "true")
+    press("End")
+    expect(page.locator("#token-2")).to_be_focused()
+    assert page.locator("#token-2").evaluate("each => getComputedStyle(each).outlineStyle") == "solid"
+    press("Enter")
+    concept = page.locator("#token button >> nth=0")
+    expect(concept).to_be_focused()
+    number = concept.locator("b").inner_text()
+    press("Enter")
+    expect(page.locator("#card h2")).to_contain_text(number)
+    expect(concept).to_be_focused()
+    press("Escape")
+    expect(page.locator("#token-2")).to_be_focused()
+    press("Tab")
+    expect(page.locator("#search")).to_be_focused()
+    page.keyboard.type("w9")
+    expect(page.locator("#found button")).not_to_have_count(0)
+    press("ArrowDown")
+    number = page.locator("#found b >> nth=0").inner_text()
+    press("Enter")
+    expect(page.locator("#card h2")).to_contain_text(number)
+    page.locator("#card button.primary").press("Enter")
+    for _ in range(4):
+        press("ArrowRight")
+    expect(page.locator("#shell")).to_contain_text(f"--edit {number}=7")
+    unnamed = page.locator("input, select, textarea, button, [role=listbox], [role=option]").evaluate_all(
+        "all => all.filter((each) => !each.labels?.length && !each.ariaLabel && !each.textContent.trim()).length"
+    )
+    assert unnamed == 0
+
+
+def test_what_is_wrong_is_said_beside_it_and_goes_when_it_is_mended(opened: Page) -> None:
+    page = opened
+    page.fill("#prompt", " ")
+    expect(page.locator("#reading-error")).to_contain_text("the text is empty")
+    page.fill("#prompt", "w1 " * 49)
+    expect(page.locator("#reading-error")).to_contain_text("reads at most 48")
+    page.fill("#prompt", "w5 w6")
+    expect(page.locator("#reading-error")).to_be_empty()
+    page.fill("#edit", "99=2")
+    page.press("#edit", "Enter")
+    expect(page.locator("#steering-error")).to_contain_text("no concept 99; the model has 0 to 39")
+    page.fill("#edit", "many")
+    page.press("#edit", "Enter")
+    expect(page.locator("#steering-error")).to_contain_text("write 9=5")
+    page.fill("#edit", "9=2@4:")
+    page.press("#edit", "Enter")
+    expect(page.locator("#steering-error")).to_be_empty()
+    page.fill("#new-tokens", "99")
+    page.press("#new-tokens", "Enter")
+    expect(page.locator("#steering-error")).to_contain_text("99 new ones; the model reads at most 48")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_is_readable_and_nothing_is_wider_than_a_phone(opened: Page, scheme: str) -> None:
+    page = opened
+    page.emulate_media(color_scheme=scheme)
+    page.fill("#search", "w9")
+    page.click("#found button")
+    expect(page.locator("#card h2")).to_be_visible()
+    page.fill("#edit", "9=10")
+    page.press("#edit", "Enter")
+    expect(page.locator("#shell")).to_contain_text("9=10")
+    finished(page)
+    for summary in page.locator("summary").all():
+        summary.click()
+    page.wait_for_timeout(300)  # colours fade
+    looked, poor = page.evaluate(CONTRAST)
+    assert looked > 100
+    assert not poor
+    page.set_viewport_size({"width": 375, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_a_long_continuation_shows_as_it_comes_and_can_be_stopped(
+    session: Session, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(*_: object, say: object, stop: object, **__: object) -> None:
+        while not stop.wait(0.05):
+            say("more ")
+
+    monkeypatch.setattr(session, "write", endless)
+    with serving(session) as address:
+        page.goto(f"http://{address}/")
+        expect(page.locator("#original")).to_contain_text("more more")
+        page.click("#stop")
+        expect(page.locator("#writing")).to_have_text("Stopped.")
+        written = page.inner_text("#original")
+        page.wait_for_timeout(300)
+        assert page.inner_text("#original") == written
+
+
+class Hostile(Atlas):
+    """Its corpus tries to become part of the page."""
+
+    def concept(self, concept: int) -> Card:
+        card = super().concept(concept)
+        shown = [[token._replace(text=HOSTILE) for token in each.shown] for each in card.contexts]
+        return card._replace(
+            label=HOSTILE,
+            promotes=[each._replace(text=HOSTILE) for each in card.promotes],
+            fires_on=[each._replace(text=HOSTILE) for each in card.fires_on],
+            nearest=[each._replace(label=HOSTILE) for each in card.nearest],
+            contexts=[each._replace(shown=some) for each, some in zip(card.contexts, shown, strict=True)],
+        )
+
+
+def test_text_of_the_corpus_stays_text(session: Session, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    atlas = Hostile()
+    monkeypatch.setattr(session, "_atlas", atlas)
+    monkeypatch.setattr(session, "_labels", dict.fromkeys(range(40), HOSTILE))
+    out = atlas.path.parent / "page.html"
+    write_page(atlas, out)
+    with serving(session) as address:
+        for url in (f"http://{address}/", out.resolve().as_uri()):
+            page.goto(url)
+            page.fill("#search", "7")
+            page.press("#search", "Enter")
+            expect(page.locator("#card h2")).to_contain_text(HOSTILE)
+            expect(page.locator("#card .chips code >> nth=0")).to_contain_text("onerror")
+            assert page.evaluate("[window.hurt, document.images.length]") == [None, 0]
+
+
+def test_the_exported_atlas_opens_from_disk_and_finds_what_the_atlas_finds(
+    atlas: Atlas, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cocomix.explore.export.GROUP", 7)
+    out = atlas.path.parent / "atlas.html"
+    write_page(atlas, out)
+    again = atlas.path.parent / "again.html"
+    write_page(atlas, again)
+    assert again.read_bytes() == out.read_bytes()
+    page.goto(out.resolve().as_uri())
+    expect(page.locator("#card h2")).to_have_text(f"0{atlas.label(0)}")
+    for wanted in ("w9", "W3 ", "near"):
+        page.fill("#search", wanted)
+        found = atlas.search(wanted, limit=40)
+        expect(page.locator("#found b")).to_have_text([str(each.concept) for each in found])
+        expect(page.locator("#found small")).to_have_text([each.why for each in found])
+    page.focus("#search")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    card = atlas.concept(found[0].concept)
+    expect(page.locator("#card h2")).to_have_text(f"{card.concept}{card.label}")
+    page.locator("#card details summary >> nth=0").click()
+    expect(page.locator("#card .contexts >> nth=0 >> mark >> nth=0")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#card h2")).to_have_text(f"0{atlas.label(0)}")

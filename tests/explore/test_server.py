@@ -1,0 +1,205 @@
+"""What the page asks for, as the server answers it."""
+
+import http.client
+import json
+import shlex
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from cocomix.__main__ import main
+from cocomix.artifact import Work
+from cocomix.errors import UserError
+from cocomix.explain import Atlas
+from cocomix.explore.plain import plain
+from cocomix.explore.server import application
+from cocomix.explore.session import Session
+from cocomix.steering import concepts
+from cocomix.steering.project import load_extractor, load_labels, load_model
+from cocomix.steering.writing import Sampling
+from tests.explore.serving import serving
+
+HERE = "http://127.0.0.1"
+PROMPT = {"text": "w5 w9 w2", "tokens": 9, "temperature": 0.8, "seed": 3}
+EDITS = ["9=20", "3x-2@4:", "5~6"]
+
+
+@pytest.fixture
+def client(session: Session) -> Iterator[TestClient]:
+    with TestClient(application(session), HERE) as client:
+        yield client
+
+
+def streamed(client: TestClient, **asked: Any) -> str:
+    lines = [json.loads(line) for line in client.post("/api/continue", json=asked).text.splitlines()]
+    assert lines.pop() == {"done": True}
+    return "".join(line["text"] for line in lines)
+
+
+def stream_error(client: TestClient, **asked: Any) -> str:
+    return json.loads(client.post("/api/continue", json=asked).text.splitlines()[-1])["error"]
+
+
+def test_a_text_is_read_as_in_python(client: TestClient) -> None:
+    model, tokenizer = load_model(Path("artifacts/models/cocomix-0"))
+    artifacts = Path("artifacts")
+    expected = concepts(model, "w5 w9 w2", tokenizer, load_extractor(artifacts, model), load_labels(artifacts))
+    assert client.post("/api/read", json={"text": "w5 w9 w2"}).json() == json.loads(json.dumps(plain(expected)))
+
+
+def test_a_card_and_a_search_are_those_of_the_atlas(client: TestClient, atlas: Atlas) -> None:
+    assert client.get("/api/concepts/7").json() == json.loads(json.dumps(plain(atlas.concept(7))))
+    found = client.get("/api/search", params={"text": "w9"}).json()
+    assert [each["concept"] for each in found] == [each.concept for each in atlas.search("w9")]
+    assert found
+    assert client.get("/api/search", params={"text": " 12 "}).json()[0]["concept"] == 12
+    assert client.get("/api/search", params={"text": "99999"}).json() == []
+
+
+def test_the_calls_that_are_shown_give_the_continuation_that_is_shown(
+    client: TestClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steered = streamed(client, **PROMPT, edits=EDITS)
+    original = streamed(client, **PROMPT)
+    assert steered != original
+    for temperature in (0.8, 0):
+        asked = PROMPT | {"temperature": temperature}
+        calls = client.post("/api/calls", json={**asked, "edits": EDITS}).json()
+        capsys.readouterr()
+        exec(calls["python"], {})
+        assert capsys.readouterr().out == streamed(client, **asked, edits=EDITS) + "\n"
+        main([*shlex.split(calls["shell"])[3:], "--json"])
+        told = json.loads(capsys.readouterr().out)["continuations"]
+        assert told == {"original": streamed(client, **asked), "steered": streamed(client, **asked, edits=EDITS)}
+    plain_call = client.post("/api/calls", json=PROMPT | {"text": "-w5"}).json()["shell"]
+    main([*shlex.split(plain_call)[3:-2], "--json", "--", "-w5"])
+    assert json.loads(capsys.readouterr().out)["continuation"] == streamed(client, **PROMPT | {"text": "-w5"})
+
+
+def test_edits_before_the_selection_are_others(client: TestClient) -> None:
+    asked = {**PROMPT, "edits": ["9x30"]}
+    before = streamed(client, **asked, before_selection=True)
+    assert before != streamed(client, **asked)
+    assert (
+        "Scale(9, 30.0, True)" in client.post("/api/calls", json={**asked, "before_selection": True}).json()["python"]
+    )
+
+
+def test_what_cannot_be_done_is_said_in_one_line(client: TestClient) -> None:
+    def refused(path: str, **asked: Any) -> str:
+        answer = client.post(path, json=asked)
+        assert answer.status_code in (400, 422)
+        return answer.json()["error"]
+
+    assert "the text is empty" in refused("/api/read", text="")
+    assert "reads at most 48" in refused("/api/read", text="w1 " * 49)
+    assert "the base model reads at most 16" in refused("/api/read", text="w1 " * 17)
+    assert "no concept 40" in refused("/api/calls", text="w1", edits=["40=1"])
+    assert refused("/api/continue", text="w1", tokens=0).startswith("tokens: ")
+    assert refused("/api/continue", text="w1", temperature=None).startswith("temperature: ")
+    assert "3 tokens and 46 new ones; the model reads at most 48" in stream_error(client, **PROMPT | {"tokens": 46})
+    assert "write 412x4" in stream_error(client, **PROMPT, edits=["many"])
+    assert "concept 40: there are 40" in client.get("/api/concepts/40").json()["error"]
+
+
+def test_an_edit_that_makes_numbers_overflow_is_an_error_and_the_server_goes_on(client: TestClient) -> None:
+    assert "cannot write this" in stream_error(client, **PROMPT, edits=["9=1e38", "8=-1e38"])
+    assert streamed(client, **PROMPT)
+
+
+def test_the_page_needs_neither_labels_nor_an_atlas(session: Session) -> None:
+    shutil.rmtree("artifacts/atlas")
+    shutil.rmtree("artifacts/concepts")
+    with TestClient(application(Session(Path("artifacts/models/cocomix-0"), Path("artifacts"))), HERE) as client:
+        about = client.get("/api/about").json()
+        assert not about["labels"]
+        assert not about["atlas"]
+        positions = client.post("/api/read", json={"text": "w5 w9"}).json()
+        assert positions[0]["labelled"] is None
+        assert positions[0]["predicted"][0]["label"] is None
+        assert client.get("/api/search", params={"text": "3"}).json()[0]["concept"] == 3
+        assert client.get("/api/search", params={"text": "w3"}).json() == []
+        assert "dvc repro explain" in client.get("/api/concepts/3").json()["error"]
+
+
+def test_an_atlas_of_another_pipeline_is_refused(session: Session) -> None:
+    shutil.rmtree("artifacts/atlas")
+    with Work("explain", Path("artifacts/atlas"), {}, {"other": 1}) as work:
+        with work.write("concepts.parquet") as pending:
+            pending.path.touch()
+        work.finish({"concepts": 41})
+        work.publish()
+    with pytest.raises(UserError, match="has 41 concepts, the model 40"):
+        Session(Path("artifacts/models/cocomix-0"), Path("artifacts"))
+
+
+def test_other_pages_cannot_use_the_server(client: TestClient) -> None:
+    assert client.get("/api/about", headers={"Host": "evil.example"}).status_code == 400
+    assert client.get("/api/about", headers={"Host": "localhost:8000"}).status_code == 200
+    # Without asking first, another origin can only send forms and plain text.
+    body = json.dumps({"text": "w5"})
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        assert client.post("/api/read", content=body, headers={"Content-Type": kind}).status_code == 422
+    asking = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    permission = client.options("/api/read", headers=asking)
+    assert not [name for name in permission.headers if name.startswith("access-control")]
+    page = client.get("/", headers={"Origin": "http://evil.example"})
+    assert "access-control-allow-origin" not in page.headers
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert client.get("/static/../server.py").status_code == 404
+    assert client.get("/docs").status_code == 404
+
+
+def test_stopping_ends_a_continuation_at_the_next_token(session: Session) -> None:
+    pieces: list[str] = []
+    stop = Event()
+
+    def say(piece: str) -> None:
+        pieces.append(piece)
+        stop.set()
+
+    session.write("w5 w9", [], Sampling(40, 0.0), before_selection=False, say=say, stop=stop)
+    assert 1 <= len("".join(pieces).split()) < 10
+
+
+def test_a_page_that_goes_away_stops_its_continuation() -> None:
+    stopped = Event()
+
+    class Endless(Session):
+        def __init__(self) -> None: ...
+
+        def write(self, *_: Any, say: Any, stop: Event, **__: Any) -> None:
+            while not stop.wait(0.01):
+                say("more ")
+            stopped.set()
+
+    with serving(Endless()) as address:
+        connection = http.client.HTTPConnection(address)
+        connection.request("POST", "/api/continue", json.dumps({"text": "w5"}), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert json.loads(answer.readline()) == {"text": "more "}
+        assert not stopped.is_set()
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        assert stopped.wait(20)
+
+
+def test_the_command_serves_on_loopback_only_and_prints_the_address(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda _, sockets: bound.append(sockets[0].getsockname()))
+    main(["explore"])
+    (host, port), *_ = bound
+    assert host == "127.0.0.1"
+    assert capsys.readouterr().out == f"http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as stop:
+        main(["explore", "--port", str(taken.getsockname()[1])])
+    assert "0 takes one that is free" in str(stop.value.code)
