@@ -13,7 +13,7 @@ from cocomix.artifact import MANIFEST, Work, digest_of
 from cocomix.params import Params
 from cocomix.report.comparison import BASELINE, MethodResult, compare
 from cocomix.report.concepts import mean_concepts, read_examples
-from cocomix.report.costs import Cost, Source, costs, share, sources_of
+from cocomix.report.costs import Cost, Source, costs, sources_of
 from cocomix.report.drawing import swatch
 from cocomix.report.facts import Pipeline, pipeline_files, read_pipeline, read_run, run_files
 from cocomix.report.figures import accuracies, differences, learning_curves, told
@@ -25,12 +25,14 @@ from cocomix.report.wording import (
     answers,
     caveats,
     duration,
+    labels,
     loss_weight,
     matching,
     over_seeds,
     si,
     signed,
     table,
+    told_labels,
     variant,
     within,
 )
@@ -50,7 +52,9 @@ def run(params: Params) -> None:
     spent = costs(pipeline, params)
     results = compare(
         {method: [read_run(method, seed) for seed in seeds] for method in methods},
-        {method: share(spent, sources_of(method, cocomix), params.report.label_runs) for method in methods},
+        {method: sources_of(method, cocomix) for method in methods},
+        spent,
+        params.report.label_runs,
     )
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
 
@@ -72,7 +76,9 @@ def run(params: Params) -> None:
         params.report.model_dump()
         | _comparison(params)
         | {
-            "attribution": params.attribution.model_dump(include={"score", "scope", "value", "integrated_steps"}),
+            "attribution": params.attribution.model_dump(
+                include={"score", "sign", "scope", "value", "integrated_steps"}
+            ),
             "sae": params.sae.model_dump(include={"source", "epochs"}),
             "activations": params.activations.model_dump(include={"keep"}),
         },
@@ -100,15 +106,15 @@ def page(
         "duration": duration,
     }
     concepts = {each.method: mean_concepts(each.concepts) for each in results if each.concepts}
-    needed = {source for each in results for source in sources_of(each.method, params.pretrain.cocomix)}
-    supervised = [NAMES[each.method] for each in results if sources_of(each.method, params.pretrain.cocomix)]
+    needed = {source for each in results for source in each.sources}
     seed = params.pretrain.seeds[0]
     return environment.get_template(TEMPLATE.name).render(
         title=params.report.title,
         label_runs=params.report.label_runs,
         pretrain=params.pretrain,
         seeds=len(params.pretrain.seeds),
-        attribution=params.attribution,
+        labels=labels(params.attribution),
+        told_labels=told_labels(params.attribution),
         names=NAMES,
         baseline=BASELINE,
         confidence=f"{CONFIDENCE:.0%}",
@@ -123,10 +129,10 @@ def page(
         results=results,
         reference=results[0].runs[0].training,
         costs={source: cost for source, cost in spent.items() if source in needed},
-        supervised=supervised,
+        supervised=[NAMES[each.method] for each in results if each.sources],
         curves=[Markup(learning_curves(results, against)) for against in ("tokens", "flops", "seconds")],
         differences=Markup(differences(results)),
-        task_bars=Markup(accuracies(results)),
+        task_accuracies=Markup(accuracies(results)),
         concepts=concepts,
         told={method: Markup(told(method, each.mixing)) for method, each in concepts.items() if each.mixing},
         examples=[example for method in concepts for example in read_examples(f"{method}-{seed}")],
@@ -142,8 +148,9 @@ def summary(params: Params, results: Sequence[MethodResult]) -> str:
     for each in results:
         training, saving = each.runs[0].training, each.saving
         needs = "" if each.method == BASELINE else "not reached"
-        if saving and saving.tokens and saving.tokens_saved:
-            needs = f"{si(saving.tokens.mean)} tokens, {saving.tokens_saved.mean:.0%} saved"
+        if saving and saving.spent:
+            needs = f"{si(saving.spent.tokens.mean)} tokens, {saving.spent.tokens_saved.mean:.0%} saved"
+            needs += f" (in {saving.reached} of {saving.seeds} seeds)" if saving.reached < saving.seeds else ""
         rows.append(
             [
                 each.method,

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from cocomix.params import Method
-from cocomix.report.costs import Cost
+from cocomix.report.costs import Cost, Source, share
 from cocomix.report.documents import Documents, difference
 from cocomix.report.efficiency import Saving, Spread, saving, spread
 from cocomix.report.facts import ConceptFacts, Run
@@ -64,8 +64,10 @@ class MethodResult:
     """By name; validation and test come first."""
     tasks: Mapping[str, TaskResult]
     """By lm-eval's names."""
+    sources: tuple[Source, ...]
+    """The stages that made what it learns from besides the text."""
     supervision: Cost
-    """What each run owes for the stages that made what it learns from."""
+    """What each run owes for them."""
     saving: Saving | None
     """None for the baseline, and without one."""
 
@@ -85,27 +87,38 @@ class MethodResult:
         return [run.evaluation.concepts for run in self.runs if run.evaluation.concepts]
 
 
-def compare(runs: Mapping[Method, Sequence[Run]], supervision: Mapping[Method, Cost]) -> list[MethodResult]:
+def compare(
+    runs: Mapping[Method, Sequence[Run]],
+    sources: Mapping[Method, tuple[Source, ...]],
+    spent: Mapping[Source, Cost],
+    label_runs: int,
+) -> list[MethodResult]:
     """Put methods side by side.
 
     Args:
         runs: of each method, with the same seeds in the same order.
-        supervision: see `MethodResult`.
+        sources: see `MethodResult`.
+        spent: what each of the sources took.
+        label_runs: runs that share it.
     """
     first, baseline = next(iter(runs.values()))[0], runs.get(BASELINE)
     corpora = {name: _on_corpus(runs, name) for name in first.evaluation.scores}
     tasks = {name: _on_task(runs, name) for name in first.evaluation.tasks}
-    return [
-        MethodResult(
-            method,
-            tuple(own),
-            {name: results[method] for name, results in corpora.items()},
-            {name: results[method] for name, results in tasks.items()},
-            supervision[method],
-            saving(own, baseline, supervision[method]) if baseline and method != BASELINE else None,
+    results = []
+    for method, own in runs.items():
+        supervision = share(spent, sources[method], label_runs)
+        results.append(
+            MethodResult(
+                method,
+                tuple(own),
+                {name: each[method] for name, each in corpora.items()},
+                {name: each[method] for name, each in tasks.items()},
+                sources[method],
+                supervision,
+                saving(own, baseline, supervision) if baseline and method != BASELINE else None,
+            )
         )
-        for method, own in runs.items()
-    ]
+    return results
 
 
 def _on_corpus(runs: Mapping[Method, Sequence[Run]], corpus: str) -> dict[Method, CorpusResult]:

@@ -93,6 +93,7 @@ def _mean_mixing(runs: Sequence[MixingFacts]) -> MixingFacts:
         return [fmean(each) for each in zip(*(getattr(run, name) for run in runs), strict=True)]
 
     return MixingFacts(
+        windows=runs[0].windows,
         as_it_is=over("as_it_is"),
         zeroed=over("zeroed"),
         shuffled=over("shuffled"),

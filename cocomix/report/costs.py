@@ -11,6 +11,7 @@ forward pass a token, f of them up to the concepts' layer, width d, C latents an
                  `integrated` forward and backward again each step, with `ablation` F - f for each latent
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from cocomix.params import CocomixParams, Method, Params
@@ -49,7 +50,7 @@ def costs(pipeline: Pipeline, params: Params) -> dict[Source, Cost]:
     return {each: Cost(flops[each], usage.seconds if usage else None) for each, usage in usages.items()}
 
 
-def share(all_costs: dict[Source, Cost], sources: tuple[Source, ...], runs: int) -> Cost:
+def share(all_costs: Mapping[Source, Cost], sources: tuple[Source, ...], runs: int) -> Cost:
     """What one of `runs` models that learn from the same `sources` owes."""
     seconds = [all_costs[each].seconds for each in sources]
     known = [each for each in seconds if each is not None]

@@ -29,25 +29,31 @@ class Reach(NamedTuple):
     seconds: float
 
 
+class Spent(NamedTuple):
+    """What runs needed to come down to the baseline's final loss."""
+
+    tokens: Spread
+    tokens_saved: Spread
+    """Share of the baseline's tokens that were not needed."""
+    flops_ratio: Spread
+    """Training FLOPs over all of the baseline's."""
+    flops_ratio_with_supervision: Spread
+    """The same, with the making of what the method learns from."""
+    seconds_ratio: Spread
+    """Seconds of training over all of the baseline's."""
+    seconds_ratio_with_supervision: Spread | None
+    """None: a stage did not say how long it took."""
+
+
 class Saving(NamedTuple):
     """How soon the runs of a method came down to the final loss of the baseline's run with the same seed."""
 
     seeds: int
     """Pairs of runs."""
     reached: int
-    """Those in which the loss was reached; the figures are of these."""
-    tokens: Spread | None
-    """Tokens needed."""
-    tokens_saved: Spread | None
-    """Share of the baseline's tokens that were not needed; negative when more were."""
-    flops_ratio: Spread | None
-    """Training FLOPs needed over all of the baseline's."""
-    flops_ratio_with_supervision: Spread | None
-    """The same, with the making of what the method learns from."""
-    seconds_ratio: Spread | None
-    """Seconds of training needed over all of the baseline's."""
-    seconds_ratio_with_supervision: Spread | None
-    """None also where a stage did not say how long it took."""
+    """Those in which the loss was reached."""
+    spent: Spent | None
+    """In these; None: in none."""
 
 
 def reach(curve: Curve, loss: float) -> Reach | None:
@@ -78,11 +84,9 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
         if (found := reach(run.curve, float(against.curve.loss[-1])))
     ]
     if not pairs:
-        return Saving(len(runs), 0, *[None] * 6)
+        return Saving(len(runs), 0, None)
     owed = supervision.seconds
-    return Saving(
-        seeds=len(runs),
-        reached=len(pairs),
+    spent = Spent(
         tokens=spread([found.tokens for found, _ in pairs]),
         tokens_saved=spread([1 - found.tokens / training.tokens for found, training in pairs]),
         flops_ratio=spread([found.flops / training.flops for found, training in pairs]),
@@ -94,3 +98,4 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
         if owed is None
         else spread([(found.seconds + owed) / training.seconds for found, training in pairs]),
     )
+    return Saving(len(runs), len(pairs), spent)

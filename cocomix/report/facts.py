@@ -156,6 +156,7 @@ class Score(Facts):
 class MixingFacts(Facts):
     """What mixing does for a model: losses on some validation windows."""
 
+    windows: int
     as_it_is: float
     zeroed: float
     shuffled: float

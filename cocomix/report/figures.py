@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from cocomix.params import Method
@@ -13,7 +13,7 @@ from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.drawing import COLORS, INK, MARKERS, MUTED, drawing, line_of
 from cocomix.report.efficiency import reach
 from cocomix.report.facts import Curve, MixingFacts
-from cocomix.report.wording import NAMES, signed
+from cocomix.report.wording import NAMES, PREFIXES, power_of_1000, signed
 
 Axis = Literal["tokens", "flops", "seconds"]
 _EARLY = 1 / 3
@@ -25,7 +25,7 @@ class _Scale(NamedTuple):
 
     label: str
     unit: float
-    formatter: EngFormatter | FuncFormatter
+    """What 1 on the axis stands for."""
 
 
 def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
@@ -52,7 +52,7 @@ def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
                 _mark_reach(axes, curve, _mean(baseline), against, scale.unit)
         _limit(axes, results)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(scale.formatter)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel(scale.label)
         axes.set_ylabel("validation loss (nats a token)")
         axes.grid(visible=True)
@@ -80,8 +80,8 @@ def differences(results: Sequence[MethodResult]) -> str:
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.set_yticks(range(len(rows)), [f"{NAMES[method]}, {corpus}" for corpus, method, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, ".2f") if value else "0"))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(round(value, 9), "g")))
         axes.set_xlabel("difference in loss (nats a token)")
         axes.grid(visible=True, axis="x")
         axes.spines["left"].set_visible(False)
@@ -89,7 +89,7 @@ def differences(results: Sequence[MethodResult]) -> str:
 
 
 def accuracies(results: Sequence[MethodResult]) -> str:
-    """A bar a method for the accuracy in each task, with standard errors; empty: there are no such tasks."""
+    """The accuracy of each method in each task, with standard errors; empty: there are no such tasks."""
     tasks = [name for name, each in results[0].tasks.items() if not each.is_perplexity]
     if not tasks:
         return ""
@@ -97,19 +97,26 @@ def accuracies(results: Sequence[MethodResult]) -> str:
         f"{task}: {', '.join(f'{NAMES[each.method]} {each.tasks[task].value.mean:.1%}' for each in results)}"
         for task in tasks
     ]
-    width = 0.8 / len(results)
-    with drawing("tasks", f"Accuracy in tasks. {'; '.join(told)}.", max(4.2, 1.2 * len(tasks)), 3.0) as made:
+    apart = 0.7 / len(results)
+    height = 0.75 + 0.2 * len(results) * (1 + len(tasks))
+    with drawing("tasks", f"Accuracy in tasks. {'; '.join(told)}.", 4.8, height) as made:
         axes = made.axes
         for number, result in enumerate(results):
+            color, marker = COLORS[result.method], MARKERS[result.method]
             values = [result.tasks[task].value.mean for task in tasks]
             errors = [result.tasks[task].standard_error or 0.0 for task in tasks]
-            places = np.arange(len(tasks)) + (number - (len(results) - 1) / 2) * width
-            axes.bar(places, values, 0.9 * width, color=COLORS[result.method])
-            axes.errorbar(places, values, errors, fmt="none", ecolor=INK, elinewidth=1)
-        axes.set_xticks(range(len(tasks)), [each.replace("_", " ") for each in tasks])
-        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
-        axes.set_ylabel("accuracy")
-        axes.grid(visible=True, axis="y")
+            rows = np.arange(len(tasks)) + (number - (len(results) - 1) / 2) * apart
+            axes.errorbar(
+                values, rows, xerr=errors, fmt=marker, color=color, markersize=5.5, label=NAMES[result.method]
+            )
+        axes.set_yticks(range(len(tasks)), [each.replace("_", " ") for each in tasks])
+        axes.set_ylim(len(tasks) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes.set_xlabel("accuracy")
+        axes.grid(visible=True, axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     return made.svg
 
 
@@ -133,17 +140,18 @@ def told(method: Method, mixing: MixingFacts) -> str:
 
 
 def _scale(results: Sequence[MethodResult], against: Axis) -> _Scale:
+    last = max(float(_spent(run.curve, against)[-1]) for result in results for run in result.runs)
+    power = power_of_1000(last)
     match against:
         case "tokens":
-            return _Scale("training tokens", 1, EngFormatter())
+            thousands = ("", " (thousands)", " (millions)", " (billions)", " (trillions)")[power]
+            return _Scale(f"training tokens{thousands}", 1000.0**power)
         case "flops":
-            return _Scale("training compute", 1, EngFormatter("FLOP"))
+            return _Scale(f"training compute ({PREFIXES[power]}FLOP)", 1000.0**power)
         case "seconds":
-            last = max(run.curve.seconds[-1] for result in results for run in result.runs)
-            unit, name = next(
-                ((unit, name) for unit, name in ((3600, "hours"), (60, "minutes")) if last > 2 * unit), (1, "seconds")
-            )
-            return _Scale(f"training time ({name})", unit, FuncFormatter(lambda value, _: f"{value:g}"))
+            units = ((3600.0, "hours"), (60.0, "minutes"))
+            unit, name = next(((unit, name) for unit, name in units if last > 2 * unit), (1.0, "seconds"))
+            return _Scale(f"training time ({name})", unit)
 
 
 def _spent(curve: Curve, against: Axis) -> NDArray[np.float64]:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cocomix.params import CocomixParams, Method, PretrainParams
+from cocomix.params import AttributionParams, CocomixParams, Method, PretrainParams
 from cocomix.report.comparison import BASELINE, MethodResult
-from cocomix.report.efficiency import Saving, Spread
+from cocomix.report.efficiency import Spent, Spread
 from cocomix.report.statistics import CONFIDENCE, Interval
 
 NAMES: dict[Method, str] = {
@@ -17,16 +17,24 @@ NAMES: dict[Method, str] = {
 }
 
 
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+"""Of units, by their power of 1000."""
+
+
+def power_of_1000(value: float) -> int:
+    """The largest power of 1000 that is not above `value`, and that `PREFIXES` has."""
+    return min(len(PREFIXES) - 1, int(math.log10(abs(value)) // 3)) if abs(value) >= 1 else 0
+
+
 def si(value: float, unit: str = "") -> str:
-    """Three digits and a prefix: `3.07 M`, `45.6 TFLOP`."""
-    power = min(6, max(0, int(math.log10(abs(value)) // 3))) if abs(value) >= 1 else 0
+    """Three digits and a prefix, which no line break parts: `3.07 M`, `45.6 TFLOP`."""
+    power = power_of_1000(value)
     scaled = value / 1000**power
-    if round(scaled) >= 1000 and power < 6:
+    if round(scaled) >= 1000 and power < len(PREFIXES) - 1:
         scaled, power = scaled / 1000, power + 1
     digits = max(0, 2 - int(math.log10(abs(scaled)))) if abs(scaled) >= 1 else 2
-    prefix = ("", "k", "M", "G", "T", "P", "E")[power]
     number = f"{scaled:.{digits}f}" if power or scaled != int(scaled) else str(int(scaled))
-    return f"{number} {prefix}{unit}".rstrip()
+    return f"{number}\N{NO-BREAK SPACE}{PREFIXES[power]}{unit}".rstrip()
 
 
 def duration(seconds: float) -> str:
@@ -39,7 +47,7 @@ def duration(seconds: float) -> str:
 def over_seeds(value: Spread, form: str) -> str:
     """The mean, and where they differ the lowest and the highest: `4.412 (4.401 to 4.420)`."""
     mean, low, high = (format(each, form) for each in value)
-    return mean if value.low == value.high else f"{mean} ({low} to {high})"
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -57,8 +65,9 @@ class Answer(NamedTuple):
 
 
 def signed(value: float, form: str) -> str:
-    """With a sign, and a minus that is as wide as a plus."""
-    return format(value, "+" + form.lstrip("+")).replace("-", "\N{MINUS SIGN}")
+    """With a sign, except for a zero, and a minus that is as wide as a plus: `+0.25`, `0.00`."""
+    shown = format(value, f"+{form}")
+    return shown.replace("-", "\N{MINUS SIGN}") if float(shown) else shown[1:]
 
 
 def within(interval: Interval, form: str, factor: float = 1) -> str:
@@ -71,7 +80,12 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
     baseline = next((each for each in results if each.method == BASELINE), None)
     if baseline:
         others = [each for each in results if each is not baseline]
-        return [_answer(each, baseline) for each in sorted(others, key=lambda each: each.method != "cocomix")]
+        answers = [_answer(each, baseline) for each in sorted(others, key=lambda each: each.method != "cocomix")]
+        best = min(results, key=_validation_loss)
+        if len(others) > 1:
+            lowest = f"The lowest loss of all is that of {_inside(best.method)}, {_validation_loss(best):.3f}."
+            answers[0] = answers[0]._replace(details=f"{answers[0].details} {lowest}")
+        return answers
     if len(results) == 1:
         return []
     best, *rest = sorted(results, key=_validation_loss)
@@ -90,25 +104,29 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
     assert saving is not None
     cost = ours.flops_per_token / theirs.flops_per_token
     compute = f"A token costs it {cost:.2f} times the training FLOPs"
-    if saving.tokens and saving.tokens_saved and saving.flops_ratio:
-        where = "" if saving.reached == saving.seeds else f" in {saving.reached} of {saving.seeds} seeds"
-        fewer = saving.tokens_saved.mean
+    if saving.spent and saving.reached == saving.seeds:
         headline = (
-            f"{name} came down to the final validation loss of {other}{where} after {si(saving.tokens.mean)} of "
-            f"{si(theirs.tokens)} tokens, {abs(fewer):.0%} {'fewer' if fewer >= 0 else 'more'}."
+            f"{name} came down to the final validation loss of {other} after {si(saving.spent.tokens.mean)} of "
+            f"{si(theirs.tokens)} tokens, {saving.spent.tokens_saved.mean:.0%} fewer."
         )
-        compute += f", so that it had spent {saving.flops_ratio.mean:.2f} times the compute of {other} by then"
-        compute += _with_supervision(result, saving)
+        compute += f", so that it had spent {saving.spent.flops_ratio.mean:.2f} times the compute of {other} by then"
+        compute += _with_supervision(result, saving.spent)
+    elif saving.spent:
+        # No mean of the seeds that got there: it would be of the lucky ones.
+        headline = (
+            f"{name} came down to the final validation loss of {other} in only {saving.reached} of "
+            f"{saving.seeds} seeds."
+        )
     else:
         headline = f"{name} did not come down to the final validation loss of {other}."
     return Answer(headline, f"{compute}. {_last(result, baseline)}")
 
 
-def _with_supervision(result: MethodResult, saving: Saving) -> str:
-    if not result.supervision.flops or not saving.flops_ratio_with_supervision:
+def _with_supervision(result: MethodResult, spent: Spent) -> str:
+    if not result.supervision.flops:
         return ""
-    made = "the base model" if result.method == "kd" else "the base model, the autoencoder and the labels"
-    return f"; {saving.flops_ratio_with_supervision.mean:.2f} times with the making of {made}"
+    made = "the base model, the autoencoder and the labels" if "sae" in result.sources else "the base model"
+    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {made}"
 
 
 def _last(result: MethodResult, baseline: MethodResult) -> str:
@@ -171,6 +189,29 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
     listed = " and ".join(f"{_inside(method)} ({widths[method]})" for method in matched)
     own = f" ({widths['cocomix']})" if "cocomix" in widths else f" of width {pretrain.model.d_model}, not trained here"
     return f"Models of {listed} have the hidden width with which they {alike} CoCoMix{own}."
+
+
+def labels(attribution: AttributionParams) -> str:
+    """Which of a position's concepts are its labels."""
+    if attribution.score == "activation":
+        return "those that are most active"
+    change = {"released": "lower", "helpful": "raise", "absolute": "change"}[attribution.sign]
+    where = {"sequence": "the text that follows", "next_token": "the next token"}[attribution.scope]
+    return f"those whose absence would {change} the base model's loss on {where} the most"
+
+
+def told_labels(attribution: AttributionParams) -> str:
+    """What follows from the loss of a model that is told labels."""
+    if attribution.score != "activation" and attribution.sign == "released":
+        return (
+            "They are concepts without which the base model would predict what follows better, so that the loss may "
+            "well rise. The model makes use of its concepts where the loss moves otherwise than with other text's "
+            "labels; it does not follow that it would be better with better predictions of labels."
+        )
+    return (
+        "They know something of the text that follows: where the loss falls, the model uses its concepts; it does not "
+        "follow that it would be better with better predictions of labels."
+    )
 
 
 def loss_weight(method: Method, pretrain: PretrainParams) -> str:

@@ -56,22 +56,26 @@ def test_methods_are_compared_seed_by_seed(folder: Path) -> None:
         write_run("ntp", seed, falling(6.0, end))
     write_run("cocomix", 0, falling(6.0, 3.0))  # comes down to 4.0 after 2/3 of the 9000 tokens behind its first point
     write_run("cocomix", 1, falling(6.0, 4.5))  # never to 4.2
-    owed = Cost(flops=2.5e10, seconds=100.0)
+    owed = Cost(flops=5e10, seconds=200.0)
     ntp, cocomix = compare(
         {method: [read_run(method, seed) for seed in (0, 1)] for method in METHODS},
-        {"ntp": Cost(0.0, 0.0), "cocomix": owed},
+        {"ntp": (), "cocomix": ("base",)},
+        {"base": owed},
+        2,
     )
     assert ntp.saving is None
     assert ntp.corpora["validation"].loss == pytest.approx((4.1, 4.0, 4.2))
     saving = cocomix.saving
     assert saving is not None
     assert (saving.seeds, saving.reached) == (2, 1)
-    assert saving.tokens == pytest.approx((7000, 7000, 7000))
-    assert saving.tokens_saved == pytest.approx((0.3, 0.3, 0.3))
-    assert saving.flops_ratio == pytest.approx((1.05, 1.05, 1.05))
-    assert saving.flops_ratio_with_supervision == pytest.approx((1.3, 1.3, 1.3))  # 2.5e10 of ntp's 1e11 more
-    assert saving.seconds_ratio == pytest.approx((0.7, 0.7, 0.7))
-    assert saving.seconds_ratio_with_supervision == pytest.approx((1.0, 1.0, 1.0))  # 100 of ntp's 10000/30 s more
+    spent = saving.spent
+    assert spent is not None
+    assert spent.tokens == pytest.approx((7000, 7000, 7000))
+    assert spent.tokens_saved == pytest.approx((0.3, 0.3, 0.3))
+    assert spent.flops_ratio == pytest.approx((1.05, 1.05, 1.05))
+    assert spent.flops_ratio_with_supervision == pytest.approx((1.3, 1.3, 1.3))  # 2.5e10 of ntp's 1e11 more
+    assert spent.seconds_ratio == pytest.approx((0.7, 0.7, 0.7))
+    assert spent.seconds_ratio_with_supervision == pytest.approx((1.0, 1.0, 1.0))  # 100 of ntp's 10000/30 s more
 
 
 def test_a_spread_is_mean_lowest_and_highest() -> None:

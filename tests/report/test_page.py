@@ -122,6 +122,27 @@ def test_a_method_that_falls_short_is_said_to(folder: Path) -> None:
     assert "not reached" in summary
 
 
+def test_nothing_is_said_to_be_saved_where_only_some_seeds_got_there(folder: Path) -> None:
+    html, summary = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [3.0, 4.5, 4.8]})
+    for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
+        assert "CoCoMix came down to the final validation loss of next-token prediction in only 1 of 3 seeds." in text
+        assert "fewer" not in text.replace("one of fewer than", "")
+    assert "30% saved (in 1 of 3 seeds)" in summary
+
+
+def test_a_method_that_is_better_than_the_one_it_is_about_is_named_first_of_all(folder: Path) -> None:
+    html, summary = report({"ntp": [4.0], "kd": [3.2], "cocomix": [3.5]})
+    for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
+        assert "The lowest loss of all is that of knowledge distillation, 3.200. Knowledge distillation came" in text
+
+
+def test_what_was_made_for_a_method_is_what_it_learns_from(folder: Path) -> None:
+    _, summary = report({"ntp": [4.0], "cocomix": [3.0]})
+    assert "with the making of the base model, the autoencoder and the labels. After" in " ".join(summary.split())
+    _, summary = report({"ntp": [4.0], "cocomix": [3.0]}, ("predicts: concepts ", "predicts: hidden "))
+    assert "with the making of the base model. After" in " ".join(summary.split())
+
+
 def test_several_seeds_show_their_spread(folder: Path) -> None:
     html, summary = report({"ntp": [4.0, 4.2], "cocomix": [3.0, 3.2]})
     assert "4.100 (4.000 to 4.200)" in summary
@@ -213,16 +234,31 @@ def test_what_the_methods_have_in_common_is_said(folder: Path, match: str, says:
     assert says in " ".join(Page(html).text.split())
 
 
-def test_labels_by_activation_are_said_to_be(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0]}, ("score: gradient", "score: activation"))
-    assert "labels that are most active" in html
+@pytest.mark.parametrize(
+    ("changes", "labels", "may_rise"),
+    [
+        ([], "would lower the base model's loss on the text that follows the most", True),
+        ([("sign: released", "sign: helpful")], "would raise the base model's loss on the text", False),
+        ([("scope: sequence", "scope: next_token")], "lower the base model's loss on the next token the most", True),
+        ([("score: gradient", "score: activation")], "labels of a position are those that are most active", False),
+    ],
+)
+def test_what_labels_are_is_said_and_what_follows_when_a_model_is_told_them(
+    folder: Path, changes: list[tuple[str, str]], labels: str, may_rise: bool
+) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, *changes)
+    text = " ".join(Page(html).text.split())
+    assert labels in text
+    assert ("the loss may well rise" in text) is may_rise
+    assert ("where the loss falls, the model uses its concepts" in text) is not may_rise
+    assert "Its loss is 3.850 when the labels of each position are put among its concepts, 4.300 when" in text
 
 
 def test_dvc_gets_the_same_numbers(folder: Path) -> None:
     report({"ntp": [4.0], "cocomix": [3.0]})
     methods = json.loads(Path("metrics/compare.json").read_text())["methods"]
     assert methods["ntp"]["corpora"]["validation"]["loss"]["mean"] == 4.0
-    assert methods["cocomix"]["down_to_baseline"]["tokens_saved"]["mean"] == pytest.approx(0.3)
+    assert methods["cocomix"]["down_to_baseline"]["spent"]["tokens_saved"]["mean"] == pytest.approx(0.3)
     assert methods["cocomix"]["corpora"]["test"]["verdict"]["difference"]["high"] < -0.9
 
 
@@ -234,8 +270,9 @@ def test_the_same_metrics_give_the_same_bytes(folder: Path) -> None:
 
 def test_runs_of_methods_that_are_no_longer_asked_for_are_left_out(folder: Path) -> None:
     report({"ntp": [4.0], "cocomix": [3.0]})
+    assert "What CoCoMix makes of them" in Path("artifacts/report/index.html").read_text()
     html, _ = report({"ntp": [4.0]})
-    assert "Predicted by CoCoMix" not in html
+    assert "What CoCoMix makes of them" not in html
 
 
 def test_a_title_is_text_and_not_markup(folder: Path) -> None:
@@ -281,14 +318,15 @@ def rows(html: str, title: str) -> dict[str, list[str]]:
 def test_the_table_has_tasks_beside_texts_with_intervals_of_the_difference(folder: Path) -> None:
     html, _ = report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
     table = rows(html, "Method")
-    assert table["Method"] == ["Validation", "Test", "lambada openai", "hellaswag", "mean"]
-    assert table["Next-token prediction"] == ["57.47", "57.47", "57.5", "30.0", "30.0"]
-    validation, _, lambada, hellaswag, mean = table["CoCoMix"]
+    assert table["Method"] == ["Validation", "Test", "lambada openai", "hellaswag", "piqa", "mean"]
+    assert table["Next-token prediction"] == ["57.47", "57.47", "57.5", "30.0", "15.0", "22.5"]
+    validation, _, lambada, hellaswag, piqa, mean = table["CoCoMix"]
     assert validation == "21.14 \N{MINUS SIGN}1.000 \N{MINUS SIGN}1.000 to \N{MINUS SIGN}1.000"
     assert lambada.startswith("21.1 \N{MINUS SIGN}1.000")
     assert hellaswag.startswith("90.0 +60.0 +")
-    assert mean == "90.0"
-    assert re.findall(r"<strong>(.*?)</strong>", html) == ["21.14", "21.14", "21.1", "90.0"]
+    assert piqa.startswith("45.0 +30.0 +")
+    assert mean == "67.5"
+    assert re.findall(r"<strong>(.*?)</strong>", html) == ["21.14", "21.14", "21.1", "90.0", "45.0"]
     assert html.count('<svg role="img"') == 6
     assert "hellaswag: Next-token prediction 30.0%" in html
 
@@ -301,7 +339,7 @@ def test_the_supervision_is_priced_by_stage_and_shared_by_the_runs_that_use_it(f
     shared = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]
     assert shared["supervision"]["flops"] == pytest.approx(alone["supervision"]["flops"] / 4)
     with_all, with_part = (
-        each["down_to_baseline"]["flops_ratio_with_supervision"]["mean"] - 1.05 for each in (alone, shared)
+        each["down_to_baseline"]["spent"]["flops_ratio_with_supervision"]["mean"] - 1.05 for each in (alone, shared)
     )
     assert with_all == pytest.approx(alone["supervision"]["flops"] / 1e11)  # of ntp's training
     assert with_part == pytest.approx(with_all / 4)
