@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.artifact import Work
 from cocomix.errors import UserError
@@ -12,6 +12,7 @@ from cocomix.evaluation.language_model import LanguageModelScore, score_text
 from cocomix.evaluation.text import split_text
 from cocomix.modeling import config_of, flops_per_token, parameters
 from cocomix.params import Params
+from cocomix.pretrained import load_model
 from cocomix.runtime import runtime
 from cocomix.shapes import gpt2_shape
 from cocomix.tokens import Tokens
@@ -48,18 +49,24 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
 
 
 def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
-    source = params.base.pretrained
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, revision=params.base.revision, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"base.pretrained: {source!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    source = str(params.base.pretrained)
+    model = load_model("base.pretrained", source, params.base.revision, torch.float32)
     length = getattr(model.config, "max_position_embeddings", tokens.context)
     if model.config.vocab_size < tokens.vocab_size or length < tokens.context:
         raise UserError(
             f"base.pretrained: {source!r} has a vocabulary of {model.config.vocab_size} and a context of {length}; the "
             f"tokens need {tokens.vocab_size} and {tokens.context}: use its tokenizer (tokenize.pretrained) and context"
         )
+    if not _is_causal(model):
+        raise UserError(f"base.pretrained: {source!r}: a {type(model).__name__} sees the tokens that it is to predict")
     return model
+
+
+@torch.no_grad()
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether what comes after a token changes nothing for it; encoders can be loaded as language models too."""
+    one, other = (model.eval()(input_ids=torch.tensor([ids])).logits[0, 0] for ids in ([1, 2], [1, 3]))
+    return torch.allclose(one, other, atol=1e-3 * float(one.abs().max()))
 
 
 def _save(model: PreTrainedModel, curve: list[CurveRow], score: LanguageModelScore, tokens: Tokens, work: Work) -> None:

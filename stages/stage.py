@@ -39,6 +39,11 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
     The exit status is 0, 2 after bad input or a full disk (one line says what), or 128 + the signal that stopped it.
     """
     try:
+        runtime()
+    except UserError as error:  # here, since what handles errors below asks it too
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
         params = load()
         _die_with_dvc()
         if shared and "RANK" not in os.environ and (processes := _processes()) > 1:
@@ -157,7 +162,7 @@ def _machine_trouble(error: Exception) -> str | None:
     with suppress(FileNotFoundError):
         free = shutil.disk_usage(ARTIFACTS).free
         # Libraries have their own words for a failed write, often without the error number.
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or free < 2**16:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or free < 2**16:
             return f"no space left for {ARTIFACTS} ({error}); make room and run it again: what is finished is kept"
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return f"{error}; the project's folder must be writable"

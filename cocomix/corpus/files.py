@@ -137,6 +137,8 @@ def _jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[Document]:
             if not line.strip():
                 continue
             raise UserError(f"{place}: not valid JSON: {error.msg} at character {error.pos + 1}") from None
+        except (ValueError, RecursionError) as error:  # a number of too many digits, endless nesting
+            raise UserError(f"{place}: not readable as JSON: {error}") from None
         if not isinstance(row, dict):
             raise UserError(f"{place}: holds {type(row).__name__}, not an object with the field {field!r}")
         if field not in row:

@@ -33,13 +33,13 @@ def once(
         code: the files of the modules that measure (`__file__`): with what they import, they are part of the key.
     """
     identity = {"kind": kind, "key": dict(key), "code": [digest_of_sources(Path(each)) for each in code]}
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path, adapter = MEASURED / f"{name}.json", TypeAdapter(result)
+    path, adapter = MEASURED / f"{_digest(identity)}.json", TypeAdapter(result)
     is_first = runtime().rank == 0
     if not distributed.maximum(is_first and _is_intact(path, adapter)):
         computed = compute()
         if is_first:
-            content = identity | {"result": adapter.dump_python(computed, mode="json")}
+            measured = json.loads(json.dumps(adapter.dump_python(computed, mode="json")))
+            content = identity | {"result": measured, "sha256": _digest(measured)}
             write_atomically(path, (json.dumps(content) + "\n").encode())
         distributed.barrier()
     return _read(path, adapter)
@@ -54,4 +54,11 @@ def _is_intact(path: Path, adapter: TypeAdapter[Result]) -> bool:
 
 
 def _read(path: Path, adapter: TypeAdapter[Result]) -> Result:
-    return adapter.validate_python(json.loads(path.read_bytes())["result"])
+    content = json.loads(path.read_bytes())
+    if content["sha256"] != _digest(content["result"]):
+        raise ValueError(f"{path}: altered")
+    return adapter.validate_python(content["result"])
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cocomix import distributed
 from cocomix.artifact import Work, write_atomically
@@ -20,6 +19,7 @@ from cocomix.errors import UserError
 from cocomix.explain.firing import Firings, Seen, rank_within
 from cocomix.explain.looking import ids_around
 from cocomix.params import ExplainModelParams, ExplainParams
+from cocomix.pretrained import load_model, load_tokenizer
 from cocomix.progress import progress
 from cocomix.runtime import runtime
 from cocomix.tokens.windows import Split, Tokens
@@ -65,16 +65,21 @@ class LabelModel:
     """
 
     def __init__(self, params: ExplainModelParams) -> None:
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(params.name, revision=params.revision)
-            model = AutoModelForCausalLM.from_pretrained(params.name, revision=params.revision, dtype="auto")
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"explain.model.name: {params.name!r}: cannot be loaded: {reason}") from None
+        name = str(params.name)
+        self._tokenizer = load_tokenizer("explain.model.name", name, params.revision)
+        model = load_model("explain.model.name", name, params.revision, "auto")
+        if len(self._tokenizer) > model.config.vocab_size:
+            raise UserError(
+                f"explain.model.name: {name!r}: its tokenizer has {len(self._tokenizer)} tokens, the model "
+                f"{model.config.vocab_size}: they are of different models"
+            )
+        self._longest: int | None = getattr(model.config, "max_position_embeddings", None)
         self._model = model.requires_grad_(False).eval().to(device())
         self._tokenizer.padding_side = "left"  # generation goes on at the right
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
-        self._yes, self._no = (self._first_tokens(word) for word in ("yes", "no"))
+        yes, no = (self._first_tokens(word) for word in ("yes", "no"))
+        # A space that is a token of its own begins both.
+        self._yes, self._no = sorted(yes - no), sorted(no - yes)
 
     def write(self, excerpts: Sequence[Sequence[str]]) -> list[str]:
         """A label for each concept, from its excerpts."""
@@ -102,6 +107,11 @@ class LabelModel:
         else:
             prompts = [f"{each}\n\nAnswer:" for each in prompts]
         batch = self._tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=not has_chat)
+        if self._longest and (needed := batch["input_ids"].shape[1] + tokens) > self._longest:
+            raise UserError(
+                f"explain.model: the model reads {self._longest} tokens, the questions take {needed}: choose another "
+                "one, or fewer explain.model.contexts"
+            )
         return self._model.generate(
             input_ids=batch["input_ids"].to(device()),
             attention_mask=batch["attention_mask"].to(device()),
@@ -113,9 +123,9 @@ class LabelModel:
             output_logits=True,
         )
 
-    def _first_tokens(self, word: str) -> list[int]:
+    def _first_tokens(self, word: str) -> set[int]:
         spellings = [f"{space}{each}" for space in ("", " ") for each in (word, word.capitalize())]
-        return sorted({self._tokenizer(each, add_special_tokens=False)["input_ids"][0] for each in spellings})
+        return {self._tokenizer(each, add_special_tokens=False)["input_ids"][0] for each in spellings}
 
 
 def ask(

@@ -53,7 +53,9 @@ _SPARSIFY_LOCATIONS: dict[str | None, Location] = {
 class _Fields:
     """A foreign config or state dict, in which what is missing or different is an error that names the field."""
 
-    def __init__(self, source: Path, fields: Mapping[str, Any]) -> None:
+    def __init__(self, source: Path, fields: Any) -> None:
+        if not isinstance(fields, Mapping):
+            raise UserError(f"{source}: holds a {type(fields).__name__} where fields with names are expected")
         self.source, self._fields = source, fields
 
     def __getitem__(self, name: str) -> Any:
@@ -72,11 +74,26 @@ class _Fields:
             raise UserError(f"{self.source}: {name}: {value!r} cannot be represented; allowed: {listed}")
         return value
 
+    def count(self, name: str) -> int:
+        value = self[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{self.source}: {name}: {value!r}: must be a whole number above 0")
+        return value
+
+    def length(self, name: str) -> int:
+        """Of a tensor of one dimension."""
+        value = self[name]
+        if not isinstance(value, Tensor) or value.dim() != 1:
+            raise UserError(f"{self.source}: {name}: must be a tensor of one dimension")
+        return len(value)
+
     def tensor(self, name: str, *shape: int) -> Tensor:
         value = self[name]
         if not isinstance(value, Tensor) or value.shape != shape:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{self.source}: {name}: must be a tensor of shape {list(shape)}, not {found}")
+        if not value.isfinite().all():
+            raise UserError(f"{self.source}: {name}: holds numbers that are not finite")
         return value.float()
 
 
@@ -133,13 +150,18 @@ def save_for(sae: SparseAutoencoder, folder: Path, format: SaeFormat) -> None:
 def _openai(path: Path) -> _Foreign:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: not a file of tensors: {str(error).splitlines()[0]}") from None
-    fields = _Fields(path, content if isinstance(content, dict) else {})
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: not a file of tensors, or it holds more, which is not read: it could run") from None
+    except OSError:
+        raise
+    except Exception as error:  # of any kind: what is read is no pickle
+        reason = (str(error) or "unreadable").splitlines()[0]
+        raise UserError(f"{path}: not a file of tensors: {reason}") from None
+    fields = _Fields(path, content)
     fields.require("activation", "TopK")
     activation = _Fields(path, fields["activation_state_dict"])
     activation.require("postact_fn", "ReLU")
-    latents, d_model = len(fields["latent_bias"]), len(fields["pre_bias"])
+    latents, d_model = fields.length("latent_bias"), fields.length("pre_bias")
     weights = {
         "encoder": fields.tensor("encoder.weight", latents, d_model),
         "decoder": fields.tensor("decoder.weight", d_model, latents).T,
@@ -147,7 +169,7 @@ def _openai(path: Path) -> _Foreign:
         "pre_bias": fields.tensor("pre_bias", d_model),
     }
     # The file does not say it: with the activation TopK, inputs are normalised.
-    config = {"d_model": d_model, "latents": latents, "k": int(activation["k"]), "normalize": "token"}
+    config = {"d_model": d_model, "latents": latents, "k": activation.count("k"), "normalize": "token"}
     site = None
     if published := re.search(r"(resid_\w+)_v5_\w+/autoencoders/(\d+)\.pt$", path.as_posix()):
         if published[1] not in _OPENAI_LOCATIONS:
@@ -160,15 +182,15 @@ def _sae_lens(folder: Path) -> _Foreign:
     config, weights = _config(folder), _weights(folder / SAE_LENS_WEIGHTS)
     if config.get("activation_fn_str", config.get("activation_fn")) == "topk":  # before 6.0
         architecture = "topk"
-        shape = {"architecture": "topk", "k": _Fields(config.source, config["activation_fn_kwargs"])["k"]}
+        shape = {"architecture": "topk", "k": _Fields(config.source, config["activation_fn_kwargs"]).count("k")}
     else:
         architecture = config.require("architecture", *_SAE_LENS_ARCHITECTURES)
         shape = {"architecture": _SAE_LENS_ARCHITECTURES[architecture]}
         if architecture in ("topk", "abstopk"):
-            shape["k"] = config["k"]
+            shape["k"] = config.count("k")
     config.require("reshape_activations", "none")
     normalize = config.require("normalize_activations", "none", "layer_norm", False, None)
-    latents, d_model = config["d_sae"], config["d_in"]
+    latents, d_model = config.count("d_sae"), config.count("d_in")
     encoder = weights.tensor("W_enc", d_model, latents).T
     decoder = weights.tensor("W_dec", latents, d_model)
     latent_bias, pre_bias = weights.tensor("b_enc", latents), weights.tensor("b_dec", d_model)
@@ -189,14 +211,15 @@ def _sae_lens(folder: Path) -> _Foreign:
 
 def _sae_lens_site(config: _Fields) -> Site | None:
     """From the name of TransformerLens's hook, in `metadata` since 6.0."""
-    hook = config.get("metadata", {}).get("hook_name") or config.get("hook_name") or config.get("hook_point")
+    metadata = _Fields(config.source, config.get("metadata", {}))
+    hook = metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point")
     if not hook:
         return None
-    named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook)
+    named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", str(hook))
     if named and named[2] == "resid_pre" and named[1] != "0":
         return Site("resid_post", int(named[1]))
     try:
-        return Site.parse(f"{named[2]}_{int(named[1]) + 1}" if named else hook)
+        return Site.parse(f"{named[2]}_{int(named[1]) + 1}" if named else str(hook))
     except ValueError:
         allowed = ", ".join(f"blocks.N.hook_{each}" for each in get_args(Location))
         raise UserError(f"{config.source}: hook_name: {hook!r}: cannot be represented; allowed: {allowed}") from None
@@ -207,8 +230,8 @@ def _sparsify(folder: Path) -> _Foreign:
     config.require("activation", "topk")
     for name in ("transcode", "skip_connection", "signed"):
         config.require(name, False)
-    d_model = config["d_in"]
-    latents = config.get("num_latents") or d_model * config["expansion_factor"]
+    d_model = config.count("d_in")
+    latents = config.count("num_latents") if config.get("num_latents") else d_model * config.count("expansion_factor")
     site = None
     if hook := re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.[\w.]+)?", folder.name):  # the hook point
         if hook[2] not in _SPARSIFY_LOCATIONS:
@@ -217,7 +240,7 @@ def _sparsify(folder: Path) -> _Foreign:
             )
         site = Site(_SPARSIFY_LOCATIONS[hook[2]], int(hook[1]) + 1)
     return _Foreign(
-        {"d_model": d_model, "latents": latents, "k": config["k"], "normalize": "none"},
+        {"d_model": d_model, "latents": latents, "k": config.count("k"), "normalize": "none"},
         {
             "encoder": weights.tensor("encoder.weight", latents, d_model),
             "decoder": weights.tensor("W_dec", latents, d_model),

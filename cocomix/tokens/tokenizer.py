@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from cocomix.artifact import digest_of
 from cocomix.errors import UserError
 from cocomix.params import TokenizeParams
+from cocomix.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -65,16 +66,7 @@ def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast
     Raises:
         UserError: when there is none, or it has no fast implementation or no end-of-document token.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError) as error:
-        kind = "folder" if Path(name).is_dir() else "hub id or folder"
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"tokenize.pretrained: {name!r}: no tokenizer can be loaded from this {kind}: {reason}"
-        ) from None
+    tokenizer = load_tokenizer("tokenize.pretrained", name, revision)
     if not tokenizer.is_fast:
         raise UserError(
             f"tokenize.pretrained: {name!r}: a {type(tokenizer).__name__} is slow; a fast tokenizer is needed"
