@@ -107,7 +107,7 @@ def score_mixing(model: CoCoMixForCausalLM, data: WindowData, windows: int, batc
     sums = np.zeros(4 + 2 * m)
     with progress(task, sum(map(len, mine)), "windows") as bar:
         for rows in mine:
-            others = sample[rows - 1]  # of the first one, the last
+            others = sample[rows - len(sample) // 2]  # far away: the next one may hold the same document
             ids, labels = map(send, data.batch(sample[rows]))
             other_labels = send(data.batch(others)[1])
             turn = send(torch.from_numpy(turns[rows]))

@@ -10,6 +10,8 @@ from cocomix.modeling import CoCoMixForCausalLM, Concepts
 from cocomix.training import WindowData
 from tests.evaluation.conftest import K_ATTR, cocomix
 
+FAR = 3
+"""How many of the 7 windows away the other one is."""
 MIXINGS = [{}, {"mixing": "interleave_with_state"}, {"mixing": "add"}, {"concept_head": "equations"}]
 
 
@@ -38,7 +40,7 @@ def test_mixed_vectors_are_replaced(data: WindowData, changes: dict[str, object]
     assert score.windows == len(ids)
     assert score.as_it_is == pytest.approx(as_it_is, rel=1e-5)
     assert score.zeroed == pytest.approx(loss_of(model, ids, torch.zeros_like(vector)), rel=1e-5)
-    assert score.shuffled == pytest.approx(loss_of(model, ids, vector.roll(1, dims=0)), rel=1e-5)
+    assert score.shuffled == pytest.approx(loss_of(model, ids, vector.roll(FAR, dims=0)), rel=1e-5)
     assert score.mean == pytest.approx(loss_of(model, ids, vector.mean((0, 1)).expand_as(vector)), rel=1e-5)
     assert len({score.as_it_is, score.zeroed, score.shuffled, score.mean}) == 4
 
@@ -102,7 +104,7 @@ def test_labels_are_told_one_by_one(data: WindowData, changes: dict[str, object]
 
     score = score_mixing(model, data, 100, 3, "mixing")
     assert score.told_by_uncertainty == pytest.approx([told(labels, count) for count in range(K_ATTR + 1)], rel=1e-5)
-    assert score.told_others == pytest.approx(told(labels.roll(1, dims=0), K_ATTR), rel=1e-5)
+    assert score.told_others == pytest.approx(told(labels.roll(FAR, dims=0), K_ATTR), rel=1e-5)
     assert score.told_at_random[0] == score.as_it_is
     assert score.told_at_random[-1] == score.told_by_uncertainty[-1]
     assert score.told_at_random[1:-1] != score.told_by_uncertainty[1:-1]
