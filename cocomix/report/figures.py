@@ -80,7 +80,7 @@ def differences(results: Sequence[MethodResult]) -> str:
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.set_yticks(range(len(rows)), [f"{NAMES[method]}, {corpus}" for corpus, method, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(round(value, 9), "g")))
         axes.set_xlabel("difference in loss (nats a token)")
         axes.grid(visible=True, axis="x")
