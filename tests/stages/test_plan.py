@@ -1,0 +1,97 @@
+"""Plans of a real project, against what its stages wrote."""
+
+import json
+from collections.abc import Mapping
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.params import load
+from cocomix.planning import estimate, measured_text
+from flows.plan import Planned, plan
+from tests.stages.project import Project
+
+FOLDERS = {
+    "tokenize": "tokens",
+    "attribution": "concepts",
+    "explain": "atlas",
+    "pretrain": "models",
+    "evaluate": "evaluations",
+}
+
+
+def planned(project: Project, preset: str | None = None) -> dict[str, Planned]:
+    with chdir(project.path):
+        return {each.stage: each for each in plan(preset)}
+
+
+def metrics(project: Project, name: str) -> dict[str, Any]:
+    return json.loads((project.path / f"metrics/{name}.json").read_bytes())
+
+
+def written(project: Project, stage: str) -> int:
+    """Bytes of what the stage made."""
+    kind, _, item = stage.partition("@")
+    folder = project.path / "artifacts" / FOLDERS.get(kind, kind) / item
+    files: Mapping[str, Any] = json.loads((folder / "manifest.json").read_bytes())["files"]
+    return sum(each["bytes"] for each in files.values())
+
+
+def test_operations_are_those_that_the_stages_counted_and_disk_is_what_they_wrote(finished: Project) -> None:
+    text = measured_text(metrics(finished, "corpus"), metrics(finished, "tokenize"))
+    found = estimate(load(finished.path / "params.yaml"), text)
+    for name in ("base", "pretrain/ntp-0", "pretrain/cocomix-0"):
+        assert found[name.replace("/", "@")].flops == metrics(finished, name)["flops"]
+    sizes = {name: written(finished, name) for name in found if name != "report"}  # a page's size follows its words
+    for name in (each for each, size in sizes.items() if size > 50_000):
+        assert found[name].disk == pytest.approx(sizes[name], rel=0.2), name
+    assert sum(found[name].disk for name in sizes) == pytest.approx(sum(sizes.values()), rel=0.2)
+
+
+def test_nothing_is_planned_where_nothing_changed(finished: Project) -> None:
+    assert {each.runs for each in planned(finished).values()} == {"no"}
+
+
+def test_a_changed_parameter_is_named_with_what_follows_from_it(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"sae": {"k": 7}})
+    found = planned(project)
+    assert found["sae"].why == ("sae.k: 8 -> 7",)
+    assert found["attribution"].why == ("after sae",)
+    # Next-token prediction reads one key of what attribution writes, which will be the same.
+    assert found["pretrain@ntp-0"].runs == "perhaps"
+    assert [name for name, each in found.items() if each.runs == "no"] == ["corpus", "tokenize", "base", "activations"]
+
+
+def test_missing_results_changed_code_and_new_stages_are_named(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"pretrain": {"seeds": [0, 1]}})
+    (project.path / "metrics/explain.json").unlink()
+    with (project.path / "stages/sae.py").open("a") as file:
+        file.write("\n# A comment.\n")
+    found = planned(project)
+    assert found["sae"].why == ("stages/sae.py is modified",)
+    assert "metrics/explain.json is missing" in found["explain"].why
+    assert found["pretrain@ntp-1"].why == ("never run",)
+
+
+def test_a_preset_is_planned_without_touching_anything(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    before = {path: (project.path / path).read_bytes() for path in ("params.yaml", "dvc.lock")}
+    found = planned(project, "weak-to-strong")
+    assert found["pretrain@kd-0"].why == ("never run",)
+    assert "base.model.d_model: 32 -> 64" in found["base"].why
+    assert {path: (project.path / path).read_bytes() for path in before} == before
+
+
+def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"report": {"title": "Other"}})
+    command = ("python", "-m", "flows.plan", "--gpu", "a100")
+    printed = project.run(*command)
+    assert "report: report.title: " in printed
+    assert "1 of 14 stages would run" in printed
+    stages = json.loads(project.run(*command, "--json"))["stages"]
+    assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["report"]
