@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cocomix.checked import parse, read_yaml
 
@@ -392,6 +392,9 @@ class PauseParams(Section):
 
     layer: Positive
     """Blocks below the pause vectors: CoCoMix's concept_layer, for a comparison like the paper's (Fig. 6f)."""
+    mixing: Literal["interleave", "interleave_with_state"]
+    """interleave_with_state: the token's hidden state is added to the vector; interleave: the vector alone, which must
+    learn by attention which token it follows, and does not within millions of tokens (docs/log.md, 16)."""
 
 
 class CocomixParams(Section):
@@ -485,6 +488,31 @@ class EvaluateParams(Section):
     """Examples of each task at most."""
 
 
+class SteerParams(Section):
+    """How the steering of concepts is measured."""
+
+    concepts: Annotated[int, Field(ge=2)]
+    """Of those that every CoCoMix model mixes in the text, drawn at random; the others are a concept's control."""
+    strengths: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
+    """That concepts are given, or factors of them."""
+    windows: Positive
+    """Validation windows that are read, and whose beginnings are continued."""
+    prompt_tokens: Positive
+    new_tokens: Annotated[int, Field(ge=2)]
+    """Of each continuation."""
+    promoted: Positive
+    """Tokens that are watched for each concept: those that it promotes most."""
+    seed: Seed = 0
+    """Of the choice of concepts and windows, and of the continuations."""
+
+    @field_validator("strengths")
+    @classmethod
+    def _steer(cls, strengths: list[float]) -> list[float]:
+        if 0 in strengths or len(set(strengths)) < len(strengths):
+            raise ValueError("must be different numbers other than 0, of which the direction is known")
+        return sorted(strengths)
+
+
 class ExplainModelParams(Section):
     """A causal language model that writes and tests labels."""
 
@@ -560,6 +588,7 @@ class Params(Section):
     explain: ExplainParams
     pretrain: PretrainParams
     evaluate: EvaluateParams
+    steer: SteerParams
     report: ReportParams
 
     @model_validator(mode="after")
@@ -592,6 +621,11 @@ class Params(Section):
             raise ValueError(
                 f"evaluate.stride ({self.evaluate.stride}) must be below tokenize.context ({self.tokenize.context}): "
                 "a window's first token has nothing before it"
+            )
+        if self.steer.prompt_tokens + self.steer.new_tokens > self.tokenize.context:
+            raise ValueError(
+                f"steer.prompt_tokens ({self.steer.prompt_tokens}) and steer.new_tokens ({self.steer.new_tokens}) "
+                f"together must not exceed tokenize.context ({self.tokenize.context})"
             )
         if self.activations.tokens < self.sae.batch_size:
             raise ValueError(

@@ -86,6 +86,7 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
         "predicts": "nothing",
         "mixing": "interleave",
         "concept_layer": pause.layer,
+        "mixing": pause.mixing,
         "num_concepts": 1,
         "concept_k": 1,
     }

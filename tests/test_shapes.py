@@ -31,7 +31,7 @@ def matched(tokens: Tokens, match: Match, **cocomix: object) -> dict[str, Shape]
         training=PARAMS,
         ntp=NtpParams(),
         kd=KdParams(kl_weight=0.1),
-        pause=PauseParams(layer=1),
+        pause=PauseParams(layer=1, mixing="interleave_with_state"),
         cocomix=COCOMIX.model_copy(update=cocomix),
     )
     return dict(shapes(params, tokens, SOURCES))
@@ -88,9 +88,9 @@ def test_matched_training_flops_count_the_base_models_forward_pass(tokens: Token
 def test_shapes_are_configurations_of_their_methods(tokens: Tokens) -> None:
     model = ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1)
     cocomix = config_of(cocomix_shape(model, COCOMIX, tokens, SOURCES))
-    pause = config_of(pause_shape(model, PauseParams(layer=3), tokens))
+    pause = config_of(pause_shape(model, PauseParams(layer=3, mixing="interleave"), tokens))
     assert isinstance(cocomix, CoCoMixConfig)
     assert isinstance(pause, CoCoMixConfig)
     assert (cocomix.predicts, cocomix.num_concepts, cocomix.concept_layer) == ("concepts", 512, 2)
-    assert (pause.predicts, pause.concept_layer, pause.resid_pdrop) == ("nothing", 3, 0.1)
+    assert (pause.predicts, pause.mixing, pause.concept_layer, pause.resid_pdrop) == ("nothing", "interleave", 3, 0.1)
     assert cocomix.vocab_size == tokens.vocab_size

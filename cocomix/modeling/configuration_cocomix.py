@@ -49,8 +49,10 @@ class CoCoMixConfig(GPT2Config):
             raise ValueError(f"concept_layer ({self.concept_layer}) must be from 1 to n_layer - 1 ({self.n_layer - 1})")
         if not 1 <= self.concept_k <= self.num_concepts:
             raise ValueError(f"concept_k ({self.concept_k}) must be from 1 to num_concepts ({self.num_concepts})")
-        if self.predicts == "nothing" and self.mixing != "interleave":
-            raise ValueError(f"mixing ({self.mixing}) must be interleave where nothing is predicted")
+        if self.predicts == "nothing" and not self.interleaves:
+            raise ValueError(
+                f"mixing ({self.mixing}) must be interleave or interleave_with_state where nothing is predicted"
+            )
         if self.stop_gradient and (self.predicts == "nothing" or self.mixing == "none"):
             raise ValueError(
                 f"stop_gradient must be false with predicts ({self.predicts}) and mixing ({self.mixing}): the language "

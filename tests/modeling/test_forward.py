@@ -13,7 +13,10 @@ from cocomix.modeling.mixers import ConceptHead
 from tests.modeling.conftest import ids, named, tiny
 
 EXACT = {"atol": 1e-10, "rtol": 1e-8}
-INTERLEAVING = [{}, {"mixing": "interleave_with_state"}, {"predicts": "hidden"}, {"predicts": "nothing"}]
+INTERLEAVING = [
+    *({}, {"mixing": "interleave_with_state"}, {"predicts": "hidden"}, {"predicts": "nothing"}),
+    {"predicts": "nothing", "mixing": "interleave_with_state"},
+]
 
 
 def reference(model: CoCoMixForCausalLM, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
