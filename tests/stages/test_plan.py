@@ -91,7 +91,7 @@ def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -
     project.change({"report": {"title": "Other"}})
     command = ("python", "-m", "flows.plan", "--gpu", "a100")
     printed = project.run(*command)
-    assert "report: report.title: " in printed
-    assert "1 of 14 stages would run" in printed
     stages = json.loads(project.run(*command, "--json"))["stages"]
+    assert "report: report.title: " in printed
+    assert f"1 of {len(stages)} stages would run" in printed
     assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["report"]
