@@ -334,6 +334,12 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digests_of(path: Path) -> dict[str, str]:
+    """SHA-256 of the files in a folder, or of one file, by name."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {each.name: digest_of(each) for each in files if each.is_file()}
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace a file by `content`: readers, also after a loss of power, see the old or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)

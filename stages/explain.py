@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix.artifact import Artifact, Work, digest_of
+from cocomix.artifact import Artifact, Work, digests_of
 from cocomix.base import load_base
 from cocomix.explain.making import make_atlas
 from cocomix.params import ExplainParams, Params
@@ -41,7 +41,7 @@ def _label_model_files(section: ExplainParams) -> dict[str, str]:
     folder = Path(section.model.name or "")
     if section.labeller == "tokens" or not folder.is_dir():
         return {}
-    return {f"label model {each.name}": digest_of(each) for each in sorted(folder.iterdir()) if each.is_file()}
+    return {f"label model {name}": digest for name, digest in digests_of(folder).items()}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import open_activations
-from cocomix.artifact import Artifact, Work, digest_of
+from cocomix.artifact import Artifact, Work, digests_of
 from cocomix.base import load_base
 from cocomix.device import device
 from cocomix.errors import UserError
@@ -119,10 +119,9 @@ def _published_files(section: SaeParams) -> dict[str, str]:
     if section.source == "train":
         return {}
     path = Path(str(section.published.path))
-    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     if not path.exists():
         raise UserError(f"sae.published.path: {path}: no such file or folder")
-    return {f"published {each.name}": digest_of(each) for each in files}
+    return {f"published {name}": digest for name, digest in digests_of(path).items()}
 
 
 if __name__ == "__main__":
