@@ -47,14 +47,14 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
     Raises:
         UserError: when one of them is missing or damaged, or has other concepts than `model`.
     """
-    labels = ConceptLabels(Artifact(artifacts / "concepts"))
+    concepts = Artifact(artifacts / "concepts")
+    labels = ConceptLabels(concepts)
     if labels.latents != model.config.num_concepts:
         raise UserError(
-            f"{artifacts / 'concepts'}: has {labels.latents} concepts, the model {model.config.num_concepts}; they are "
+            f"{concepts.path}: has {labels.latents} concepts, the model {model.config.num_concepts}; they are "
             "of different pipelines"
         )
-    manifest = Artifact(artifacts / "concepts").manifest
-    params = parse(AttributionParams, manifest.params, str(artifacts / "concepts" / MANIFEST))
+    params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
     base = load_base(Artifact(artifacts / "base"), labels.context)
     return Extractor(base, load_sae(Artifact(artifacts / "sae")), params)
 
