@@ -171,6 +171,7 @@ def test_all_of_it_goes_by_keyboard(opened: Page) -> None:
     press("Enter")
     expect(page.locator("#card h2")).to_contain_text(number)
     page.locator("#card button.primary").press("Enter")
+    expect(page.locator("#edits input[type=range]")).to_be_focused()
     for _ in range(4):
         press("ArrowRight")
     expect(page.locator("#shell")).to_contain_text(f"--edit {number}=7")
@@ -193,7 +194,7 @@ def test_what_is_wrong_is_said_beside_it_and_goes_when_it_is_mended(opened: Page
     expect(page.locator("#steering-error")).to_contain_text("no concept 99; the model has 0 to 39")
     page.fill("#edit", "many")
     page.press("#edit", "Enter")
-    expect(page.locator("#steering-error")).to_contain_text("write 9=5")
+    expect(page.locator("#steering-error")).to_contain_text("write 412x4")
     page.fill("#edit", "9=2@4:")
     page.press("#edit", "Enter")
     expect(page.locator("#steering-error")).to_be_empty()

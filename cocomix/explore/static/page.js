@@ -1,49 +1,10 @@
-// The page: what is typed is read and continued as it changes; one request of each kind is under way at a time.
-import { cardOf, el, percent, results, visible, walkable } from "./cards.js";
+// The page: a text is read as it is typed; a token and a concept are chosen in it, which the rest is about.
+import { cardOf, el, results, visible, walkable } from "./cards.js";
+import { byId, json, latest, soon } from "./requests.js";
+import { startSteering, steerBy, stopWriting, write } from "./steer.js";
 
-const byId = (id) => document.getElementById(id);
-const [prompt, tokens, edits] = ["prompt", "tokens", "edits"].map(byId);
-const RANGE = 10;
-const EDIT = /^(\d+)(?:(x|=)([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)|(~\d+))(@[\d:]+)?$/i;
-
-const state = { about: null, positions: [], selected: 0, concept: null, names: new Map(), edits: [] };
-
-// Requests ----------------------------------------------------------------------------------------------------------
-
-async function ask(path, body, signal) {
-  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(path, { ...options, signal }).catch((error) => {
-    throw error.name === "AbortError" ? error : new Error("the server does not answer; is it still running?");
-  });
-  if (!response.ok) throw new Error((await response.json()).error);
-  return response;
-}
-
-const json = async (...request) => (await ask(...request)).json();
-
-/** Runs of one kind: a new one ends the one before, and errors are shown in `place`. */
-function latest(place, work) {
-  let current = new AbortController();
-  return async (...given) => {
-    current.abort();
-    const { signal } = (current = new AbortController());
-    try {
-      const done = await work(signal, ...given);
-      if (!signal.aborted) place.textContent = "";
-      return done;
-    } catch (error) {
-      if (!signal.aborted) place.textContent = error.message;
-    }
-  };
-}
-
-function soon(work, milliseconds) {
-  let timer;
-  return (...given) => {
-    clearTimeout(timer);
-    timer = setTimeout(work, milliseconds, ...given);
-  };
-}
+const [prompt, tokens] = ["prompt", "tokens"].map(byId);
+const state = { about: null, positions: [], selected: 0, concept: null, names: new Map() };
 
 // Reading -----------------------------------------------------------------------------------------------------------
 
@@ -59,7 +20,7 @@ const read = latest(byId("reading-error"), async (signal) => {
     showToken();
     tokens.classList.remove("stale");
     byId("count").textContent = `${positions.length} of ${state.about.context} tokens`;
-    write({ original: true });
+    write();
   } catch (error) {
     if (!signal.aborted) {
       tokens.classList.add("stale");
@@ -151,7 +112,7 @@ function showToken() {
     el("ul", { class: "list bars" }, ...rows.slice(0, 6)),
     rows.length > 6 ? el("details", {}, el("summary", {}, `${rows.length - 6} more`), el("ul", { class: "list bars" }, ...rows.slice(6))) : null,
     ...(position.labelled ? [
-      el("h3", {}, "Labelled, from the base model"),
+      el("h3", {}, "Labelled, from the base model", agreed.size ? " (underlined: also mixed)" : ""),
       position.labelled.length
         ? el("ul", { class: "list bars" }, ...position.labelled.map((each) => row(each, each.strength / best, each.strength.toFixed(3))))
         : el("p", { class: "quiet" }, "None: nothing follows, or no active concept adds to the loss."),
@@ -189,156 +150,12 @@ const choose = latest(byId("found-count"), async (signal, concept) => {
   if (top < 0 || top > innerHeight / 2) panel.scrollIntoView();
 });
 
-/** Adds an edit, ready for arrow keys. */
-function steerBy(concept) {
-  addEdit(`${concept}=5`);
-  edits.querySelector(`[data-concept="${concept}"] input`)?.focus();
-}
-
 const search = latest(byId("found-count"), async (signal) => {
   const wanted = byId("search").value.trim();
   const found = wanted ? await json(`/api/search?text=${encodeURIComponent(wanted)}`, undefined, signal) : [];
   results(byId("found"), found, choose);
   if (wanted && !found.length) throw new Error("No concept with this label or token.");
 });
-
-// Steering ----------------------------------------------------------------------------------------------------------
-
-const written = (edit) => (edit.kind === "~" ? edit.typed : `${edit.concept}${edit.kind}${edit.value}${edit.where}`);
-
-function addEdit(typed) {
-  const parts = EDIT.exec(typed.trim());
-  if (!parts) {
-    byId("steering-error").textContent = `${typed || "nothing"}: write 9=5, 9x2, 9=0 or 3~8, each for some positions with @4: or @4:9 or @4`;
-    return false;
-  }
-  const [, concept, kind, value, , where = ""] = parts;
-  if (Number(concept) >= state.about.concepts) {
-    byId("steering-error").textContent = `no concept ${concept}; the model has 0 to ${state.about.concepts - 1}`;
-    return false;
-  }
-  const edit = { concept: Number(concept), kind: kind?.toLowerCase() ?? "~", value: Number(value), where, typed: typed.trim() };
-  const same = state.edits.findIndex((each) => each.kind !== "~" && edit.kind !== "~" && each.concept === edit.concept && each.where === where);
-  if (same < 0) state.edits.push(edit);
-  else state.edits[same] = edit;
-  showEdits();
-  write({});
-  return true;
-}
-
-function showEdits() {
-  edits.replaceChildren(...state.edits.map(editRow));
-}
-
-function editRow(edit) {
-  const name = state.names.get(edit.concept) || "";
-  const changed = () => { number.value = slider.value = edit.value; write({}); };
-  const limits = { min: -RANGE, max: RANGE, step: 0.5 };
-  const of = `concept ${edit.concept}`;
-  const remove = el("button", { type: "button", class: "plain", "aria-label": `Remove the edit of ${of}`, click: () => {
-    state.edits = state.edits.filter((each) => each !== edit);
-    showEdits();
-    byId("edit").focus();
-    write({});
-  } }, "remove");
-  const title = el("button", { type: "button", class: edit.kind === "~" ? "concept whole" : "concept", click: () => choose(edit.concept) },
-    el("b", {}, edit.kind === "~" ? edit.typed : `${edit.concept}`), el("span", { class: "name" }, name), edit.where && edit.kind !== "~" ? el("small", {}, edit.where) : null);
-  if (edit.kind === "~") return el("li", {}, title, remove);
-  const kind = el("select", { "aria-label": `How ${of} is edited`, change: () => { edit.kind = kind.value; write({}); } },
-    ...[["=", "strength"], ["x", "times"]].map(([value, text]) => el("option", { value, selected: value === edit.kind }, text)));
-  const slider = el("input", { type: "range", ...limits, value: edit.value, "aria-label": `Amount for ${of}`, input: () => { edit.value = Number(slider.value); changed(); } });
-  const number = el("input", { type: "number", step: 0.5, value: edit.value, "aria-label": `Exact amount for ${of}`, change: () => { edit.value = Number(number.value); changed(); } });
-  slider.value = edit.value;
-  return el("li", { "data-concept": edit.concept }, title, kind, slider, number, remove);
-}
-
-/** Fills `place` with a continuation as it comes. */
-async function stream(place, body, signal) {
-  place.textContent = "";
-  place.classList.add("busy");
-  try {
-    const reader = (await ask("/api/continue", body, signal)).body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) throw new Error("the server stopped in the middle");
-      const lines = (rest + value).split("\n");
-      rest = lines.pop();
-      for (const line of lines.map(JSON.parse)) {
-        if (line.error) throw new Error(line.error);
-        if (line.done) return;
-        place.append(line.text);
-      }
-    }
-  } finally {
-    place.classList.remove("busy");
-  }
-}
-
-let originalOf = "";
-let stopped = new AbortController();
-
-function stopWriting() {
-  stopped.abort();
-}
-
-function settings() {
-  const number = (id) => (byId(id).value === "" ? null : Number(byId(id).value));
-  return { text: prompt.value, tokens: number("new-tokens"), temperature: number("temperature"), seed: number("seed") };
-}
-
-/** The original, if what it depends on has changed, then the steered continuation. */
-const writeNow = latest(byId("steering-error"), async (signal) => {
-  if (!state.about.mixes) throw new Error("this model mixes nothing, so edits change nothing");
-  const [original, steered, status] = ["original", "steered", "writing"].map(byId);
-  const asked = settings();
-  const body = { ...asked, edits: state.edits.map(written), before_selection: byId("before-selection").checked };
-  stopped.abort();
-  stopped = new AbortController();
-  const either = AbortSignal.any([signal, stopped.signal]);
-  byId("stop").hidden = false;
-  status.textContent = "writing …";
-  try {
-    const calls = await json("/api/calls", body, either);
-    for (const name of ["python", "shell"]) byId(name).textContent = calls[name];
-    if (originalOf !== JSON.stringify(asked)) {
-      originalOf = "";
-      steered.textContent = "";
-      await stream(original, asked, either);
-      originalOf = JSON.stringify(asked);
-    }
-    if (state.edits.length) {
-      await stream(steered, body, either);
-      status.textContent = compare(original.textContent, steered);
-    } else {
-      steered.replaceChildren(el("span", { class: "quiet" }, "No edits yet. Choose a concept, then Steer; or type an edit above."));
-      status.textContent = "";
-    }
-  } catch (error) {
-    if (!signal.aborted) status.textContent = error.name === "AbortError" ? "Stopped." : "";
-    if (error.name !== "AbortError") throw error;
-  } finally {
-    if (!signal.aborted) byId("stop").hidden = true;
-  }
-});
-
-const writeSoon = soon(writeNow, 150);
-
-/** Writes again shortly: sliders move in many small steps. */
-function write({ original = false }) {
-  if (original) originalOf = "";
-  writeSoon();
-}
-
-/** Underlines what differs from the original; says how much is the same. */
-function compare(original, place) {
-  const text = place.textContent;
-  let same = 0;
-  while (same < text.length && text[same] === original[same]) same++;
-  if (same === text.length && same === original.length) return "The edits change nothing here.";
-  place.replaceChildren(text.slice(0, same), el("span", { class: "differs" }, text.slice(same)));
-  return same ? `The same for ${same} characters, then different.` : "Different from the first token.";
-}
 
 // Events ------------------------------------------------------------------------------------------------------------
 
@@ -389,13 +206,6 @@ byId("find").addEventListener("submit", async (event) => {
 });
 walkable(byId("search"), byId("found"));
 
-byId("add").addEventListener("submit", (event) => {
-  event.preventDefault();
-  if (addEdit(byId("edit").value)) byId("edit").value = "";
-});
-byId("stop").addEventListener("click", stopWriting);
-for (const id of ["new-tokens", "temperature", "seed", "before-selection"]) byId(id).addEventListener("change", () => write({}));
-
 for (const button of document.querySelectorAll("[data-copies]")) {
   button.addEventListener("click", async () => {
     const code = byId(button.dataset.copies);
@@ -414,5 +224,6 @@ state.about = await json("/api/about");
 const { about } = state;
 byId("about").textContent = `${about.model}: ${about.concepts.toLocaleString("en")} concepts, ${about.context} tokens of context`
   + (about.atlas ? "" : "; no atlas, so no meanings") + (about.labels ? "" : "; no base model, so no labels");
+startSteering(about, state.names, choose);
 prompt.value ||= "The function returns a list of";
 read();

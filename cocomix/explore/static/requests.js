@@ -1,0 +1,39 @@
+// Asking the server.
+
+export const byId = (id) => document.getElementById(id);
+
+/** The response; what is wrong with the request is thrown as an error with the server's message. */
+export async function ask(path, body, signal) {
+  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(path, { ...options, signal }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("the server does not answer; is it still running?");
+  });
+  if (!response.ok) throw new Error((await response.json()).error);
+  return response;
+}
+
+export const json = async (...request) => (await ask(...request)).json();
+
+/** Runs of one kind: a new one ends the one before, and errors are shown in `place`. */
+export function latest(place, work) {
+  let current = new AbortController();
+  return async (...given) => {
+    current.abort();
+    const { signal } = (current = new AbortController());
+    try {
+      const done = await work(signal, ...given);
+      if (!signal.aborted) place.textContent = "";
+      return done;
+    } catch (error) {
+      if (!signal.aborted) place.textContent = error.message;
+    }
+  };
+}
+
+export function soon(work, milliseconds) {
+  let timer;
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(work, milliseconds, ...given);
+  };
+}
