@@ -26,7 +26,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedM
 
 from benchmarks import medians, report, set_up
 from cocomix.device import attention, device
-from cocomix.evaluation.downstream import PAPER_TASKS, load_tasks, score_tasks
+from cocomix.evaluation.downstream import score_tasks
+from cocomix.evaluation.downstream_tasks import PAPER_TASKS, load_tasks
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, flops_per_token
 
 ON_GPU = device().type == "cuda"

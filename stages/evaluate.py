@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -19,12 +18,13 @@ from cocomix.distributed import barrier
 from cocomix.evaluation import concepts, corpora, downstream, language_model, mixing
 from cocomix.evaluation.concepts import ConceptScores, score_concepts
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
-from cocomix.evaluation.downstream import TaskScore, documents_table, score_tasks, task_digest
+from cocomix.evaluation.downstream import TaskScore, score_tasks
+from cocomix.evaluation.downstream_tasks import task_digest
 from cocomix.evaluation.examples import choose_examples
 from cocomix.evaluation.language_model import TextScore, score_text
 from cocomix.evaluation.mixing import MixingScore, score_mixing
 from cocomix.evaluation.once import once
-from cocomix.evaluation.tables import write_concepts, write_documents, write_examples
+from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks
 from cocomix.evaluation.text import Text, split_text
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, Method, Params
@@ -100,9 +100,7 @@ def run(params: Params, method: Method, seed: int) -> None:
                 )
             if tasks:
                 with work.write("tasks.parquet") as pending:
-                    table = documents_table(on_tasks)
-                    pq.write_table(table, pending.path, compression="zstd")
-                    pending.rows = len(table)
+                    pending.rows = write_tasks(pending.path, on_tasks)
             whole = {corpus: asdict(each.whole) for corpus, each in scores.items()}
             metrics: dict[str, Any] = {
                 "method": method,

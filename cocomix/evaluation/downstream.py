@@ -1,55 +1,25 @@
-"""Downstream tasks, zero-shot, by lm-eval in this process.
+"""Scores in downstream tasks, zero-shot, by lm-eval in this process.
 
 The tasks' prompts and metrics are lm-eval's own; what differs is how log-likelihoods are computed
-(`downstream_likelihood`) and where the examples may come from: the hub, or a folder of JSON lines.
+(`downstream_likelihood`) and where the examples may come from (`downstream_tasks`).
 """
 
-import difflib
-import hashlib
-import importlib.util
-import json
 import logging
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
-import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.errors import UserError
+from cocomix.evaluation.downstream_tasks import PAPER_TASKS, load_tasks, require_lm_eval
 
 Json = dict[str, Any]
-
-
-class _PaperTask(NamedTuple):
-    """One of the paper's tasks."""
-
-    metric: str
-    """Of lm-eval's metrics, the one in the paper's tables."""
-    definition: str
-    """lm-eval's folder."""
-    data: str
-    """Folder of the examples, in a `tasks_dir`."""
-
-
-PAPER_TASKS = {
-    "lambada_openai": _PaperTask("perplexity", "lambada", "lambada_openai"),
-    "wikitext": _PaperTask("word_perplexity", "wikitext", "wikitext2_raw"),
-    "hellaswag": _PaperTask("acc_norm", "hellaswag", "hellaswag"),
-    "piqa": _PaperTask("acc", "piqa", "piqa"),
-    "social_iqa": _PaperTask("acc", "siqa", "siqa"),
-    "arc_easy": _PaperTask("acc", "arc", "arc_easy"),
-    "winogrande": _PaperTask("acc", "winogrande", "winogrande"),
-}
-"""By lm-eval's names (paper Table 1)."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +44,6 @@ class DocumentScore(NamedTuple):
     character of the answer): positive where the answer counts as right."""
     weight: float
     """Words of the text in a word perplexity, else 1; exp(-sum(log_likelihood) / sum(weight)) is the perplexity."""
-
-
-DOCUMENTS: Any = {"task": pa.string(), "document": pa.int64()} | dict.fromkeys(DocumentScore._fields[1:], pa.float64())
-"""Columns of `documents_table`."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +87,7 @@ def score_tasks(
     Raises:
         UserError: without lm-eval, for an unknown task, or when a task's data is missing or not what it reads.
     """
-    _require_lm_eval()
+    require_lm_eval()
     from lm_eval import evaluate
 
     from cocomix.evaluation.downstream_lm import DownstreamLM
@@ -135,29 +101,6 @@ def score_tasks(
                 results = evaluate(lm, {"tasks": {task_name: task}}, limit=limit, bootstrap_iters=0)
                 scores.append(_summary(task_name, task, results, len(lm.cut)))
     return scores
-
-
-def task_digest(task: str, tasks_dir: Path | None) -> str:
-    """Of what decides a task's examples and prompts besides its name; of the hub's, the version of lm-eval.
-
-    Raises:
-        UserError: as `score_tasks`.
-    """
-    _require_lm_eval()
-    examples = b"hub" if tasks_dir is None else _local_file(task, tasks_dir).read_bytes()
-    return hashlib.sha256(version("lm_eval").encode() + examples).hexdigest()
-
-
-def documents_table(scores: Sequence[TaskScore]) -> pa.Table:
-    """All documents of all tasks: the columns are `task` and those of `DocumentScore`."""
-    rows = [{"task": score.task} | each._asdict() for score in scores for each in score.documents]
-    return pa.Table.from_pylist(rows, pa.schema(DOCUMENTS))
-
-
-def _require_lm_eval() -> None:
-    missing = [each for each in ("lm_eval", "accelerate") if importlib.util.find_spec(each) is None]
-    if missing:
-        raise UserError(f"evaluate.tasks needs {' and '.join(missing)}, which is not installed: pip install '.[eval]'")
 
 
 @contextmanager
@@ -177,81 +120,6 @@ def _streamlined() -> Iterator[None]:
         undo.enter_context(patch.object(task, "tqdm", partial(task.tqdm, disable=True)))
         undo.enter_context(patch.object(utils.env, "from_string", cache(utils.env.from_string)))
         yield
-
-
-@cache
-def _manager(definition: str | None) -> Any:
-    """lm-eval's tasks: those of one of its folders, or all of them, which takes about ten seconds to read."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    if definition is None:
-        return TaskManager()
-    return TaskManager(include_path=Path(lm_eval.__file__).parent / "tasks" / definition, include_defaults=False)
-
-
-def _tasks_with(task: str) -> Any:
-    """A manager that knows the task."""
-    manager = _manager(PAPER_TASKS[task].definition if task in PAPER_TASKS else None)
-    if task not in manager.task_index:
-        near = difflib.get_close_matches(task, [*PAPER_TASKS, *manager.all_tasks], n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else "`lm_eval ls tasks` lists them"
-        raise UserError(f"evaluate.tasks: {task!r}: lm-eval {version('lm_eval')} has no such task; {remedy}")
-    return manager
-
-
-def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
-    """lm-eval's task objects by name, with their data."""
-    manager = _tasks_with(name)
-    random.seed(0)  # as lm-eval's own entry point does: some tasks shuffle
-    np.random.seed(1234)
-    file = None if tasks_dir is None else _local_file(name, tasks_dir)
-    spec = name if file is None else {"group": "local", "task": [{"task": name} | _from_file(file)]}
-    try:
-        tasks: dict[str, Any] = manager.load([spec])["tasks"]
-    except UserError:
-        raise
-    except Exception as error:  # of the libraries below, or of the task's own code
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        where = f"evaluate.tasks: {name}: no data from the hub" if file is None else f"{file}: not what {name} reads"
-        raise UserError(f"{where} ({reason})") from error
-    for task in tasks.values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=1234)
-        if prepare := task.get_config("process_docs"):
-            task.set_config(key="process_docs", value=cache(prepare))  # it is called for every look at the data
-    return tasks
-
-
-def _local_file(task: str, tasks_dir: Path) -> Path:
-    """The examples of a task: <folder>/<split>.jsonl, with the split that lm-eval scores."""
-    definition = _tasks_with(task).task_index[task].cfg or {}
-    split = definition.get("test_split") or definition.get("validation_split")
-    if split is None:
-        raise UserError(f"evaluate.tasks: {task}: a group, or made by a program; with evaluate.tasks_dir, name tasks")
-    file = tasks_dir / (PAPER_TASKS[task].data if task in PAPER_TASKS else task) / f"{split}.jsonl"
-    if not file.is_file():
-        raise UserError(f"{file}: no such file, which holds the examples of {task} (evaluate.tasks_dir: {tasks_dir})")
-    return file
-
-
-def _from_file(file: Path) -> Json:
-    """What to change in a task, so that its examples are those of a file."""
-    from datasets import Dataset
-
-    def read(**_: object) -> dict[str, Dataset]:
-        rows = []
-        with file.open(encoding="utf-8") as lines:  # not str.splitlines, which also ends lines at U+2028 and the like
-            for number, line in enumerate(lines, 1):
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise UserError(f"{file}:{number}: not JSON ({error})") from None
-        return {file.stem: Dataset.from_list(rows)}
-
-    nothing = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split", "dataset_kwargs"))
-    return nothing | {"custom_dataset": read, "test_split": file.stem}
 
 
 def _summary(name: str, task: Any, results: Mapping[str, Any], cut: int) -> TaskScore:

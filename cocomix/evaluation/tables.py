@@ -1,4 +1,4 @@
-"""The files of an evaluation: a row for each document, for each concept, and for each example."""
+"""The files of an evaluation: a row for each document of texts and of tasks, for each concept, for each example."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.evaluation.concepts import ConceptTable
+from cocomix.evaluation.downstream import TaskScore
 from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
 
@@ -19,6 +20,16 @@ DOCUMENTS: dict[str, pa.DataType] = {
     "loss": pa.float64(),
 }
 """corpus: validation, test, or the name of a further corpus; the others: as of `DocumentLosses`."""
+
+TASKS: dict[str, pa.DataType] = {
+    "task": pa.string(),
+    "document": pa.int64(),
+    "correct": pa.float64(),
+    "log_likelihood": pa.float64(),
+    "margin": pa.float64(),
+    "weight": pa.float64(),
+}
+"""task: its name; the others: as of `DocumentScore`."""
 
 CONCEPTS: dict[str, pa.DataType] = {
     "concept": pa.int64(),
@@ -38,6 +49,12 @@ def write_documents(path: Path, corpora: Mapping[str, DocumentLosses]) -> int:
         for name, losses in corpora.items()
     ]
     return _write(path, pa.concat_tables(tables))
+
+
+def write_tasks(path: Path, scores: Sequence[TaskScore]) -> int:
+    """Write tasks.parquet, task after task; the number of rows."""
+    rows = [{"task": score.task} | each._asdict() for score in scores for each in score.documents]
+    return _write(path, pa.Table.from_pylist(rows, pa.schema(TASKS)))
 
 
 def write_concepts(path: Path, concepts: ConceptTable) -> int:

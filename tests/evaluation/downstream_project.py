@@ -8,7 +8,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from cocomix.evaluation.downstream import PAPER_TASKS
+from cocomix.evaluation.downstream_tasks import PAPER_TASKS
 from cocomix.modeling import CoCoMixForCausalLM
 from tests.modeling.conftest import tiny
 

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedModel
 
 from cocomix.errors import UserError
 from cocomix.evaluation.downstream import (
-    PAPER_TASKS,
     DocumentScore,
     TaskScore,
-    documents_table,
     score_tasks,
-    task_digest,
 )
+from cocomix.evaluation.downstream_tasks import PAPER_TASKS, task_digest
+from cocomix.evaluation.tables import write_tasks
 from tests.evaluation.downstream_project import (
     CONTEXT,
     byte_tokenizer,
@@ -144,9 +144,10 @@ def test_what_does_not_fit_the_context_is_counted(tasks_dir: Path) -> None:
     assert scores["arc_easy"].cut == 0
 
 
-def test_documents_are_rows_of_a_table(tasks_dir: Path) -> None:
+def test_documents_are_rows_of_a_table(tasks_dir: Path, tmp_path: Path) -> None:
     scores = ours(gpt2(), tasks_dir, "piqa", "lambada_openai", limit=3)
-    table = documents_table(list(scores.values()))
+    assert write_tasks(tmp_path / "tasks.parquet", list(scores.values())) == 6
+    table = pq.read_table(tmp_path / "tasks.parquet")
     assert table.column_names == ["task", *DocumentScore._fields]
     assert table["task"].to_pylist() == ["piqa"] * 3 + ["lambada_openai"] * 3
     assert table["document"].to_pylist() == [0, 1, 2] * 2

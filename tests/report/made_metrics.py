@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.artifact import Work
-from cocomix.evaluation.downstream import DocumentScore, Figure, TaskScore, documents_table
+from cocomix.evaluation.downstream import DocumentScore, Figure, TaskScore
 from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
-from cocomix.evaluation.tables import write_documents, write_examples
+from cocomix.evaluation.tables import write_documents, write_examples, write_tasks
 from cocomix.explain.atlas import CONCEPTS, VOCABULARY
 from cocomix.params import FILE
+from cocomix.steering.effect import Effect, Measured, effects_table
 
 DOCUMENTS = 40
 TOKENS = [1000 * step for step in range(1, 11)]
@@ -33,8 +34,9 @@ def write_params(methods: Sequence[str], seeds: Sequence[int], shipped: Path) ->
 
 
 def write_pipeline() -> None:
-    """Metrics and the atlas of the stages before pretrain."""
+    """Metrics of the stages that are no matrix, the atlas, and the effects of steering."""
     write_atlas()
+    write_steering(["cocomix_set", "cocomix_scale", "base_set"])
     split = {"documents": 71, "bytes": 115868, "tokens": 30030, "windows": 234, "bytes_per_token": 3.858}
     splits = dict.fromkeys(("train", "validation", "test"), split)
     _write("corpus", splits | {"sources": 226, "dropped": {}})
@@ -120,7 +122,7 @@ def _write_evaluation(name: str, loss: float, tasks: Sequence[TaskScore]) -> Non
         with work.write("examples.parquet") as pending:
             write_examples(pending.path, [example])
         with work.write("tasks.parquet") as pending:
-            pq.write_table(documents_table(tasks), pending.path)
+            write_tasks(pending.path, tasks)
         work.finish({})
         work.publish()
 
@@ -146,6 +148,23 @@ def write_atlas() -> None:
             with work.write(name) as pending:
                 pq.write_table(pa.table(columns), pending.path)
         work.finish({"concepts": 3})
+        work.publish()
+
+
+def write_steering(sweeps: Sequence[str]) -> None:
+    """Two concepts: what is done to them triples the odds of their own tokens at 10, or divides them at -10."""
+    _write("steer", {})
+    unedited = Measured(probability=0.01, read=0.05, loss=4.0, distinct=0.9)
+    control = unedited._replace(loss=4.2)
+    effects = [
+        Effect(concept, strength, unedited, control._replace(probability=probability), control, success, 0.5)
+        for strength, probability in ((-10.0, 0.01 / 3), (10.0, 0.03))
+        for concept, success in ((7, True), (9, False))
+    ]
+    with Work("steer", Path("artifacts/steering"), {}, {"sweeps": list(sweeps)}) as work:
+        with work.write("effects.parquet") as pending:
+            pq.write_table(effects_table({each: {0: effects} for each in sweeps}), pending.path)
+        work.finish({})
         work.publish()
 
 

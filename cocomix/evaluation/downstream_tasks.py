@@ -1,0 +1,139 @@
+"""Tasks of lm-eval: the paper's, and where their examples come from, the hub or a folder of JSON lines."""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import random
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cocomix.errors import UserError
+
+
+class _PaperTask(NamedTuple):
+    """One of the paper's tasks."""
+
+    metric: str
+    """Of lm-eval's metrics, the one in the paper's tables."""
+    definition: str
+    """lm-eval's folder."""
+    data: str
+    """Folder of the examples, in a `tasks_dir`."""
+
+
+PAPER_TASKS = {
+    "lambada_openai": _PaperTask("perplexity", "lambada", "lambada_openai"),
+    "wikitext": _PaperTask("word_perplexity", "wikitext", "wikitext2_raw"),
+    "hellaswag": _PaperTask("acc_norm", "hellaswag", "hellaswag"),
+    "piqa": _PaperTask("acc", "piqa", "piqa"),
+    "social_iqa": _PaperTask("acc", "siqa", "siqa"),
+    "arc_easy": _PaperTask("acc", "arc", "arc_easy"),
+    "winogrande": _PaperTask("acc", "winogrande", "winogrande"),
+}
+"""By lm-eval's names (paper Table 1)."""
+
+
+def require_lm_eval() -> None:
+    """Raise a UserError where lm-eval, or what it needs, is not installed."""
+    missing = [each for each in ("lm_eval", "accelerate") if importlib.util.find_spec(each) is None]
+    if missing:
+        raise UserError(f"evaluate.tasks needs {' and '.join(missing)}, which is not installed: pip install '.[eval]'")
+
+
+def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
+    """lm-eval's task objects, with their data, by the names that it gives them.
+
+    Args:
+        name: of a task, or of a group or tag, in which there are several.
+        tasks_dir: folder of the examples; none: the hub.
+
+    Raises:
+        UserError: for an unknown task, or when its data is missing or not what it reads.
+    """
+    manager = _tasks_with(name)
+    random.seed(0)  # as lm-eval's own entry point does: some tasks shuffle
+    np.random.seed(1234)
+    file = None if tasks_dir is None else _local_file(name, tasks_dir)
+    spec = name if file is None else {"group": "local", "task": [{"task": name} | _from_file(file)]}
+    try:
+        tasks: dict[str, Any] = manager.load([spec])["tasks"]
+    except UserError:
+        raise
+    except Exception as error:  # of the libraries below, or of the task's own code
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        where = f"evaluate.tasks: {name}: no data from the hub" if file is None else f"{file}: not what {name} reads"
+        raise UserError(f"{where} ({reason})") from error
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=1234)
+        if prepare := task.get_config("process_docs"):
+            task.set_config(key="process_docs", value=cache(prepare))  # it is called for every look at the data
+    return tasks
+
+
+def task_digest(task: str, tasks_dir: Path | None) -> str:
+    """Of what decides a task's examples and prompts besides its name; of the hub's, the version of lm-eval.
+
+    Raises:
+        UserError: without lm-eval, for an unknown task, or when its file is missing.
+    """
+    require_lm_eval()
+    examples = b"hub" if tasks_dir is None else _local_file(task, tasks_dir).read_bytes()
+    return hashlib.sha256(version("lm_eval").encode() + examples).hexdigest()
+
+
+@cache
+def _manager(definition: str | None) -> Any:
+    """lm-eval's tasks: those of one of its folders, or all of them, which takes about ten seconds to read."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    if definition is None:
+        return TaskManager()
+    return TaskManager(include_path=Path(lm_eval.__file__).parent / "tasks" / definition, include_defaults=False)
+
+
+def _tasks_with(task: str) -> Any:
+    """A manager that knows the task."""
+    manager = _manager(PAPER_TASKS[task].definition if task in PAPER_TASKS else None)
+    if task not in manager.task_index:
+        near = difflib.get_close_matches(task, [*PAPER_TASKS, *manager.all_tasks], n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "`lm_eval ls tasks` lists them"
+        raise UserError(f"evaluate.tasks: {task!r}: lm-eval {version('lm_eval')} has no such task; {remedy}")
+    return manager
+
+
+def _local_file(task: str, tasks_dir: Path) -> Path:
+    """The examples of a task: <folder>/<split>.jsonl, with the split that lm-eval scores."""
+    definition = _tasks_with(task).task_index[task].cfg or {}
+    split = definition.get("test_split") or definition.get("validation_split")
+    if split is None:
+        raise UserError(f"evaluate.tasks: {task}: a group, or made by a program; with evaluate.tasks_dir, name tasks")
+    file = tasks_dir / (PAPER_TASKS[task].data if task in PAPER_TASKS else task) / f"{split}.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file, which holds the examples of {task} (evaluate.tasks_dir: {tasks_dir})")
+    return file
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    """What to change in a task, so that its examples are those of a file."""
+    from datasets import Dataset
+
+    def read(**_: object) -> dict[str, Dataset]:
+        rows = []
+        with file.open(encoding="utf-8") as lines:  # not str.splitlines, which also ends lines at U+2028 and the like
+            for number, line in enumerate(lines, 1):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise UserError(f"{file}:{number}: not JSON ({error})") from None
+        return {file.stem: Dataset.from_list(rows)}
+
+    nothing = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split", "dataset_kwargs"))
+    return nothing | {"custom_dataset": read, "test_split": file.stem}
