@@ -11,6 +11,7 @@ forward pass a token, f of them up to the layer, d its width, C latents of which
     explain      f + 2 d C a token that is looked at
     pretrain     3 times the model's forward pass a token, and what the base model adds to it
     evaluate     the model's forward pass a held-out token; for CoCoMix also the passes with changed concepts
+    steer        for each edit, the model's forward pass a token of the text and of what it writes
 
 Trainings are counted as their metrics count them, without the validation losses on the way. Disk is what the artifact
 holds, and beside it what lies in the work folder while the stage runs. Memory is that of one process, roughly: weights,
@@ -138,7 +139,9 @@ def estimate(params: Params, text: Text) -> dict[str, Estimate]:
         "shapes": Estimate(disk=2000),
         "report": Estimate(disk=5e4, memory=100e6),
     }
-    for method, shape in shapes(params.pretrain, words, sources).items():
+    models = shapes(params.pretrain, words, sources)
+    found["steer"] = _steer(params, models["cocomix"], base)
+    for method, shape in models.items():
         for seed in params.pretrain.seeds:
             if method in params.pretrain.methods:
                 found[f"pretrain@{method}-{seed}"] = _pretrain(params, method, shape, base, sources, windows)
@@ -290,6 +293,21 @@ def _evaluate(params: Params, method: Method, shape: Shape, text: Text) -> Estim
         flops=flops_per_token(shape, context) * tokens,
         disk=disk,
         memory=LIBRARIES + 4 * stored + section.batch_size * context * shape["vocab_size"] * 6,
+    )
+
+
+def _steer(params: Params, cocomix: Shape, base: Shape) -> Estimate:
+    section, context = params.steer, base["n_positions"]
+    if "cocomix" not in params.pretrain.methods or cocomix["predicts"] != "concepts" or cocomix["mixing"] == "none":
+        return Estimate()
+    edits, seeds = section.concepts * len(section.strengths), len(params.pretrain.seeds)
+    tokens = section.windows * (context + section.prompt_tokens + section.new_tokens)
+    two_edits_of_each_model = 2 * seeds * flops_per_token(cocomix, context)
+    sweeps = 2 * seeds + 1
+    return Estimate(
+        flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)),
+        disk=10e3 + 150 * sweeps * edits,
+        memory=LIBRARIES + 4 * (seeds * parameters_of(cocomix).stored + parameters_of(base).stored),
     )
 
 

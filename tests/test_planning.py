@@ -90,3 +90,8 @@ def test_a_dataset_of_unknown_size_must_be_limited() -> None:
 def test_a_gpu_is_known_by_its_drivers_name(name: str, gpu: str) -> None:
     assert gpu_named(name) == GPUS[gpu]
     assert gpu_named("Voodoo") is None
+
+
+def test_every_stage_of_the_pipeline_is_known() -> None:
+    stages = read_yaml(Path(__file__).parents[1] / "dvc.yaml")["stages"]
+    assert {name.partition("@")[0] for name in needs()} == set(stages)
