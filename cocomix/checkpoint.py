@@ -3,7 +3,9 @@
 import hashlib
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -35,7 +37,8 @@ def load(folder: Path) -> dict[str, Any] | None:
     for path in _newest_first(folder):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:16] == path.stem.rpartition("-")[2]:
-            return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            with suppress(UnpicklingError):  # it holds more than `save` writes, which is not read: it could run
+                return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         say(f"warning: {path} is damaged; going on from the checkpoint before it")
     return None
 

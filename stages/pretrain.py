@@ -127,7 +127,7 @@ def matrix_item(arguments: list[str], params: Params) -> tuple[Method, int]:
     Raises:
         UserError: when they are not a method and a seed of `pretrain`.
     """
-    if len(arguments) != 2 or arguments[0] not in get_args(Method) or not arguments[1].isdigit():
+    if len(arguments) != 2 or arguments[0] not in get_args(Method) or not arguments[1].isdecimal():
         raise UserError(
             f"usage: METHOD SEED, with a method of {', '.join(get_args(Method))}; got {' '.join(arguments)!r}"
         )
