@@ -59,8 +59,10 @@ def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            around = path.resolve().parents[node.level - 1].relative_to(ROOT).parts if node.level else ()
+            module = ".".join([*around, *([node.module] if node.module else [])])
+            names = [module, *(f"{module}.{each.name}" for each in node.names)]
         else:
             continue
         for name in names:

@@ -14,8 +14,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "stages/thing.py": "import numpy\nfrom cocomix.sae import train\nfrom cocomix.progress import say\nx = 1\n",
         "cocomix/sae/__init__.py": "",
         "cocomix/sae/train.py": "def f():\n    import cocomix.deep.inner as inner\n    return inner\n",
+        "cocomix/deep/near.py": "",
+        "cocomix/deep/nearer.py": "",
         "cocomix/deep/__init__.py": "y = 1\n",
-        "cocomix/deep/inner.py": "from cocomix.sae import train\n",
+        "cocomix/deep/inner.py": "from cocomix.sae import train\nfrom .near import y\nfrom . import nearer\n",
         "cocomix/progress.py": "import cocomix.unused\n",
         "cocomix/unused.py": "",
     }
@@ -33,6 +35,8 @@ def test_sources_are_what_is_imported_however_deep_without_the_plumbing(tree: Pa
         "cocomix/sae/train.py",
         "cocomix/deep/__init__.py",
         "cocomix/deep/inner.py",
+        "cocomix/deep/near.py",
+        "cocomix/deep/nearer.py",
     }
 
 
