@@ -10,8 +10,10 @@ import json
 import socket
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -140,7 +142,7 @@ async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
             traceback.print_exc()
             say({"error": f"the model cannot write this: {error}"})
 
-    writing = loop.run_in_executor(None, write)
+    loop.run_in_executor(None, write)
     try:
         while True:
             line = await lines.get()
@@ -149,7 +151,6 @@ async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
                 break
     finally:  # also when the page has gone away
         stop.set()
-        await asyncio.shield(writing)
 
 
 def serve(session: Session, port: int, announce: Callable[[str], None]) -> None:
@@ -170,5 +171,19 @@ def serve(session: Session, port: int, announce: Callable[[str], None]) -> None:
             raise UserError(f"--port {port}: {error.strerror}; 0 takes one that is free") from None
         listening.listen()
         announce(f"http://{HOST}:{listening.getsockname()[1]}/")
-        config = uvicorn.Config(application(session), log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listening])
+        config = uvicorn.Config(application(session), log_level="warning", timeout_graceful_shutdown=10)
+        with suppress(KeyboardInterrupt):  # which uvicorn passes on, when all is ended
+            _Server(config, session).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Ends what is being written before it waits for the end of all answers."""
+
+    def __init__(self, config: uvicorn.Config, session: Session) -> None:
+        super().__init__(config)
+        self._session = session
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Uvicorn's handler of SIGINT and SIGTERM."""
+        self._session.close()
+        super().handle_exit(sig, frame)

@@ -63,6 +63,8 @@ class Session:
             )
         self._labels = load_labels(artifacts)
         self._busy = Lock()  # torch's random numbers are global, and reading puts hooks on the model
+        self._looking = Lock()  # an open Parquet file is one thread's at a time
+        self._closing = Event()
 
     @property
     def about(self) -> About:
@@ -87,10 +89,14 @@ class Session:
             return concepts(self._model, text, self._tokenizer, self._extractor, self._labels)
 
     def search(self, text: str) -> list[Found]:
-        """The concept of this number, or those whose label or tokens match."""
+        """The concept of this number, then those whose label or tokens match."""
+        found = []
         if text.strip().isdecimal() and (number := int(text)) < self._model.config.num_concepts:
-            return [Found(number, self._labels.get(number, ""), "label")]
-        return self._atlas.search(text) if self._atlas is not None else []
+            found.append(Found(number, self._labels.get(number, ""), "label"))
+        if self._atlas is not None:
+            with self._looking:
+                found += self._atlas.search(text)
+        return found
 
     def concept(self, number: int) -> Card:
         """All that is known of a concept.
@@ -101,7 +107,8 @@ class Session:
         if self._atlas is None:
             raise UserError("there is no atlas; `dvc repro explain` finds out what concepts are about")
         try:
-            return self._atlas.concept(number)
+            with self._looking:
+                return self._atlas.concept(number)
         except IndexError as error:
             raise UserError(str(error)) from None
 
@@ -127,14 +134,14 @@ class Session:
         say: Callable[[str], None],
         stop: Event,
     ) -> None:
-        """Continue a text and `say` each piece as it comes, until it is finished or `stop` is set.
+        """Continue a text and `say` each piece as it comes, until it is finished, or `stop` is set, or `close` called.
 
         Raises:
             UserError: for an edit that is none, and a text that is empty or too long.
         """
         parsed, ids = self._parsed(edits, before_selection), encode(self._model, text, self._tokenizer, sampling.tokens)
         with self._busy:
-            if stop.is_set():
+            if stop.is_set() or self._closing.is_set():
                 return
             continuation(
                 self._model,
@@ -143,8 +150,12 @@ class Session:
                 sampling,
                 concept_edits=parsed,
                 streamer=_Pieces(self._tokenizer, say),
-                stopping_criteria=StoppingCriteriaList([_WhenSet(stop)]),
+                stopping_criteria=StoppingCriteriaList([_WhenSet(stop), _WhenSet(self._closing)]),
             )
+
+    def close(self) -> None:
+        """End what is being written, for good."""
+        self._closing.set()
 
     def _parsed(self, edits: Sequence[str], before_selection: bool) -> list[Written]:
         known = self._model.config.num_concepts

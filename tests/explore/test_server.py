@@ -2,13 +2,18 @@
 
 import http.client
 import json
+import os
 import shlex
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
@@ -167,6 +172,10 @@ def test_stopping_ends_a_continuation_at_the_next_token(session: Session) -> Non
 
     session.write("w5 w9", [], Sampling(40, 0.0), before_selection=False, say=say, stop=stop)
     assert 1 <= len("".join(pieces).split()) < 10
+    pieces.clear()
+    session.close()
+    session.write("w5 w9", [], Sampling(40, 0.0), before_selection=False, say=say, stop=Event())
+    assert not pieces
 
 
 def test_a_page_that_goes_away_stops_its_continuation() -> None:
@@ -203,3 +212,22 @@ def test_the_command_serves_on_loopback_only_and_prints_the_address(
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as stop:
         main(["explore", "--port", str(taken.getsockname()[1])])
     assert "0 takes one that is free" in str(stop.value.code)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_continuation_and_the_server_quietly(session: Session) -> None:
+    command = [sys.executable, "-m", "cocomix", "explore"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        assert server.stdout
+        address = urlsplit(server.stdout.readline().split()[0])
+        connection = http.client.HTTPConnection(address.netloc)
+        asked = json.dumps({"text": "w5", "tokens": 47})
+        connection.request("POST", "/api/continue", asked, {"Content-Type": "application/json"})
+        assert connection.getresponse().readline()
+        server.send_signal(signal.SIGINT)
+        _, errors = server.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert server.returncode == 0

@@ -13,11 +13,11 @@ async function unpacked(element) {
 
 const concepts = await unpacked(packed);
 
-/** As `Atlas.search` does; without anything wanted all concepts, in order. */
+/** The concept of this number, then those of `Atlas.search`; without anything wanted all concepts, in order. */
 function search(typed) {
   const wanted = typed.trim().toLowerCase();
   if (!wanted) return concepts.map(({ label }, concept) => ({ concept, label, why: "" }));
-  if (/^\d+$/.test(wanted) && Number(wanted) < concepts.length) return [{ concept: Number(wanted), label: concepts[Number(wanted)].label, why: "number" }];
+  const number = /^\d+$/.test(wanted) && Number(wanted) < concepts.length ? [{ concept: Number(wanted), label: concepts[Number(wanted)].label, why: "label" }] : [];
   const is = (text) => text.trim().toLowerCase() === wanted;
   const scored = [];
   for (const [concept, { label, fires_on, promotes }] of concepts.entries()) {
@@ -30,7 +30,7 @@ function search(typed) {
     const score = scores.label + scores["fires on"] + scores.promotes;
     if (score) scored.push({ concept, label, score, why: Object.keys(scores).find((why) => scores[why]) });
   }
-  return scored.sort((one, other) => other.score - one.score);
+  return [...number, ...scored.sort((one, other) => other.score - one.score)];
 }
 
 function show() {

@@ -8,7 +8,7 @@ export async function ask(path, body, signal) {
   const response = await fetch(path, { ...options, signal }).catch((error) => {
     throw error.name === "AbortError" ? error : new Error("the server does not answer; is it still running?");
   });
-  if (!response.ok) throw new Error((await response.json()).error);
+  if (!response.ok) throw new Error((await response.json().catch(() => ({ error: "the server failed; its terminal says how" }))).error);
   return response;
 }
 
