@@ -6,6 +6,9 @@ import pytest
 from cocomix.activations.store import Activations, ActivationStore, write_activations
 from cocomix.artifact import Artifact, Work
 from cocomix.runtime import runtime
+from tests.activations.conftest import setting
+
+__all__ = ["setting"]
 
 D_MODEL = 16
 

@@ -16,6 +16,7 @@ from cocomix.progress import Progress
 from cocomix.sae.learner import Learner, geometric_median, learning_rate_share
 from cocomix.sae.quality import reconstruction
 from cocomix.sae.training import SaeTraining, Wanted
+from tests.activations.conftest import Setting, but
 
 PARAMS = SaeParams(
     latents=32, k=3, epochs=2, batch_size=256, learning_rate=3e-3, aux_k=4, dead_tokens=1000, checkpoint_every=5
@@ -145,6 +146,19 @@ def test_autoencoders_trained_in_one_pass_are_those_trained_alone(store: Activat
         assert together.learners[number].curve == alone.curve
         found = together.learners[number].finish().state_dict()
         torch.testing.assert_close(found, alone.finish().state_dict(), rtol=0, atol=0)
+
+
+def test_autoencoders_of_two_sites_each_learn_their_own_activations(setting: Setting, tmp_path: Path) -> None:
+    artifact = setting.collect(but(sites=["resid_post_2", "mlp_out_1"]))
+    wanted = [
+        Wanted(ActivationStore(artifact, site), PARAMS.model_copy(update={"batch_size": 64, "latents": latents}))
+        for site, latents in (("resid_post_2", 48), ("mlp_out_1", 64), ("mlp_out_1", 32))
+    ]
+    together = SaeTraining(wanted, tmp_path / "together")
+    together.run()
+    for number, (each, learner) in enumerate(zip(wanted, together.learners, strict=True)):
+        alone = trained(SaeTraining([each], tmp_path / str(number)))
+        torch.testing.assert_close(learner.sae.state_dict(), alone.sae.state_dict(), rtol=0, atol=0)
 
 
 def test_sparsity_weighs_more_from_step_to_step_until_its_share_is_over(store: ActivationStore) -> None:
