@@ -118,6 +118,7 @@ def page(
         names=NAMES,
         baseline=BASELINE,
         confidence=f"{CONFIDENCE:.0%}",
+        evaluate=params.evaluate,
         replicates=f"{REPLICATES:,}",
         answers=answers(results),
         caveats=caveats(results, params.pretrain),

@@ -50,6 +50,8 @@ class TaskResult(NamedTuple):
     """Over documents, the mean of the seeds'."""
     log_likelihood: Spread | None
     """Of the right answer, nats."""
+    cut: int
+    """Documents that do not fit into the context, which all models share."""
     verdict: Verdict
     """On the share of right answers; on the loss, where the metric is a perplexity."""
 
@@ -156,6 +158,7 @@ def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, Ta
             value=spread([each.value for each in figures]),
             standard_error=fmean(errors) if errors else None,
             log_likelihood=spread(likelihoods) if likelihoods else None,
+            cut=asked.cut,
             verdict=verdicts[method],
         )
     return results

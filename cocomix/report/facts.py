@@ -105,6 +105,7 @@ class AttributionFacts(StageFacts):
     positions: int
     full_share: float
     label_entropy: float
+    """Bits."""
     distinct_concepts: int
     most_frequent_share: float
 
@@ -195,6 +196,8 @@ class TaskFacts(Facts):
     """By lm-eval's names."""
     log_likelihood: Figure | None
     """Of the right answer, nats, a document."""
+    cut: int
+    """Documents that do not fit into the model's context."""
 
     @property
     def is_perplexity(self) -> bool:

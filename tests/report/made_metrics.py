@@ -136,7 +136,7 @@ def _accuracy(task: str, metric: str, right: int) -> TaskScore:
 def _perplexity(loss: float) -> TaskScore:
     documents = [DocumentScore(each, 0.0, -loss - 0.01 * each, None, 1.0) for each in range(DOCUMENTS)]
     figures = {"perplexity": Figure(math.exp(loss), 1.0), "acc": Figure(0.0, 0.0)}
-    return TaskScore("lambada_openai", "perplexity", figures, Figure(-loss, 0.1), None, 0, documents)
+    return TaskScore("lambada_openai", "perplexity", figures, Figure(-loss, 0.1), None, 7, documents)
 
 
 def write_atlas() -> None:

@@ -331,6 +331,16 @@ def test_the_table_has_tasks_beside_texts_with_intervals_of_the_difference(folde
     assert "hellaswag: Next-token prediction 30.0%" in html
 
 
+def test_what_a_figure_is_of_is_said(folder: Path) -> None:
+    html, _ = report(
+        {"ntp": [4.0]}, ("stride: null", "stride: 64"), ("task_limit: null", "task_limit: 40"), right={"ntp": 12}
+    )
+    text = " ".join(Page(html).text.split())
+    assert "of text that is read in windows 64 tokens apart" in text
+    assert "so that their beginning is not read: 7 of lambada openai." in text
+    assert "zero-shot, on the first 40 documents of each." in text
+
+
 def test_the_supervision_is_priced_by_stage_and_shared_by_the_runs_that_use_it(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
     assert list(rows(html, "Stage")) == ["Stage", "base", "activations", "sae", "attribution"]
