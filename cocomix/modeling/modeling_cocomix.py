@@ -2,7 +2,7 @@
 
 - Below `concept_layer`, a plain GPT-2 over T positions.
 - There, each position predicts concepts: logits over a dictionary, of which the largest `concept_k` are
-  compressed into one vector, the continuous concept (section 2.2).
+  compressed into one vector, the continuous concept (section 2.2; `mixers.py`).
 - Above, 2T positions: each token's hidden state, then its continuous concept. The language model head reads the
   concept positions, so logits have one row a text token, and the last block computes no others.
 
