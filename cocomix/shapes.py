@@ -84,9 +84,8 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
     """A model with a pause vector after each token."""
     return gpt2_shape(model, tokens) | {
         "predicts": "nothing",
-        "mixing": "interleave",
-        "concept_layer": pause.layer,
         "mixing": pause.mixing,
+        "concept_layer": pause.layer,
         "num_concepts": 1,
         "concept_k": 1,
     }

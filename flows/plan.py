@@ -103,10 +103,7 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     why = reasons(stages)
     needs = estimate(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
     rates = _measured_rates(stages, content)
-    return [
-        _planned(stage, why[stage.name], needs.get(stage.name, Estimate()), params, rates, gpu)
-        for stage in stages.values()
-    ]
+    return [_planned(stage, why[name], needs[name], params, rates, gpu) for name, stage in stages.items()]
 
 
 def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
@@ -150,7 +147,8 @@ def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str
         return {}
     found: dict[str, tuple[float, Rate]] = {}
     for stage in stages.values():
-        work = needs[stage.name].flops or needs[stage.name].text if stage.name in needs else 0.0
+        need = needs.get(stage.name, Estimate())  # of what ran last, perhaps with other methods
+        work = need.flops or need.text
         seconds = max((_seconds(path) for path in stage.metrics), default=0.0)
         kind = _kind(stage.name)
         if stage.ran_with and work and seconds > max(SHORTEST, found.get(kind, (0.0,))[0]):
