@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cocomix.artifact import MANIFEST, Work, digest_of
+from cocomix.artifact import MANIFEST, Artifact, Work, digest_of
 from cocomix.params import Params
 from cocomix.report.comparison import BASELINE, MethodResult, compare
 from cocomix.report.concepts import mean_concepts, read_examples
@@ -19,6 +20,8 @@ from cocomix.report.facts import Pipeline, pipeline_files, read_pipeline, read_r
 from cocomix.report.figures import accuracies, differences, learning_curves, told
 from cocomix.report.numbers import numbers
 from cocomix.report.statistics import CONFIDENCE, REPLICATES
+from cocomix.report.steering import Sweep, read_sweeps
+from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
 from cocomix.report.usage import StageUsage, stage_usages
 from cocomix.report.wording import (
     NAMES,
@@ -38,14 +41,14 @@ from cocomix.report.wording import (
 )
 from stages.stage import ARTIFACTS, main, produce, to_json
 
-ATLAS = ARTIFACTS / "atlas"
+ATLAS, STEERING = ARTIFACTS / "atlas", ARTIFACTS / "steering"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def run(params: Params) -> None:
     """Make artifacts/report: index.html and summary.txt."""
     methods, seeds, cocomix = params.pretrain.methods, params.pretrain.seeds, params.pretrain.cocomix
-    files = [*pipeline_files(), ATLAS / MANIFEST] + [
+    files = [*pipeline_files(), ATLAS / MANIFEST, STEERING / MANIFEST] + [
         path for method in methods for seed in seeds for path in run_files(method, seed)
     ]
     pipeline = read_pipeline()
@@ -57,16 +60,17 @@ def run(params: Params) -> None:
         params.report.label_runs,
     )
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
+    sweeps = read_sweeps(Artifact(STEERING).file("effects.parquet"))
 
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {
-            "index.html": page(params, pipeline, results, spent, usages),
+            "index.html": page(params, pipeline, results, spent, usages, sweeps),
             "summary.txt": summary(params, results),
         }
         for name, content in contents.items():
             with work.write(name) as pending:
                 pending.path.write_text(content, encoding="utf-8")
-        (work.side / "metrics.json").write_bytes(to_json(numbers(results, spent, usages)))
+        (work.side / "metrics.json").write_bytes(to_json(numbers(results, spent, usages, sweeps)))
         return {}
 
     produce(
@@ -81,6 +85,7 @@ def run(params: Params) -> None:
             ),
             "sae": params.sae.model_dump(include={"source", "epochs"}),
             "activations": params.activations.model_dump(include={"keep"}),
+            "evaluate": params.evaluate.model_dump(include={"stride", "task_limit"}),
         },
         compute,
         {"metrics.json": Path("metrics/compare.json")},
@@ -93,6 +98,7 @@ def page(
     results: Sequence[MethodResult],
     spent: Mapping[Source, Cost],
     usages: Sequence[StageUsage],
+    sweeps: Sequence[Sweep],
 ) -> str:
     """The HTML page: no script, and nothing that is fetched."""
     environment = Environment(
@@ -104,6 +110,7 @@ def page(
         "signed": signed,
         "within": within,
         "duration": duration,
+        "exp": exp,
     }
     concepts = {each.method: mean_concepts(each.concepts) for each in results if each.concepts}
     needed = {source for each in results for source in each.sources}
@@ -112,13 +119,13 @@ def page(
         title=params.report.title,
         label_runs=params.report.label_runs,
         pretrain=params.pretrain,
+        evaluate=params.evaluate,
         seeds=len(params.pretrain.seeds),
         labels=labels(params.attribution),
         told_labels=told_labels(params.attribution),
         names=NAMES,
         baseline=BASELINE,
         confidence=f"{CONFIDENCE:.0%}",
-        evaluate=params.evaluate,
         replicates=f"{REPLICATES:,}",
         answers=answers(results),
         caveats=caveats(results, params.pretrain),
@@ -137,6 +144,15 @@ def page(
         concepts=concepts,
         told={method: Markup(told(method, each.mixing)) for method, each in concepts.items() if each.mixing},
         examples=[example for method in concepts for example in read_examples(f"{method}-{seed}")],
+        steering={
+            "sweeps": sweeps,
+            "says": steering_says(sweeps),
+            "figures": [(title, Markup(svg)) for title, svg in effects_by_strength(sweeps)],
+            "cost": Markup(effects_by_cost(sweeps)),
+            "rows": steering_rows(sweeps),
+        }
+        if sweeps
+        else None,
         stages=usages,
         settings=yaml.safe_dump({"pretrain": _comparison(params)}, sort_keys=False).strip(),
     )

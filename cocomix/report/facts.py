@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -108,6 +109,11 @@ class AttributionFacts(StageFacts):
     """Bits."""
     distinct_concepts: int
     most_frequent_share: float
+
+    @property
+    def frequency_loss(self) -> float:
+        """Cross-entropy of labels that are predicted by their frequency alone, nats."""
+        return self.label_entropy * math.log(2)
 
 
 class AtlasFacts(StageFacts):
@@ -231,7 +237,7 @@ class Curve(NamedTuple):
 
 
 class Pipeline(NamedTuple):
-    """What lies before the models that are compared."""
+    """What is made once for all the models that are compared."""
 
     corpus: CorpusFacts
     tokens: TokenFacts
@@ -241,6 +247,8 @@ class Pipeline(NamedTuple):
     attribution: AttributionFacts
     explain: AtlasFacts
     shapes: ShapeFacts
+    steer: StageFacts
+    """The page reads the effects themselves: `cocomix.report.steering`."""
 
 
 class Run(NamedTuple):
@@ -261,7 +269,7 @@ METRICS, PLOTS = Path("metrics"), Path("plots")
 
 def pipeline_files() -> list[Path]:
     """Where `read_pipeline` reads."""
-    stages = ("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes")
+    stages = ("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes", "steer")
     return [METRICS / f"{each}.json" for each in stages]
 
 
@@ -277,12 +285,12 @@ def run_files(method: str, seed: int) -> list[Path]:
 
 
 def read_pipeline() -> Pipeline:
-    """Read the metrics of the stages before `pretrain`.
+    """Read the metrics of the stages that are no matrix.
 
     Raises:
         UserError: when a file is missing or not what its stage writes.
     """
-    corpus, tokens, base, activations, sae, attribution, explain, shapes = pipeline_files()
+    corpus, tokens, base, activations, sae, attribution, explain, shapes, steer = pipeline_files()
     return Pipeline(
         _read(CorpusFacts, corpus),
         _read(TokenFacts, tokens),
@@ -292,6 +300,7 @@ def read_pipeline() -> Pipeline:
         _read(AttributionFacts, attribution),
         _read(AtlasFacts, explain),
         _read(ShapeFacts, shapes),
+        _read(StageFacts, steer),
     )
 
 

@@ -6,16 +6,21 @@ from typing import Any
 from cocomix.report.comparison import MethodResult
 from cocomix.report.concepts import mean_concepts
 from cocomix.report.costs import Cost, Source
+from cocomix.report.steering import Sweep
 from cocomix.report.usage import StageUsage
 
 
 def numbers(
-    results: Sequence[MethodResult], spent: Mapping[Source, Cost], usages: Sequence[StageUsage]
+    results: Sequence[MethodResult],
+    spent: Mapping[Source, Cost],
+    usages: Sequence[StageUsage],
+    sweeps: Sequence[Sweep],
 ) -> dict[str, Any]:
-    """JSON values: methods, what the supervision costs, and what the stages took."""
+    """JSON values: methods, what the supervision costs, what steering does, and what the stages took."""
     return {
         "methods": {each.method: _of_method(each) for each in results},
         "supervision": _plain(spent),
+        "steering": {sweep.name: {f"{each.strength:g}": _plain(each) for each in sweep.effects} for sweep in sweeps},
         "stages": {each.name: each.usage and each.usage.model_dump() for each in usages},
     }
 

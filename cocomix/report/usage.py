@@ -31,6 +31,7 @@ def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
         *(StageUsage(name, 1, facts.usage) for name, facts in alone.items()),
         StageUsage("pretrain", len(runs), _together([run.training.usage for run in runs])),
         StageUsage("evaluate", len(runs), _together([run.evaluation.usage for run in runs])),
+        StageUsage("steer", 1, pipeline.steer.usage),
     ]
 
 

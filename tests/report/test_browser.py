@@ -112,7 +112,7 @@ def test_every_plot_and_table_says_what_it_is(browser: Any, page: str) -> None:
     shown = browser.new_page()
     shown.goto(page)
     plots = shown.locator("svg[role=img]")
-    assert plots.count() == 6
+    assert plots.count() == 10
     assert all(len(plots.nth(each).get_attribute("aria-label")) > 30 for each in range(plots.count()))
     assert shown.locator("table:not(:has(thead th[scope]))").count() == 0
     assert shown.locator("tbody tr:not(:has(th[scope=row]))").count() == 0

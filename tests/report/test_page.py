@@ -13,7 +13,7 @@ from cocomix.artifact import Artifact
 from cocomix.errors import UserError
 from cocomix.params import FILE, load
 from stages.report import run
-from tests.report.made_metrics import falling, write_params, write_pipeline, write_run
+from tests.report.made_metrics import falling, write_params, write_pipeline, write_run, write_steering
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -86,7 +86,7 @@ def test_the_page_stands_alone_and_is_well_formed(folder: Path) -> None:
     page = Page(html)
     assert "//" not in re.sub(r"/\*.*?\*/", "", html)  # no address of any scheme
     assert not page.names.keys() & {"script", "link", "img", "iframe"}
-    assert html.count('<svg role="img"') == 5
+    assert html.count('<svg role="img"') == 9
     assert max(page.ids.values()) == 1
     assert page.references <= page.ids.keys()
 
@@ -251,6 +251,7 @@ def test_what_labels_are_is_said_and_what_follows_when_a_model_is_told_them(
     assert labels in text
     assert ("the loss may well rise" in text) is may_rise
     assert ("where the loss falls, the model uses its concepts" in text) is not may_rise
+    assert "cross-entropy 5.200 nats, where the frequencies of labels alone would give 6.030;" in text  # 8.7 bits
     assert "Its loss is 3.850 when the labels of each position are put among its concepts, 4.300 when" in text
 
 
@@ -327,7 +328,7 @@ def test_the_table_has_tasks_beside_texts_with_intervals_of_the_difference(folde
     assert piqa.startswith("45.0 +30.0 +")
     assert mean == "67.5"
     assert re.findall(r"<strong>(.*?)</strong>", html) == ["21.14", "21.14", "21.1", "90.0", "45.0"]
-    assert html.count('<svg role="img"') == 6
+    assert html.count('<svg role="img"') == 10
     assert "hellaswag: Next-token prediction 30.0%" in html
 
 
@@ -384,7 +385,7 @@ def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
 def test_every_number_of_the_page_is_for_dvc_too(folder: Path) -> None:
     report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
     numbers = json.loads(Path("metrics/compare.json").read_text())
-    assert set(numbers) == {"methods", "supervision", "stages", "usage"}
+    assert set(numbers) == {"methods", "supervision", "steering", "stages", "usage"}
     cocomix = numbers["methods"]["cocomix"]
     assert cocomix["tasks"]["hellaswag"]["value"]["mean"] == 0.9
     assert cocomix["concepts"]["mixing"]["zeroed"] == 4.5
@@ -395,3 +396,22 @@ def test_the_stage_needs_no_torch() -> None:
     asked = "import sys, stages.report; sys.exit(' '.join(sys.modules.keys() & {'torch', 'transformers'}) or 0)"
     done = subprocess.run([sys.executable, "-c", asked], cwd=SHIPPED.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_steering_is_told_with_its_control_and_its_cost(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    text = " ".join(Page(html).text.split())
+    assert "Given the strength 10 at every position, a concept's tokens become 3 times as likely" in text
+    assert "(95% interval 3 to 3; other concepts' tokens 1 times)" in text
+    table = rows(html, "Edit")
+    assert table["CoCoMix, strength set, \N{MINUS SIGN}10"][:3] == ["50%", "50%", "0.33 0.33 to 0.33"]
+    numbers = json.loads(Path("metrics/compare.json").read_text())["steering"]
+    assert numbers["base_set"]["10"]["loss"]["mean"] == pytest.approx(0.2)
+
+
+def test_a_page_without_models_to_steer_says_nothing_of_it(folder: Path) -> None:
+    report({"ntp": [4.0]})
+    write_steering([])
+    run(load())
+    assert "changing them" not in Path("artifacts/report/index.html").read_text()
+    assert json.loads(Path("metrics/compare.json").read_text())["steering"] == {}

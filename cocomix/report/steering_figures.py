@@ -1,0 +1,149 @@
+"""What steering does, in figures and in a few sentences."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from cocomix.report.drawing import COLORS, INK, MUTED, drawing
+from cocomix.report.statistics import CONFIDENCE, Interval
+from cocomix.report.steering import Effects, Sweep
+from cocomix.report.wording import signed
+
+
+class _Look(NamedTuple):
+    """How a sweep is called and drawn."""
+
+    title: str
+    strength: str
+    """What its numbers are."""
+    color: str
+    marker: str
+    line: str
+
+
+LOOKS = {
+    "cocomix_set": _Look("CoCoMix, strength set", "strength", COLORS["cocomix"], "o", "-"),
+    "cocomix_scale": _Look("CoCoMix, prediction multiplied", "factor", COLORS["cocomix"], "^", "--"),
+    "base_set": _Look("Base model, latent set", "latent", INK, "s", "-"),
+}
+
+
+def effects_by_strength(sweeps: Sequence[Sweep]) -> list[tuple[str, str]]:
+    """A figure a sweep, with its title: what strengths do to the tokens of their own concepts, and to those of others.
+
+    They have one vertical axis, so that they compare.
+    """
+    intervals = [each.log_ratio.own for sweep in sweeps for each in sweep.effects]
+    low, high = min(each.low for each in intervals), max(each.high for each in intervals)
+    margin = 0.05 * (high - low)
+    drawn = []
+    for sweep in sweeps:
+        look, last = LOOKS[sweep.name], sweep.effects[-1].log_ratio
+        title = (
+            f"{look.title}: tokens of the concept at the {look.strength} {sweep.effects[-1].strength:g} "
+            f"{_times(last.own.mean)} as likely, those of other concepts {_times(last.control)}."
+        )
+        with drawing(sweep.name, title, 4.2, 3.3) as made:
+            _draw_effects(made.axes, sweep, look)
+            made.axes.set_ylim(low - margin, high + margin)
+        drawn.append((look.title, made.svg))
+    return drawn
+
+
+def _draw_effects(axes: Axes, sweep: Sweep, look: _Look) -> None:
+    strengths, own = [each.strength for each in sweep.effects], [each.log_ratio.own for each in sweep.effects]
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.fill_between(
+        strengths, [each.low for each in own], [each.high for each in own], color=look.color, alpha=0.2, linewidth=0
+    )
+    axes.plot(strengths, [each.log_ratio.control for each in sweep.effects], "x:", color=MUTED, label="other concepts'")
+    axes.plot(
+        strengths,
+        [each.mean for each in own],
+        look.marker + "-",
+        color=look.color,
+        markersize=5,
+        label="its own tokens",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(_signed_ticks())
+    axes.yaxis.set_major_formatter(_signed_ticks())
+    axes.set_xlabel(look.strength)
+    axes.set_ylabel("log of the ratio of probabilities")
+    axes.grid(visible=True)
+    axes.legend(frameon=False)
+
+
+def effects_by_cost(sweeps: Sequence[Sweep]) -> str:
+    """The same effects against what they cost elsewhere."""
+    told = [
+        f"{LOOKS[each.name].title} {each.effects[-1].strength:g}: {_times(each.effects[-1].log_ratio.own.mean)} "
+        f"for {each.effects[-1].loss.mean:+.2f}"
+        for each in sweeps
+    ]
+    title = f"Effect on the concept's tokens against the change of the loss. {'; '.join(told)}."
+    with drawing("steering-cost", title, 4.6, 3.3) as made:
+        axes = made.axes
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        for sweep in sweeps:
+            look = LOOKS[sweep.name]
+            loss = [each.loss.mean for each in sweep.effects]
+            effect = [each.log_ratio.own.mean for each in sweep.effects]
+            axes.plot(loss, effect, look.line, color=look.color, linewidth=1, alpha=0.6)
+            for each in sweep.effects:
+                faces = look.color if each.strength > 0 else "none"
+                axes.plot(each.loss.mean, each.log_ratio.own.mean, look.marker, color=look.color, markerfacecolor=faces)
+            axes.plot([], [], look.line, marker=look.marker, color=look.color, label=look.title)
+        axes.xaxis.set_major_formatter(_signed_ticks())
+        axes.yaxis.set_major_formatter(_signed_ticks())
+        axes.set_xlabel("change of the loss on text (nats a token)")
+        axes.set_ylabel("log of the ratio of probabilities")
+        axes.grid(visible=True)
+        axes.legend(frameon=False, fontsize=9)
+    return made.svg
+
+
+def steering_says(sweeps: Sequence[Sweep]) -> list[str]:
+    """What came of the strongest edits, a sentence or two a sweep."""
+    by_name = {each.name: each for each in sweeps}
+    said = []
+    for name, what in (("cocomix_set", "Given"), ("base_set", "In the base model, through its autoencoder, given")):
+        last = by_name[name].effects[-1]
+        said.append(
+            f"{what} the {LOOKS[name].strength} {last.strength:g} at every position, a concept's tokens become "
+            f"{_times(last.log_ratio.own.mean)} as likely ({_within(last.log_ratio.own)}; other concepts' tokens "
+            f"{_times(last.log_ratio.control)}), and the loss on text changes by {signed(last.loss.mean, '.2f')} nats."
+        )
+    first = by_name["cocomix_scale"].effects[0]
+    if first.strength < 0 and first.log_ratio.own.low > 0:
+        said.insert(
+            1,
+            f"Multiplied by {signed(first.strength, 'g').lstrip('+')} before the selection, as the paper steers, "
+            f"a concept comes in wherever its prediction was negative: its tokens become more likely "
+            f"({_times(first.log_ratio.own.mean)}), not less.",
+        )
+    return said
+
+
+def steering_rows(sweeps: Sequence[Sweep]) -> list[tuple[str, Effects]]:
+    """The strongest edits in either direction, by what the table calls them."""
+    return [
+        (f"{LOOKS[sweep.name].title}, {signed(each.strength, 'g')}", each)
+        for sweep in sweeps
+        for each in dict.fromkeys((sweep.effects[0], sweep.effects[-1]))
+    ]
+
+
+def _times(log_ratio: float) -> str:
+    return f"{math.exp(log_ratio):.2g} times"
+
+
+def _within(interval: Interval) -> str:
+    return f"{CONFIDENCE:.0%} interval {math.exp(interval.low):.2g} to {math.exp(interval.high):.2g}"
+
+
+def _signed_ticks() -> FuncFormatter:
+    return FuncFormatter(lambda value, _: signed(value, "g") if value else "0")

@@ -1,0 +1,137 @@
+"""Stage `steer`: what changing the concepts of the CoCoMix models does, beside the same on the base model."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel
+
+from cocomix.artifact import Artifact, Work
+from cocomix.base import load_base
+from cocomix.device import device
+from cocomix.errors import UserError
+from cocomix.evaluation.once import once
+from cocomix.explain.lens import promoted
+from cocomix.modeling.concept_edits import Edit, Scale, Set
+from cocomix.params import Params, SteerParams
+from cocomix.report.steering import Sweep, read_sweeps
+from cocomix.runtime import runtime
+from cocomix.sae.autoencoder import load_sae
+from cocomix.steering import effect
+from cocomix.steering.effect import Effect, Writing, effects_table, sample_concepts, steering_effects
+from cocomix.tokens.windows import Tokens
+from stages.stage import ARTIFACTS, main, produce, to_json
+
+EDITS: dict[str, Callable[[int, float], Edit]] = {"set": Set, "scale": partial(Scale, before_selection=True)}
+"""Of the CoCoMix models: a strength at every position; and z times a factor, as the paper steers (section 3.2)."""
+
+
+def run(params: Params) -> None:
+    """Make artifacts/steering, by as many processes as there are. Without a model that mixes concepts it is empty."""
+    section, cocomix = params.steer, params.pretrain.cocomix
+    mixes = "cocomix" in params.pretrain.methods and cocomix.predicts == "concepts" and cocomix.mixing != "none"
+    tokens = Tokens(ARTIFACTS / "tokens")
+    inputs = {"tokens": tokens.artifact} | {name: Artifact(ARTIFACTS / name) for name in ("base", "sae")}
+    trained = {seed: Artifact(ARTIFACTS / f"models/cocomix-{seed}") for seed in params.pretrain.seeds if mixes}
+
+    def compute(work: Work) -> Mapping[str, Any]:
+        sweeps = _sweeps(section, tokens, inputs, trained) if trained else {}
+        if runtime().rank == 0:
+            with work.write("effects.parquet") as pending:
+                table = effects_table(sweeps)
+                pq.write_table(table, pending.path, compression="zstd")
+                pending.rows = len(table)
+            found = read_sweeps(work.files / "effects.parquet")
+            (work.side / "metrics.json").write_bytes(to_json({each.name: _metrics(each) for each in found}))
+            _write_plot(work.side / "steer.csv", found)
+        return {"seeds": list(trained)}
+
+    side = {"metrics.json": Path("metrics/steer.json"), "steer.csv": Path("plots/steer.csv")}
+    models = {f"model {seed}": folder for seed, folder in trained.items()}
+    produce("steer", ARTIFACTS / "steering", inputs | models, section.model_dump(), compute, side)
+
+
+def _sweeps(
+    section: SteerParams, tokens: Tokens, inputs: Mapping[str, Artifact], trained: Mapping[int, Artifact]
+) -> dict[str, dict[int, list[Effect]]]:
+    """The effects by sweep and seed. Nothing is measured that was measured before: see `once`."""
+    text = _text(tokens, section)
+    models = {seed: load_base(folder, tokens.context) for seed, folder in trained.items()}
+    concepts = sample_concepts(list(models.values()), text, section.concepts, section.seed)
+    if len(concepts) < 2:
+        raise UserError(
+            f"steer.windows: in {section.windows}, all models mix {len(concepts)} concepts in common; at least 2 are "
+            "needed, one to be steered and one for its control"
+        )
+    base, sae = load_base(inputs["base"], tokens.context), load_sae(inputs["sae"])
+    tokens_of = promoted(base, sae, tokens.vocab_size, section.promoted).numbers[concepts]
+
+    def measure(model: PreTrainedModel, folder: Artifact, edit: str) -> list[Effect]:
+        def effects() -> list[Effect]:
+            return steering_effects(
+                model,
+                base,
+                sae,
+                concepts,
+                tokens_of,
+                text,
+                section.strengths,
+                EDITS[edit],
+                Writing(section.prompt_tokens, section.new_tokens, section.seed),
+                f"steering {folder.path.name}: {edit}",
+            )
+
+        key = {name: each.digest for name, each in inputs.items()} | {"model": folder.digest, "edit": edit}
+        key |= section.model_dump() | {"concepts": concepts}
+        return once("steering", key, effects, list[Effect], effect.__file__)
+
+    sweeps = {
+        f"cocomix_{edit}": {seed: measure(model, trained[seed], edit) for seed, model in models.items()}
+        for edit in EDITS
+    }
+    return sweeps | {"base_set": {0: measure(base, inputs["base"], "set")}}
+
+
+def _text(tokens: Tokens, section: SteerParams) -> torch.Tensor:
+    """Validation windows, drawn at random: int64 [windows, context]."""
+    validation = tokens.windows("validation")
+    if section.windows > len(validation):
+        raise UserError(f"steer.windows ({section.windows}) must not exceed validation's {len(validation)} windows")
+    chosen = np.random.default_rng(section.seed).choice(len(validation), section.windows, replace=False)
+    return torch.from_numpy(validation[np.sort(chosen)].astype(np.int64)).to(device())
+
+
+def _metrics(sweep: Sweep) -> dict[str, Any]:
+    """The strongest edits, for `dvc metrics show`; the report has all."""
+    return {
+        f"{each.strength:g}": {
+            "success": each.success.own.mean,
+            "success_control": each.success.control,
+            "log_ratio": each.log_ratio.own._asdict(),
+            "log_ratio_control": each.log_ratio.control,
+            "read": each.read.own._asdict(),
+            "loss": each.loss._asdict(),
+            "distinct": each.distinct._asdict(),
+        }
+        for each in (sweep.effects[0], sweep.effects[-1])
+    }
+
+
+def _write_plot(path: Path, sweeps: Sequence[Sweep]) -> None:
+    """A row a strength, a column a sweep, and one for its control: means of `log_ratio`."""
+    columns = {"strength": [each.strength for each in sweeps[0].effects]} if sweeps else {"strength": []}
+    for sweep in sweeps:
+        columns[sweep.name] = [each.log_ratio.own.mean for each in sweep.effects]
+        columns[f"{sweep.name}_control"] = [each.log_ratio.control for each in sweep.effects]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([list(columns), *zip(*columns.values(), strict=True)])
+
+
+if __name__ == "__main__":
+    main(run, shared=True)
