@@ -47,7 +47,6 @@ async function open() {
   const cards = await unpacked(document.getElementsByClassName("group")[Math.floor(concept / group)]);
   if (Number(location.hash.slice(1)) !== concept) return;
   card.replaceChildren(...cardOf(cards[concept % group], go));
-  card.scrollTop = 0;
   document.title = `Concept ${concept}`;
 }
 
@@ -55,7 +54,7 @@ document.getElementById("about").textContent = `${concepts.length.toLocaleString
 field.addEventListener("input", show);
 field.form.addEventListener("submit", (event) => { event.preventDefault(); found.querySelector("button")?.click(); });
 walkable(field, found);
-addEventListener("hashchange", open);
+addEventListener("hashchange", async () => { await open(); bring(card); });
 show();
-if (location.hash) open();
-else go(0);
+if (!location.hash) history.replaceState(null, "", "#0");
+open();

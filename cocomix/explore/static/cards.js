@@ -19,6 +19,13 @@ export const visible = (text) => text.replaceAll(" ", "Â·").replaceAll("\n", "â†
 
 export const percent = (share) => `${(100 * share).toLocaleString("en", { maximumSignificantDigits: 2 })}%`;
 
+/** Scrolls to a panel that would not be noticed where it is. */
+export function bring(panel) {
+  panel.scrollTop = 0;
+  const { top } = panel.getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) panel.scrollIntoView();
+}
+
 /** A list of the concepts that a search found, which arrow keys walk through. */
 export function results(list, found, open) {
   list.replaceChildren(

@@ -1,5 +1,5 @@
 // The page: a text is read as it is typed; a token and a concept are chosen in it, which the rest is about.
-import { cardOf, el, results, visible, walkable } from "./cards.js";
+import { bring, cardOf, el, results, visible, walkable } from "./cards.js";
 import { byId, json, latest, soon } from "./requests.js";
 import { startSteering, steerBy, stopWriting, write } from "./steer.js";
 
@@ -77,7 +77,7 @@ function showLegend(values, most) {
     "tint: strength of ", el("b", {}, String(state.concept)),
     mixed ? `, mixed at ${mixed}, up to ${most.toFixed(1)}` : ", mixed nowhere here",
     state.about.labels ? el("span", {}, "; ", el("span", { class: "underlined" }, "labelled"), ` at ${labelled} `) : " ",
-    el("button", { type: "button", class: "plain", click: () => choose(null) }, "show gain"),
+    el("button", { type: "button", class: "plain", click: () => { choose(null); tokens.children[state.selected].focus(); } }, "show gain"),
   );
 }
 
@@ -145,9 +145,7 @@ const choose = latest(byId("found-count"), async (signal, concept) => {
   const focused = panel.contains(document.activeElement);
   panel.replaceChildren(...cardOf(card, choose, steer));
   if (focused) panel.focus();
-  panel.scrollTop = 0;
-  const { top } = panel.getBoundingClientRect();
-  if (top < 0 || top > innerHeight / 2) panel.scrollIntoView();
+  bring(panel);
 });
 
 const search = latest(byId("found-count"), async (signal) => {
