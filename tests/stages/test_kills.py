@@ -22,6 +22,7 @@ STAGES = {
     "shapes": "shapes",
     "pretrain ntp 0": "models/ntp-0",
     "pretrain cocomix 0": "models/cocomix-0",
+    "steer": "steering",
     "report": "report",
 }
 

@@ -15,7 +15,7 @@ from cocomix.sae.autoencoder import SparseAutoencoder
 from tests.stages.project import Project
 
 ALL = {
-    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes", "report"),
+    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes", "steer", "report"),
     *(f"{stage}@{method}-0" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")),
 }
 
@@ -52,6 +52,7 @@ def test_every_artifact_opens_and_verifies(finished: Project) -> None:
                 "report",
                 "sae",
                 "shapes",
+                "steering",
                 "tokens",
             ),
         ]
@@ -83,14 +84,16 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0", "report"}),
         ({"pretrain": {"kd": {"kl_weight": 0.2}}}, {"report"}),
         ({"pretrain": {"match": "flops"}}, {"shapes", "report"}),
-        ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"shapes", "pretrain@cocomix-0", "report"}),
+        ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"shapes", "pretrain@cocomix-0", "steer", "report"}),
         ({"pretrain": {"training": {"steps": 61}}}, {"pretrain@ntp-0", "pretrain@cocomix-0"}),
-        ({"pretrain": {"methods": ["ntp"]}}, {"report"}),
+        ({"pretrain": {"methods": ["ntp"]}}, {"steer", "report"}),
         (
             {"pretrain": {"seeds": [0, 1]}},
-            {"report"} | {f"{stage}@{method}-1" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")},
+            {"steer", "report"}
+            | {f"{stage}@{method}-1" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")},
         ),
         ({"evaluate": {"batch_size": 31}}, {"evaluate@ntp-0", "evaluate@cocomix-0"}),
+        ({"steer": {"concepts": 3}}, {"steer"}),
         ({"report": {"title": "Other"}}, {"report"}),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -125,7 +128,7 @@ def test_a_source_file_touches_exactly_its_stages(
 def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"sae": {"k": 7}})
-    again = {"sae", "attribution", "explain", "shapes", "pretrain@cocomix-0", "evaluate@cocomix-0", "report"}
+    again = {"sae", "attribution", "explain", "shapes", "pretrain@cocomix-0", "evaluate@cocomix-0", "steer", "report"}
     assert ran(project.dvc("repro")) == again
     assert changed(project) == set()
 
@@ -199,6 +202,14 @@ def test_match_sets_the_width_of_the_methods_that_have_no_second_path(finished: 
     assert set(widths["width"].values()) == {32}
     assert widths["flops"]["cocomix"] == widths["flops"]["pause"] == 32
     assert widths["flops"]["ntp"] > 32 >= widths["flops"]["kd"]  # distillation also pays for the base model
+
+
+def test_without_a_model_that_mixes_concepts_nothing_is_steered(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"pretrain": {"methods": ["ntp"]}})
+    assert ran(project.dvc("repro", "report")) == {"steer", "report"}
+    assert json.loads((project.path / "metrics/steer.json").read_text()).keys() == {"usage"}
+    assert "changing them" not in (project.path / "artifacts/report/index.html").read_text()
 
 
 def test_an_altered_input_is_refused_in_one_line_and_the_remedy_works(finished: Project, tmp_path: Path) -> None:

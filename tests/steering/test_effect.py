@@ -1,16 +1,13 @@
 """The steering evaluation finds an effect that was built in, and none where there is none."""
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cocomix.errors import UserError
 from cocomix.modeling import Scale, Set
-from cocomix.steering.effect import STRENGTHS, Effect, main, sample_concepts, steering_effects, summaries
+from cocomix.runtime import runtime
+from cocomix.steering import concepts_edited
+from cocomix.steering.effect import Effect, Writing, sample_concepts, steering_effects
 from tests.steering.conftest import CONCEPTS, Setting, windows
 
 SAMPLE = [3, 9, 17]
@@ -35,8 +32,10 @@ def _frozen(setting: Setting) -> None:
 
 def measure(setting: Setting, promoted: torch.Tensor, **more: object) -> list[Effect]:
     base, sae, _ = setting.extractor
-    options = {"strengths": (-20.0, 20.0), "prompt_tokens": 4, "new_tokens": 5} | more
-    return steering_effects(setting.model, base, sae, SAMPLE, promoted, windows(setting, 7), **options)
+    options = {"model": setting.model, "strengths": (-20.0, 20.0), "edit": Set, "writing": Writing(4, 5, 0)} | more
+    return steering_effects(
+        base=base, sae=sae, concepts=SAMPLE, tokens_of=promoted, text=windows(setting, 7), **options
+    )
 
 
 def test_a_concept_that_drives_its_tokens_succeeds_and_its_control_less_often(
@@ -50,10 +49,6 @@ def test_a_concept_that_drives_its_tokens_succeeds_and_its_control_less_often(
         assert change * each.strength > 0
         assert change / each.strength > control / each.strength
         assert each.edited.loss != each.unedited.loss
-    down, up = summaries(effects)
-    assert (down.strength, up.strength) == (-20.0, 20.0)
-    assert down.success == up.success == 1.0
-    assert up.success_control < 1.0
 
 
 def test_figures_are_those_of_the_text_and_of_the_written_continuations(
@@ -90,25 +85,33 @@ def test_the_figures_do_not_depend_on_the_callers_random_numbers_and_leave_them_
     assert measure(setting, promoted) == first
 
 
+def test_figures_do_not_depend_on_how_many_edits_share_a_batch(
+    setting: Setting, promoted: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = measure(setting, promoted)
+    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "1")
+    runtime.cache_clear()
+    for one, other in zip(measure(setting, promoted), together, strict=True):
+        for name in ("unedited", "edited", "control"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-4)
+
+
+def test_the_base_model_is_edited_through_its_autoencoder(setting: Setting, promoted: torch.Tensor) -> None:
+    base, sae, _ = setting.extractor
+    text = windows(setting, 7)
+    with concepts_edited(base, sae, [Set(9, 20.0)]):
+        logits = base(text).logits[:, :-1]
+    found = next(x for x in measure(setting, promoted, model=base) if (x.concept, x.strength) == (9, 20.0))
+    loss = F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+    assert found.edited.loss == pytest.approx(float(loss), rel=1e-4)
+    assert found.unedited.loss != pytest.approx(float(loss), rel=1e-4)
+
+
 def test_the_sample_is_drawn_from_the_concepts_that_are_mixed(setting: Setting) -> None:
     text = windows(setting, 2)
     mixed = set(setting.model.concepts(text).indices.flatten().tolist())
-    sample = sample_concepts(setting.model, text, 5).tolist()
+    sample = sample_concepts([setting.model], text, 5)
     assert len(set(sample)) == 5
     assert set(sample) <= mixed
-    assert sample != sample_concepts(setting.model, text, 5, seed=1).tolist()
-    assert len(sample_concepts(setting.model, text, CONCEPTS + 1)) == len(mixed)
-
-
-def test_the_command_prints_a_row_a_strength(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", ".")
-    options = ["--concepts", "2", "--windows", "2"]
-    main([*options, "--edit", "scale-before"])
-    assert len(capsys.readouterr().out.splitlines()) == 1 + len(STRENGTHS)
-    main([*options, "--json"])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [each["strength"] for each in rows] == list(STRENGTHS)
-    with pytest.raises(UserError, match="--windows: 25; allowed: 1 to 24"):
-        main(["--windows", "25"])
-    with pytest.raises(UserError, match="--concepts: 1; at least 2"):
-        main(["--concepts", "1"])
+    assert sample != sample_concepts([setting.model], text, 5, seed=1)
+    assert len(sample_concepts([setting.model], text, CONCEPTS + 1)) == len(mixed)
