@@ -1,5 +1,7 @@
 """The steering evaluation finds an effect that was built in, and none where there is none."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -30,9 +32,14 @@ def _frozen(setting: Setting) -> None:
     setting.model.requires_grad_(False)
 
 
-def measure(setting: Setting, promoted: torch.Tensor, **more: object) -> list[Effect]:
+def measure(setting: Setting, promoted: torch.Tensor, **more: Any) -> list[Effect]:
     base, sae, _ = setting.extractor
-    options = {"model": setting.model, "strengths": (-20.0, 20.0), "edit": Set, "writing": Writing(4, 5, 0)} | more
+    options: dict[str, Any] = {
+        "model": setting.model,
+        "strengths": (-20.0, 20.0),
+        "edit": Set,
+        "writing": Writing(4, 5, 0),
+    } | more
     return steering_effects(
         base=base, sae=sae, concepts=SAMPLE, tokens_of=promoted, text=windows(setting, 7), **options
     )
