@@ -47,6 +47,8 @@ def test_every_artifact_opens_and_verifies(finished: Project) -> None:
                 "base",
                 "concepts",
                 "corpus",
+                "evaluations/cocomix-0",
+                "evaluations/ntp-0",
                 "models/cocomix-0",
                 "models/ntp-0",
                 "report",
