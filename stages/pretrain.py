@@ -1,6 +1,7 @@
 """Stage `pretrain`: one language model, by one method and from one seed: `python -m stages.pretrain METHOD SEED`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -122,11 +123,16 @@ def _metrics(method: str, seed: int, objective: Objective, curve: list[CurveRow]
 
 
 def matrix_item(arguments: list[str], params: Params) -> tuple[Method, int]:
-    """METHOD and SEED from a command line, checked against the parameters.
+    """METHOD and SEED from a command line, or without any, from DVC; checked against the parameters.
+
+    DVC names the stage in its environment: in the command, a shell would read what nobody has checked yet.
 
     Raises:
         UserError: when they are not a method and a seed of `pretrain`.
     """
+    if not arguments and (stage := os.environ.get("DVC_STAGE")):  # such as pretrain@cocomix-0
+        method, _, seed = stage.partition("@")[2].rpartition("-")
+        arguments = [method, seed]
     if len(arguments) != 2 or arguments[0] not in get_args(Method) or not arguments[1].isdecimal():
         raise UserError(
             f"usage: METHOD SEED, with a method of {', '.join(get_args(Method))}; got {' '.join(arguments)!r}"

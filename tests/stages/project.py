@@ -64,7 +64,7 @@ class Project:
         """Set parameters, given as nested mappings."""
         yaml = YAML()
         params = yaml.load(self.path / "params.yaml")
-        _merge(params, overrides)
+        merge(params, overrides)
         yaml.dump(params, self.path / "params.yaml")
 
     def copy(self, target: Path, *, linked: bool = True) -> "Project":
@@ -74,10 +74,11 @@ class Project:
         return Project(target)
 
 
-def _merge(params: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+def merge(params: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Set nested keys, in place."""
     for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            _merge(params[key], value)
+        if isinstance(value, Mapping) and key in params:
+            merge(params[key], value)
         else:
             params[key] = value
 

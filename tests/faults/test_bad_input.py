@@ -1,0 +1,234 @@
+"""What people may ask for by mistake: each is one line that says what is wrong, and where."""
+
+import importlib
+import re
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.checked import parse, read_yaml
+from cocomix.errors import UserError
+from cocomix.params import Params, load
+from stages.pretrain import matrix_item
+from tests.faults.made import MARK, make_all
+from tests.stages.project import Project, merge
+
+
+@pytest.fixture(scope="module")
+def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    copy = finished.copy(tmp_path_factory.mktemp("bad") / "project")
+    make_all(copy.path)
+    return copy
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def base(name: str) -> tuple[str, dict[str, Any]]:
+    return "base", {"base": {"source": "pretrained", "pretrained": f"models/{name}"}}
+
+
+def tokenizer(name: str) -> tuple[str, dict[str, Any]]:
+    return "tokenize", {"tokenize": {"source": "pretrained", "pretrained": f"tokenizers/{name}"}}
+
+
+def labeller(name: str) -> tuple[str, dict[str, Any]]:
+    return "explain", {"explain": {"labeller": "model", "model": {"name": f"models/{name}"}}}
+
+
+def sae(name: str, format: str = "sae-lens") -> tuple[str, dict[str, Any]]:
+    return "sae", {"sae": {"source": "published", "published": {"path": f"autoencoders/{name}", "format": format}}}
+
+
+def corpus(*paths: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    return "corpus", {"corpus": {"source": "files", "files": {"paths": list(paths)}, **more}}
+
+
+def evaluate(**changes: Any) -> tuple[str, dict[str, Any]]:
+    return "evaluate ntp 0", {"evaluate": changes}
+
+
+CASES = [
+    (base("nowhere"), "base.pretrained: 'models/nowhere': no model can be loaded from this hub id or folder: "),
+    (base("no-config"), "'models/no-config': no model can be loaded from this folder: Unrecognized model"),
+    (base("torn-config"), "not a valid JSON file"),
+    (base("no-type"), "Should have a `model_type` key in its config.json"),
+    (base("unknown-type"), "model type `foo`"),
+    (base("t5"), "T5Config"),
+    (base("no-weights"), "no file named model.safetensors"),
+    (base("cut-weights"), "SafetensorError: "),
+    (base("other-weights"), "SafetensorError: "),
+    (base("empty-weights"), "SafetensorError: "),
+    (base("deeper"), "'models/deeper' has no weights for transformer.h.3."),
+    (base("wider"), "'models/wider' has weights of other shapes than its config.json says: transformer."),
+    (base("one-lost"), "has no weights for transformer.h.1.mlp.c_fc.weight, one of 1: it is damaged, or not whole"),
+    (base("not-finite"), "has weights that are not finite: transformer.h.1.mlp.c_fc.weight, one of 1"),
+    (base("encoder"), "a BertLMHeadModel sees the tokens that it is to predict"),
+    (base("pickled"), "no file named model.safetensors"),
+    (base("with-code"), "contains custom code"),
+    (base("a/b/c d"), "no model can be loaded"),
+    (tokenizer("nowhere"), "tokenize.pretrained: 'tokenizers/nowhere': no tokenizer can be loaded from this hub id or"),
+    (tokenizer("torn"), "no tokenizer can be loaded from this folder: Expecting property name"),
+    (tokenizer("empty"), "no tokenizer can be loaded from this folder: KeyError: "),
+    (tokenizer("binary"), "'utf-8' codec"),
+    (tokenizer("cut"), "no tokenizer can be loaded from this folder: "),
+    (tokenizer("torn-config"), "no tokenizer can be loaded from this folder: "),
+    (tokenizer("list-config"), "no tokenizer can be loaded from this folder: AttributeError: "),
+    (tokenizer("config-alone"), "no tokenizer can be loaded from this folder: Couldn't instantiate"),
+    (tokenizer("../models/with-code"), "contains custom code"),
+    (labeller("nowhere"), "explain.model.name: 'models/nowhere': no tokenizer can be loaded"),
+    (labeller("cut-weights"), "explain.model.name: 'models/cut-weights': no model can be loaded"),
+    (labeller("deeper"), "explain.model.name: 'models/deeper' has no weights for"),
+    (labeller("pickled"), "no file named model.safetensors"),
+    (labeller("with-code"), "contains custom code"),
+    (labeller("no-tokenizer"), "its tokenizer knows no text"),
+    (labeller("../artifacts/base"), "explain.model: the model reads 32 tokens, the questions take"),
+    (sae("nowhere"), "sae.published.path: autoencoders/nowhere: no such file or folder"),
+    (sae("no-config"), "autoencoders/no-config: cannot be read as sae-lens: No such file or directory: "),
+    (sae("torn-config"), "autoencoders/torn-config/cfg.json: not JSON"),
+    (sae("list-config"), "autoencoders/list-config/cfg.json: holds a list where fields with names are expected"),
+    (sae("text-width"), "cfg.json: d_in: 'x': must be a whole number above 0"),
+    (sae("negative-width"), "cfg.json: d_in: -1: must be a whole number above 0"),
+    (sae("few-latents"), "W_enc: must be a tensor of shape [32, 7], not [32, 64]"),
+    (sae("text-k"), "cfg.json: k: 'x': must be a whole number above 0"),
+    (sae("no-k"), "cfg.json: k: 0: must be a whole number above 0"),
+    (sae("unknown-kind"), "architecture: 'foo' cannot be represented; allowed: 'standard', 'topk'"),
+    (sae("other-layer"), "is of resid_post_10; the activations are of resid_post_2 (activations.sites)"),
+    (sae("number-hook"), "hook_name: 3: cannot be represented"),
+    (sae("list-metadata"), "cfg.json: holds a list where fields with names are expected"),
+    (sae("cut-weights"), "sae_weights.safetensors: not safetensors: "),
+    (sae("pickled-weights"), "sae_weights.safetensors: not safetensors: "),
+    (sae("not-finite"), "W_enc: holds numbers that are not finite"),
+    (sae("evil.pt", "openai"), "evil.pt: not a file of tensors, or it holds more, which is not read: it could run"),
+    (sae("evil-zip.pt", "openai"), "evil-zip.pt: not a file of tensors, or it holds more, which is not read"),
+    (sae("empty.pt", "openai"), "empty.pt: not a file of tensors"),
+    (sae("list.pt", "openai"), "list.pt: holds a list where fields with names are expected"),
+    (sae("no-activation.pt", "openai"), "no-activation.pt: holds a int where fields with names are expected"),
+    (sae("number.pt", "openai"), "number.pt: latent_bias: must be a tensor of one dimension"),
+    (sae("list-config", "openai"), "cannot be read as openai: Is a directory"),
+    (sae("evil.pt", "sae-lens"), "cannot be read as sae-lens: Not a directory"),
+    (corpus("bad/empty.txt"), "corpus: nothing is left of files; dropped: {'empty documents': 1}"),
+    (corpus("bad/mark.txt"), "corpus: nothing is left of files"),
+    (corpus("bad/same.jsonl"), "(1 in all): give more text"),
+    (corpus("bad/number.jsonl"), "bad/number.jsonl:1: not readable as JSON: Exceeds the limit"),
+    (corpus("bad/deep.jsonl"), "bad/deep.jsonl:1: not readable as JSON: maximum recursion depth"),
+    (corpus("bad/nan.jsonl"), "bad/nan.jsonl:1: the field 'text' holds float, not text"),
+    (corpus("bad/words.txt.gz"), "bad/words.txt.gz: damaged or unreadable"),
+    (corpus("bad/words.txt.zst"), "bad/words.txt.zst: damaged or unreadable"),
+    (corpus("bad/empty.parquet"), "bad/empty.parquet: damaged or unreadable"),
+    (corpus("bad/folder.txt"), "corpus.files.paths: 'bad/folder.txt' matches no file"),
+    (corpus("["), "corpus.files.paths: '[' matches no file"),
+    (corpus(""), "corpus.files.paths: '' matches no file"),
+    (corpus("a\0b"), "matches no file"),
+    (corpus("bad/short.txt"), "corpus: no document for the"),
+    (corpus("bad/short.txt", validation_share=0.5, test_share=0.5), "validation_share + test_share must be below 1"),
+    (("corpus", {"corpus": {"source": "hub"}}), "source is hub, which needs hub.dataset and hub.revision"),
+    (("tokenize", {"tokenize": {"context": 10_000_000}}), "too few for one window of tokenize.context (10000000)"),
+    (("activations", {"activations": {"drop_tokens": [512]}}), "activations.drop_tokens: 512: no token of the vocabul"),
+    (("activations", {"activations": {"drop_tokens": [-1]}}), "activations.drop_tokens: -1: no token of the vocabul"),
+    (evaluate(tasks=["foo"]), "evaluate.tasks: 'foo': "),
+    (evaluate(tasks=["arc_easy"], tasks_dir="nowhere"), "no such file, which holds the examples of arc_easy"),
+    (evaluate(stride=0), "evaluate.stride: 0: input should be greater than 0"),
+    (
+        evaluate(corpora={"more": {"paths": ["nowhere/*.txt"]}}),
+        "evaluate.corpora.more.paths: 'nowhere/*.txt' matc",
+    ),
+    (evaluate(corpora={"more": {"paths": ["autoencoders/evil.pt"]}}), "evil.pt: not a known kind of file"),
+]
+
+
+@pytest.mark.parametrize(("asked", "message"), CASES, ids=lambda value: value if isinstance(value, str) else value[0])
+def test_a_stage_refuses_in_one_line(project: Project, asked: tuple[str, dict[str, Any]], message: str) -> None:
+    (stage, *item), changes = asked[0].split(), asked[1]
+    module = importlib.import_module(f"stages.{stage}")
+    content = read_yaml(project.path / "params.yaml")
+    merge(content, changes)
+    with chdir(project.path), pytest.raises(UserError) as error:
+        module.run(parse(Params, content, "params.yaml"), *item[:1], *map(int, item[1:]))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (project.path / MARK).exists(), "code of the input was run"
+
+
+SHIPPED = (Path(__file__).parents[2] / "params.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0\0\0", "not valid YAML: unacceptable character"),
+        (b"!!python/object/apply:os.system ['touch executed']", "not valid YAML: could not determine a constructor"),
+        (b"? [a, b]\n: 1\n" + SHIPPED, ":1: not valid YAML: a key must be a word"),
+        (b"? {a: b}\n: 1\n" + SHIPPED, ":1: not valid YAML: a key must be a word"),
+        (SHIPPED + b"\n---\n" + SHIPPED, "not valid YAML: but found another document"),
+        (b"[" * 20_000, "not valid YAML: "),
+        (b"<<: 3\n" + SHIPPED, "not valid YAML: expected a mapping"),
+        (b"a: *x\n", "not valid YAML: found undefined alias"),
+        (
+            SHIPPED.replace(b"  k: 32", b"  k: 2020-01-01"),
+            "sae.k: datetime.date(2020, 1, 1): input should be a ",
+        ),
+        (SHIPPED.replace(b"  k: 32", b"  k: 2020-99-99"), "not valid YAML: month must be in 1..12"),
+        (SHIPPED.replace(b"  k: 32", b"  k: " + b"9" * 30), "sae: k (9999"),
+        (SHIPPED.replace(b"  k: 32", b"  k: " + b"9" * 5000), "not valid YAML: Exceeds the limit"),
+        (SHIPPED.replace(b"  k: 32", b"  k: !!binary x"), "not valid YAML: failed to decode base64"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_of_parameters_is_refused_in_one_line(folder: Path, content: bytes, message: str) -> None:
+    Path("params.yaml").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not Path(MARK).exists()
+
+
+def test_a_folder_in_the_place_of_parameters_is_refused_in_one_line(folder: Path) -> None:
+    Path("params.yaml").mkdir()
+    with pytest.raises(UserError, match=r"^params\.yaml: cannot be read: Is a directory$"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: METHOD SEED, with a method of ntp, kd, pause, cocomix; got ''"),
+        (["npt", "0"], "usage: METHOD SEED, with a method of ntp, kd, pause, cocomix; got 'npt 0'"),
+        (["ntp", "-1"], "usage: METHOD SEED"),
+        (["ntp", "\u00b2"], "usage: METHOD SEED"),
+        (["ntp", "0", "0"], "usage: METHOD SEED"),
+        (["ntp", "7"], "ntp 7: not in pretrain.methods and pretrain.seeds of params.yaml"),
+        (["kd", "0"], "kd 0: not in pretrain.methods and pretrain.seeds of params.yaml"),
+    ],
+)
+def test_a_command_line_is_refused_in_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        matrix_item(arguments, load(Path(__file__).parents[2] / "params.yaml"))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("COCOMIX_PROCESES", "2", "COCOMIX_PROCESES: unknown key; did you mean 'processes'?"),
+        ("COCOMIX_PROCESSES", "x", "COCOMIX_PROCESSES: 'x': input should be a valid integer"),
+    ],
+)
+def test_a_wrong_variable_ends_a_stage_with_one_line(project: Project, name: str, value: str, message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.corpus"],
+        cwd=project.path,
+        env=project.environment | {name: value},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"error: {re.escape(message)}[^\n]*\n", done.stderr)

@@ -1,0 +1,103 @@
+"""A truncated file, or a flipped byte, in every kind of file of every artifact: the reader refuses it by its name."""
+
+import importlib
+import shutil
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from cocomix.artifact import Artifact
+from cocomix.errors import UserError
+from cocomix.params import load
+from tests.stages.project import Project
+
+READ = [
+    ("corpus", "train.parquet", "tokenize"),
+    ("corpus", "test.parquet", "tokenize"),
+    ("tokens", "train.npy", "base"),
+    ("tokens", "validation.npy", "base"),
+    ("tokens", "test.npy", "evaluate ntp 0"),
+    ("tokens", "train.documents.npy", "activations"),
+    ("tokens", "tokenizer/tokenizer.json", "evaluate ntp 0"),
+    ("base", "model.safetensors", "activations"),
+    ("base", "model.safetensors", "attribution"),
+    ("base", "config.json", "shapes"),
+    ("activations", "*/train-*", "sae"),
+    ("sae", "sae.safetensors", "attribution"),
+    ("sae", "config.json", "explain"),
+    ("concepts", "supervision.json", "pretrain ntp 0"),
+    ("concepts", "train-*.parquet", "pretrain cocomix 0"),
+    ("concepts", "validation-*.parquet", "pretrain cocomix 0"),
+    ("shapes", "shapes.json", "pretrain ntp 0"),
+    ("models/ntp-0", "model.safetensors", "evaluate ntp 0"),
+    ("models/ntp-0", "config.json", "evaluate ntp 0"),
+    ("evaluations/cocomix-0", "documents.parquet", "report"),
+    ("evaluations/cocomix-0", "examples.parquet", "report"),
+    ("atlas", "manifest.json", "report"),
+    *((out, "manifest.json", "evaluate ntp 0") for out in ("tokens", "concepts", "models/ntp-0")),
+    *((out, "manifest.json", "shapes") for out in ("base", "sae")),
+    ("corpus", "manifest.json", "tokenize"),
+    ("activations", "manifest.json", "sae"),
+    ("shapes", "manifest.json", "pretrain ntp 0"),
+    ("evaluations/ntp-0", "manifest.json", "report"),
+]
+"""Artifact, kind of file, and a stage that reads it early."""
+
+
+@pytest.fixture(scope="module")
+def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return finished.copy(tmp_path_factory.mktemp("damage") / "project")
+
+
+def cut(path: Path) -> bytes:
+    return path.read_bytes()[:-1]
+
+
+def flipped(path: Path) -> bytes:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize(("out", "pattern", "reader"), READ, ids=" ".join)
+def test_damage_is_refused_by_the_name_of_the_file(project: Project, out: str, pattern: str, reader: str) -> None:
+    artifact = Artifact(project.path / "artifacts" / out)
+    path = next(artifact.path.glob(pattern))
+    where = path.relative_to(project.path)
+    whole = path.read_bytes()
+    for damage in (cut, flipped):
+        content = damage(path)
+        path.unlink()  # it is linked to the cache
+        path.write_bytes(content)
+        message = refusal(project, reader)
+        path.write_bytes(whole)
+        if pattern == "manifest.json":
+            assert message == f"{where}: damaged; remove {where.parent} and run the stage that makes it"
+            break  # a flipped byte there is another manifest, of which readers can judge the form only
+        assert message.startswith(f"{where}: ")
+        assert message.endswith(f"; remove artifacts/{out} and run the stage {artifact.manifest.stage!r} again")
+
+
+def refusal(project: Project, reader: str) -> str:
+    """What a stage says that has to compute anew."""
+    stage, *item = reader.split()
+    for old in (project.path / "artifacts/.work").glob(f"{stage}*"):
+        shutil.rmtree(old)
+    shutil.rmtree(project.path / "artifacts/.measured", ignore_errors=True)
+    module = importlib.import_module(f"stages.{stage}")
+    arguments = [item[0], int(item[1])] if item else []
+    with chdir(project.path), pytest.raises(UserError) as error:
+        module.run(load(), *arguments)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_damaged_metrics_are_refused_by_the_report(project: Project, content: bytes) -> None:
+    path = project.path / "metrics/pretrain/ntp-0.json"
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    message = refusal(project, "report")
+    path.write_bytes(whole)
+    assert message.startswith("metrics/pretrain/ntp-0.json: ")
+    assert "\n" not in message
