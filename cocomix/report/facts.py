@@ -335,6 +335,8 @@ def _read(model: type[Model], path: Path) -> Model:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON; run the stage that writes it again") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; run the stage that writes it again") from None
 
 
 def _read_curve(path: Path) -> Curve:
