@@ -34,6 +34,7 @@ OUTS = {
     "pretrain@cocomix-0": "models/cocomix-0",
     "evaluate@ntp-0": "evaluations/ntp-0",
     "evaluate@cocomix-0": "evaluations/cocomix-0",
+    "steer": "steering",
     "report": "report",
 }
 """The artifact of each stage, by its name for DVC."""
