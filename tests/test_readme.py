@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/concepts.md", "docs/operations.md", "docs/steering.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/concepts.md",
+    "docs/operations.md",
+    "docs/steering.md",
+]
 MADE_LATER = {".prefect", ".dvc", "artifacts", "metrics", "plots", "runtime.yaml", "dvc.lock", ".venv"}
 """Made by a run, so not in a fresh clone."""
 
