@@ -113,7 +113,11 @@ def test_rows_of_a_batch_have_edits_of_their_own(edits: list[list[Edit]]) -> Non
         torch.testing.assert_close(together[row, None], alone, atol=1e-10, rtol=1e-8)
 
 
-@pytest.mark.parametrize("nothing", [[], [[], []], [lambda concepts: concepts], [Scale(3, 1.0)]], ids=str)
+@pytest.mark.parametrize(
+    "nothing",
+    [[], [[], []], [lambda concepts: concepts], [Scale(3, 1.0)]],
+    ids=["none", "none for each row", "the same again", "times one"],
+)
 @pytest.mark.parametrize("change", MIXING, ids=named)
 def test_edits_of_nothing_change_no_bit(change: dict[str, object], nothing: ConceptEdits) -> None:
     model, tokens = tiny(**change), ids(2, 8)
