@@ -231,7 +231,7 @@ def _bring_up_to_date(target: str) -> None:
 
 
 def _collect(task: Task, code: str) -> Result:
-    training, evaluation, _ = run_files(task.method, task.seed)
+    training, evaluation, *_ = run_files(task.method, task.seed)
     curve = read_run(task.method, task.seed).curve
     return Result(
         setting=task.setting.name,

@@ -107,7 +107,7 @@ def test_dictionaries_within_must_grow_up_to_the_whole(tmp_path: Path, prefixes:
 
 def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    text = SHIPPED.read_text().replace("mixing: interleave", "mixing: none")
+    text = SHIPPED.read_text().replace("mixing: interleave ", "mixing: none ")
     path.write_text(text.replace("stop_gradient: false", "stop_gradient: true"))
     with pytest.raises(UserError, match=r"pretrain.cocomix: stop_gradient must be false with mixing: none"):
         load(path)

@@ -218,7 +218,7 @@ def test_a_port_in_use_is_refused_in_one_line(folder: Path) -> None:
         port = int(other.getsockname()[1])
         process = start(port, {"PYTHONPATH": str(ROOT)}, subprocess.PIPE)
         _, error = process.communicate(timeout=PATIENCE)
-    assert error == f"error: port {port} is in use; set PREFECT_SERVER_API_PORT to one of two free ones\n"
+    assert error == f"error: port {port} is in use; set PREFECT_SERVER_API_PORT to another (the next one too)\n"
 
 
 @pytest.fixture

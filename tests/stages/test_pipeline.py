@@ -80,7 +80,7 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"base": {"seed": 1}}, {"base"}),
         ({"activations": {"sites": ["resid_post_1"]}}, {"activations"}),
         ({"sae": {"k": 7}}, {"sae"}),
-        ({"attribution": {"sign": "helpful"}}, {"attribution"}),
+        ({"attribution": {"sign": "helpful"}}, {"attribution", "report"}),
         ({"explain": {"contexts": 11}}, {"explain"}),
         ({"attribution": {"score": "activation"}}, {"attribution", "report"}),
         ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0", "report"}),

@@ -19,6 +19,7 @@ FOLDERS = {
     "explain": "atlas",
     "pretrain": "models",
     "evaluate": "evaluations",
+    "steer": "steering",
 }
 
 

@@ -119,4 +119,7 @@ def test_two_sweeps_of_one_folder_do_not_mix(finished: Project, tmp_path: Path) 
         process.stdout.readline()
         done = run(project, "second")
         process.communicate("\n")
-    assert (done.returncode, done.stderr) == (1, "error: a sweep is already at work in this folder; wait for it\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: another flow or sweep is at work in this folder; wait for it\n",
+    )
