@@ -38,7 +38,7 @@ class SaeTraining:
         folder: where the checkpoints are, also those of an earlier process.
 
     Raises:
-        UserError: when the store holds less than one batch, or a batch is not a multiple of the processes.
+        UserError: when the store holds less than one batch, or a batch fewer activations than there are processes.
     """
 
     def __init__(self, wanted: Sequence[Wanted], folder: Path) -> None:
@@ -48,8 +48,8 @@ class SaeTraining:
         self._epoch_steps = rows // size
         if not self._epoch_steps:
             raise UserError(f"sae.batch_size: {size}: the store holds {rows} activations")
-        if size % runtime().world_size:
-            raise UserError(f"sae.batch_size: {size}: must be a multiple of the processes ({runtime().world_size})")
+        if size < runtime().world_size:
+            raise UserError(f"sae.batch_size: {size}: must not be below the processes ({runtime().world_size})")
         self._steps = self._params.epochs * self._epoch_steps
         self.learners = [Learner(each.params, each.store.site, each.store.d_model, self._steps) for each in wanted]
 
@@ -76,8 +76,13 @@ class SaeTraining:
                     raise
 
     def _learn(self, batches: dict[Site, Tensor]) -> None:
-        """One step of all, on this process's share of a batch [batch_size, d_model] of each site."""
-        shares = {site: batch[runtime().rank :: runtime().world_size].to(device()) for site, batch in batches.items()}
+        """One step of all, on this process's share of a batch [batch_size, d_model] of each site.
+
+        All shares have one size, so that the mean of their losses is the loss; what does not divide is left out.
+        """
+        end = self._params.batch_size // runtime().world_size * runtime().world_size
+        own = slice(runtime().rank, end, runtime().world_size)
+        shares = {site: batch[own].to(device()) for site, batch in batches.items()}
         for (store, _), learner in zip(self._wanted, self.learners, strict=True):
             learner.learn(shares[store.site])
 

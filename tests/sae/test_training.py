@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,6 +160,19 @@ def test_autoencoders_of_two_sites_each_learn_their_own_activations(setting: Set
     for number, (each, learner) in enumerate(zip(wanted, together.learners, strict=True)):
         alone = trained(SaeTraining([each], tmp_path / str(number)))
         torch.testing.assert_close(learner.sae.state_dict(), alone.sae.state_dict(), rtol=0, atol=0)
+
+
+def test_shares_of_a_batch_have_one_size_whatever_the_number_of_processes(
+    store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(store, tmp_path)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(run.learners[0], "learn", seen.append)
+    for rank in range(3):
+        monkeypatch.setattr("cocomix.sae.training.runtime", lambda rank=rank: SimpleNamespace(rank=rank, world_size=3))
+        run._learn({store.site: torch.arange(256)[:, None]})
+    assert [len(each) for each in seen] == [85, 85, 85]
+    assert len(torch.cat(seen).unique()) == 255
 
 
 def test_sparsity_weighs_more_from_step_to_step_until_its_share_is_over(store: ActivationStore) -> None:
