@@ -152,7 +152,7 @@ def test_all_of_it_goes_by_keyboard(opened: Page) -> None:
     expect(page.locator("#token-1")).to_have_attribute("aria-selected", "true")
     press("End")
     expect(page.locator("#token-2")).to_be_focused()
-    assert page.locator("#token-2").evaluate("each => getComputedStyle(each).outlineStyle") == "solid"
+    expect(page.locator("#token-2")).to_have_css("outline-style", "solid")
     press("Enter")
     concept = page.locator("#token button >> nth=0")
     expect(concept).to_be_focused()
