@@ -105,6 +105,7 @@ function showToken() {
   const rows = position.predicted.map((each) => row(each, each.strength / most, each.strength.toFixed(1)));
   const best = position.labelled?.[0]?.strength || 1;
   const gain = position.gain === null ? "" : `${position.gain >= 0 ? "+" : "−"}${Math.abs(position.gain).toFixed(2)} nats gained by mixing here`;
+  const focused = [...panel.querySelectorAll("button")].indexOf(document.activeElement);
   panel.replaceChildren(...[
     el("h2", {}, el("code", {}, visible(position.text)), el("span", { class: "quiet" }, ` position ${state.selected}`)),
     el("p", { class: "quiet" }, gain),
@@ -118,6 +119,7 @@ function showToken() {
         : el("p", { class: "quiet" }, "None: nothing follows, or no active concept adds to the loss."),
     ] : []),
   ].filter(Boolean));
+  if (focused >= 0) panel.querySelectorAll("button")[focused]?.focus(); // a text that is read again takes no focus away
   markChosen();
 }
 
