@@ -1,13 +1,12 @@
 """What each stage will need, from the parameters alone: text, operations, disk and memory. Knows no tensor.
 
 Operations are matrix products, two a multiply-add, as `cocomix.shapes` counts. With F operations of the base model's
-forward pass a token, f of them up to the layer, d its width, C latents of which k are active:
+forward pass a token, f of them up to the layer, d its width, C latents:
 
     base         3 F a token that it is trained on; from elsewhere, F a validation token
     activations  f a stored token
-    sae          2 d C + 8 d k a token and epoch; and f where the activations are not kept
-    attribution  F forward, F - f backward to the layer, 2 d C + 2 d k, a training or validation token; with
-                 `integrated` forward and backward again each step, with `ablation` F - f for each latent
+    sae          as `cocomix.supervision` says, a token and epoch; and f where the activations are not kept
+    attribution  as `cocomix.supervision` says, a training or validation token
     explain      f + 2 d C a token that is looked at
     pretrain     3 times the model's forward pass a token, and what the base model adds to it
     evaluate     the model's forward pass a held-out token; for CoCoMix also the passes with changed concepts
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 from cocomix.errors import UserError
 from cocomix.params import Method, Params, SaeParams, Site
 from cocomix.shapes import Shape, Sources, Vocabulary, flops_per_token, gpt2_shape, parameters_of, shapes
+from cocomix.supervision import attribution_flops, sae_flops
 
 INSTALLED_DOCS_BYTES = 13e6
 """Of the documentation of some 200 packages, where corpus.megabytes sets no limit."""
@@ -212,7 +212,7 @@ def _saes(params: Params, width: int, to_layer: float, stored: dict[str, float])
     disk = 4 * sum(map(weights, sections))
     if params.sae.source == "published":
         return Estimate(disk=disk, memory=LIBRARIES + 2 * disk)
-    steps = sum((2 * width * each.latents + 8 * width * each.k) * each.epochs for each in sections)
+    steps = sum(sae_flops(width, each.latents, each.k) * each.epochs for each in sections)
     again = 0 if params.activations.keep else to_layer * max(each.epochs for each in sections)
     batch = 8 * params.sae.batch_size * sum(each.latents for each in sections)
     return Estimate(
@@ -226,22 +226,12 @@ def _saes(params: Params, width: int, to_layer: float, stored: dict[str, float])
 def _attribution(
     params: Params, sources: Sources, base: Shape, windows: dict[str, float], words: Vocabulary
 ) -> Estimate:
-    section, width, active = params.attribution, sources.base_width, params.sae.k
-    lower, upper = sources.base_flops_to_layer, sources.base_flops - sources.base_flops_to_layer
-    encoder = 2 * width * sources.latents
-    slopes = 2 * width * (sources.latents if section.value == "pre_activation" else active)
-    token = {
-        "activation": lower + encoder,
-        "gradient": lower + encoder + 2 * upper + slopes,
-        "integrated": lower + encoder + section.integrated_steps * (lower + 2 * upper) + slopes,
-        "ablation": lower + encoder + (1 + active) * upper * (words.context if section.scope == "sequence" else 1),
-    }[section.score]
     positions = (windows["train"] + windows["validation"]) * words.context
     label = (math.log2(sources.latents) + SCORE_BITS) / 8
     return Estimate(
-        flops=token * positions,
-        disk=label * section.k_attr * positions,
-        memory=LIBRARIES + 4 * parameters_of(base).stored + 16 * width * sources.latents,
+        flops=attribution_flops(params.attribution, sources, params.sae.k, words.context) * positions,
+        disk=label * params.attribution.k_attr * positions,
+        memory=LIBRARIES + 4 * parameters_of(base).stored + 16 * sources.base_width * sources.latents,
     )
 
 

@@ -8,21 +8,21 @@
   predict the next token better.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cocomix.base import residual_at
 from cocomix.device import device, send
 from cocomix.distributed import totals
 from cocomix.evaluation.language_model import shares, token_losses, windows_at_once
 from cocomix.modeling import CoCoMixForCausalLM, Concepts, Edit
+from cocomix.modeling.replacing import vectors_replaced
 from cocomix.progress import progress
 from cocomix.training import WindowData
 from cocomix.training.losses import NO_LABEL
@@ -129,7 +129,7 @@ def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[flo
         return float(token_losses(model, some.ids, concept_edits=edits).cpu().double().sum())
 
     def loss_with(change: Callable[[Tensor], Tensor]) -> float:
-        with _mixing(model, change):
+        with vectors_replaced(model, change):
             return loss()
 
     return [
@@ -149,17 +149,3 @@ def _mixed_vectors(model: CoCoMixForCausalLM, data: WindowData, rows: NDArray[np
     ids = send(data.batch(rows)[0])
     vector: Tensor = model.transformer.mixer(residual_at(model, ids, model.config.concept_layer)).vector
     return vector
-
-
-@contextmanager
-def _mixing(model: CoCoMixForCausalLM, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, what `change` makes of the mixed vectors [batch, seq, d_model] is mixed."""
-
-    def replace(_head: nn.Module, _args: tuple[Tensor, ...], mixture: Any) -> Any:
-        return mixture._replace(vector=change(mixture.vector))
-
-    hook = model.transformer.mixer.register_forward_hook(replace)
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -1,14 +1,13 @@
 """What making the supervision costs: the base model, the autoencoder and the labels that a method learns from.
 
 Training FLOPs of a model do not contain it, since it is paid once, whatever the epochs and however many models learn
-from it. Counted as everywhere: matrix products, two operations a multiply-add. With F operations of the base model's
-forward pass a token, f of them up to the concepts' layer, width d, C latents and k active ones:
+from it. `cocomix.supervision` counts the autoencoder's and the labels' operations. With F operations of the base
+model's forward pass a token, f of them up to the concepts' layer:
 
     base         3 F a token that it is trained on; nothing where it comes from elsewhere
     activations  f a stored token; again each epoch where they are not kept
-    sae          2 d C + 8 d k a token and epoch: encoder; then decoder and both gradients, of active latents only
-    attribution  F forward, F - f backward to the layer, 2 d C encoder, 2 d k slopes, for each training token; with
-                 `integrated` forward and backward again each step, with `ablation` F - f for each latent
+    sae          for each stored token and epoch
+    attribution  for each training token
 """
 
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from typing import Literal, NamedTuple
 
 from cocomix.params import CocomixParams, Method, Params
 from cocomix.report.facts import Pipeline, Usage
+from cocomix.shapes import Sources
+from cocomix.supervision import attribution_flops, sae_flops
 
 Source = Literal["base", "activations", "sae", "attribution"]
 SOURCES: tuple[Source, ...] = ("base", "activations", "sae", "attribution")
@@ -61,23 +62,16 @@ def share(all_costs: Mapping[Source, Cost], sources: tuple[Source, ...], runs: i
 
 
 def _flops(pipeline: Pipeline, params: Params) -> dict[Source, float]:
-    lower, upper = pipeline.shapes.base_flops_to_layer, pipeline.shapes.base_flops - pipeline.shapes.base_flops_to_layer
-    width, latents, active = pipeline.activations.d_model, pipeline.shapes.latents, pipeline.sae.l0
-    encoder = 2 * width * latents
+    shapes, active = pipeline.shapes, pipeline.sae.l0
+    sources = Sources(shapes.latents, pipeline.activations.d_model, shapes.base_flops, shapes.base_flops_to_layer)
     stored, epochs = pipeline.activations.train_tokens, params.sae.epochs
-    trained, section = params.sae.source == "train", params.attribution
-    slopes = 2 * width * (latents if section.value == "pre_activation" else active)
-    labelled = {  # a token
-        "activation": lower + encoder,
-        "gradient": lower + encoder + 2 * upper + slopes,
-        "integrated": lower + encoder + section.integrated_steps * (lower + 2 * upper) + slopes,
-        "ablation": lower
-        + encoder
-        + (1 + active) * upper * (pipeline.shapes.context if section.scope == "sequence" else 1),
-    }
+    trained = params.sae.source == "train"
+    labelled = attribution_flops(params.attribution, sources, active, shapes.context)
     return {
         "base": pipeline.base.flops,
-        "activations": lower * stored * (epochs if trained and not params.activations.keep else 1),
-        "sae": (encoder + 8 * width * active) * stored * epochs if trained else 0,
-        "attribution": labelled[section.score] * pipeline.tokens.train.tokens,
+        "activations": sources.base_flops_to_layer
+        * stored
+        * (epochs if trained and not params.activations.keep else 1),
+        "sae": sae_flops(sources.base_width, sources.latents, active) * stored * epochs if trained else 0,
+        "attribution": labelled * pipeline.tokens.train.tokens,
     }

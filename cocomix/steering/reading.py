@@ -1,7 +1,7 @@
 """Reading a text's concepts: which ones a CoCoMix model predicts, which ones are labels, what mixing them is worth."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.attribution.labelling import label_windows
 from cocomix.base import micro_batch
 from cocomix.errors import UserError
-from cocomix.modeling import CoCoMixForCausalLM, Mixture
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling.replacing import vectors_replaced
 from cocomix.params import AttributionParams
 from cocomix.sae.autoencoder import SparseAutoencoder
 
@@ -125,7 +126,7 @@ def information_gain(model: CoCoMixForCausalLM, ids: Tensor) -> Tensor:
     without = torch.empty_like(as_it_is)
     for start in range(0, len(every), size := micro_batch(len(ids))):
         places = every[start : start + size]
-        with _zeroed(model, places):
+        with vectors_replaced(model, partial(_zeroed, places=places)):
             hidden = model.transformer(ids.expand(len(places), -1), use_cache=False).last_hidden_state
         without[places] = _losses(model, hidden[every[: len(places)], places], ids[places + 1])
     return without - as_it_is
@@ -136,21 +137,11 @@ def _losses(model: CoCoMixForCausalLM, hidden: Tensor, following: Tensor) -> Ten
     return nn.functional.cross_entropy(model.lm_head(hidden).float(), following, reduction="none")
 
 
-@contextmanager
-def _zeroed(model: CoCoMixForCausalLM, places: Tensor) -> Iterator[None]:
-    """Inside, zeros are mixed at one place of each row: int64 [batch]."""
-
-    def zero(_mixer: nn.Module, _args: object, mixture: Mixture) -> Mixture:
-        assert mixture.vector is not None
-        vector = mixture.vector.clone()
-        vector[torch.arange(len(places)), places] = 0
-        return mixture._replace(vector=vector)
-
-    handle = model.transformer.mixer.register_forward_hook(zero)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _zeroed(vectors: Tensor, places: Tensor) -> Tensor:
+    """`vectors` [batch, seq, d_model] with zeros at one place of each row: int64 [batch]."""
+    vectors = vectors.clone()
+    vectors[torch.arange(len(places)), places] = 0
+    return vectors
 
 
 def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[float]]]:

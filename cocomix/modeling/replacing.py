@@ -1,0 +1,24 @@
+"""Another vector in place of the one that a model mixes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from cocomix.modeling.mixers import Mixture
+from cocomix.modeling.modeling_cocomix import CoCoMixForCausalLM
+
+
+@contextmanager
+def vectors_replaced(model: CoCoMixForCausalLM, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, what `change` makes of the mixed vectors [batch, seq, d_model] is mixed."""
+
+    def replace(_mixer: nn.Module, _args: object, mixture: Mixture) -> Mixture:
+        assert mixture.vector is not None
+        return mixture._replace(vector=change(mixture.vector))
+
+    hook = model.transformer.mixer.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()
