@@ -10,28 +10,15 @@ from cocomix.base import load_base
 from cocomix.explain import Atlas
 from cocomix.explain.making import make_atlas
 from cocomix.explore.session import Session
-from cocomix.params import ExplainParams
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
+from tests.explain.test_making import PARAMS
 from tests.steering.conftest import CONCEPTS, artifacts, fp32
 
 __all__ = ["artifacts", "fp32"]
 
-EXPLAIN = ExplainParams(
-    tokens=60 * CONTEXT,
-    held_out_tokens=10_000,
-    contexts=8,
-    quantiles=4,
-    before=5,
-    after=2,
-    sample=50,
-    shown=6,
-    label_tokens=3,
-    held_out=20,
-    shard_windows=64,
-    model={"contexts": 3},
-)
+EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_windows": 64})
 
 
 @pytest.fixture

@@ -19,25 +19,7 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from tests.stages.project import Project
-
-OUTS = {
-    "corpus": "corpus",
-    "tokenize": "tokens",
-    "base": "base",
-    "activations": "activations",
-    "sae": "sae",
-    "attribution": "concepts",
-    "explain": "atlas",
-    "shapes": "shapes",
-    "pretrain@ntp-0": "models/ntp-0",
-    "pretrain@cocomix-0": "models/cocomix-0",
-    "evaluate@ntp-0": "evaluations/ntp-0",
-    "evaluate@cocomix-0": "evaluations/cocomix-0",
-    "steer": "steering",
-    "report": "report",
-}
-"""The artifact of each stage, by its name for DVC."""
+from tests.stages.project import OUTS, Project
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 

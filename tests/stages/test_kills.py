@@ -9,22 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.project import Project
+from tests.stages.project import OUTS, Project
 
 STAGES = {
-    "corpus": "corpus",
-    "tokenize": "tokens",
-    "base": "base",
-    "activations": "activations",
-    "sae": "sae",
-    "attribution": "concepts",
-    "explain": "atlas",
-    "shapes": "shapes",
-    "pretrain ntp 0": "models/ntp-0",
-    "pretrain cocomix 0": "models/cocomix-0",
-    "steer": "steering",
-    "report": "report",
+    name.replace("@", " ").replace("-", " "): out for name, out in OUTS.items() if not name.startswith("evaluate")
 }
+"""The artifact of each stage, by its program and arguments."""
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -11,16 +11,7 @@ import pytest
 from cocomix.params import load
 from cocomix.planning import estimate, measured_text
 from flows.plan import Planned, plan
-from tests.stages.project import Project
-
-FOLDERS = {
-    "tokenize": "tokens",
-    "attribution": "concepts",
-    "explain": "atlas",
-    "pretrain": "models",
-    "evaluate": "evaluations",
-    "steer": "steering",
-}
+from tests.stages.project import OUTS, Project
 
 
 def planned(project: Project, preset: str | None = None) -> dict[str, Planned]:
@@ -34,9 +25,8 @@ def metrics(project: Project, name: str) -> dict[str, Any]:
 
 def written(project: Project, stage: str) -> int:
     """Bytes of what the stage made."""
-    kind, _, item = stage.partition("@")
-    folder = project.path / "artifacts" / FOLDERS.get(kind, kind) / item
-    files: Mapping[str, Any] = json.loads((folder / "manifest.json").read_bytes())["files"]
+    manifest = project.path / "artifacts" / OUTS[stage] / "manifest.json"
+    files: Mapping[str, Any] = json.loads(manifest.read_bytes())["files"]
     return sum(each["bytes"] for each in files.values())
 
 
