@@ -47,6 +47,8 @@ class Progress:
             # Off a terminal, tqdm keeps the counts and the formatting, and _line() prints whole lines.
             file=sys.stderr if on_terminal else _Nowhere(),
         )
+        self._bar._time = time.monotonic  # type: ignore[attr-defined]  # its own clock, the time of day, may be set back
+        self._bar.unpause()
 
     def advance(self, amount: int, **shown: float | str) -> None:
         """Count `amount` more units; `shown` are figures to print, such as the loss.

@@ -81,12 +81,11 @@ class ConceptLabels:
             names = self._artifact.names(f"{split}-")
             shape = (sum(map(self._artifact.rows, names)), self.context, self.k_attr)
             aside = target.with_name(f".{target.name}.{os.getpid()}")
-            unpacked = np.lib.format.open_memmap(aside, "w+", self.dtype, shape)
-            at = 0
-            for labels in self.read(split):
-                unpacked[at : at + len(labels.concepts)] = labels.concepts
-                at += len(labels.concepts)
-            unpacked.flush()
+            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+            with aside.open("wb") as file:  # not memory-mapped: there a full disk is no error but the end (SIGBUS)
+                np.lib.format.write_array_header_1_0(file, header)
+                for labels in self.read(split):
+                    file.write(labels.concepts.tobytes())
             aside.replace(target)
         return np.load(target, mmap_mode="r")
 
