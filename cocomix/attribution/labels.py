@@ -86,6 +86,8 @@ class ConceptLabels:
                 np.lib.format.write_array_header_1_0(file, header)
                 for labels in self.read(split):
                     file.write(labels.concepts.tobytes())
+                file.flush()
+                os.fsync(file)
             aside.replace(target)
         return np.load(target, mmap_mode="r")
 
