@@ -23,7 +23,7 @@ from cocomix.report.steering import Sweep, read_sweeps
 from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import load_sae
 from cocomix.steering import effect
-from cocomix.steering.effect import Effect, Writing, effects_table, sample_concepts, steering_effects
+from cocomix.steering.effect import Bench, Effect, Writing, effects_table, sample_concepts, steering_effects
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -40,7 +40,7 @@ def run(params: Params) -> None:
     trained = {seed: Artifact(ARTIFACTS / f"models/cocomix-{seed}") for seed in params.pretrain.seeds if mixes}
 
     def compute(work: Work) -> Mapping[str, Any]:
-        sweeps = _sweeps(section, tokens, inputs, trained) if trained else {}
+        sweeps = _sweeps(work, section, tokens, inputs, trained) if trained else {}
         if runtime().rank == 0:
             with work.write("effects.parquet") as pending:
                 table = effects_table(sweeps)
@@ -57,12 +57,23 @@ def run(params: Params) -> None:
 
 
 def _sweeps(
-    section: SteerParams, tokens: Tokens, inputs: Mapping[str, Artifact], trained: Mapping[int, Artifact]
+    work: Work,
+    section: SteerParams,
+    tokens: Tokens,
+    inputs: Mapping[str, Artifact],
+    trained: Mapping[int, Artifact],
 ) -> dict[str, dict[int, list[Effect]]]:
     """The effects by sweep and seed. Nothing is measured that was measured before: see `once`."""
     text = _text(tokens, section)
     models = {seed: load_base(folder, tokens.context) for seed, folder in trained.items()}
-    concepts = sample_concepts(list(models.values()), text, section.concepts, section.seed)
+    key = {name: each.digest for name, each in inputs.items()} | section.model_dump()
+
+    def sample() -> list[int]:
+        return sample_concepts(list(models.values()), text, section.concepts, section.seed)
+
+    digests = {"models": [folder.digest for folder in trained.values()]}
+    # Once, since what was measured of one sample must not be taken for another's, where rounding decides what is mixed.
+    concepts = once("steered concepts", key | digests, sample, list[int], effect.__file__)
     if len(concepts) < 2:
         raise UserError(
             f"steer.windows: in {section.windows}, all models mix {len(concepts)} concepts in common; at least 2 are "
@@ -70,25 +81,17 @@ def _sweeps(
         )
     base, sae = load_base(inputs["base"], tokens.context), load_sae(inputs["sae"])
     tokens_of = promoted(base, sae, tokens.vocab_size, section.promoted).numbers[concepts]
+    writing = Writing(section.prompt_tokens, section.new_tokens, section.seed)
+    bench = Bench(base, sae, concepts, tokens_of, text, writing)
 
     def measure(model: PreTrainedModel, folder: Artifact, edit: str) -> list[Effect]:
         def effects() -> list[Effect]:
-            return steering_effects(
-                model,
-                base,
-                sae,
-                concepts,
-                tokens_of,
-                text,
-                section.strengths,
-                EDITS[edit],
-                Writing(section.prompt_tokens, section.new_tokens, section.seed),
-                f"steering {folder.path.name}: {edit}",
-            )
+            kept = work.scratch / f"{folder.path.name}-{edit}"
+            name = f"steering {folder.path.name}: {edit}"
+            return steering_effects(model, bench, section.strengths, EDITS[edit], kept, name)
 
-        key = {name: each.digest for name, each in inputs.items()} | {"model": folder.digest, "edit": edit}
-        key |= section.model_dump() | {"concepts": concepts}
-        return once("steering", key, effects, list[Effect], effect.__file__)
+        what = key | {"model": folder.digest, "edit": edit, "concepts": concepts}
+        return once("steering", what, effects, list[Effect], effect.__file__)
 
     sweeps = {
         f"cocomix_{edit}": {seed: measure(model, trained[seed], edit) for seed, model in models.items()}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocomix.base import residual_edited
+from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import ConceptEdits, Concepts, edited, is_by_row
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.sae.sparse import weighted_sum
@@ -49,6 +50,24 @@ def concepts_edited(base: PreTrainedModel, sae: SparseAutoencoder, edits: Concep
             yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def editing(
+    model: PreTrainedModel, sae: SparseAutoencoder | None, edits: ConceptEdits
+) -> Iterator[dict[str, ConceptEdits]]:
+    """Inside, `model`, called or told to generate with the options that come, is edited.
+
+    Args:
+        model: a CoCoMix model, whose predicted concepts are edited; or a base model.
+        sae: the autoencoder through which a base model is edited.
+    """
+    if isinstance(model, CoCoMixForCausalLM):
+        yield {"concept_edits": edits}
+    else:
+        assert sae
+        with concepts_edited(model, sae, edits):
+            yield {}
 
 
 def _positions(args: tuple[Any, ...], inputs: dict[str, Any]) -> Tensor:

@@ -5,27 +5,28 @@ then writes, finds the concept. Off target: the loss on text, and how varied the
 the other concepts of the sample, with the same strength, do to this one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from math import ceil
+from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from cocomix import distributed
+from cocomix.artifact import write_atomically
 from cocomix.attribution.score import activations_of
 from cocomix.base import micro_batch
-from cocomix.distributed import totals
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Edit
 from cocomix.progress import progress
 from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
-from cocomix.steering.autoencoder import concepts_edited
+from cocomix.steering.autoencoder import editing
 
 
 class Measured(NamedTuple):
@@ -93,12 +94,27 @@ class Writing(NamedTuple):
     seed: int
 
 
+class Bench(NamedTuple):
+    """What edits are measured by: the same for every model."""
+
+    base: PreTrainedModel
+    """With `sae`, it reads what a model writes."""
+    sae: SparseAutoencoder
+    concepts: Sequence[int]
+    """At least 2: the others of the sample are a concept's control."""
+    tokens_of: Tensor
+    """The tokens that each of `concepts` promotes, int64 [concepts, tokens]."""
+    text: Tensor
+    """Windows of token ids that no model was trained on, int64 [windows, context]."""
+    writing: Writing
+
+
 class _Seen(NamedTuple):
     """What edits do: to all concepts of the sample [edits, concepts], and in all [edits]; float64."""
 
     probability: Tensor
-    read: Tensor
     loss: Tensor
+    read: Tensor
     distinct: Tensor
 
     def of(self, edit: int, concept: int) -> Measured:
@@ -131,14 +147,10 @@ def _mixed(model: CoCoMixForCausalLM, text: Tensor) -> list[int]:
 @torch.no_grad()
 def steering_effects(
     model: PreTrainedModel,
-    base: PreTrainedModel,
-    sae: SparseAutoencoder,
-    concepts: Sequence[int],
-    tokens_of: Tensor,
-    text: Tensor,
+    bench: Bench,
     strengths: Sequence[float],
     edit: Callable[[int, float], Edit],
-    writing: Writing,
+    kept: Path,
     name: str = "steering",
 ) -> list[Effect]:
     """Measure the edits `edit(concept, strength)` of all concepts and strengths, applied at every position.
@@ -147,14 +159,13 @@ def steering_effects(
     random numbers. Several processes share the edits, and each gets all effects.
 
     Args:
-        model: a CoCoMix model, or `base` itself, which is edited through the autoencoder.
-        concepts: at least 2: the others of the sample are a concept's control.
-        tokens_of: the tokens that each of `concepts` promotes, int64 [concepts, tokens].
-        text: windows of token ids that no model was trained on, int64 [windows, context].
+        model: a CoCoMix model, or the base model itself, which is edited through the autoencoder.
         edit: makes the edit: `Set`, or another one that takes a concept and a number.
+        kept: a folder, of exactly this measurement, for what is found. What is there is not measured again.
     """
+    concepts = bench.concepts
     grid = [[], *([edit(concept, strength)] for strength in strengths for concept in concepts)]
-    seen = _on_all(model, base, sae, concepts, tokens_of, text, grid, writing, name)
+    seen = _on_all(model, bench, grid, kept, name)
     return [
         _effect(number, concepts, strength, seen, 1 + row * len(concepts))
         for row, strength in enumerate(strengths)
@@ -182,67 +193,51 @@ def _effect(number: int, concepts: Sequence[int], strength: float, seen: _Seen, 
     )
 
 
-def _on_all(
-    model: PreTrainedModel,
-    base: PreTrainedModel,
-    sae: SparseAutoencoder,
-    concepts: Sequence[int],
-    tokens_of: Tensor,
-    text: Tensor,
-    grid: Sequence[list[Edit]],
-    writing: Writing,
-    name: str,
-) -> _Seen:
-    """The edits of a grid, dealt to the processes some at a time, which are rows of one batch."""
-    noise = _noise(writing, len(text), model.config.vocab_size).to(text.device)
-    most = max(1, micro_batch(writing.prompt_tokens + writing.new_tokens) // len(text))
-    rounds = ceil(len(grid) / (most * runtime().world_size))
-    size = ceil(len(grid) / (rounds * runtime().world_size))  # so that no process has much more than another
-    starts = range(0, len(grid), size)[runtime().rank :: runtime().world_size]
-    found = torch.zeros(len(grid), 2 * len(concepts) + 2, dtype=torch.float64)
-    with progress(name, sum(len(grid[start : start + size]) for start in starts), "edits") as bar:
-        for start in starts:
-            some = grid[start : start + size]
-            probability, loss = _on_text(model, sae, text, tokens_of, some)
-            read, distinct = _on_writing(model, base, sae, concepts, text[:, : writing.prompt_tokens], noise, some)
-            found[start : start + size] = torch.cat(
-                [probability, read, loss[:, None], distinct[:, None]], dim=1
-            ).double()
-            bar.advance(len(some))
-    found = torch.tensor(totals(*found.flatten().tolist()), dtype=torch.float64).view_as(found)
-    probability, read, rest = torch.split(found, [len(concepts), len(concepts), 2], dim=1)
-    return _Seen(probability, read, *rest.unbind(1))
+def _on_all(model: PreTrainedModel, bench: Bench, grid: Sequence[list[Edit]], kept: Path, name: str) -> _Seen:
+    """The edits of a grid, in shares that the processes are dealt: the edits of a share are rows of one batch.
+
+    A share has at most the edits of one strength, so that there are enough of them to be dealt, and a kill costs
+    little. Nothing in it depends on the number of processes.
+    """
+    most = micro_batch(bench.writing.prompt_tokens + bench.writing.new_tokens) // len(bench.text)
+    size = max(1, min(most, len(bench.concepts)))
+    shares = {kept / f"{start}-{size}.safetensors": grid[start : start + size] for start in range(0, len(grid), size)}
+    mine = list(shares.items())[runtime().rank :: runtime().world_size]
+    missing = [(path, edits) for path, edits in mine if not path.exists()]
+    total, left = (sum(len(edits) for _, edits in some) for some in (mine, missing))
+    noise = _noise(bench.writing, len(bench.text), model.config.vocab_size).to(bench.text.device)
+    with progress(name, total, "edits", total - left) as bar:
+        for path, edits in missing:
+            seen = _Seen(*_on_text(model, bench, edits), *_on_writing(model, bench, noise, edits))
+            write_atomically(path, save({name: found.double() for name, found in seen._asdict().items()}))
+            bar.advance(len(edits))
+    distributed.barrier()
+    parts = [load(path.read_bytes()) for path in shares]
+    return _Seen(*(torch.cat([part[name] for part in parts]) for name in _Seen._fields))
 
 
-def _on_text(
-    model: PreTrainedModel, sae: SparseAutoencoder, text: Tensor, tokens_of: Tensor, grid: Sequence[list[Edit]]
-) -> tuple[Tensor, Tensor]:
-    """The probability of each concept's tokens [edits, concepts], and the loss [edits]: means over a text."""
-    rows, edits = text.repeat(len(grid), 1), _by_row(grid, len(text))
+def _on_text(model: PreTrainedModel, bench: Bench, grid: Sequence[list[Edit]]) -> tuple[Tensor, Tensor]:
+    """The probability of each concept's tokens [edits, concepts], and the loss [edits]: means over the text."""
+    rows, edits = bench.text.repeat(len(grid), 1), _by_row(grid, len(bench.text))
     masses, losses = [], []
-    for start in range(0, len(rows), size := micro_batch(text.shape[1])):
+    for start in range(0, len(rows), size := micro_batch(rows.shape[1])):
         some = rows[start : start + size]
-        with _edited(model, sae, edits[start : start + size]) as options:
+        with editing(model, bench.sae, edits[start : start + size]) as options:
             logits = model(some, use_cache=False, **options).logits[:, :-1].float()
         whole = logits.logsumexp(-1, keepdim=True)
-        probabilities = (logits[..., tokens_of.flatten()] - whole).exp()
-        masses.append(probabilities.view(*logits.shape[:2], *tokens_of.shape).sum(-1).mean(1))
+        probabilities = (logits[..., bench.tokens_of.flatten()] - whole).exp()
+        masses.append(probabilities.view(*logits.shape[:2], *bench.tokens_of.shape).sum(-1).mean(1))
         losses.append((whole - logits.gather(2, some[:, 1:, None])).mean((1, 2)))
-    return _over_windows(torch.cat(masses), len(text)), _over_windows(torch.cat(losses), len(text))
+    return _over_windows(torch.cat(masses), len(bench.text)), _over_windows(torch.cat(losses), len(bench.text))
 
 
 def _on_writing(
-    model: PreTrainedModel,
-    base: PreTrainedModel,
-    sae: SparseAutoencoder,
-    concepts: Sequence[int],
-    prompts: Tensor,
-    noise: Tensor,
-    grid: Sequence[list[Edit]],
+    model: PreTrainedModel, bench: Bench, noise: Tensor, grid: Sequence[list[Edit]]
 ) -> tuple[Tensor, Tensor]:
     """How often the autoencoder finds each concept in continuations [edits, concepts]; how varied they are [edits]."""
-    rows = prompts.repeat(len(grid), 1)
-    with _edited(model, sae, _by_row(grid, len(prompts))) as options:
+    windows, start = len(bench.text), bench.writing.prompt_tokens
+    rows = bench.text[:, :start].repeat(len(grid), 1)
+    with editing(model, bench.sae, _by_row(grid, windows)) as options:
         written = model.generate(
             rows,
             attention_mask=torch.ones_like(rows),
@@ -252,14 +247,14 @@ def _on_writing(
             eos_token_id=None,
             **options,
         )
-    latents, _ = activations_of(base, sae, written, sae.config.layer)
-    found = sae.as_concepts(latents)
-    active = torch.where(found.values != 0, found.indices, -1).view(*written.shape, -1)[:, prompts.shape[1] :]
-    wanted = torch.tensor(concepts, device=active.device)
+    latents, _ = activations_of(bench.base, bench.sae, written, bench.sae.config.layer)
+    found = bench.sae.as_concepts(latents)
+    active = torch.where(found.values != 0, found.indices, -1).view(*written.shape, -1)[:, start:]
+    wanted = torch.tensor(bench.concepts, device=active.device)
     read = (active[..., None] == wanted).any(2).float().mean(1)
-    new = written[:, prompts.shape[1] :]
+    new = written[:, start:]
     pairs = (new[:, :-1] * model.config.vocab_size + new[:, 1:]).view(len(grid), -1)
-    return _over_windows(read, len(prompts)), torch.tensor([len(torch.unique(each)) / len(each) for each in pairs])
+    return _over_windows(read, windows), torch.tensor([len(torch.unique(each)) / len(each) for each in pairs])
 
 
 def _over_windows(values: Tensor, windows: int) -> Tensor:
@@ -270,16 +265,6 @@ def _over_windows(values: Tensor, windows: int) -> Tensor:
 def _by_row(grid: Sequence[list[Edit]], windows: int) -> list[list[Edit]]:
     """The edits of each row, of a batch in which every edit has all windows."""
     return [edits for edits in grid for _ in range(windows)]
-
-
-@contextmanager
-def _edited(model: PreTrainedModel, sae: SparseAutoencoder, edits: Sequence[list[Edit]]) -> Iterator[dict[str, Any]]:
-    """Inside, a call of `model` with the options that come has its rows edited."""
-    if isinstance(model, CoCoMixForCausalLM):
-        yield {"concept_edits": edits}
-    else:
-        with concepts_edited(model, sae, edits):
-            yield {}
 
 
 def _noise(writing: Writing, windows: int, vocab: int) -> Tensor:

@@ -1,15 +1,20 @@
 """The steering evaluation finds an effect that was built in, and none where there is none."""
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
+from cocomix import distributed
 from cocomix.modeling import Scale, Set
+from cocomix.modeling.concept_edits import Edit
 from cocomix.runtime import runtime
 from cocomix.steering import concepts_edited
-from cocomix.steering.effect import Effect, Writing, sample_concepts, steering_effects
+from cocomix.steering.effect import Bench, Effect, Writing, sample_concepts, steering_effects
 from tests.steering.conftest import CONCEPTS, Setting, windows
 
 SAMPLE = [3, 9, 17]
@@ -32,17 +37,18 @@ def _frozen(setting: Setting) -> None:
     setting.model.requires_grad_(False)
 
 
-def measure(setting: Setting, promoted: torch.Tensor, **more: Any) -> list[Effect]:
+def measure(
+    setting: Setting,
+    promoted: torch.Tensor,
+    model: PreTrainedModel | None = None,
+    strengths: tuple[float, ...] = (-20.0, 20.0),
+    edit: Callable[[int, float], Edit] = Set,
+    kept: Path | None = None,
+) -> list[Effect]:
     base, sae, _ = setting.extractor
-    options: dict[str, Any] = {
-        "model": setting.model,
-        "strengths": (-20.0, 20.0),
-        "edit": Set,
-        "writing": Writing(4, 5, 0),
-    } | more
-    return steering_effects(
-        base=base, sae=sae, concepts=SAMPLE, tokens_of=promoted, text=windows(setting, 7), **options
-    )
+    bench = Bench(base, sae, SAMPLE, promoted, windows(setting, 7), Writing(4, 5, 0))
+    with TemporaryDirectory() as nothing:
+        return steering_effects(model or setting.model, bench, strengths, edit, kept or Path(nothing))
 
 
 def test_a_concept_that_drives_its_tokens_succeeds_and_its_control_less_often(
@@ -101,6 +107,21 @@ def test_figures_do_not_depend_on_how_many_edits_share_a_batch(
     for one, other in zip(measure(setting, promoted), together, strict=True):
         for name in ("unedited", "edited", "control"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-4)
+
+
+def test_the_effects_are_the_same_however_many_processes_share_the_edits(
+    setting: Setting, promoted: torch.Tensor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = measure(setting, promoted)
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in (2, 1, 0):  # the first one comes last, and finds what the others kept
+        monkeypatch.setenv("RANK", str(rank))
+        runtime.cache_clear()
+        if rank:
+            with pytest.raises(FileNotFoundError):
+                measure(setting, promoted, kept=folder / "kept")
+    assert measure(setting, promoted, kept=folder / "kept") == alone
 
 
 def test_the_base_model_is_edited_through_its_autoencoder(setting: Setting, promoted: torch.Tensor) -> None:
