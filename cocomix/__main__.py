@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from cocomix.artifact import MANIFEST
 from cocomix.errors import UserError
-from cocomix.steering.autoencoder import concepts_edited
+from cocomix.steering.autoencoder import concepts_edited, editing
 from cocomix.steering.project import default_model, load_extractor, load_labels, load_model
 from cocomix.steering.reading import Concept, concepts, encode
 from cocomix.steering.show import Stream, meanings, side_by_side, table_of
@@ -62,14 +62,17 @@ def generate(options: argparse.Namespace, console: Console) -> None:
     """A continuation, edited or not."""
     sampling = _sampling(options)
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
-    edits, ids = _edits(options, model.config.num_concepts), encode(model, options.text, tokenizer, options.tokens)
-    if options.json:
-        text = continuation(model, tokenizer, ids, sampling, concept_edits=edits)
-        print(json.dumps({"prompt": options.text, "edits": options.edit, "continuation": text}))
-    else:
-        console.print(Text(options.text, "dim"), end="", soft_wrap=True)
-        stream = Stream(tokenizer, console)
-        continuation(model, tokenizer, ids, sampling, concept_edits=edits, streamer=stream)
+    edits = _edits(options, model.config.num_concepts)
+    base, sae, _ = load_extractor(options.artifacts, model) if options.base else (None, None, None)
+    writer = base or model
+    ids = encode(writer, options.text, tokenizer, options.tokens)
+    with editing(writer, sae, edits) as edited:
+        if options.json:
+            text = continuation(writer, tokenizer, ids, sampling, **edited)
+            print(json.dumps({"prompt": options.text, "edits": options.edit, "continuation": text}))
+        else:
+            console.print(Text(options.text, "dim"), end="", soft_wrap=True)
+            continuation(writer, tokenizer, ids, sampling, streamer=Stream(tokenizer, console), **edited)
 
 
 def steer(options: argparse.Namespace, console: Console) -> None:
@@ -114,7 +117,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 
 
 def _edits(options: argparse.Namespace, num_concepts: int) -> list[Written]:
-    if options.before_selection and getattr(options, "base", False):
+    if options.before_selection and options.base:
         raise UserError("--before-selection: the base model's edits are of active latents; leave it or --base out")
     return [parse_edit(each, num_concepts, before_selection=options.before_selection) for each in options.edit]
 
@@ -151,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--temperature", type=float, default=0.8, help="of sampling (default: 0.8)")
         each.add_argument("--greedy", action="store_true", help="the likeliest token each time")
         each.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
-        if command is steer:
-            each.add_argument("--base", action="store_true", help="also the base model, through its autoencoder")
+        which = "also the base model" if command is steer else "the base model instead"
+        each.add_argument("--base", action="store_true", help=f"{which}, edited through its autoencoder")
     return parser
 
 

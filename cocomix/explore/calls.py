@@ -1,50 +1,76 @@
-"""A continuation as a call that can be typed, in Python and in a shell."""
+"""A continuation that is asked for, and the same as a call that can be typed, in Python and in a shell."""
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, Field
+
 from cocomix.steering.syntax import Written
 from cocomix.steering.writing import Sampling
 
 
-def python_call(folder: Path, text: str, edits: Sequence[Written], sampling: Sampling) -> str:
+class Continuation(BaseModel):
+    """A text to continue."""
+
+    text: str
+    edits: list[str] = []
+    before_selection: bool = False
+    base: bool = False
+    """Whether the base model continues it, edited through its autoencoder."""
+    tokens: int = Field(40, ge=1)
+    temperature: float = Field(0.8, ge=0, le=10)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How to choose its tokens."""
+        return Sampling(self.tokens, self.temperature, self.seed)
+
+
+def python_call(folder: Path, artifacts: Path, asked: Continuation, edits: Sequence[Written]) -> str:
     """A program that prints the continuation."""
-    kinds = sorted({type(each).__name__ for each in edits})
-    drawn = f"do_sample=True, temperature={sampling.temperature}" if sampling.temperature else "do_sample=False"
+    writer, listed = "base" if asked.base else "model", ", ".join(map(repr, edits))
+    through = asked.base and bool(edits)
+    names = [*sorted({type(each).__name__ for each in edits}), *(["concepts_edited"] if through else [])]
+    drawn = f"do_sample=True, temperature={asked.temperature}" if asked.temperature else "do_sample=False"
+    generate = [
+        f"written = {writer}.generate(",
+        "    ids,",
+        "    attention_mask=torch.ones_like(ids),",
+        f"    max_new_tokens={asked.tokens},",
+        "    pad_token_id=tokenizer.eos_token_id,",
+        f"    {drawn},",
+        *([f"    concept_edits=[{listed}],"] if edits and not asked.base else []),
+        ")",
+    ]
     lines = [
         "from pathlib import Path",
         "",
         "import torch",
         "",
-        *([f"from cocomix.steering import {', '.join(kinds)}"] if kinds else []),
-        "from cocomix.steering.project import load_model",
+        *([f"from cocomix.steering import {', '.join(names)}"] if names else []),
+        f"from cocomix.steering.project import {'load_extractor, ' if asked.base else ''}load_model",
         "",
         f"model, tokenizer = load_model(Path({str(folder)!r}))",
-        f"ids = tokenizer({text!r}, return_tensors='pt').input_ids.to(model.device)",
-        f"torch.manual_seed({sampling.seed})",
-        "written = model.generate(",
-        "    ids,",
-        "    attention_mask=torch.ones_like(ids),",
-        f"    max_new_tokens={sampling.tokens},",
-        "    pad_token_id=tokenizer.eos_token_id,",
-        f"    {drawn},",
-        *([f"    concept_edits=[{', '.join(map(repr, edits))}],"] if edits else []),
-        ")",
+        *([f"base, sae, _ = load_extractor(Path({str(artifacts)!r}), model)"] if asked.base else []),
+        f"ids = tokenizer({asked.text!r}, return_tensors='pt').input_ids.to({writer}.device)",
+        f"torch.manual_seed({asked.seed})",
+        *([f"with concepts_edited(base, sae, [{listed}]):"] if through else []),
+        *(f"    {each}" if through else each for each in generate),
         "print(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))",
     ]
     return "\n".join(lines) + "\n"
 
 
-def shell_call(
-    folder: Path, artifacts: Path, text: str, edits: Sequence[str], sampling: Sampling, *, before_selection: bool
-) -> str:
+def shell_call(folder: Path, artifacts: Path, asked: Continuation) -> str:
     """A command that shows the continuation beside the original one; without edits, that one alone."""
-    options = ["--model", str(folder), "--artifacts", str(artifacts), "--tokens", str(sampling.tokens)]
-    options += ["--temperature", str(sampling.temperature)] if sampling.temperature else ["--greedy"]
-    options += ["--seed", str(sampling.seed)]
-    if edits:
-        options += ["--edit", *edits, *(["--before-selection"] if before_selection else [])]
-    command = ["python", "-m", "cocomix", "steer" if edits else "generate"]
+    options = ["--model", str(folder), "--artifacts", str(artifacts), "--tokens", str(asked.tokens)]
+    options += ["--temperature", str(asked.temperature)] if asked.temperature else ["--greedy"]
+    options += ["--seed", str(asked.seed), *(["--base"] if asked.base else [])]
+    if asked.edits:
+        options += ["--edit", *asked.edits, *(["--before-selection"] if asked.before_selection else [])]
+    command = ["python", "-m", "cocomix", "steer" if asked.edits else "generate"]
     # What begins with a dash would be taken for an option.
+    text = asked.text
     return shlex.join([*command, *options, "--", text] if text.startswith("-") else [*command, text, *options])

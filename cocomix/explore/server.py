@@ -21,13 +21,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cocomix.errors import UserError
+from cocomix.explore.calls import Continuation
 from cocomix.explore.plain import plain
 from cocomix.explore.session import Session
-from cocomix.steering.writing import Sampling
 
 STATIC = Path(__file__).with_name("static")
 HOST = "127.0.0.1"
@@ -45,22 +45,6 @@ class Text(BaseModel):
     """A text to read."""
 
     text: str
-
-
-class Continuation(BaseModel):
-    """A text to continue."""
-
-    text: str
-    edits: list[str] = []
-    before_selection: bool = False
-    tokens: int = Field(40, ge=1)
-    temperature: float = Field(0.8, ge=0, le=10)
-    seed: int = Field(0, ge=0, lt=2**63)
-
-    @property
-    def sampling(self) -> Sampling:
-        """How to choose its tokens."""
-        return Sampling(self.tokens, self.temperature, self.seed)
 
 
 def application(session: Session) -> FastAPI:
@@ -101,9 +85,7 @@ def application(session: Session) -> FastAPI:
 
     @app.post("/api/calls")
     def calls(asked: Continuation) -> JSONResponse:
-        return JSONResponse(
-            plain(session.calls(asked.text, asked.edits, asked.sampling, before_selection=asked.before_selection))
-        )
+        return JSONResponse(plain(session.calls(asked)))
 
     @app.post("/api/continue")
     async def continued(asked: Continuation) -> StreamingResponse:
@@ -127,14 +109,7 @@ async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
 
     def write() -> None:
         try:
-            session.write(
-                asked.text,
-                asked.edits,
-                asked.sampling,
-                before_selection=asked.before_selection,
-                say=lambda piece: say({"text": piece}),
-                stop=stop,
-            )
+            session.write(asked, say=lambda piece: say({"text": piece}), stop=stop)
             say({"done": True})
         except UserError as error:
             say({"error": str(error)})

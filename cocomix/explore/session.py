@@ -1,22 +1,24 @@
 """The model behind the page, which reads and writes for one request at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from cocomix.artifact import MANIFEST
 from cocomix.errors import UserError
 from cocomix.explain import Atlas, Card, Found
-from cocomix.explore.calls import python_call, shell_call
+from cocomix.explore.calls import Continuation, python_call, shell_call
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.steering.autoencoder import editing
 from cocomix.steering.project import load_extractor, load_labels, load_model
 from cocomix.steering.reading import Position, concepts, encode
 from cocomix.steering.syntax import Written, parse_edit
-from cocomix.steering.writing import Sampling, continuation
+from cocomix.steering.writing import continuation
 
 
 class About(NamedTuple):
@@ -30,7 +32,7 @@ class About(NamedTuple):
     mixes: bool
     """Whether the model mixes what it predicts: only then do edits change what it writes."""
     labels: bool
-    """Whether the base model and the autoencoder are there, which label a text."""
+    """Whether the base model and the autoencoder are there, which label a text, and can be edited too."""
     atlas: bool
     """Whether it is known what concepts mean."""
 
@@ -112,54 +114,53 @@ class Session:
         except IndexError as error:
             raise UserError(str(error)) from None
 
-    def calls(self, text: str, edits: Sequence[str], sampling: Sampling, *, before_selection: bool) -> Calls:
+    def calls(self, asked: Continuation) -> Calls:
         """How to ask for the same continuation elsewhere.
 
         Raises:
             UserError: for an edit that is none.
         """
-        parsed = self._parsed(edits, before_selection)
-        return Calls(
-            python_call(self._folder, text, parsed, sampling),
-            shell_call(self._folder, self._artifacts, text, edits, sampling, before_selection=before_selection),
-        )
+        where = self._folder, self._artifacts, asked
+        return Calls(python_call(*where, self._edits(asked)), shell_call(*where))
 
-    def write(
-        self,
-        text: str,
-        edits: Sequence[str],
-        sampling: Sampling,
-        *,
-        before_selection: bool,
-        say: Callable[[str], None],
-        stop: Event,
-    ) -> None:
+    def write(self, asked: Continuation, *, say: Callable[[str], None], stop: Event) -> None:
         """Continue a text and `say` each piece as it comes, until it is finished, or `stop` is set, or `close` called.
 
         Raises:
             UserError: for an edit that is none, and a text that is empty or too long.
         """
-        parsed, ids = self._parsed(edits, before_selection), encode(self._model, text, self._tokenizer, sampling.tokens)
+        edits, (writer, sae) = self._edits(asked), self._writer(asked)
+        ids = encode(writer, asked.text, self._tokenizer, asked.tokens)
         with self._busy:
             if stop.is_set() or self._closing.is_set():
                 return
-            continuation(
-                self._model,
-                self._tokenizer,
-                ids,
-                sampling,
-                concept_edits=parsed,
-                streamer=_Pieces(self._tokenizer, say),
-                stopping_criteria=StoppingCriteriaList([_WhenSet(stop), _WhenSet(self._closing)]),
-            )
+            with editing(writer, sae, edits) as edited:
+                continuation(
+                    writer,
+                    self._tokenizer,
+                    ids,
+                    asked.sampling,
+                    streamer=_Pieces(self._tokenizer, say),
+                    stopping_criteria=StoppingCriteriaList([_WhenSet(stop), _WhenSet(self._closing)]),
+                    **edited,
+                )
 
     def close(self) -> None:
         """End what is being written, for good."""
         self._closing.set()
 
-    def _parsed(self, edits: Sequence[str], before_selection: bool) -> list[Written]:
+    def _writer(self, asked: Continuation) -> tuple[PreTrainedModel, SparseAutoencoder | None]:
+        if not asked.base:
+            return self._model, None
+        if self._extractor is None:
+            raise UserError("there is no base model here; it comes with the labels: `dvc repro attribution`")
+        return self._extractor.base, self._extractor.sae
+
+    def _edits(self, asked: Continuation) -> list[Written]:
+        if asked.before_selection and asked.base:
+            raise UserError("before selection: the base model's edits are of active latents")
         known = self._model.config.num_concepts
-        return [parse_edit(each, known, before_selection=before_selection) for each in edits]
+        return [parse_edit(each, known, before_selection=asked.before_selection) for each in asked.edits]
 
 
 class _Pieces(TextStreamer):

@@ -142,6 +142,35 @@ def test_type_click_search_and_steer(opened: Page, session: Session) -> None:
     expect(page.locator("#steered")).to_contain_text("No edits")
 
 
+def test_the_base_models_latents_are_changed_instead_by_choice_and_by_keyboard(opened: Page) -> None:
+    page, press = opened, opened.keyboard.press
+    ours = page.inner_text("#original")
+    page.focus("#token-0")
+    while page.evaluate("document.activeElement.id") != "of":
+        press("Tab")
+    press("ArrowDown")
+    expect(page.locator("#original-name")).to_have_text("Base model")
+    expect(page.locator("#before-selection")).to_be_disabled()
+    expect(page.locator("#original")).not_to_have_text(ours)
+    finished(page)
+    base = page.inner_text("#original")
+    page.fill("#edit", "9=5")
+    page.press("#edit", "Enter")
+    slider = page.locator("#edits input[type=range]")
+    slider.focus()
+    for _ in range(10):
+        press("ArrowRight")
+    expect(page.locator("#python")).to_contain_text("with concepts_edited(base, sae, [Set(9, 10.0)]):")
+    expect(page.locator("#shell")).to_contain_text("--base --edit 9=10")
+    finished(page)
+    expect(page.locator("#steered .differs")).not_to_be_empty()
+    assert page.inner_text("#original") == base != page.inner_text("#steered")
+    page.select_option("#of", "model")
+    expect(page.locator("#original")).to_have_text(ours)
+    expect(page.locator("#python")).to_contain_text("concept_edits=[Set(9, 10.0)]")
+    finished(page)
+
+
 def test_all_of_it_goes_by_keyboard(opened: Page) -> None:
     page, press = opened, opened.keyboard.press
     page.focus("#prompt")

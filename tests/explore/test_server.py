@@ -23,12 +23,12 @@ from cocomix.__main__ import main
 from cocomix.artifact import Work
 from cocomix.errors import UserError
 from cocomix.explain import Atlas
+from cocomix.explore.calls import Continuation
 from cocomix.explore.plain import plain
 from cocomix.explore.server import application
 from cocomix.explore.session import Session
 from cocomix.steering import concepts
 from cocomix.steering.project import load_extractor, load_labels, load_model
-from cocomix.steering.writing import Sampling
 from tests.explore.serving import serving
 
 HERE = "http://127.0.0.1"
@@ -88,6 +88,27 @@ def test_the_calls_that_are_shown_give_the_continuation_that_is_shown(
     assert json.loads(capsys.readouterr().out)["continuation"] == streamed(client, **PROMPT | {"text": "-w5"})
 
 
+def test_the_base_model_is_edited_through_its_autoencoder_by_the_calls_that_are_shown_too(
+    client: TestClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = PROMPT | {"base": True}
+    original, steered = streamed(client, **asked), streamed(client, **asked, edits=EDITS)
+    assert original != steered
+    assert original != streamed(client, **PROMPT)
+    calls = client.post("/api/calls", json={**asked, "edits": EDITS}).json()
+    capsys.readouterr()
+    exec(calls["python"], {})
+    assert capsys.readouterr().out == f"{steered}\n"
+    main([*shlex.split(calls["shell"])[3:], "--json"])
+    told = json.loads(capsys.readouterr().out)["continuations"]
+    assert (told["base"], told["base steered"]) == (original, steered)
+    calls = client.post("/api/calls", json=asked).json()
+    exec(calls["python"], {})
+    assert capsys.readouterr().out == f"{original}\n"
+    main([*shlex.split(calls["shell"])[3:], "--json"])
+    assert json.loads(capsys.readouterr().out)["continuation"] == original
+
+
 def test_edits_before_the_selection_are_others(client: TestClient) -> None:
     asked = {**PROMPT, "edits": ["9x30"]}
     before = streamed(client, **asked, before_selection=True)
@@ -111,6 +132,10 @@ def test_what_cannot_be_done_is_said_in_one_line(client: TestClient) -> None:
     assert refused("/api/continue", text="w1", temperature=None).startswith("temperature: ")
     assert "3 tokens and 46 new ones; the model reads at most 48" in stream_error(client, **PROMPT | {"tokens": 46})
     assert "write 412x4" in stream_error(client, **PROMPT, edits=["many"])
+    assert "3 tokens and 14 new ones; the model reads at most 16" in stream_error(
+        client, **PROMPT | {"tokens": 14, "base": True}
+    )
+    assert "of active latents" in refused("/api/calls", text="w1", edits=["9x2"], before_selection=True, base=True)
     assert "concept 40: there are 40" in client.get("/api/concepts/40").json()["error"]
 
 
@@ -126,6 +151,7 @@ def test_the_page_needs_neither_labels_nor_an_atlas(session: Session) -> None:
         about = client.get("/api/about").json()
         assert not about["labels"]
         assert not about["atlas"]
+        assert "no base model here" in stream_error(client, **PROMPT, base=True)
         positions = client.post("/api/read", json={"text": "w5 w9"}).json()
         assert positions[0]["labelled"] is None
         assert positions[0]["predicted"][0]["label"] is None
@@ -170,11 +196,12 @@ def test_stopping_ends_a_continuation_at_the_next_token(session: Session) -> Non
         pieces.append(piece)
         stop.set()
 
-    session.write("w5 w9", [], Sampling(40, 0.0), before_selection=False, say=say, stop=stop)
+    asked = Continuation(text="w5 w9", temperature=0)
+    session.write(asked, say=say, stop=stop)
     assert 1 <= len("".join(pieces).split()) < 10
     pieces.clear()
     session.close()
-    session.write("w5 w9", [], Sampling(40, 0.0), before_selection=False, say=say, stop=Event())
+    session.write(asked, say=say, stop=Event())
     assert not pieces
 
 

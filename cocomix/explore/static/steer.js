@@ -3,6 +3,11 @@ import { el } from "./cards.js";
 import { ask, byId, json, latest, soon } from "./requests.js";
 
 const RANGE = 10;
+/** What can be edited: the headings of its continuations, and what a strength is. */
+const WRITERS = {
+  model: { names: ["Original", "Steered"], unit: "predicted; a strength is a logit" },
+  base: { names: ["Base model", "Base model, steered"], unit: "through its autoencoder; a strength is an activation, in another unit" },
+};
 const SLIDING = /^(\d+)(x|=)([^@]+)(@.*)?$/;
 
 let page = null;
@@ -17,6 +22,18 @@ export function startSteering(about, names, choose) {
   });
   byId("stop").addEventListener("click", stopWriting);
   for (const id of ["new-tokens", "temperature", "seed", "before-selection"]) byId(id).addEventListener("change", write);
+  byId("choice").hidden = !about.labels; // without them there is no base model either
+  byId("of").addEventListener("change", () => { showWriter(); write(); });
+  showWriter();
+}
+
+const isBase = () => byId("of").value === "base";
+
+function showWriter() {
+  const { names, unit } = WRITERS[byId("of").value];
+  byId("unit").textContent = unit;
+  for (const [place, name] of names.entries()) byId(["original-name", "steered-name"][place]).textContent = name;
+  byId("before-selection").disabled = isBase(); // latents are edited as they are
 }
 
 const written = (edit) => (edit.typed ?? `${edit.concept}${edit.kind}${edit.value}${edit.where}`);
@@ -96,15 +113,15 @@ export function stopWriting() {
 
 function settings() {
   const number = (id) => (byId(id).value === "" ? null : Number(byId(id).value));
-  return { text: byId("prompt").value, tokens: number("new-tokens"), temperature: number("temperature"), seed: number("seed") };
+  return { text: byId("prompt").value, tokens: number("new-tokens"), temperature: number("temperature"), seed: number("seed"), base: isBase() };
 }
 
 /** The original, if what it depends on has changed, then the steered continuation. */
 const writeNow = latest(byId("steering-error"), async (signal) => {
-  if (!page.about.mixes) throw new Error("this model mixes nothing, so edits change nothing");
+  if (!page.about.mixes && !isBase()) throw new Error("this model mixes nothing, so edits change nothing");
   const [original, steered, status] = ["original", "steered", "writing"].map(byId);
   const asked = settings();
-  const body = { ...asked, edits: given.map(written), before_selection: byId("before-selection").checked };
+  const body = { ...asked, edits: given.map(written), before_selection: byId("before-selection").checked && !isBase() };
   stopped.abort();
   stopped = new AbortController();
   const either = AbortSignal.any([signal, stopped.signal]);
