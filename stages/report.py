@@ -22,6 +22,7 @@ from cocomix.report.numbers import numbers
 from cocomix.report.statistics import CONFIDENCE, REPLICATES
 from cocomix.report.steering import Sweep, read_sweeps
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
+from cocomix.report.tuning import Tuning, decisive_digest, own_weight, read_sweep_runs, sweep_files, tuning
 from cocomix.report.usage import StageUsage, stage_usages
 from cocomix.report.wording import (
     NAMES,
@@ -36,6 +37,7 @@ from cocomix.report.wording import (
     signed,
     table,
     told_labels,
+    tuned_says,
     variant,
     within,
 )
@@ -48,7 +50,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 def run(params: Params) -> None:
     """Make artifacts/report: index.html and summary.txt."""
     methods, seeds, cocomix = params.pretrain.methods, params.pretrain.seeds, params.pretrain.cocomix
-    files = [*pipeline_files(), ATLAS / MANIFEST, STEERING / MANIFEST] + [
+    files = [*pipeline_files(), *sweep_files(), ATLAS / MANIFEST, STEERING / MANIFEST] + [
         path for method in methods for seed in seeds for path in run_files(method, seed)
     ]
     pipeline = read_pipeline()
@@ -61,16 +63,17 @@ def run(params: Params) -> None:
     )
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
     sweeps = read_sweeps(Artifact(STEERING).file("effects.parquet"))
+    tuned = tuning(params, read_sweep_runs())
 
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {
-            "index.html": page(params, pipeline, results, spent, usages, sweeps),
+            "index.html": page(params, pipeline, results, spent, usages, sweeps, tuned),
             "summary.txt": summary(params, results),
         }
         for name, content in contents.items():
             with work.write(name) as pending:
                 pending.path.write_text(content, encoding="utf-8")
-        (work.side / "metrics.json").write_bytes(to_json(numbers(results, spent, usages, sweeps)))
+        (work.side / "metrics.json").write_bytes(to_json(numbers(results, spent, usages, sweeps, tuned)))
         return {}
 
     produce(
@@ -80,6 +83,7 @@ def run(params: Params) -> None:
         params.report.model_dump()
         | _comparison(params)
         | {
+            "decisive": decisive_digest(params),
             "attribution": params.attribution.model_dump(
                 include={"score", "sign", "scope", "value", "integrated_steps"}
             ),
@@ -99,6 +103,7 @@ def page(
     spent: Mapping[Source, Cost],
     usages: Sequence[StageUsage],
     sweeps: Sequence[Sweep],
+    tuned: Tuning | None,
 ) -> str:
     """The HTML page: no script, and nothing that is fetched."""
     environment = Environment(
@@ -109,6 +114,7 @@ def page(
         "number": lambda value, form: format(value, form),
         "signed": signed,
         "within": within,
+        "loss_weight": loss_weight,
         "duration": duration,
         "exp": exp,
     }
@@ -131,8 +137,10 @@ def page(
         caveats=caveats(results, params.pretrain),
         matching=matching(results, params.pretrain),
         variant=variant(params.pretrain.cocomix),
-        weights={each.method: loss_weight(each.method, params.pretrain) for each in results},
-        swatches={each.method: Markup(swatch(each.method)) for each in results},
+        weights={each.method: own_weight(each.method, params.pretrain) for each in results},
+        tuned=tuned,
+        tuned_says=tuned_says(tuned) if tuned else "",
+        swatches={method: Markup(swatch(method)) for method in NAMES},
         pipeline=pipeline,
         results=results,
         reference=results[0].runs[0].training,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cocomix.params import Method
 from cocomix.report.costs import Cost, Source, share
 from cocomix.report.documents import Documents, difference
-from cocomix.report.efficiency import Saving, Spread, saving, spread
+from cocomix.report.efficiency import AtEqual, Saving, Spread, at_equal, equal_flops, saving, spread
 from cocomix.report.facts import ConceptFacts, Run
 from cocomix.report.statistics import Interval
 
@@ -72,6 +72,10 @@ class MethodResult:
     """What each run owes for them."""
     saving: Saving | None
     """None for the baseline, and without one."""
+    at_equal: AtEqual | None
+    """When all methods had spent as much on training as the cheapest one in all."""
+    at_equal_with_supervision: AtEqual | None
+    """The same, what they learn from counted too; None: that alone costs about as much."""
 
     @property
     def seconds(self) -> Spread:
@@ -106,9 +110,14 @@ def compare(
     first, baseline = next(iter(runs.values()))[0], runs.get(BASELINE)
     corpora = {name: _on_corpus(runs, name) for name in first.evaluation.scores}
     tasks = {name: _on_task(runs, name) for name in first.evaluation.tasks}
+    owed = {method: share(spent, sources[method], label_runs) for method in runs}
+    most = equal_flops(run.curve for own in runs.values() for run in own)
+    most_with_supervision = min(
+        equal_flops(run.curve for run in own) + owed[method].flops for method, own in runs.items()
+    )
     results = []
     for method, own in runs.items():
-        supervision = share(spent, sources[method], label_runs)
+        supervision = owed[method]
         results.append(
             MethodResult(
                 method,
@@ -118,6 +127,8 @@ def compare(
                 sources[method],
                 supervision,
                 saving(own, baseline, supervision) if baseline and method != BASELINE else None,
+                at_equal(own, most),
+                at_equal(own, most_with_supervision, supervision.flops),
             )
         )
     return results

@@ -1,8 +1,10 @@
-"""How much training a method needs to come down to the baseline's final loss."""
+"""How much training a method needs to come down to the baseline's final loss, and how far it gets by equal compute."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
+
+import numpy as np
 
 from cocomix.report.costs import Cost
 from cocomix.report.facts import Curve, Run
@@ -70,6 +72,43 @@ def reach(curve: Curve, loss: float) -> Reach | None:
     share = (curve.loss[start] - loss) / drop if drop > 0 else 1.0
     spent = (curve.tokens, curve.flops, curve.seconds)
     return Reach(*(float(each[start] + share * (each[end] - each[start])) for each in spent))
+
+
+class AtEqual(NamedTuple):
+    """Where the runs of a method were when those of all methods had spent the same compute."""
+
+    flops: float
+    """That compute."""
+    tokens: float
+    """That they had read."""
+    loss: Spread
+    """On the learning curve."""
+
+
+def equal_flops(curves: Iterable[Curve]) -> float:
+    """The most training FLOPs that all of some runs spent."""
+    return min(float(curve.flops[-1]) for curve in curves)
+
+
+def loss_at(curve: Curve, flops: float) -> float:
+    """The loss after so many training FLOPs, linear between the points of a learning curve."""
+    return float(np.interp(flops, curve.flops, curve.loss))
+
+
+def at_equal(runs: Sequence[Run], flops: float, owed: float = 0.0) -> AtEqual | None:
+    """Where runs of one method were after so many FLOPs.
+
+    Args:
+        owed: those of `flops` that are spent before training starts.
+
+    Returns:
+        None, when there is no point of the curves yet.
+    """
+    curves, trained = [run.curve for run in runs], flops - owed
+    if trained < curves[0].flops[0]:
+        return None
+    tokens = float(np.interp(trained, curves[0].flops, curves[0].tokens))
+    return AtEqual(flops, tokens, spread([loss_at(curve, trained) for curve in curves]))
 
 
 def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> Saving:

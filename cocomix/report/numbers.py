@@ -7,6 +7,7 @@ from cocomix.report.comparison import MethodResult
 from cocomix.report.concepts import mean_concepts
 from cocomix.report.costs import Cost, Source
 from cocomix.report.steering import Sweep
+from cocomix.report.tuning import Tuning
 from cocomix.report.usage import StageUsage
 
 
@@ -15,10 +16,12 @@ def numbers(
     spent: Mapping[Source, Cost],
     usages: Sequence[StageUsage],
     sweeps: Sequence[Sweep],
+    tuned: Tuning | None,
 ) -> dict[str, Any]:
-    """JSON values: methods, what the supervision costs, what steering does, and what the stages took."""
+    """JSON values: methods, what was tuned, what the supervision costs, what steering does, what the stages took."""
     return {
         "methods": {each.method: _of_method(each) for each in results},
+        "tuning": _of_tuning(tuned) if tuned else {},
         "supervision": _plain(spent),
         "steering": {sweep.name: {f"{each.strength:g}": _plain(each) for each in sweep.effects} for sweep in sweeps},
         "stages": {each.name: each.usage and each.usage.model_dump() for each in usages},
@@ -39,8 +42,19 @@ def _of_method(result: MethodResult) -> dict[str, Any]:
         "corpora": _plain(result.corpora),
         "tasks": _plain(result.tasks),
         "down_to_baseline": _plain(result.saving),
+        "at_equal_compute": _plain(result.at_equal),
+        "at_equal_compute_with_supervision": _plain(result.at_equal_with_supervision),
         "concepts": mean_concepts(result.concepts).model_dump() if result.concepts else None,
     }
+
+
+def _of_tuning(tuned: Tuning) -> dict[str, Any]:
+    trials: dict[str, Any] = {}
+    for each in tuned.trials:
+        found = {"loss": _plain(each.loss), "loss_at_equal_compute": _plain(each.loss_at_equal)}
+        weight = "none" if each.weight is None else f"{each.weight:g}"
+        trials.setdefault(each.method, {})[weight] = found | {"seeds": len(each.seeds)}
+    return {"flops": tuned.flops, "trials": trials}
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from cocomix.params import AttributionParams, CocomixParams, Method, PretrainPar
 from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.efficiency import Spent, Spread
 from cocomix.report.statistics import CONFIDENCE, Interval
+from cocomix.report.tuning import Trial, Tuning
 
 NAMES: dict[Method, str] = {
     "ntp": "Next-token prediction",
@@ -214,10 +215,31 @@ def told_labels(attribution: AttributionParams) -> str:
     )
 
 
-def loss_weight(method: Method, pretrain: PretrainParams) -> str:
+def loss_weight(weight: float | None) -> str:
     """Of what a method minimises besides the next token's loss."""
-    weights = {"kd": pretrain.kd.kl_weight, "cocomix": pretrain.cocomix.concept_weight}
-    return f"{weights[method]:g}" if method in weights else "none"
+    return "none" if weight is None else f"{weight:g}"
+
+
+def tuned_says(tuned: Tuning) -> str:
+    """Whether the methods had the same chance, and whether this page has the best of what was tried."""
+    grids: dict[Method, list[Trial]] = {}
+    for each in tuned.trials:
+        if each.weight is not None:
+            grids.setdefault(each.method, []).append(each)
+    said = []
+    if len(grids) > 1:
+        alike = len({tuple(each.weight for each in trials) for trials in grids.values()}) == 1
+        listed = " and ".join(map(_inside, grids))
+        said.append(f"The grid of {listed} is {'the same' if alike else 'not the same: one had more chances'}.")
+    for method, trials in grids.items():
+        best = next((each for each in trials if each.lowest), None)
+        if best and not best.used:
+            said.append(
+                f"The lowest loss of {_inside(method)} is with {best.weight:g}, which is not this page's weight."
+            )
+    if not tuned.same_code:
+        said.append("Not all of these runs were made by the same version of the code.")
+    return " ".join(said)
 
 
 def variant(cocomix: CocomixParams) -> str:

@@ -14,6 +14,7 @@ from cocomix.errors import UserError
 from cocomix.params import FILE, load
 from stages.report import run
 from tests.report.made_metrics import falling, write_params, write_pipeline, write_run, write_steering
+from tests.report.test_tuning import swept
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -308,8 +309,13 @@ def test_a_file_that_is_missing_or_damaged_is_named(folder: Path, path: str, con
         run(load())
 
 
-def rows(html: str, title: str) -> dict[str, list[str]]:
-    """The rows of the table whose first column is called `title`: their cells' text, by the first of them."""
+def rows(html: str, title: str, section: str = "") -> dict[str, list[str]]:
+    """The rows of the table whose first column is called `title`: their cells' text, by the first of them.
+
+    Args:
+        section: the id of a heading before it.
+    """
+    html = html[html.index(f'id="{section}"') :] if section else html
     table = next(each for each in re.findall(r"<table.*?</table>", html, re.DOTALL) if f">{title}</th>" in each)
     cells = [re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)]
     texts = [[" ".join(re.sub("<[^>]*>", " ", each).split()) for each in row] for row in cells]
@@ -340,6 +346,35 @@ def test_what_a_figure_is_of_is_said(folder: Path) -> None:
     assert "of text that is read in windows 64 tokens apart" in text
     assert "so that their beginning is not read: 7 of lambada openai." in text
     assert "zero-shot, on the first 40 documents of each." in text
+
+
+def test_losses_are_compared_by_equal_compute_with_and_without_what_is_learned_from(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, ("label_runs: 1 ", "label_runs: 10 "))
+    table = rows(html, "Method", "equal")
+    assert table["Next-token prediction"][:2] == ["4.000", "10.0 k"]
+    # CoCoMix pays 1.5 times as much a token: after 6667 of 10000 it is 17/27 of the way from 6 to 3.
+    assert table["CoCoMix"][:2] == [f"{6 - 3 * 17 / 27:.3f}", "6.67 k"]
+    cocomix = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]
+    assert cocomix["at_equal_compute"]["flops"] == 1e11
+    tokens = (1e11 - cocomix["supervision"]["flops"]) / 1.5e7
+    assert table["CoCoMix"][2:] == [f"{6 - 3 * (tokens - 1000) / 9000:.3f}", f"{tokens / 1000:.2f} k"]
+    html, _ = report({"ntp": [4.0], "pause": [3.9]})
+    assert "Loss, supervision counted" not in html
+
+
+def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    assert "python -m flows.sweep sweeps/weights.yaml</code> tries the same grid" in html
+    swept({"interleaved 0.1": 3.9, "interleaved 0.3": 4.0})
+    run(load())
+    html = Path("artifacts/report/index.html").read_text()
+    Page(html)
+    table = re.findall(r"<tr>.*?</tr>", html[html.index('id="tuned"') :], re.DOTALL)
+    told = [" ".join(re.sub("<[^>]*>", " ", row).split()) for row in table[:9]]
+    assert "CoCoMix 0.1 3.900 7.000 0 lowest" in told
+    assert "CoCoMix 0.3 4.000 7.000 0 this page's" in told
+    assert "tries the same grid" not in html
+    assert json.loads(Path("metrics/compare.json").read_text())["tuning"]["trials"]["kd"]["0.3"]["loss"]["mean"] == 9.0
 
 
 def test_the_supervision_is_priced_by_stage_and_shared_by_the_runs_that_use_it(folder: Path) -> None:
@@ -385,7 +420,7 @@ def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
 def test_every_number_of_the_page_is_for_dvc_too(folder: Path) -> None:
     report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
     numbers = json.loads(Path("metrics/compare.json").read_text())
-    assert set(numbers) == {"methods", "supervision", "steering", "stages", "usage"}
+    assert set(numbers) == {"methods", "tuning", "supervision", "steering", "stages", "usage"}
     cocomix = numbers["methods"]["cocomix"]
     assert cocomix["tasks"]["hellaswag"]["value"]["mean"] == 0.9
     assert cocomix["concepts"]["mixing"]["zeroed"] == 4.5

@@ -45,7 +45,8 @@ def _set_up(project: Project) -> None:
         check=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
-        if name.startswith(("metrics/", "plots/", "dvc.lock")) or not (ROOT / name).is_file():
+        made = name.startswith(("metrics/", "plots/", "dvc.lock")) and not name.endswith("/.gitkeep")
+        if made or not (ROOT / name).is_file():
             continue
         target = project.path / name
         target.parent.mkdir(parents=True, exist_ok=True)

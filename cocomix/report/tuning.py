@@ -1,0 +1,177 @@
+"""What was tuned: runs of sweeps that differ from params.yaml in a method's own loss weight, and in nothing else."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from cocomix.checked import parse
+from cocomix.errors import UserError
+from cocomix.params import Method, Params, PretrainParams
+from cocomix.report.efficiency import Spread, equal_flops, loss_at, spread
+from cocomix.report.facts import METRICS, Curve, Facts, Score
+
+SWEEPS = METRICS / "sweep"
+WEIGHTS: dict[Method, str] = {"kd": "kl_weight", "cocomix": "concept_weight"}
+"""The parameter by which a method weighs what it minimises besides the next token's loss."""
+
+
+class Points(Facts):
+    """A learning curve, as JSON."""
+
+    tokens: list[float]
+    flops: list[float]
+    seconds: list[float]
+    loss: list[float]
+
+
+class Evaluated(Facts):
+    """Of metrics/evaluate/<method>-<seed>.json, what may take part in a choice."""
+
+    validation: Score
+
+
+class SweepRun(Facts):
+    """An entry of metrics/sweep/<name>.json: a model that was trained and evaluated under other parameters."""
+
+    values: dict[str, Any]
+    """How they differ from params.yaml, nested as there."""
+    method: Method
+    seed: int
+    params: str
+    """`decisive_digest` of them."""
+    code: str
+    """Digest of the code of all stages."""
+    evaluate: Evaluated
+    curve: Points
+
+    @property
+    def validation_loss(self) -> float:
+        """Of the whole split."""
+        return self.evaluate.validation.loss
+
+    @property
+    def learning_curve(self) -> Curve:
+        """As of a run of the pipeline."""
+        return Curve(*(np.array(getattr(self.curve, name)) for name in Curve._fields))
+
+
+class Trial(NamedTuple):
+    """A method with one weight of its own loss, over some seeds."""
+
+    method: Method
+    weight: float | None
+    """None: the method has no loss of its own."""
+    seeds: list[int]
+    loss: Spread
+    """Of the validation split."""
+    loss_at_equal: Spread
+    """Of the learning curve, after `Tuning.flops`."""
+    lowest: bool
+    """Whether it has the lowest loss of the method's weights, of which there are several."""
+    used: bool
+    """Whether it is the weight in params.yaml."""
+
+
+class Tuning(NamedTuple):
+    """All that was tried."""
+
+    trials: list[Trial]
+    """By method, then by weight; those of a method have the same seeds."""
+    flops: float
+    """The most that all runs spent on training."""
+    same_code: bool
+    """Whether the same code made all runs."""
+
+
+def sweep_files() -> list[Path]:
+    """Where `read_sweep_runs` reads; none, where no sweep has run."""
+    return sorted(SWEEPS.glob("*.json"))
+
+
+def read_sweep_runs() -> list[SweepRun]:
+    """The runs of all sweeps in the project's folder.
+
+    Raises:
+        UserError: when a file is not what a sweep writes.
+    """
+    runs = []
+    for path in sweep_files():
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError:
+            raise UserError(f"{path}: not valid JSON; remove it, or mend it") from None
+        runs += [parse(SweepRun, each, f"{path}: [{at}]") for at, each in enumerate(content)]
+    return runs
+
+
+def decisive_digest(params: Params) -> str:
+    """Of the parameters that can decide what comes of a run, as sweeps note it."""
+    decisive = params.model_dump(mode="json", exclude={"report": True, "pretrain": {"methods", "seeds"}})
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def own_weight(method: Method, pretrain: PretrainParams) -> float | None:
+    """The weight of a method's own loss; None: it has none."""
+    weight: float | None = getattr(getattr(pretrain, method), WEIGHTS[method]) if method in WEIGHTS else None
+    return weight
+
+
+def tuning(params: Params, runs: Sequence[SweepRun]) -> Tuning | None:
+    """What was tried of each method's own weight, all else being as in `params`; None: nothing."""
+    found: dict[Method, dict[float | None, dict[int, SweepRun]]] = {}
+    for run in runs:
+        weight = _weight_of(run, params.pretrain)
+        if run.params == decisive_digest(_with_weight(params, run.method, weight)):
+            found.setdefault(run.method, {}).setdefault(weight, {})[run.seed] = run
+    tried: dict[Method, dict[float | None, list[SweepRun]]] = {}
+    for method, by_weight in found.items():
+        # A sweep that is not finished has fewer seeds of its last weights.
+        if seeds := sorted(set.intersection(*map(set, by_weight.values()))):
+            tried[method] = {weight: [by_seed[seed] for seed in seeds] for weight, by_seed in by_weight.items()}
+    every = [run for by_weight in tried.values() for some in by_weight.values() for run in some]
+    if not every:
+        return None
+    flops = equal_flops(run.learning_curve for run in every)
+    methods = [each for each in get_args(Method) if each in tried]
+    return Tuning(
+        [trial for method in methods for trial in _trials(method, tried[method], params.pretrain, flops)],
+        flops,
+        same_code=len({run.code for run in every}) == 1,
+    )
+
+
+def _trials(
+    method: Method, by_weight: Mapping[float | None, Sequence[SweepRun]], pretrain: PretrainParams, flops: float
+) -> list[Trial]:
+    losses = {weight: spread([run.validation_loss for run in some]) for weight, some in by_weight.items()}
+    best = min(losses, key=lambda weight: losses[weight].mean)
+    return [
+        Trial(
+            method,
+            weight,
+            [run.seed for run in by_weight[weight]],
+            losses[weight],
+            spread([loss_at(run.learning_curve, flops) for run in by_weight[weight]]),
+            lowest=len(losses) > 1 and weight == best,
+            used=weight == own_weight(method, pretrain),
+        )
+        for weight in sorted(losses, key=lambda weight: weight or 0.0)
+    ]
+
+
+def _weight_of(run: SweepRun, pretrain: PretrainParams) -> float | None:
+    if run.method not in WEIGHTS:
+        return None
+    given = run.values.get("pretrain", {}).get(run.method, {}).get(WEIGHTS[run.method])
+    return own_weight(run.method, pretrain) if given is None else float(given)
+
+
+def _with_weight(params: Params, method: Method, weight: float | None) -> Params:
+    if weight is None:
+        return params
+    section = getattr(params.pretrain, method).model_copy(update={WEIGHTS[method]: weight})
+    return params.model_copy(update={"pretrain": params.pretrain.model_copy(update={method: section})})

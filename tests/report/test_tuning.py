@@ -1,0 +1,115 @@
+"""What sweeps found of the methods' own weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocomix.errors import UserError
+from cocomix.params import load
+from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep_runs, tuning
+from cocomix.report.wording import tuned_says
+from flows.sweep import settings, tasks
+from tests.report.made_metrics import write_params
+
+PROJECT = Path(__file__).parents[2]
+
+
+def entry(setting: str, values: dict[str, Any], method: str, seed: int, digest: str, loss: float) -> dict[str, Any]:
+    """What a sweep notes of a run, whose loss falls from 8 on the way."""
+    score = {"loss": loss, "perplexity": 1.0, "bits_per_byte": 1.0}
+    cost = {"ntp": 10.0, "cocomix": 15.0}.get(method, 12.0)
+    curve = {"tokens": [1, 2, 3], "flops": [cost, 2 * cost, 3 * cost], "seconds": [1, 2, 3], "loss": [8, 7, loss]}
+    known = {"setting": setting, "values": values, "method": method, "seed": seed, "params": digest, "code": "c"}
+    return known | {"pretrain": {}, "evaluate": {"validation": score, "test": score}, "curve": curve}
+
+
+def swept(losses: dict[str, float], *grid: str, seeds: tuple[int, ...] = (0,)) -> None:
+    """Results of the shipped sweep, as flows/sweep.py names its tasks; `losses` by setting, 9 if it is not there."""
+    write_params(["ntp", "cocomix"], [0], PROJECT / "params.yaml")
+    asked = tasks(settings(PROJECT / "sweeps/weights.yaml", grid), None, seeds)
+    entries = [
+        entry(each.setting.name, dict(each.setting.values), each.method, each.seed, each.digest, loss + each.seed / 10)
+        for each in asked
+        if (loss := losses.get(each.setting.name, 9.0))
+    ]
+    SWEEPS.mkdir(parents=True, exist_ok=True)
+    (SWEEPS / "made.json").write_text(json.dumps(entries))
+
+
+def found() -> Tuning:
+    made = tuning(load(), read_sweep_runs())
+    assert made
+    return made
+
+
+def tried(made: Tuning) -> list[tuple[str, float | None]]:
+    return [(each.method, each.weight) for each in made.trials]
+
+
+GRID = [("kd", 0.1), ("kd", 0.3), ("kd", 1.0), ("pause", None), ("cocomix", 0.1), ("cocomix", 0.3), ("cocomix", 1.0)]
+
+
+def test_each_methods_weights_are_found_among_the_settings_of_the_shipped_sweep(folder: Path) -> None:
+    swept({"interleaved 0.1": 4.0, "interleaved 0.3": 4.5, "distillation 0.1": 4.6})
+    made = found()
+    assert tried(made) == [("ntp", None), *GRID]
+    assert [(each.method, each.weight) for each in made.trials if each.lowest] == [("kd", 0.1), ("cocomix", 0.1)]
+    assert [(each.method, each.weight) for each in made.trials if each.used] == [
+        ("ntp", None),
+        ("kd", load().pretrain.kd.kl_weight),
+        ("pause", None),
+        ("cocomix", load().pretrain.cocomix.concept_weight),
+    ]
+    says = tuned_says(made)
+    assert "The grid of knowledge distillation and CoCoMix is the same." in says
+    assert "The lowest loss of CoCoMix is with 0.1, which is not this page's weight." in says
+
+
+def test_losses_are_also_compared_after_the_compute_that_all_have_spent(folder: Path) -> None:
+    swept({"next-token prediction": 6.0, "interleaved 0.3": 5.0}, seeds=(0, 1))
+    made = found()
+    by_name: dict[tuple[str, float | None], Trial] = {(each.method, each.weight): each for each in made.trials}
+    assert made.flops == 30
+    assert by_name["ntp", None].loss_at_equal == pytest.approx((6.05, 6.0, 6.1))
+    assert by_name["cocomix", 0.3].loss == pytest.approx((5.05, 5.0, 5.1))
+    assert by_name["cocomix", 0.3].loss_at_equal == (7.0, 7.0, 7.0)
+    assert by_name["cocomix", 0.3].seeds == [0, 1]
+
+
+def test_runs_under_other_parameters_are_left_out(folder: Path) -> None:
+    swept({}, "pretrain.training.steps=20")
+    assert tuning(load(), read_sweep_runs()) is None
+
+
+def test_weights_are_compared_by_the_seeds_that_all_of_them_have(folder: Path) -> None:
+    swept({}, seeds=(0, 1))
+    entries = json.loads((SWEEPS / "made.json").read_text())
+    (SWEEPS / "made.json").write_text(
+        json.dumps([each for each in entries if (each["setting"], each["seed"]) != ("interleaved 1.0", 0)])
+    )
+    assert {(each.method, tuple(each.seeds)) for each in found().trials if each.method in ("kd", "cocomix")} == {
+        ("kd", (0, 1)),
+        ("cocomix", (1,)),
+    }
+
+
+def test_grids_and_code_that_differ_are_told(folder: Path) -> None:
+    swept({})
+    entries = json.loads((SWEEPS / "made.json").read_text())
+    entries[0]["code"] = "other"
+    (SWEEPS / "made.json").write_text(json.dumps([each for each in entries if each["setting"] != "distillation 1.0"]))
+    says = tuned_says(found())
+    assert "is not the same: one had more chances." in says
+    assert "the same version of the code" in says
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    swept({})
+    (SWEEPS / "other.json").write_text("{")
+    with pytest.raises(UserError, match=r"^metrics/sweep/other\.json: not valid JSON"):
+        read_sweep_runs()
+    (SWEEPS / "other.json").write_text('[{"method": "ntp"}]')
+    with pytest.raises(UserError, match=r"^metrics/sweep/other\.json: \[0\]: "):
+        read_sweep_runs()
