@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that says what is wrong, where, and what is allowed."""
+    """Bad input. The message is one line that says what is wrong, where, and what is allowed.
+
+    It may quote anything: what is no printable character is shown by its escape, such as `\\n`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
 
 
 def suggestion(word: str, allowed: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from dvc.repo import Repo
 
 from cocomix.errors import UserError, suggestion
 from flows.changes import WithParams, only_keys, ran_with, reasons
+from flows.workspace import drop_torn_locks
 
 Mode = Literal["upstream", "only", "downstream"]
 """What is run besides the named stages: what they need, nothing, or what follows from them."""
@@ -47,6 +48,7 @@ def read(params: bytes | None = None) -> dict[str, Stage]:
     Raises:
         UserError: when dvc.yaml cannot be read.
     """
+    drop_torn_locks()
     try:
         with Repo(fs=WithParams(params) if params else None, _wait_for_lock=True) as repo:
             graph = repo.index.graph

@@ -7,6 +7,7 @@ import sys
 from dvc.cli import main
 
 from flows.parent import end_with_parent
+from flows.workspace import drop_torn_locks
 
 if __name__ == "__main__":
     # A flow stops its stage by SIGINT, which whatever runs in the background of a script inherits as ignored.
@@ -15,4 +16,5 @@ if __name__ == "__main__":
     end_with_parent()
     if os.getppid() != int(os.environ["FLOW_PID"]):
         sys.exit("the flow that asked for this stage is gone")
+    drop_torn_locks()
     sys.exit(main(sys.argv[1:]))

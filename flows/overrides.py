@@ -6,7 +6,7 @@ from typing import Any
 
 from cocomix.artifact import write_atomically
 from cocomix.params import FILE
-from flows.preset import merge, with_values
+from flows.preset import merge, sections, with_values
 
 
 def override(values: Mapping[str, Any]) -> None:
@@ -16,9 +16,9 @@ def override(values: Mapping[str, Any]) -> None:
         values: by key, `sae.k`, or nested as in params.yaml.
 
     Raises:
-        UserError: when the result is not valid.
+        UserError: when params.yaml cannot be read, or the result is not valid.
     """
-    before = FILE.read_bytes()
+    before = sections(FILE)
     after = with_values(before, [nested(values)], "overrides")
     if after != before:
         write_atomically(FILE, after)
@@ -29,5 +29,5 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         inner = nested(value) if isinstance(value, Mapping) else value
-        merge(found, reduce(lambda content, part: {part: content}, reversed(key.split(".")), inner))
+        merge(found, reduce(lambda content, part: {part: content}, reversed(str(key).split(".")), inner))
     return found

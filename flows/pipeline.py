@@ -178,7 +178,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     if key and equals:
         try:
             return key, YAML(typ="safe").load(value)
-        except YAMLError:
+        except (YAMLError, ValueError):  # the latter: 2020-99-99
             pass
     raise UserError(f"{text}: must be KEY=VALUE, such as sae.k=16, with the value in YAML")
 

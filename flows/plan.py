@@ -30,7 +30,7 @@ from cocomix.report.wording import duration, si
 from cocomix.runtime import runtime
 from flows import dag
 from flows.overrides import nested
-from flows.preset import content_of, read, with_values
+from flows.preset import content_of, read, sections, with_values
 
 UTILISATION = 0.3
 """Share of a GPU's peak that is taken to be reached. Assumed, not measured."""
@@ -97,7 +97,7 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     Raises:
         UserError: for an unknown preset, or parameters that are not valid.
     """
-    content = content_of(preset) if preset else FILE.read_bytes()
+    content = content_of(preset) if preset else sections(FILE)
     params = parse(Params, read(content), str(FILE))
     stages = dag.read(content)
     why = reasons(stages)

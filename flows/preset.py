@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 
 from cocomix.artifact import write_atomically
-from cocomix.checked import parse
+from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError, suggestion
 from cocomix.params import FILE, Params
 
@@ -48,9 +48,19 @@ def merged(params: Path, *overrides: Path) -> bytes:
     """The content of `params` with the values of the other files, and its own comments.
 
     Raises:
-        UserError: when the result is not valid.
+        UserError: when a file cannot be read, or the result is not valid.
     """
-    return with_values(params.read_bytes(), [_yaml().load(path.read_bytes()) for path in overrides], str(overrides[-1]))
+    return with_values(sections(params), [_yaml().load(sections(path)) for path in overrides], str(overrides[-1]))
+
+
+def sections(path: Path) -> bytes:
+    """The content of a YAML file that holds sections.
+
+    Raises:
+        UserError: when it is another file, or none.
+    """
+    read_yaml(path)
+    return path.read_bytes()
 
 
 def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: str) -> bytes:
@@ -66,9 +76,13 @@ def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: s
     for values in overrides:
         merge(content, values)
         _align(content, values)
-    parse(Params, content, source)
     stream = io.BytesIO()
     _yaml().dump(content, stream)
+    try:
+        written = read(stream.getvalue())
+    except YAMLError:  # half a character, as a command line or JSON may hold it
+        raise UserError(f"{source}: holds text that is not Unicode") from None
+    parse(Params, written, source)
     return stream.getvalue()
 
 

@@ -35,7 +35,7 @@ from cocomix.report.facts import METRICS, read_run, run_files
 from cocomix.report.wording import duration, over_seeds, si, table
 from cocomix.sources import digest_of_sources
 from flows.dag import plan
-from flows.preset import merge, with_values
+from flows.preset import merge, sections, with_values
 from flows.reproduce import reproduce
 from flows.workspace import kept
 
@@ -101,11 +101,13 @@ def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
         key, equals, text = axis.partition("=")
         try:
             values = YAML(typ="safe").load(f"[{text}]")
-        except YAMLError:
+        except (YAMLError, ValueError):  # the latter: 2020-99-99
             values = None
         if not (key and equals and values):
             raise UserError(f"{axis}: must be key=value,value, such as pretrain.cocomix.concept_weight=0.1,0.3")
         found = [_with(each, key, value) for each in found for value in values]
+    if unclear := next((each.name for each in found if not each.name.isprintable()), None):
+        raise UserError(f"setting {unclear}: the name must be one line of printable characters")
     return found
 
 
@@ -119,7 +121,7 @@ def tasks(chosen: Sequence[Setting], methods: Sequence[str] | None, seeds: Seque
     Raises:
         UserError: when a setting is not valid.
     """
-    shipped, found = FILE.read_bytes(), []
+    shipped, found = sections(FILE), []
     for setting in chosen:
         items = {name: list(each) for name, each in (("methods", methods), ("seeds", seeds)) if each}
         source = f"setting {setting.name or '(params.yaml)'}"
@@ -283,7 +285,7 @@ def main() -> None:
     file = Path(given.sweep) if given.sweep.endswith((".yaml", ".yml")) else None
     name = Path(given.sweep).stem if file else given.sweep
     try:
-        if not file and (set(name) & set("=/")):
+        if not name.isprintable() or (not file and set(name) & set("=/")):
             raise UserError(f"{name}: no name of a sweep; the first argument is a name, or a file of settings")
         with kept(apart_from=RESULTS) as write_params:
             asked = tasks(settings(file, given.grid), given.methods, given.seeds)

@@ -1,14 +1,16 @@
 """The project's folder: one run at a time, and as a person left it through a time of changed parameters."""
 
 import fcntl
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
 from dvc.exceptions import DvcException
+from dvc.lock import LockError, make_lock
 from dvc.repo import Repo
 
 from cocomix.artifact import write_atomically
@@ -20,6 +22,22 @@ SMALL = (Path("metrics"), Path("plots"))
 """Results that DVC does not keep in its cache."""
 SAVED = Path("artifacts/.work/sweep")
 IN_USE = Path("artifacts/.work/workspace.lock")
+
+
+def drop_torn_locks() -> None:
+    """Let DVC go on after one that was killed while it wrote the list of its locks, in place: DVC itself refuses to.
+
+    Nothing is lost: an entry of the list counts only as long as its process lives.
+    """
+    held = Path(".dvc/tmp/rwlock")
+    if held.exists():
+        with suppress(LockError), make_lock(f"{held}.lock", tmp_dir=str(held.parent)):  # else: it is being written
+            try:
+                json.loads(held.read_bytes())
+            except FileNotFoundError:
+                return
+            except ValueError:
+                held.unlink()
 
 
 @contextmanager

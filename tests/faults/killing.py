@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from tests.stages.project import OUTS, Project
 
@@ -31,12 +31,14 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     """By what was hit, and how."""
     stages: Counter[str] = field(default_factory=Counter)
+    torn: Counter[str] = field(default_factory=Counter)
+    """Files of DVC's that a kill has cut, which were removed as docs/operations.md says."""
     resumed: int = 0
     """Stages that in the end had the bytes, and the entry in dvc.lock, of an undisturbed run."""
 
     def __str__(self) -> str:
         return (
-            f"{self.kills.total()} kills: {dict(sorted(self.kills.items()))}\n"
+            f"{self.kills.total()} kills: {dict(sorted(self.kills.items()))}; torn: {dict(self.torn)}\n"
             f"{self.resumed} stages brought to their end: {dict(sorted(self.stages.items()))}"
         )
 
@@ -66,6 +68,7 @@ def _one_stage(project: Project, finished: Project, stage: str, chance: random.R
         tally.stages[stage] += 1
         found = left_behind(project)
         assert not found, f"{stage}: {whom} {how.name}: {found}"
+        tally.torn.update(_remove_torn(project))
         assert locked(project, stage) in (None, locked(finished, stage)), f"{stage}: dvc.lock says what is not so"
     project.dvc("--wait-for-lock", "repro", "--single-item", "--no-run-cache", stage)
     assert content(project.path / out) == content(finished.path / out), f"{stage}: other bytes"
@@ -103,6 +106,44 @@ def _start_and_kill(project: Project, stage: str, whom: str, how: signal.Signals
     return bool(victims) and status != 0
 
 
+def _remove_torn(project: Project) -> list[str]:
+    """Remove what DVC writes in place and a kill has cut; the names."""
+    names = [name for name in (".dvc/tmp/rwlock", "dvc.lock") if _is_torn(project.path / name)]
+    for name in names:
+        (project.path / name).unlink()
+    return names
+
+
+def _is_torn(path: Path) -> bool:
+    if not path.exists():
+        return False
+    text = path.read_text()
+    try:
+        return (path.name == "dvc.lock" and not text.endswith("\n")) or YAML(typ="safe").load(text) is None
+    except YAMLError:
+        return True
+
+
+def kill_half_way(project: Project, stage: str) -> Path:
+    """Run a stage, without DVC, and kill it as soon as some of its work is there; the folder of that work."""
+    home = project.path / "artifacts/.work" / stage
+    before = _begun(home)
+    with project.start(stage.replace("@", " ").replace("-", " ")) as process:
+        while not (begun := _begun(home) - before) and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, f"{stage}: it ended before it could be killed"
+    work = home / begun.pop().relative_to(home).parts[0]
+    assert not (work / "manifest.json").exists(), f"{stage}: it was finished before it could be killed"
+    return work
+
+
+def _begun(home: Path) -> set[Path]:
+    """Finished files, of the artifact or of a part of the way there, and checkpoints."""
+    patterns = ("files/**/*", "scratch/**/step-*", "scratch/*.safetensors")
+    return {each for pattern in patterns for each in home.glob(f"*/{pattern}") if each.is_file()}
+
+
 def forget(project: Project, stage: str) -> None:
     """As if the stage had never run."""
     shutil.rmtree(project.path / "artifacts" / OUTS[stage])
@@ -116,7 +157,8 @@ def forget(project: Project, stage: str) -> None:
 
 def locked(project: Project, stage: str) -> dict[str, str] | None:
     """The digest that dvc.lock notes for the artifact of a stage; none: nothing is noted."""
-    lock: dict[str, Any] = YAML(typ="safe").load(project.path / "dvc.lock")
+    path = project.path / "dvc.lock"
+    lock: dict[str, Any] = YAML(typ="safe").load(path) if path.exists() else {"stages": {}}
     entry = lock["stages"].get(stage)
     out = f"artifacts/{OUTS[stage]}"
     return entry and {each["path"]: each["md5"] for each in entry["outs"] if each["path"] == out}

@@ -70,3 +70,21 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_ends_what_it_began(fin
     project.run(*command)
     project.dvc("repro", "--single-item", "sae")
     assert locked(project, "sae") != locked(finished, "sae")
+
+
+def test_a_list_of_locks_that_dvc_left_torn_stops_no_flow(project: Project) -> None:
+    torn = project.path / ".dvc/tmp/rwlock"
+    for content in ("", '{"write": {"'):
+        torn.write_text(content)
+        project.run(sys.executable, "-m", "flows.plan")
+        torn.write_text(content)
+        script = "from flows.reproduce import reproduce; assert reproduce('shapes', print).outcome == 'up to date'"
+        project.run(sys.executable, "-c", script)
+
+
+def test_without_dvc_lock_what_is_finished_is_published_and_not_computed_again(project: Project) -> None:
+    before = locked(project, "sae")
+    (project.path / "dvc.lock").unlink()
+    command = "python -m dvc --wait-for-lock repro --single-item --no-run-cache sae 2>&1"
+    assert "sae: already computed, publishing it" in project.run("sh", "-c", command)
+    assert locked(project, "sae") == before
