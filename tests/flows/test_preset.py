@@ -141,6 +141,15 @@ def test_weak_to_strong_has_a_base_model_smaller_than_its_students(params: Path)
     assert {"ntp", "kd", "cocomix"} <= set(chosen.pretrain.methods)
 
 
+def test_larger_base_has_a_base_model_larger_than_its_students(params: Path) -> None:
+    shipped_params = load()
+    switch("larger-base")
+    chosen = load()
+    assert chosen.base.model.d_model > chosen.pretrain.model.d_model
+    assert chosen.pretrain.model == shipped_params.pretrain.model
+    assert {"ntp", "kd", "cocomix"} <= set(chosen.pretrain.methods)
+
+
 def test_an_unknown_preset_is_refused_with_a_suggestion(params: Path) -> None:
     with pytest.raises(UserError, match="smoky: no such preset in presets; did you mean 'smoke'"):
         switch("smoky")
