@@ -221,7 +221,7 @@ def loss_weight(weight: float | None) -> str:
 
 
 def tuned_says(tuned: Tuning) -> str:
-    """Whether the methods had the same chance, and whether this page has the best of what was tried."""
+    """Whether the methods had the same chance, and whether params.yaml has the best of what was tried."""
     grids: dict[Method, list[Trial]] = {}
     for each in tuned.trials:
         if each.weight is not None:
@@ -235,7 +235,7 @@ def tuned_says(tuned: Tuning) -> str:
         best = next((each for each in trials if each.lowest), None)
         if best and not best.used:
             said.append(
-                f"The lowest loss of {_inside(method)} is with {best.weight:g}, which is not this page's weight."
+                f"The lowest loss of {_inside(method)} is with {best.weight:g}, which is not the weight in params.yaml."
             )
     if not tuned.same_code:
         said.append("Not all of these runs were made by the same version of the code.")

@@ -372,7 +372,7 @@ def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
     table = re.findall(r"<tr>.*?</tr>", html[html.index('id="tuned"') :], re.DOTALL)
     told = [" ".join(re.sub("<[^>]*>", " ", row).split()) for row in table[:9]]
     assert "CoCoMix 0.1 3.900 7.000 0 lowest" in told
-    assert "CoCoMix 0.3 4.000 7.000 0 this page's" in told
+    assert "CoCoMix 0.3 4.000 7.000 0 as in params.yaml" in told
     assert "tries the same grid" not in html
     assert json.loads(Path("metrics/compare.json").read_text())["tuning"]["trials"]["kd"]["0.3"]["loss"]["mean"] == 9.0
 

@@ -64,7 +64,7 @@ def test_each_methods_weights_are_found_among_the_settings_of_the_shipped_sweep(
     ]
     says = tuned_says(made)
     assert "The grid of knowledge distillation and CoCoMix is the same." in says
-    assert "The lowest loss of CoCoMix is with 0.1, which is not this page's weight." in says
+    assert "The lowest loss of CoCoMix is with 0.1, which is not the weight in params.yaml." in says
 
 
 def test_losses_are_also_compared_after_the_compute_that_all_have_spent(folder: Path) -> None:

@@ -5,8 +5,8 @@ import { ask, byId, json, latest, soon } from "./requests.js";
 const RANGE = 10;
 /** What can be edited: the headings of its continuations, and what a strength is. */
 const WRITERS = {
-  model: { names: ["Original", "Steered"], unit: "predicted; a strength is a logit" },
-  base: { names: ["Base model", "Base model, steered"], unit: "through its autoencoder; a strength is an activation, in another unit" },
+  model: { names: ["Original", "Steered"], unit: "a strength is a logit" },
+  base: { names: ["Base model", "Base model, steered"], unit: "a strength is an activation" },
 };
 const SLIDING = /^(\d+)(x|=)([^@]+)(@.*)?$/;
 
