@@ -7,6 +7,7 @@ read                      how many times as fast as the cached format of SAELens
                           many rows as ours, CPU seconds
 read_over_unmixed         the same, where SAELens's come in the order of the text
 write                     the same of writing a file
+write_at_most             the same of writing the vectors' bytes alone to a plain file: no format writes faster
 size                      bytes over SAELens's, which have no document and position
 stage_over_forward        seconds of the stage over those of the bare forward pass through the blocks below
                           the layer (not the whole model: the stage computes no more), at the default's shape
@@ -80,6 +81,7 @@ def read_and_write() -> dict[str, float]:
         {
             "write": lambda: write_activations(Path("written"), activations, PARAMS.row_group_tokens),
             "saelens_write": lambda: _saelens_write(x, token),
+            "plain_write": lambda: x.tofile("plain"),
             "read": read,
             "saelens_read": lambda: list(map(len, _saelens_batches())),
             "saelens_read_mixed": lambda: list(map(len, _mixed(_saelens_batches()))),
@@ -94,6 +96,7 @@ def read_and_write() -> dict[str, float]:
         "read": FILES * seconds["saelens_read_mixed"].cpu / seconds["read"].cpu,
         "read_over_unmixed": FILES * seconds["saelens_read"].cpu / seconds["read"].cpu,
         "write": seconds["saelens_write"].cpu / seconds["write"].cpu,
+        "write_at_most": seconds["saelens_write"].cpu / seconds["plain_write"].cpu,
         "size": size / sum(each.stat().st_size for each in SAELENS.rglob("*") if each.is_file()),
     }
 
