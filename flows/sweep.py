@@ -23,23 +23,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML, YAMLError
 
 from cocomix.artifact import write_atomically
 from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
 from cocomix.params import FILE, Params
-from cocomix.report.efficiency import spread
-from cocomix.report.facts import METRICS, read_run, run_files
+from cocomix.report.efficiency import equal_flops, loss_at, spread
+from cocomix.report.facts import read_run, run_files
+from cocomix.report.tuning import SWEEPS, SweepRun, decisive_digest, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
 from cocomix.sources import digest_of_sources
 from flows.dag import plan
 from flows.preset import merge, sections, with_values
 from flows.reproduce import reproduce
 from flows.workspace import kept
-
-RESULTS = METRICS / "sweep"
 
 
 class Setting(NamedTuple):
@@ -60,27 +58,6 @@ class Task(NamedTuple):
     """The content of params.yaml."""
     digest: str
     """Of the parameters that can decide the result."""
-
-
-class Result(BaseModel):
-    """A finished task, as it stands in the results file."""
-
-    model_config = ConfigDict(frozen=True)
-
-    setting: str
-    values: dict[str, Any]
-    method: str
-    seed: int
-    params: str
-    """The task's digest."""
-    code: str
-    """Digest of the code of all stages."""
-    pretrain: dict[str, Any]
-    """metrics/pretrain/<method>-<seed>.json."""
-    evaluate: dict[str, Any]
-    """metrics/evaluate/<method>-<seed>.json."""
-    curve: dict[str, list[float]]
-    """The learning curve: tokens, flops and validation loss of its points."""
 
 
 def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
@@ -127,8 +104,7 @@ def tasks(chosen: Sequence[Setting], methods: Sequence[str] | None, seeds: Seque
         source = f"setting {setting.name or '(params.yaml)'}"
         content = with_values(shipped, [setting.values, {"pretrain": items}], source)
         params = parse(Params, YAML(typ="safe").load(content), source)
-        decisive = params.model_dump(mode="json", exclude={"report": True, "pretrain": {"methods", "seeds"}})
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        digest = decisive_digest(params)
         found += [
             Task(setting, method, seed, content, digest)
             for method in params.pretrain.methods
@@ -164,34 +140,36 @@ def sweep(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None
     return failed
 
 
-def read(name: str) -> list[Result]:
+def read(name: str) -> list[SweepRun]:
     """The results of a sweep so far.
 
     Raises:
         UserError: when the file is damaged.
     """
-    if not _path(name).exists():
-        return []
-    try:
-        content = json.loads(_path(name).read_bytes())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{_path(name)}:{error.lineno}: not valid JSON; remove it, or mend it") from None
-    return [parse(Result, each, f"{_path(name)}: [{at}]") for at, each in enumerate(content)]
+    return read_sweep(_path(name)) if _path(name).exists() else []
 
 
-def comparison(asked: Sequence[Task], done: Sequence[Result]) -> str:
-    """The table: one line for each setting and method, over its seeds."""
-    rows = [["setting", "method", "seeds", "validation loss", "tokens", "training", "parameters (active)", "time"]]
-    groups: dict[tuple[str, str], list[Result]] = {}
+def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
+    """The table: one line for each setting and method, over its seeds.
+
+    Beside the loss of the whole validation split is that of the learning curve after the most FLOPs that all spent.
+    """
+    groups: dict[tuple[str, str], list[SweepRun]] = {}
     for task in asked:
         if result := _result_of(task, done):
             groups.setdefault((task.setting.name, task.method), []).append(result)
+    if not groups:
+        return "nothing has been run yet"
+    flops = equal_flops(each.learning_curve for results in groups.values() for each in results)
+    at = f"after {si(flops, 'FLOP')}"
+    rows = [["setting", "method", "seeds", "validation loss", at, "tokens", "training", "parameters (active)", "time"]]
     for (setting, method), results in groups.items():
         training = results[0].pretrain
-        loss, seconds = (
+        loss, at_equal, seconds = (
             spread(values)
             for values in (
-                [each.evaluate["validation"]["loss"] for each in results],
+                [each.validation_loss for each in results],
+                [loss_at(each.learning_curve, flops) for each in results],
                 [each.pretrain["seconds"] for each in results],
             )
         )
@@ -202,6 +180,7 @@ def comparison(asked: Sequence[Task], done: Sequence[Result]) -> str:
                 method,
                 " ".join(str(each.seed) for each in results),
                 over_seeds(loss, ".4f"),
+                over_seeds(at_equal, ".4f"),
                 si(training["tokens"]),
                 si(training["flops"], "FLOP"),
                 f"{stored} ({active})",
@@ -232,10 +211,10 @@ def _bring_up_to_date(target: str) -> None:
             outcomes[stage.name] = result.outcome
 
 
-def _collect(task: Task, code: str) -> Result:
+def _collect(task: Task, code: str) -> SweepRun:
     training, evaluation, *_ = run_files(task.method, task.seed)
     curve = read_run(task.method, task.seed).curve
-    return Result(
+    return SweepRun(
         setting=task.setting.name,
         values=dict(task.setting.values),
         method=task.method,
@@ -248,20 +227,20 @@ def _collect(task: Task, code: str) -> Result:
     )
 
 
-def _result_of(task: Task, done: Sequence[Result]) -> Result | None:
+def _result_of(task: Task, done: Sequence[SweepRun]) -> SweepRun | None:
     key = (task.setting.name, task.method, task.seed)
     return next((each for each in done if _key(each) == key and each.params == task.digest), None)
 
 
-def _key(result: Result) -> tuple[str, str, int]:
+def _key(result: SweepRun) -> tuple[str, str, int]:
     return result.setting, result.method, result.seed
 
 
 def _path(name: str) -> Path:
-    return RESULTS / f"{name}.json"
+    return SWEEPS / f"{name}.json"
 
 
-def _to_json(done: Sequence[Result]) -> bytes:
+def _to_json(done: Sequence[SweepRun]) -> bytes:
     return (json.dumps([each.model_dump() for each in done], indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -287,7 +266,7 @@ def main() -> None:
     try:
         if not name.isprintable() or (not file and set(name) & set("=/")):
             raise UserError(f"{name}: no name of a sweep; the first argument is a name, or a file of settings")
-        with kept(apart_from=RESULTS) as write_params:
+        with kept(apart_from=SWEEPS) as write_params:
             asked = tasks(settings(file, given.grid), given.methods, given.seeds)
             failed = sweep(name, asked, write_params)
         print(f"\n{comparison(asked, read(name))}\n\nEach run: {_path(name)}")

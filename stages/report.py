@@ -22,7 +22,7 @@ from cocomix.report.numbers import numbers
 from cocomix.report.statistics import CONFIDENCE, REPLICATES
 from cocomix.report.steering import Sweep, read_sweeps
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
-from cocomix.report.tuning import Tuning, decisive_digest, own_weight, read_sweep_runs, sweep_files, tuning
+from cocomix.report.tuning import Tuning, decisive_digest, own_weight, read_sweep, sweep_files, tuning
 from cocomix.report.usage import StageUsage, stage_usages
 from cocomix.report.wording import (
     NAMES,
@@ -63,7 +63,7 @@ def run(params: Params) -> None:
     )
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
     sweeps = read_sweeps(Artifact(STEERING).file("effects.parquet"))
-    tuned = tuning(params, read_sweep_runs())
+    tuned = tuning(params, [run for path in sweep_files() for run in read_sweep(path)])
 
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {

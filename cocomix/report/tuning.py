@@ -12,51 +12,41 @@ from cocomix.checked import parse
 from cocomix.errors import UserError
 from cocomix.params import Method, Params, PretrainParams
 from cocomix.report.efficiency import Spread, equal_flops, loss_at, spread
-from cocomix.report.facts import METRICS, Curve, Facts, Score
+from cocomix.report.facts import METRICS, Curve, Facts
 
 SWEEPS = METRICS / "sweep"
 WEIGHTS: dict[Method, str] = {"kd": "kl_weight", "cocomix": "concept_weight"}
 """The parameter by which a method weighs what it minimises besides the next token's loss."""
 
 
-class Points(Facts):
-    """A learning curve, as JSON."""
-
-    tokens: list[float]
-    flops: list[float]
-    seconds: list[float]
-    loss: list[float]
-
-
-class Evaluated(Facts):
-    """Of metrics/evaluate/<method>-<seed>.json, what may take part in a choice."""
-
-    validation: Score
-
-
 class SweepRun(Facts):
-    """An entry of metrics/sweep/<name>.json: a model that was trained and evaluated under other parameters."""
+    """A model that a sweep has trained and evaluated: an entry of metrics/sweep/<name>.json."""
 
+    setting: str
     values: dict[str, Any]
-    """How they differ from params.yaml, nested as there."""
+    """How its parameters differ from params.yaml, nested as there."""
     method: Method
     seed: int
     params: str
-    """`decisive_digest` of them."""
+    """`decisive_digest` of its parameters."""
     code: str
     """Digest of the code of all stages."""
-    evaluate: Evaluated
-    curve: Points
+    pretrain: dict[str, Any]
+    """metrics/pretrain/<method>-<seed>.json."""
+    evaluate: dict[str, Any]
+    """metrics/evaluate/<method>-<seed>.json."""
+    curve: dict[str, list[float]]
+    """The learning curve, by the fields of `Curve`."""
 
     @property
     def validation_loss(self) -> float:
         """Of the whole split."""
-        return self.evaluate.validation.loss
+        return float(self.evaluate["validation"]["loss"])
 
     @property
     def learning_curve(self) -> Curve:
         """As of a run of the pipeline."""
-        return Curve(*(np.array(getattr(self.curve, name)) for name in Curve._fields))
+        return Curve(*(np.array(self.curve[name]) for name in Curve._fields))
 
 
 class Trial(NamedTuple):
@@ -88,28 +78,25 @@ class Tuning(NamedTuple):
 
 
 def sweep_files() -> list[Path]:
-    """Where `read_sweep_runs` reads; none, where no sweep has run."""
+    """What sweeps have written into the project's folder; none, where none has run."""
     return sorted(SWEEPS.glob("*.json"))
 
 
-def read_sweep_runs() -> list[SweepRun]:
-    """The runs of all sweeps in the project's folder.
+def read_sweep(path: Path) -> list[SweepRun]:
+    """The runs of one sweep.
 
     Raises:
-        UserError: when a file is not what a sweep writes.
+        UserError: when the file is damaged.
     """
-    runs = []
-    for path in sweep_files():
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError:
-            raise UserError(f"{path}: not valid JSON; remove it, or mend it") from None
-        runs += [parse(SweepRun, each, f"{path}: [{at}]") for at, each in enumerate(content)]
-    return runs
+    try:
+        content = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON; remove it, or mend it") from None
+    return [parse(SweepRun, each, f"{path}: [{at}]") for at, each in enumerate(content)]
 
 
 def decisive_digest(params: Params) -> str:
-    """Of the parameters that can decide what comes of a run, as sweeps note it."""
+    """Of the parameters that can decide what comes of a run."""
     decisive = params.model_dump(mode="json", exclude={"report": True, "pretrain": {"methods", "seeds"}})
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

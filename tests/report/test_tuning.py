@@ -8,7 +8,7 @@ import pytest
 
 from cocomix.errors import UserError
 from cocomix.params import load
-from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep_runs, tuning
+from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep, tuning
 from cocomix.report.wording import tuned_says
 from flows.sweep import settings, tasks
 from tests.report.made_metrics import write_params
@@ -39,7 +39,7 @@ def swept(losses: dict[str, float], *grid: str, seeds: tuple[int, ...] = (0,)) -
 
 
 def found() -> Tuning:
-    made = tuning(load(), read_sweep_runs())
+    made = tuning(load(), read_sweep(SWEEPS / "made.json"))
     assert made
     return made
 
@@ -80,7 +80,7 @@ def test_losses_are_also_compared_after_the_compute_that_all_have_spent(folder: 
 
 def test_runs_under_other_parameters_are_left_out(folder: Path) -> None:
     swept({}, "pretrain.training.steps=20")
-    assert tuning(load(), read_sweep_runs()) is None
+    assert tuning(load(), read_sweep(SWEEPS / "made.json")) is None
 
 
 def test_weights_are_compared_by_the_seeds_that_all_of_them_have(folder: Path) -> None:
@@ -106,10 +106,10 @@ def test_grids_and_code_that_differ_are_told(folder: Path) -> None:
 
 
 def test_a_damaged_file_is_named(folder: Path) -> None:
-    swept({})
-    (SWEEPS / "other.json").write_text("{")
-    with pytest.raises(UserError, match=r"^metrics/sweep/other\.json: not valid JSON"):
-        read_sweep_runs()
-    (SWEEPS / "other.json").write_text('[{"method": "ntp"}]')
-    with pytest.raises(UserError, match=r"^metrics/sweep/other\.json: \[0\]: "):
-        read_sweep_runs()
+    path = folder / "other.json"
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"other\.json:1: not valid JSON"):
+        read_sweep(path)
+    path.write_text('[{"method": "ntp"}]')
+    with pytest.raises(UserError, match=r"other\.json: \[0\]: "):
+        read_sweep(path)
