@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.report.test_page import FOUR, report
+from tests.report.test_tuning import swept
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
@@ -57,6 +58,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        swept({"interleaved 0.1": 3.0})
         report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
     return (folder / "artifacts/report/index.html").as_uri()
 
