@@ -1,8 +1,9 @@
-"""What was tuned: runs of sweeps that differ from params.yaml in a method's own loss weight, and in nothing else."""
+"""What was tuned: runs of sweeps that differ from params.yaml in the methods' own loss weights, and in nothing else."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -108,12 +109,12 @@ def own_weight(method: Method, pretrain: PretrainParams) -> float | None:
 
 
 def tuning(params: Params, runs: Sequence[SweepRun]) -> Tuning | None:
-    """What was tried of each method's own weight, all else being as in `params`; None: nothing."""
+    """What was tried of each method's own weight, all but such weights being as in `params`; None: nothing."""
     found: dict[Method, dict[float | None, dict[int, SweepRun]]] = {}
+    weights = _weights_by_digest(params, runs)
     for run in runs:
-        weight = _weight_of(run, params.pretrain)
-        if run.params == decisive_digest(_with_weight(params, run.method, weight)):
-            found.setdefault(run.method, {}).setdefault(weight, {})[run.seed] = run
+        if run.params in weights:
+            found.setdefault(run.method, {}).setdefault(weights[run.params].get(run.method), {})[run.seed] = run
     tried: dict[Method, dict[float | None, list[SweepRun]]] = {}
     for method, by_weight in found.items():
         # A sweep that is not finished has fewer seeds of its last weights.
@@ -150,15 +151,24 @@ def _trials(
     ]
 
 
-def _weight_of(run: SweepRun, pretrain: PretrainParams) -> float | None:
-    if run.method not in WEIGHTS:
-        return None
-    given = run.values.get("pretrain", {}).get(run.method, {}).get(WEIGHTS[run.method])
-    return own_weight(run.method, pretrain) if given is None else float(given)
+def _weights_by_digest(params: Params, runs: Sequence[SweepRun]) -> dict[str, dict[Method, float]]:
+    """All weights that `runs` can have had, by the digest of `params` with them.
+
+    A run notes how it differs from the params.yaml of its time, which may have had other weights: the best ones are
+    written there when they are known. So every weight that occurs is tried for every method.
+    """
+    known = {own_weight(method, params.pretrain) for method in WEIGHTS}
+    for run in runs:
+        given = run.values.get("pretrain", {})
+        known |= {given.get(method, {}).get(name) for method, name in WEIGHTS.items()}
+    every = sorted(float(each) for each in known if each is not None)
+    combinations = [dict(zip(WEIGHTS, some, strict=True)) for some in product(every, repeat=len(WEIGHTS))]
+    return {decisive_digest(_with_weights(params, each)): each for each in combinations}
 
 
-def _with_weight(params: Params, method: Method, weight: float | None) -> Params:
-    if weight is None:
-        return params
-    section = getattr(params.pretrain, method).model_copy(update={WEIGHTS[method]: weight})
-    return params.model_copy(update={"pretrain": params.pretrain.model_copy(update={method: section})})
+def _with_weights(params: Params, weights: Mapping[Method, float]) -> Params:
+    sections: dict[str, Any] = {
+        method: getattr(params.pretrain, method).model_copy(update={WEIGHTS[method]: weight})
+        for method, weight in weights.items()
+    }
+    return params.model_copy(update={"pretrain": params.pretrain.model_copy(update=sections)})

@@ -1,13 +1,14 @@
 """What sweeps found of the methods' own weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cocomix.errors import UserError
-from cocomix.params import load
+from cocomix.params import FILE, load
 from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep, tuning
 from cocomix.report.wording import tuned_says
 from flows.sweep import settings, tasks
@@ -65,6 +66,20 @@ def test_each_methods_weights_are_found_among_the_settings_of_the_shipped_sweep(
     says = tuned_says(made)
     assert "The grid of knowledge distillation and CoCoMix is the same." in says
     assert "The lowest loss of CoCoMix is with 0.1, which is not the weight in params.yaml." in says
+
+
+def test_what_was_tried_is_still_known_when_the_best_weights_have_been_written_into_the_parameters(
+    folder: Path,
+) -> None:
+    swept({"interleaved 0.1": 4.0})
+    before = found()
+    FILE.write_text(re.sub(r"(concept_weight|kl_weight): [\d.]+", r"\1: 1.0", FILE.read_text()))
+    after = found()
+    assert [each._replace(used=False) for each in after.trials] == [each._replace(used=False) for each in before.trials]
+    assert [(each.method, each.weight) for each in after.trials if each.used and each.weight] == [
+        ("kd", 1.0),
+        ("cocomix", 1.0),
+    ]
 
 
 def test_losses_are_also_compared_after_the_compute_that_all_have_spent(folder: Path) -> None:
