@@ -15,6 +15,7 @@ import pytest
 
 from cocomix.artifact import Artifact
 from stages.stage import to_json
+from tests.faults.mounting import in_namespace
 
 ROOT = Path(__file__).parents[1]
 OUT = Path("artifacts/toy")
@@ -259,25 +260,21 @@ def test_a_second_writer_is_refused_in_one_line(arguments: tuple[str, ...], whol
     assert content() == whole
 
 
-def in_namespace(script: str) -> "subprocess.CompletedProcess[str]":
-    """Run a shell script that may mount what nobody else sees; skips where the kernel does not allow it."""
-    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
-    if not shutil.which("unshare") or subprocess.run([*unshare, "mount -t tmpfs none artifacts"]).returncode:
-        pytest.skip("needs Linux user namespaces")
-    return subprocess.run([*unshare, script], env=ENVIRONMENT, capture_output=True, text=True)
-
-
 def test_a_full_disk_is_one_line_and_earlier_work_is_kept() -> None:
     Path("artifacts").mkdir()
     stage = " ".join(command(*ALONE))
-    done = in_namespace(f"""
+    done = in_namespace(
+        f"""
         mount -t tmpfs -o size=160k none artifacts
         {stage} || echo status $?
         ls artifacts/.work/toy/*/files
         mount -o remount,size=1m artifacts
         {stage}
         ls artifacts/toy
-    """)
+    """,
+        Path(),
+        ENVIRONMENT,
+    )
     assert done.returncode == 0
     status, *names = done.stdout.split("\n")
     assert status == "status 2"
@@ -288,7 +285,7 @@ def test_a_full_disk_is_one_line_and_earlier_work_is_kept() -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line() -> None:
     Path("artifacts").mkdir()
-    done = in_namespace(f"mount -t tmpfs -o ro none artifacts\n{' '.join(command(*ALONE))}")
+    done = in_namespace(f"mount -t tmpfs -o ro none artifacts\n{' '.join(command(*ALONE))}", Path(), ENVIRONMENT)
     assert done.returncode == 2
     assert len(errors_in(done.stderr)) == 1
     assert "Read-only file system" in done.stderr

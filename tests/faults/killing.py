@@ -100,7 +100,7 @@ def _start_and_kill(project: Project, stage: str, whom: str, how: signal.Signals
         if whom == "dvc" and how == signal.SIGINT:  # DVC waits for its stage then
             for victim in of_stage:
                 os.kill(victim, how)
-        status = process.wait(60)
+        status = process.wait(300)  # a busy machine takes a minute to import what a stage needs
     text = log.read_text()
     assert "Traceback" not in text or "KeyboardInterrupt" in text, text
     return bool(victims) and status != 0
@@ -164,7 +164,7 @@ def locked(project: Project, stage: str) -> dict[str, str] | None:
     return entry and {each["path"]: each["md5"] for each in entry["outs"] if each["path"] == out}
 
 
-def left_behind(project: Project, patience: float = 90.0) -> list[str]:
+def left_behind(project: Project, patience: float = 300.0) -> list[str]:
     """Command lines of processes that still work in the project after some seconds."""
     end = time.monotonic() + patience
     while (found := _at_work_in(project.path)) and time.monotonic() < end:

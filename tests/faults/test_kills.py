@@ -82,9 +82,14 @@ def test_a_list_of_locks_that_dvc_left_torn_stops_no_flow(project: Project) -> N
         project.run(sys.executable, "-c", script)
 
 
-def test_without_dvc_lock_what_is_finished_is_published_and_not_computed_again(project: Project) -> None:
+def test_where_dvc_lock_is_torn_it_can_go_and_what_is_finished_is_published_again(project: Project) -> None:
+    lock = project.path / "dvc.lock"
     before = locked(project, "sae")
-    (project.path / "dvc.lock").unlink()
-    command = "python -m dvc --wait-for-lock repro --single-item --no-run-cache sae 2>&1"
-    assert "sae: already computed, publishing it" in project.run("sh", "-c", command)
+    text = lock.read_text()
+    lock.write_text(text[: text.index("size") + 1])
+    command = ["sh", "-c", "python -m dvc --wait-for-lock repro --single-item --no-run-cache sae 2>&1"]
+    done = subprocess.run(command, cwd=project.path, env=project.environment, capture_output=True, text=True)
+    assert (done.returncode, "'./dvc.lock' is invalid" in done.stdout) == (255, True), done.stdout
+    lock.unlink()
+    assert "sae: already computed, publishing it" in project.run(*command)
     assert locked(project, "sae") == before
