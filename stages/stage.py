@@ -3,13 +3,14 @@
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -159,14 +160,20 @@ def _leave(status: int) -> NoReturn:
 
 def _machine_trouble(error: Exception) -> str | None:
     """What to tell the user when the machine, and not the program, is at fault."""
-    with suppress(FileNotFoundError):
-        free = shutil.disk_usage(ARTIFACTS).free
-        # Libraries have their own words for a failed write, often without the error number.
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or free < 2**16:
-            return f"no space left for {ARTIFACTS} ({error}); make room and run it again: what is finished is kept"
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-        return f"{error}; the project's folder must be writable"
+    number, words = _number_of(error), " ".join(str(error).split())
+    is_short = re.search(r"\d requested and \d+ written", words)  # NumPy's
+    free = shutil.disk_usage(ARTIFACTS if ARTIFACTS.exists() else Path()).free
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or is_short or free < 2**16:
+        return f"no space left for {ARTIFACTS} ({words}); make room and run it again: what is finished is kept"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{words}; the project's folder must be writable"
     return None
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's number of what went wrong; libraries written in Rust have it in their words only."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else getattr(error, "errno", None)
 
 
 def _processes() -> int:

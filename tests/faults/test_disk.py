@@ -1,11 +1,22 @@
 """Stages of the finished project on a disk that is full, and in folders that cannot be written to."""
 
+import resource
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
+from cocomix.artifact import write_atomically
+from stages.stage import _machine_trouble
+from tests.faults.inside import in_child
 from tests.faults.killing import content, forget, kill_half_way, locked
 from tests.faults.mounting import READ_ONLY, in_namespace
 from tests.stages.project import OUTS, Project
@@ -123,12 +134,45 @@ def test_where_dvc_cannot_write_nothing_runs(project: Project, folder: str) -> N
     assert content(project.path / "artifacts") == before
 
 
-def test_a_limit_on_the_size_of_files_is_as_a_full_disk(project: Project, finished: Project) -> None:
+def write_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(100_000))
+
+
+def write_table(path: Path) -> None:
+    pq.write_table(pa.table({"a": np.random.default_rng(0).random(100_000)}), path)
+
+
+def write_tensors(path: Path) -> None:
+    save_file({"a": torch.zeros(100_000)}, path)
+
+
+def write_vocabulary(path: Path) -> None:
+    Tokenizer(models.WordLevel({f"w{number}": number for number in range(10_000)}, unk_token="w0")).save(str(path))
+
+
+def write_bytes(path: Path) -> None:
+    write_atomically(path, bytes(100_000))
+
+
+@pytest.mark.parametrize("write", [write_array, write_table, write_tensors, write_vocabulary, write_bytes])
+def test_whatever_writes_a_file_its_words_for_a_limit_on_its_size_are_understood(
+    folder: Path, write: Callable[[Path], None]
+) -> None:
+    def refused() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        with pytest.raises(Exception) as error:  # noqa: PT011
+            write(folder / "file")
+        assert str(_machine_trouble(error.value)).startswith("no space left for artifacts (")
+
+    assert in_child(refused) == 0
+
+
+def test_a_limit_on_the_size_of_files_is_one_line(project: Project, finished: Project) -> None:
     forget(project, "tokenize")
     command = ["sh", "-c", "ulimit -f 40; exec python -m stages.tokenize"]  # blocks of 512 bytes
     done = subprocess.run(command, cwd=project.path, env=project.environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "error: no space left for artifacts ([Errno 27] File too large" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert error_in(done.stderr).startswith("error: no space left for artifacts (File too large")
     assert project.stage("tokenize").returncode == 0
     assert content(project.path / "artifacts/tokens") == content(finished.path / "artifacts/tokens")
