@@ -89,8 +89,11 @@ def opened(session: Session, page: Page) -> Iterator[Page]:
         page.goto(f"http://{address}/")
         expect(page.locator("#tokens .token")).to_have_count(3)
         page.fill("#new-tokens", "8")
+        page.press("#new-tokens", "Enter")
+        expect(page.locator("#shell")).to_contain_text("--tokens 8")
         finished(page)
         yield page
+        page.goto("about:blank")  # so that it asks nothing more of a server that is gone
 
 
 def finished(page: Page) -> None:

@@ -155,6 +155,7 @@ const search = latest(byId("found-count"), async (signal) => {
   const found = wanted ? await json(`/api/search?text=${encodeURIComponent(wanted)}`, undefined, signal) : [];
   results(byId("found"), found, choose);
   if (wanted && !found.length) throw new Error("No concept with this label or token.");
+  return true;
 });
 
 // Events ------------------------------------------------------------------------------------------------------------
@@ -198,11 +199,12 @@ byId("token").addEventListener("keydown", (event) => {
   if (event.key === "Escape") tokens.children[state.selected].focus();
 });
 
-byId("search").addEventListener("input", soon(search, 120));
+const searchSoon = soon(search, 120);
+byId("search").addEventListener("input", searchSoon);
 byId("find").addEventListener("submit", async (event) => {
   event.preventDefault();
-  await search();
-  byId("found").querySelector("button")?.click();
+  searchSoon.cancel(); // or it would end the search that is waited for, and what is listed would be an earlier one's
+  if (await search()) byId("found").querySelector("button")?.click();
 });
 walkable(byId("search"), byId("found"));
 

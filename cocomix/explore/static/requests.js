@@ -30,10 +30,13 @@ export function latest(place, work) {
   };
 }
 
+/** Calls `work` once its caller has been quiet for some time; `cancel` takes back what is waiting. */
 export function soon(work, milliseconds) {
   let timer;
-  return (...given) => {
-    clearTimeout(timer);
+  const later = (...given) => {
+    later.cancel();
     timer = setTimeout(work, milliseconds, ...given);
   };
+  later.cancel = () => clearTimeout(timer);
+  return later;
 }
