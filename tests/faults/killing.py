@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML, YAMLError
 
-from tests.stages.project import OUTS, Project
+from tests.stages.project import OUTS, Project, words
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -128,7 +128,7 @@ def kill_half_way(project: Project, stage: str) -> Path:
     """Run a stage, without DVC, and kill it as soon as some of its work is there; the folder of that work."""
     home = project.path / "artifacts/.work" / stage
     before = _begun(home)
-    with project.start(stage.replace("@", " ").replace("-", " ")) as process:
+    with project.start(" ".join(words(stage))) as process:
         while not (begun := _begun(home) - before) and process.poll() is None:
             time.sleep(0.005)
         process.kill()
@@ -151,7 +151,7 @@ def forget(project: Project, stage: str) -> None:
     shutil.rmtree(project.path / "artifacts/.measured", ignore_errors=True)
     yaml, path = YAML(), project.path / "dvc.lock"
     lock = yaml.load(path)
-    del lock["stages"][stage]
+    lock["stages"].pop(stage, None)
     yaml.dump(lock, path)
 
 

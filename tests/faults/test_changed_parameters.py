@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.faults.killing import content, forget, kill_half_way
-from tests.stages.project import OUTS, Project
+from tests.stages.project import OUTS, Project, words
 
 CHANGES = [
     ("base", {"base": {"seed": 1}}),
@@ -45,6 +45,6 @@ def test_a_stage_killed_under_one_value_and_another_makes_of_each_what_an_undist
 
 def made(project: Project, stage: str) -> dict[str, bytes]:
     """The artifact, after a run of the stage."""
-    done = project.stage(*stage.replace("@", " ").replace("-", " ").split())
+    done = project.stage(*words(stage))
     assert done.returncode == 0, done.stderr
     return content(project.path / "artifacts" / OUTS[stage])

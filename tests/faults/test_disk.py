@@ -19,7 +19,7 @@ from stages.stage import _machine_trouble
 from tests.faults.inside import in_child
 from tests.faults.killing import content, forget, kill_half_way, locked
 from tests.faults.mounting import READ_ONLY, in_namespace
-from tests.stages.project import OUTS, Project
+from tests.stages.project import OUTS, Project, words
 
 HALVED = ("base", "activations", "sae", "attribution", "pretrain@ntp-0", "pretrain@cocomix-0")
 """Stages that leave finished files, or checkpoints, on their way."""
@@ -91,7 +91,7 @@ def test_a_disk_may_be_full_at_any_point_of_a_stage(project: Project, finished: 
 def refuse(project: Project, finished: Project, stage: str, folder: str) -> None:
     """Go on with what a killed stage has begun where a folder is read-only; then where it is not."""
     out = f"artifacts/{OUTS[stage]}"
-    program = f"python -m stages.{stage.replace('@', ' ').replace('-', ' ')}"
+    program = f"python -m stages.{' '.join(words(stage))}"
     forget(project, stage)
     begun = kill_half_way(project, stage) if stage in HALVED else None
     before = content(project.path / folder)

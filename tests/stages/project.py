@@ -30,6 +30,11 @@ OUTS = {
 """The artifact of each stage, by its name for DVC."""
 
 
+def words(stage: str) -> list[str]:
+    """The name and arguments of a stage's program, by its name for DVC: pretrain, ntp and 0 for pretrain@ntp-0."""
+    return stage.replace("@", " ").replace("-", " ").split()
+
+
 @dataclass(frozen=True)
 class Project:
     """A copy of the project."""
