@@ -165,14 +165,14 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
     rows = [["setting", "method", "seeds", "validation loss", at, "tokens", "training", "parameters (active)", "time"]]
     for (setting, method), results in groups.items():
         training = results[0].pretrain
-        loss, at_equal, seconds = (
+        loss, seconds = (
             spread(values)
             for values in (
                 [each.validation_loss for each in results],
-                [loss_at(each.learning_curve, flops) for each in results],
                 [each.pretrain["seconds"] for each in results],
             )
         )
+        at_equal = loss_at([each.learning_curve for each in results], flops)
         stored, active = (si(training["parameters"][each]) for each in ("stored", "active"))
         rows.append(
             [
@@ -180,7 +180,7 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
                 method,
                 " ".join(str(each.seed) for each in results),
                 over_seeds(loss, ".4f"),
-                over_seeds(at_equal, ".4f"),
+                over_seeds(at_equal, ".4f") if at_equal else "",
                 si(training["tokens"]),
                 si(training["flops"], "FLOP"),
                 f"{stored} ({active})",

@@ -73,7 +73,7 @@ class MethodResult:
     saving: Saving | None
     """None for the baseline, and without one."""
     at_equal: AtEqual | None
-    """When all methods had spent as much on training as the cheapest one in all."""
+    """When all methods had spent as much on training as the cheapest one in all; None: before its first evaluation."""
     at_equal_with_supervision: AtEqual | None
     """The same, what they learn from counted too; None: that alone costs about as much."""
 

@@ -90,9 +90,14 @@ def equal_flops(curves: Iterable[Curve]) -> float:
     return min(float(curve.flops[-1]) for curve in curves)
 
 
-def loss_at(curve: Curve, flops: float) -> float:
-    """The loss after so many training FLOPs, linear between the points of a learning curve."""
-    return float(np.interp(flops, curve.flops, curve.loss))
+def loss_at(curves: Sequence[Curve], flops: float) -> Spread | None:
+    """The losses of a method's runs after so many training FLOPs, linear between the points of their learning curves.
+
+    None, when there is no point yet.
+    """
+    if flops < curves[0].flops[0]:
+        return None
+    return spread([float(np.interp(flops, curve.flops, curve.loss)) for curve in curves])
 
 
 def at_equal(runs: Sequence[Run], flops: float, owed: float = 0.0) -> AtEqual | None:
@@ -105,10 +110,9 @@ def at_equal(runs: Sequence[Run], flops: float, owed: float = 0.0) -> AtEqual | 
         None, when there is no point of the curves yet.
     """
     curves, trained = [run.curve for run in runs], flops - owed
-    if trained < curves[0].flops[0]:
-        return None
     tokens = float(np.interp(trained, curves[0].flops, curves[0].tokens))
-    return AtEqual(flops, tokens, spread([loss_at(curve, trained) for curve in curves]))
+    loss = loss_at(curves, trained)
+    return AtEqual(flops, tokens, loss) if loss else None
 
 
 def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> Saving:

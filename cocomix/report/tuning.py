@@ -59,8 +59,8 @@ class Trial(NamedTuple):
     seeds: list[int]
     loss: Spread
     """Of the validation split."""
-    loss_at_equal: Spread
-    """Of the learning curve, after `Tuning.flops`."""
+    loss_at_equal: Spread | None
+    """Of the learning curve, after `Tuning.flops`; None: it has no point yet."""
     lowest: bool
     """Whether it has the lowest loss of the method's weights, of which there are several."""
     used: bool
@@ -143,7 +143,7 @@ def _trials(
             weight,
             [run.seed for run in by_weight[weight]],
             losses[weight],
-            spread([loss_at(run.learning_curve, flops) for run in by_weight[weight]]),
+            loss_at([run.learning_curve for run in by_weight[weight]], flops),
             lowest=len(losses) > 1 and weight == best,
             used=weight == own_weight(method, pretrain),
         )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cocomix.params import Method
 from cocomix.report.comparison import compare
 from cocomix.report.costs import Cost
-from cocomix.report.efficiency import Reach, reach, spread
+from cocomix.report.efficiency import Reach, Spread, equal_flops, loss_at, reach, spread
 from cocomix.report.facts import Curve, read_run
 from tests.report.made_metrics import falling, write_run
 
@@ -32,6 +32,13 @@ def test_the_first_of_several_crossings_counts() -> None:
 def test_a_loss_at_a_point_is_reached_there_and_one_below_all_nowhere() -> None:
     assert reach(curve(6.0, 5.0, 4.0), 5.0) == Reach(200.0, 2000.0, 400.0)
     assert reach(curve(6.0, 5.0, 4.0), 3.9) is None
+
+
+def test_losses_at_equal_compute_are_between_points_and_none_before_the_first() -> None:
+    curves = [curve(6.0, 5.0, 4.0), curve(6.0, 4.0)]
+    assert equal_flops(curves) == 2000.0
+    assert loss_at(curves, 1500.0) == Spread(5.25, 5.0, 5.5)
+    assert loss_at(curves, 999.0) is None
 
 
 def test_a_loss_above_the_curve_is_reached_at_its_first_point() -> None:

@@ -358,8 +358,15 @@ def test_losses_are_compared_by_equal_compute_with_and_without_what_is_learned_f
     assert cocomix["at_equal_compute"]["flops"] == 1e11
     tokens = (1e11 - cocomix["supervision"]["flops"]) / 1.5e7
     assert table["CoCoMix"][2:] == [f"{6 - 3 * (tokens - 1000) / 9000:.3f}", f"{tokens / 1000:.2f} k"]
-    html, _ = report({"ntp": [4.0], "pause": [3.9]})
+    html, _ = report({"pause": [3.9], "ntp": [4.0]})
     assert "Loss, supervision counted" not in html
+    for method in ("pause", "ntp"):  # evaluated at the end alone, when the other one has spent more than ntp in all
+        path = Path(f"plots/pretrain/{method}-0.csv")
+        header, *points = path.read_text().splitlines()
+        path.write_text(f"{header}\n{points[-1]}\n")
+    run(load())
+    table = rows(Path("artifacts/report/index.html").read_text(), "Method", "equal")
+    assert (table["Pause tokens"], table["Next-token prediction"]) == (["not yet evaluated"], ["4.000", "10.0 k"])
 
 
 def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
