@@ -18,8 +18,8 @@ STAGES = [stage for stage in OUTS if not stage.startswith("evaluate")]
 def run_and_kill(project: Project, stage: str, how: signal.Signals, after: float) -> int:
     """Run a stage, and send it a signal some seconds after it took up its work; its exit status."""
     with project.start(" ".join(words(stage))) as process:
-        folder = project.path / "artifacts/.work" / stage
-        while process.poll() is None and not list(folder.glob("*/files")):
+        lock = project.path / "artifacts/.work" / stage / "lock"
+        while process.poll() is None and not (lock.exists() and lock.read_text() == str(process.pid)):
             time.sleep(0.01)
         try:
             return process.wait(timeout=after)
