@@ -87,7 +87,7 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"pretrain": {"kd": {"kl_weight": 0.2}}}, {"report"}),
         ({"pretrain": {"match": "flops"}}, {"shapes", "report"}),
         ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"shapes", "pretrain@cocomix-0", "steer", "report"}),
-        ({"pretrain": {"training": {"steps": 61}}}, {"pretrain@ntp-0", "pretrain@cocomix-0"}),
+        ({"pretrain": {"training": {"steps": 61}}}, {"pretrain@ntp-0", "pretrain@cocomix-0", "report"}),
         ({"pretrain": {"methods": ["ntp"]}}, {"steer", "report"}),
         (
             {"pretrain": {"seeds": [0, 1]}},
