@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_an_unpacking_that_died_leaves_nothing_that_is_taken_for_whole(
     written = some_labels(9, 4, 2, 10)
     labels = ConceptLabels(publish(tmp_path, written, 10, 2))
     with monkeypatch.context() as patch:
-        patch.setattr(np.memmap, "flush", lambda _: pytest.fail("died"))
+        patch.setattr(os, "fsync", lambda _: pytest.fail("died"))
         with pytest.raises(pytest.fail.Exception):
             labels.unpack("train", tmp_path / "train.npy")
     np.testing.assert_array_equal(labels.unpack("train", tmp_path / "train.npy"), written.concepts)
