@@ -48,7 +48,7 @@ class Progress:
             file=sys.stderr if on_terminal else _Nowhere(),
         )
         self._bar._time = time.monotonic  # type: ignore[attr-defined]  # its own clock, the time of day, may be set back
-        self._bar.unpause()
+        self._bar.start_t = self._bar.last_print_t = time.monotonic()
 
     def advance(self, amount: int, **shown: float | str) -> None:
         """Count `amount` more units; `shown` are figures to print, such as the loss.

@@ -28,7 +28,7 @@ def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it asks again and again for a minute
 
 
 def base(name: str) -> tuple[str, dict[str, Any]]:
