@@ -9,6 +9,7 @@ from cocomix.report.costs import Cost, Source
 from cocomix.report.steering import Sweep
 from cocomix.report.tuning import Tuning
 from cocomix.report.usage import StageUsage
+from cocomix.report.wording import loss_weight
 
 
 def numbers(
@@ -52,8 +53,7 @@ def _of_tuning(tuned: Tuning) -> dict[str, Any]:
     trials: dict[str, Any] = {}
     for each in tuned.trials:
         found = {"loss": _plain(each.loss), "loss_at_equal_compute": _plain(each.loss_at_equal)}
-        weight = "none" if each.weight is None else f"{each.weight:g}"
-        trials.setdefault(each.method, {})[weight] = found | {"seeds": len(each.seeds)}
+        trials.setdefault(each.method, {})[loss_weight(each.weight)] = found | {"seeds": len(each.seeds)}
     return {"flops": tuned.flops, "trials": trials}
 
 
