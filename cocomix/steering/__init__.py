@@ -1,7 +1,7 @@
 """Reading the concepts that a model predicts, and changing them."""
 
 from cocomix.modeling.concept_edits import Ablate, ConceptEdits, Concepts, Edit, Scale, Set, Swap
-from cocomix.steering.autoencoder import concepts_edited, editing
+from cocomix.steering.autoencoder import concepts_edited
 from cocomix.steering.reading import Concept, Extractor, Position, concepts, information_gain
 
 __all__ = [
@@ -17,6 +17,5 @@ __all__ = [
     "Swap",
     "concepts",
     "concepts_edited",
-    "editing",
     "information_gain",
 ]
