@@ -3,6 +3,7 @@
 It names the file, the key, the value, and what is allowed; for an unknown key, the nearest one.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         what = "is empty" if content is None else f"holds a {type(content).__name__}"
         raise UserError(f"{path}: {what}; it must hold sections of 'key: value'")
     return content
+
+
+def read_json(path: Path, advice: str) -> Any:
+    """A JSON file.
+
+    Args:
+        advice: what to do about one that is not valid, for the error.
+
+    Raises:
+        UserError: when it is no JSON.
+        FileNotFoundError: when it is missing.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON; {advice}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; {advice}") from None
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -1,7 +1,6 @@
 """The metrics files of the other stages, read and checked. Losses are cross-entropies in nats a token."""
 
 import csv
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from cocomix.artifact import MANIFEST, Artifact
-from cocomix.checked import parse
+from cocomix.checked import parse, read_json
 from cocomix.errors import UserError
 from cocomix.report.documents import EVALUATIONS, Documents, read_corpora, read_tasks
 
@@ -330,13 +329,9 @@ Model = TypeVar("Model", bound=Facts)
 
 def _read(model: type[Model], path: Path) -> Model:
     try:
-        return parse(model, json.loads(path.read_bytes()), str(path))
+        return parse(model, read_json(path, "run the stage that writes it again"), str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON; run the stage that writes it again") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8; run the stage that writes it again") from None
 
 
 def _read_curve(path: Path) -> Curve:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from cocomix.checked import parse
+from cocomix.checked import parse, read_json
 from cocomix.errors import UserError
 from cocomix.params import Method, Params, PretrainParams
 from cocomix.report.efficiency import Spread, equal_flops, loss_at, spread
@@ -89,10 +89,9 @@ def read_sweep(path: Path) -> list[SweepRun]:
     Raises:
         UserError: when the file is damaged.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON; remove it, or mend it") from None
+    content = read_json(path, "remove it, or mend it")
+    if not isinstance(content, list):
+        raise UserError(f"{path}: must hold a list of runs; remove it, or mend it")
     return [parse(SweepRun, each, f"{path}: [{at}]") for at, each in enumerate(content)]
 
 

@@ -125,6 +125,12 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     path.write_text("{")
     with pytest.raises(UserError, match=r"other\.json:1: not valid JSON"):
         read_sweep(path)
+    path.write_bytes(b'["\xff"]')
+    with pytest.raises(UserError, match=r"other\.json: not UTF-8"):
+        read_sweep(path)
+    path.write_text("1")
+    with pytest.raises(UserError, match=r"other\.json: must hold a list"):
+        read_sweep(path)
     path.write_text('[{"method": "ntp"}]')
     with pytest.raises(UserError, match=r"other\.json: \[0\]: "):
         read_sweep(path)
