@@ -1,7 +1,9 @@
-"""Processes that do not outlive the one that started them (Linux only)."""
+"""Processes that do not outlive the one that started them."""
 
 import ctypes
+import os
 import signal
+import subprocess
 import sys
 
 # Loaded here, since a process that has just been forked should load nothing.
@@ -9,7 +11,19 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Ask the kernel to send this process a signal when the one that started it ends."""
+    """Ask the kernel (Linux only) to send this process a signal when the one that started it ends."""
     PR_SET_PDEATHSIG = 1  # noqa: N806
     if _LIBC:
         _LIBC.prctl(PR_SET_PDEATHSIG, by)
+
+
+def end_with_this_process(child: int) -> None:
+    """Have a process stopped when this one ends, even by SIGKILL: for a child that cannot ask for it itself.
+
+    Args:
+        child: its process id.
+    """
+    at_end, _ = os.pipe()  # the other end is this process's alone, and closed by its end only
+    watch = ["sh", "-c", 'read -r _; kill "$0"', str(child)]
+    subprocess.Popen(watch, stdin=at_end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    os.close(at_end)

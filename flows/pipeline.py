@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import WithJsonSchema
@@ -22,7 +23,7 @@ from flows import publish
 from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time
 from flows.overrides import override
-from flows.parent import end_with_parent
+from flows.parent import end_with_parent, end_with_this_process
 from flows.reproduce import Result, reproduce
 from flows.workspace import alone
 
@@ -164,6 +165,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         overrides = dict(_assignment(each) for each in given.set)
+        if not PREFECT_API_URL.value():
+            _start_server()
         state = pipeline(tuple(given.stages), given.mode, overrides, return_state=True)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -171,6 +174,16 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     if not state.is_completed():
         sys.exit(f"error: {state.message}")
+
+
+def _start_server() -> None:
+    """The server that Prefect itself would start and end, but that would stay where this process is killed."""
+    from prefect.server.api.server import SubprocessASGIServer  # seconds, which no run of a worker needs
+
+    server = SubprocessASGIServer()
+    server.start()
+    if server.server_process:
+        end_with_this_process(server.server_process.pid)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

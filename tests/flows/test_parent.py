@@ -1,0 +1,27 @@
+"""Processes that do not outlive the one that started them."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+
+SCRIPT = """
+import subprocess
+from flows.parent import end_with_this_process
+child = subprocess.Popen(["sleep", "600"])
+end_with_this_process(child.pid)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_a_child_ends_with_the_process_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        child = psutil.Process(int(process.stdout.readline()))
+        time.sleep(0.5)
+        assert child.is_running()
+        process.kill()
+    child.wait(60)
+    assert not child.is_running()
