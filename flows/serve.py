@@ -5,6 +5,7 @@ One run after another. A run whose process was lost, with this one or with the m
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from prefect import get_client, serve
@@ -103,7 +104,17 @@ def main() -> None:
             resume_lost([each.name for each in found])
     except UserError as error:
         sys.exit(f"error: {error}")
-    serve(*found, limit=1, pause_on_shutdown=False, print_starting_message=False)
+    status = 1
+    try:
+        serve(*found, limit=1, pause_on_shutdown=False, print_starting_message=False)
+        status = 0
+    except SystemExit:  # Prefect's way to end by SIGTERM
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        # Returning is waiting for threads, and one of Prefect's may wait for ever where its server is gone too.
+        os._exit(status)
 
 
 if __name__ == "__main__":
