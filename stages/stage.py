@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cocomix import distributed, interrupt
 from cocomix.allocator import keep_freed_memory
 from cocomix.artifact import Artifact, Work, write_atomically
+from cocomix.checked import read_yaml
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
-from cocomix.params import Params, load
+from cocomix.params import FILE, Params, load
 from cocomix.progress import say
 from cocomix.runtime import runtime
 from stages.launch import die_with, first_to_end, launch
@@ -54,6 +56,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         interrupt.install()
         distributed.join()
         run(params)
+        _check_parameters(params)
     except Interrupted as stop:
         interrupt.ignore()
         if first_to_end():
@@ -201,6 +204,19 @@ def _share_cores() -> None:
         import torch
 
         torch.set_num_threads(count)
+
+
+def _check_parameters(read: Params) -> None:
+    """Fail where params.yaml has changed under this stage: DVC notes its values of now as those of the artifact."""
+    if "DVC_STAGE" not in os.environ or runtime().rank:
+        return
+    name, _, item = os.environ["DVC_STAGE"].partition("@")
+    known = read_yaml(Path("dvc.yaml"))["stages"][name]["params"]
+    method, now = item.rpartition("-")[0], load()
+    for key in (each.replace("${item.method}", method) for each in known if isinstance(each, str)):
+        value = attrgetter(key)
+        if value(now) != value(read):
+            raise UserError(f"{FILE}: {key} changed while this stage was at work; run it again: nothing is lost")
 
 
 def _die_with_dvc() -> None:

@@ -1,11 +1,14 @@
 """A parameter that is changed while a stage lies half done: what was begun under the other value is never taken."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.killing import content, forget, kill_half_way
+from tests.faults.killing import content, forget, kill_half_way, locked
 from tests.stages.project import OUTS, Project, words
 
 CHANGES = [
@@ -41,6 +44,27 @@ def test_a_stage_killed_under_one_value_and_another_makes_of_each_what_an_undist
     assert made(project, stage) == other
     (project.path / "params.yaml").write_bytes(shipped)
     assert made(project, stage) == content(finished.path / "artifacts" / OUTS[stage]) != other
+
+
+def test_a_parameter_that_changes_while_its_stage_works_is_not_noted_as_that_of_the_artifact(project: Project) -> None:
+    shipped = (project.path / "params.yaml").read_bytes()
+    before = locked(project, "tokenize")
+    forget(project, "tokenize")
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", "--no-run-cache", "tokenize"]
+    environment = project.environment
+    with subprocess.Popen(command, cwd=project.path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not list((project.path / "artifacts/.work/tokenize").glob("*/*")):
+            time.sleep(0.01)
+        project.change({"sae": {"k": 7}, "tokenize": {"vocab_size": 500}})
+        assert process.stderr
+        said = process.stderr.read()
+    assert process.returncode
+    assert "error: params.yaml: tokenize changed while this stage was at work" in said
+    assert locked(project, "tokenize") is None
+    (project.path / "params.yaml").write_bytes(shipped)
+    project.change({"sae": {"k": 7}})  # another stage's
+    project.dvc("--wait-for-lock", "repro", "--single-item", "--no-run-cache", "tokenize")
+    assert locked(project, "tokenize") == before
 
 
 def made(project: Project, stage: str) -> dict[str, bytes]:
