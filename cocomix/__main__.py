@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from cocomix.artifact import MANIFEST
 from cocomix.errors import UserError
+from cocomix.modeling import CoCoMixConfig
 from cocomix.steering.autoencoder import concepts_edited, editing
 from cocomix.steering.project import default_model, load_extractor, load_labels, load_model
 from cocomix.steering.reading import Concept, concepts, encode
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def show_concepts(options: argparse.Namespace, console: Console) -> None:
     """The concepts of each token of a text."""
+    if options.top < 1:
+        raise UserError("--top must be 1 or more")
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
     labels_at_hand = (options.artifacts / "concepts" / MANIFEST).is_file()
     extractor = load_extractor(options.artifacts, model) if labels_at_hand else None
@@ -62,7 +65,7 @@ def generate(options: argparse.Namespace, console: Console) -> None:
     """A continuation, edited or not."""
     sampling = _sampling(options)
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
-    edits = _edits(options, model.config.num_concepts)
+    edits = _edits(options, model.config)
     base, sae, _ = load_extractor(options.artifacts, model) if options.base else (None, None, None)
     writer = base or model
     ids = encode(writer, options.text, tokenizer, options.tokens)
@@ -79,7 +82,7 @@ def steer(options: argparse.Namespace, console: Console) -> None:
     """Continuations without and with edits, from the same random numbers."""
     sampling = _sampling(options)
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
-    edits, ids = _edits(options, model.config.num_concepts), encode(model, options.text, tokenizer, options.tokens)
+    edits, ids = _edits(options, model.config), encode(model, options.text, tokenizer, options.tokens)
     found = {
         "original": continuation(model, tokenizer, ids, sampling),
         "steered": continuation(model, tokenizer, ids, sampling, concept_edits=edits),
@@ -113,13 +116,18 @@ def explore(options: argparse.Namespace, console: Console) -> None:
 def _sampling(options: argparse.Namespace) -> Sampling:
     if options.tokens < 1 or options.temperature < 0:
         raise UserError("--tokens must be 1 or more, --temperature 0 or more")
+    if not 0 <= options.seed < 2**63:
+        raise UserError("--seed must be from 0 to 2^63 - 1")
     return Sampling(options.tokens, 0.0 if options.greedy else options.temperature, options.seed)
 
 
-def _edits(options: argparse.Namespace, num_concepts: int) -> list[Written]:
+def _edits(options: argparse.Namespace, config: CoCoMixConfig) -> list[Written]:
     if options.before_selection and options.base:
         raise UserError("--before-selection: the base model's edits are of active latents; leave it or --base out")
-    return [parse_edit(each, num_concepts, before_selection=options.before_selection) for each in options.edit]
+    if options.edit and config.mixing == "none" and (options.command is steer or not options.base):
+        advice = "`generate --base` edits the base model"
+        raise UserError(f"--edit: this model mixes no concepts (mixing: none), so edits change nothing; {advice}")
+    return [parse_edit(each, config.num_concepts, before_selection=options.before_selection) for each in options.edit]
 
 
 def _plain(found: Sequence[Concept] | None) -> list[dict[str, Any]] | None:

@@ -11,11 +11,11 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from cocomix.artifact import write_atomically
 from cocomix.errors import UserError
 from cocomix.explain import Atlas
 from cocomix.explore.plain import plain
@@ -73,10 +73,8 @@ def write_page(atlas: Atlas, out: Path) -> None:
     }
     for name, content in parts.items():
         html = html.replace(name, content)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        aside.write_text(html, encoding="utf-8")
-        aside.replace(out)
+        write_atomically(out, html.encode())
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}") from None
 

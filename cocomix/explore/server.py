@@ -113,7 +113,7 @@ async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
             say({"done": True})
         except UserError as error:
             say({"error": str(error)})
-        except Exception as error:  # such as probabilities that are not finite, after an edit of 1e30
+        except Exception as error:  # or the page would wait for ever
             traceback.print_exc()
             say({"error": f"the model cannot write this: {error}"})
 

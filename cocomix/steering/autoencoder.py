@@ -25,7 +25,7 @@ def concepts_edited(base: PreTrainedModel, sae: SparseAutoencoder, edits: Concep
     """Inside, every forward pass of `base`, and so its `generate`, has its latents edited at the autoencoder's place.
 
     `Concepts.strengths` are the active latents (with abstopk their sizes), `logits` the latents before the activation
-    function. With a list of edits for each row, beams are rows too.
+    function. With a list of edits for each row, its beams and further samples have its edits.
 
     Raises:
         ValueError: when an edit is of what comes before the selection, or, on a forward pass, names no concept.
@@ -42,7 +42,7 @@ def concepts_edited(base: PreTrainedModel, sae: SparseAutoencoder, edits: Concep
         positions[:] = [_positions(args, inputs)]
 
     def change(hidden: Tensor) -> Tensor:
-        return hidden + _change(sae, hidden, positions[0], edits)
+        return hidden + _change(sae, hidden, positions[0], _by_beam(edits, len(hidden)))
 
     handle = base.register_forward_pre_hook(note_positions, with_kwargs=True)
     try:
@@ -68,6 +68,13 @@ def editing(
         assert sae
         with concepts_edited(model, sae, edits):
             yield {}
+
+
+def _by_beam(edits: ConceptEdits, rows: int) -> ConceptEdits:
+    """Edits for all rows of a forward pass, in which each row that was given is there as often as it has beams."""
+    if not is_by_row(edits) or rows % len(edits):
+        return edits
+    return [each for each in edits for _ in range(rows // len(edits))]  # type: ignore[return-value]
 
 
 def _positions(args: tuple[Any, ...], inputs: dict[str, Any]) -> Tensor:

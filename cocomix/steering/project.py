@@ -1,5 +1,6 @@
 """What a finished pipeline left that reads and changes concepts: models, labels, what concepts mean."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -54,14 +55,31 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
             f"{concepts.path}: has {labels.latents} concepts, the model {model.config.num_concepts}; they are "
             "of different pipelines"
         )
+    made = Path(model.name_or_path)
+    if (made / MANIFEST).is_file() and Artifact(made).manifest.inputs["supervision"] != _supervision(concepts):
+        raise UserError(f"{concepts.path}: not the labels that {made} was trained on; `dvc repro` trains it anew")
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
     base = load_base(Artifact(artifacts / "base"), labels.context)
     return Extractor(base, load_sae(Artifact(artifacts / "sae")), params)
 
 
 def load_labels(artifacts: Path) -> dict[int, str]:
-    """What concepts mean, by number; nothing without an atlas."""
+    """What concepts mean, by number; nothing without an atlas.
+
+    Raises:
+        UserError: when the atlas is of another autoencoder than the labels that models learn from.
+    """
     if not (artifacts / "atlas" / MANIFEST).is_file():
         return {}
-    atlas = Atlas(artifacts / "atlas")
+    atlas, concepts = Atlas(artifacts / "atlas"), Artifact(artifacts / "concepts")
+    if (concepts.path / MANIFEST).is_file():
+        autoencoders = {each.manifest.inputs.get("sae") for each in (Artifact(atlas.path), concepts)}
+        if len(autoencoders) > 1:
+            raise UserError(f"{atlas.path}: of another autoencoder than {concepts.path}; `dvc repro` makes both anew")
     return {concept: atlas.label(concept) for concept in range(len(atlas))}
+
+
+def _supervision(concepts: Artifact) -> str:
+    """What a model that learns concepts learned them from."""
+    digest: str = json.loads(concepts.file("supervision.json").read_bytes())["cocomix"]
+    return digest

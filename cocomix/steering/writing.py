@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
+
+from cocomix.errors import UserError
 
 
 class Sampling(NamedTuple):
@@ -20,7 +22,11 @@ class Sampling(NamedTuple):
 def continuation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tensor, sampling: Sampling, **more: Any
 ) -> str:
-    """What `model` says after the prompt ids [1, seq]; `more` is for its `generate`, such as `concept_edits`."""
+    """What `model` says after the prompt ids [1, seq]; `more` is for its `generate`, such as `concept_edits`.
+
+    Raises:
+        UserError: when its predictions overflow, after an edit such as 9=1e38.
+    """
     torch.manual_seed(sampling.seed)
     drawn = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature else {"do_sample": False}
     generated = model.generate(
@@ -28,8 +34,18 @@ def continuation(
         attention_mask=torch.ones_like(ids),
         max_new_tokens=sampling.tokens,
         pad_token_id=tokenizer.eos_token_id,
+        logits_processor=LogitsProcessorList([_Finite()]),
         **drawn,
         **more,
     )
     text: str = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
     return text
+
+
+class _Finite(LogitsProcessor):
+    """Refuses predictions that are no numbers: generation would end the text there, or in an error of torch's."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        if scores.isnan().any() or scores.isposinf().any():
+            raise UserError("the model's predictions overflow with these edits; give smaller strengths")
+        return scores

@@ -140,7 +140,7 @@ def test_what_cannot_be_done_is_said_in_one_line(client: TestClient) -> None:
 
 
 def test_an_edit_that_makes_numbers_overflow_is_an_error_and_the_server_goes_on(client: TestClient) -> None:
-    assert "cannot write this" in stream_error(client, **PROMPT, edits=["9=1e38", "8=-1e38"])
+    assert "predictions overflow with these edits" in stream_error(client, **PROMPT, edits=["9=1e38", "8=-1e38"])
     assert streamed(client, **PROMPT)
 
 

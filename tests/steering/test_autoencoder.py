@@ -99,6 +99,18 @@ def test_rows_of_the_base_model_have_edits_of_their_own(setting: Setting) -> Non
     torch.testing.assert_close(together, torch.cat([first, base(ids[1:]).logits]), atol=1e-4, rtol=1e-4)
 
 
+def test_beams_have_the_edits_of_their_row(setting: Setting) -> None:
+    base, sae, _ = setting.extractor
+    ids, edits = windows(setting, 2)[:, :6], [[Set(9, 8.0)], []]
+    options = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with concepts_edited(base, sae, edits):
+        together = base.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    for row, each in enumerate(edits):
+        with concepts_edited(base, sae, each):
+            alone = base.generate(ids[row, None], attention_mask=torch.ones_like(ids[row, None]), **options)
+        assert together[row, : alone.shape[1]].tolist() == alone[0].tolist()
+
+
 def test_embeddings_can_be_given_for_tokens(setting: Setting) -> None:
     base, sae, _ = setting.extractor
     ids = windows(setting, 2)

@@ -127,6 +127,10 @@ def test_what_cannot_be_done_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "no concept 40; the model has 0 to 39" in refused("steer", "w5", "--edit", "40=2")
     assert "2 tokens and 60 new ones; the model reads at most 48" in refused("generate", "w5 w6", "--tokens", "60")
     assert "the text is empty" in refused("concepts", "")
+    assert "--top must be 1 or more" in refused("concepts", "w5", "--top", "0")
+    assert "--seed must be from 0" in refused("generate", "w5", "--seed", str(2**64))
+    for option in (["--greedy"], []):
+        assert "predictions overflow" in refused("generate", "w5", "--edit", "9=1e38", "8=-1e38", *option)
     for option in (["--tokens", "0"], ["--temperature", "-1"]):
         assert "--tokens must be 1 or more, --temperature 0 or more" in refused("generate", "w5", *option)
     assert "leave it or --base out" in refused("steer", "w5", "--edit", "9x2", "--before-selection", "--base")
@@ -138,3 +142,36 @@ def test_what_cannot_be_done_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "artifacts/sae: not there" in refused("steer", "w5", "--edit", "9=2", "--base")
     Path("params.yaml").unlink()
     assert "params.yaml: no such file" in refused("generate", "w5")
+
+
+def test_a_model_that_mixes_nothing_has_no_edits_but_its_base_model_has(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny(vocab_size=64, num_concepts=40, mixing="none").save_pretrained("unmixed")
+    PreTrainedTokenizerFast.from_pretrained("artifacts/models/cocomix-0").save_pretrained("unmixed")
+    assert "mixes no concepts (mixing: none)" in refused("steer", "w5", "--edit", "9=2", "--base", "--model", "unmixed")
+    assert "mixes no concepts (mixing: none)" in refused("generate", "w5", "--edit", "9=2", "--model", "unmixed")
+    assert printed(capsys, "generate", "w5", "--edit", "9=2", "--base", "--model", "unmixed", *SHORT)
+
+
+def test_what_is_of_another_autoencoder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with Work("explain", Path("artifacts/atlas"), {"sae": "another"}, {}) as work:
+        with work.write("concepts.parquet") as pending:
+            pq.write_table(pa.table({"concept": range(40), "label": [""] * 40}), pending.path)
+        work.finish({"concepts": 40})
+        work.publish()
+    assert "artifacts/atlas: of another autoencoder than artifacts/concepts" in refused("concepts", "w5")
+
+
+def test_labels_that_the_model_was_not_trained_on_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("artifacts/models/cocomix-0")
+    files = {each.name: each.read_bytes() for each in folder.iterdir()}
+    for supervision in (json.loads(Path("artifacts/concepts/supervision.json").read_text())["cocomix"], "another"):
+        shutil.rmtree(folder)
+        with Work("pretrain", folder, {"supervision": supervision}, {}) as work:
+            with work.write_folder() as target:
+                for name, content in files.items():
+                    (target / name).write_bytes(content)
+            work.finish({})
+            work.publish()
+        if supervision != "another":
+            assert printed(capsys, "concepts", "w5 w9")
+    assert "not the labels that artifacts/models/cocomix-0 was trained on" in refused("concepts", "w5 w9")
