@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,7 @@ GRACE_SECONDS = 8.0
 Outcome = Literal["ran", "restored", "up to date", "failed"]
 
 Cause = Literal["busy", "killed", "out of memory", "other"]
-"""Of a failure. busy: another DVC holds what the stage needs, perhaps one that was killed and is not yet reaped.
+"""Of a failure. busy: another DVC or stage holds what is needed, perhaps one that was killed and is not yet reaped.
 killed: a signal ended the stage or DVC, but not because the memory was full, nor because the caller was stopped."""
 
 # What DVC says, in dvc/repo/reproduce.py, dvc/stage and dvc/rwlock.py; dvc has no machine-readable account of a run.
@@ -24,10 +25,14 @@ _SAYS: dict[Outcome, str] = {
     "restored": r"Stage '{stage}' is cached - skipping run, checking out outputs",
     "up to date": r"Stage '{stage}' didn't change, skipping",
 }
-_BUSY = re.compile("is busy, it is being blocked by")
+_BUSY = re.compile("is busy, it is being blocked by|is already at work on this stage")
+_BLOCKER = re.compile(r"  (\(PID \d+\): .*)")
 _STATUS = re.compile(r"failed to run: .*, exited with (-?\d+)$")
-# What torch, NumPy and Python say.
-_NO_MEMORY = re.compile(r"OutOfMemoryError: |CUDA out of memory|can't allocate memory|^(numpy\..*)?MemoryError\b")
+# What torch, CUDA's libraries, Arrow, NumPy, C and Python say; torch names the process of a group first: "[rank1]: ".
+_NO_MEMORY = re.compile(
+    r"OutOfMemoryError: |(CUDA|HIP|MPS backend)( error:)? out of memory|_STATUS_ALLOC_FAILED\b|std::bad_alloc"
+    r"|[Cc]an(no|')t allocate memory|alloc of size \d+ failed|^(\[rank\d+\]: )?([\w.]+\.)?\w*MemoryError\b"
+)
 _KILLERS = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGBUS}
 
 
@@ -73,15 +78,18 @@ def reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, 
                 log(line)
             outcome = next((each for each, pattern in said.items() if pattern.match(line)), outcome)
             complaints |= {prefix: line.removeprefix(prefix) for prefix in complaints if line.startswith(prefix)}
+            if blocker := _BLOCKER.fullmatch(line):
+                complaints["ERROR: "] += f" {blocker[1]}"
             if _NO_MEMORY.search(line):
                 cause, complaints["error: "] = "out of memory", line
         status = process.wait()
-    finally:
+    except BaseException:
         _stop(process, log)
+        raise
     if not status:
         return Result(outcome)
     error = complaints["ERROR: "]
-    if cause == "other" and _BUSY.search(error):
+    if cause == "other" and any(_BUSY.search(each) for each in complaints.values()):
         cause = "busy"
     if cause == "other" and (killer := _killer(status, error)):
         cause = "out of memory" if killer == signal.SIGKILL and _kills_for_memory() > kills else "killed"
@@ -110,14 +118,19 @@ def _environment() -> dict[str, str]:
 
 
 def _stop(process: "subprocess.Popen[str]", log: Callable[[str], None]) -> None:
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGINT)
+    """End DVC and its stage, which may be at work although DVC is dead."""
+    _signal_group(process, signal.SIGINT)
     try:
-        rest, _ = process.communicate(timeout=GRACE_SECONDS)
+        rest, _ = process.communicate(timeout=GRACE_SECONDS)  # until the last of them has ended
         for line in filter(None, rest.splitlines()):
             log(line)
+    except subprocess.TimeoutExpired:
+        pass
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(leader: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, number)

@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from flows.reproduce import Result, reproduce
+from cocomix.artifact import Work
+from flows.reproduce import _NO_MEMORY, GRACE_SECONDS, Result, reproduce
 from tests.flows.conftest import set_params
 
 
@@ -52,6 +54,42 @@ def test_a_failure_has_a_cause(project: Path, ending: str, cause: str) -> None:
     assert reproduce("number", lambda _: None).cause == cause
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "RuntimeError: CUDA error: out of memory",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "RuntimeError: HIP out of memory. Tried to allocate 2.00 GiB.",
+        "RuntimeError: MPS backend out of memory (MPS allocated: 17.91 GB)",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory",
+        "pyarrow.lib.ArrowMemoryError: malloc of size 1073741824 failed",
+        "error: corpus: realloc of size 1073741824 failed",
+        "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 8.00 GiB for an array",
+        "[rank0]: MemoryError",
+        "RuntimeError: std::bad_alloc",
+        "OSError: [Errno 12] Cannot allocate memory",
+    ],
+)
+def test_what_libraries_say_when_memory_is_short_is_known(line: str) -> None:
+    assert _NO_MEMORY.search(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "error: a process was ended by SIGKILL; out of memory? A smaller COCOMIX_MICRO_BATCH needs less",
+        "error: params.yaml: sae.seed: 13: must not be 13",
+        "explain: concept 7: errors of a program that runs out of memory",
+        "    except MemoryError:",
+    ],
+)
+def test_other_lines_tell_of_no_lack_of_memory(line: str) -> None:
+    assert not _NO_MEMORY.search(line)
+
+
 def test_a_process_ended_by_the_kernel_for_its_memory_lacked_memory(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,12 +103,30 @@ def test_a_stage_that_another_dvc_holds_is_busy(project: Path) -> None:
     held = {str(project / "number.txt"): {"pid": os.getpid(), "cmd": "another dvc"}}
     Path(".dvc/tmp").mkdir(exist_ok=True)
     Path(".dvc/tmp/rwlock").write_text(json.dumps({"write": held}))
-    assert reproduce("number", lambda _: None).cause == "busy"
+    result = reproduce("number", lambda _: None)
+    assert result.cause == "busy"
+    assert result.error.endswith(f"is busy, it is being blocked by: (PID {os.getpid()}): another dvc")
+    assert "\n" not in result.error
+
+
+def test_a_stage_that_another_process_works_on_is_busy(project: Path) -> None:
+    Path("number.py").write_text(
+        "from pathlib import Path\n"
+        "from cocomix.artifact import Work\n"
+        "from stages.stage import main\n"
+        "main(lambda _: Work('number', Path('artifacts/number'), {}, {}).__enter__())\n"
+    )
+    with Work("number", Path("artifacts/number"), {}, {}):
+        result = reproduce("number", lambda _: None)
+    assert result.cause == "busy"
+    assert result.error == f"number: process {os.getpid()} is already at work on this stage; wait for it"
 
 
 CALLER = """
 import signal
+from flows import reproduce as module
 from flows.reproduce import reproduce
+module.GRACE_SECONDS = float({grace})
 signal.signal(signal.SIGINT, signal.default_int_handler)  # these tests may run where it is ignored
 reproduce("wait", print)
 """
@@ -82,7 +138,7 @@ def test_a_signal_to_the_caller_ends_the_stage_and_the_next_run_goes_on(project:
         reproduce(stage, lambda _: None)
     set_params(number=1, wait=60)
     caller = subprocess.Popen(
-        [sys.executable, "-c", CALLER],
+        [sys.executable, "-c", CALLER.format(grace=GRACE_SECONDS)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -94,6 +150,31 @@ def test_a_signal_to_the_caller_ends_the_stage_and_the_next_run_goes_on(project:
     assert all(ends(holder, reaped=True) for holder in lock_holders())
     set_params(number=1, wait=0)
     assert reproduce("wait", lambda _: None) == Result("ran")
+
+
+def test_a_signal_to_the_caller_ends_a_stage_that_stops_for_nothing_though_its_dvc_is_dead(project: Path) -> None:
+    Path("number.py").write_text(
+        "import os, pathlib, signal, time\n"
+        "for each in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(each, signal.SIG_IGN)\n"
+        "pathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER.format(grace=0.5).replace('"wait"', '"number"')],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    stage = wait_for_pid()
+    dvc = psutil.Process(stage).parent()
+    assert dvc
+    dvc.kill()
+    assert ends(dvc.pid)
+    caller.send_signal(signal.SIGINT)
+    _, said = caller.communicate(timeout=60)
+    assert ends(stage)
+    assert said.splitlines()[-1] == "KeyboardInterrupt"  # what ended the call is what it raises
 
 
 def wait_for_pid() -> int:
