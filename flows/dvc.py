@@ -13,8 +13,6 @@ if __name__ == "__main__":
     # A flow stops its stage by SIGINT, which whatever runs in the background of a script inherits as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Stages ask the kernel the same about DVC: a killed flow takes everything along.
-    end_with_parent()
-    if os.getppid() != int(os.environ["FLOW_PID"]):
-        sys.exit("the flow that asked for this stage is gone")
+    end_with_parent(int(os.environ["FLOW_PID"]))
     drop_torn_locks()
     sys.exit(main(sys.argv[1:]))

@@ -10,11 +10,20 @@ import sys
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
-    """Ask the kernel (Linux only) to send this process a signal when the one that started it ends."""
+def end_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """End this process with the one that started it, also if that one has ended already.
+
+    The kernel does it, and only Linux' can; elsewhere nothing happens to a parent that ends later.
+
+    Args:
+        parent: its process id.
+        by: the signal to end by.
+    """
     PR_SET_PDEATHSIG = 1  # noqa: N806
     if _LIBC:
         _LIBC.prctl(PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:  # it ended before we asked
+        os.kill(os.getpid(), by)
 
 
 def end_with_this_process(child: int) -> None:

@@ -1,13 +1,15 @@
 """The pipeline as a Prefect flow, a task for each DVC stage: `python -m flows.pipeline [STAGE ...]`."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any, get_args
 
-from prefect import flow, get_run_logger, task
+import httpx
+from prefect import flow, get_client, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
@@ -27,6 +29,8 @@ from flows.parent import end_with_parent, end_with_this_process
 from flows.reproduce import Result, reproduce
 from flows.workspace import alone
 
+RUNNER_PID = "RUNNER_PID"
+"""The environment variable with the process that starts runs of deployments, if it is `flows.serve`."""
 UP_TO_DATE = "Up to date"
 FIRST_MICRO_BATCH = 8
 """Windows in one forward pass, when the memory did not suffice for as many as the stage itself had chosen."""
@@ -108,8 +112,8 @@ def pipeline(
         overrides: Parameters to write into `params.yaml` first, such as `{"sae.k": 16}`.
     """
     if deployment.id:
-        # Started by `flows.serve` or a worker: without it, nobody could cancel this run.
-        end_with_parent()
+        # Without `flows.serve`, or a worker (which does not say who it is), nobody could cancel this run.
+        end_with_parent(int(os.environ.get(RUNNER_PID, os.getppid())))
     log = get_run_logger()
     try:
         with alone(lambda: log.warning("another flow or sweep is at work in this folder: waiting for it to end")):
@@ -154,7 +158,9 @@ def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="a stage of dvc.yaml, such as sae or pretrain@ntp-0")
     parser.add_argument("--mode", choices=get_args(Mode), default="upstream", help="what is run besides")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="write parameters first: sae.k=16")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="write parameters first: sae.k=16"
+    )
     return parser.parse_args(arguments)
 
 
@@ -165,7 +171,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         overrides = dict(_assignment(each) for each in given.set)
-        if not PREFECT_API_URL.value():
+        if PREFECT_API_URL.value():
+            check_server()
+        else:
             _start_server()
         state = pipeline(tuple(given.stages), given.mode, overrides, return_state=True)
     except UserError as error:
@@ -174,6 +182,21 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     if not state.is_completed():
         sys.exit(f"error: {state.message}")
+
+
+def check_server() -> None:
+    """Ask the server at PREFECT_API_URL whether it is there.
+
+    Raises:
+        UserError: when it does not answer, or not to this client.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            client.raise_for_api_version_mismatch()
+    except httpx.HTTPError:
+        raise UserError("PREFECT_API_AUTH_STRING: the server at PREFECT_API_URL asks for another") from None
+    except RuntimeError as error:
+        raise UserError(f"PREFECT_API_URL: {error}; `make ui` starts a server") from None
 
 
 def _start_server() -> None:

@@ -24,10 +24,7 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from cocomix.params import FILE
-
-REPORT = Path("artifacts/report")
-REPORT_URL = "REPORT_URL"
-"""The environment variable with the address that the report is served at, if it is."""
+from flows.ui import REPORT, REPORT_URL
 
 # As `cocomix.progress` writes it: "sae:  12% 125k/999k [00:05<00:30, 28.7k tokens/s, fvu=0.1787]".
 _PROGRESS = re.compile(r"(?P<task>.*): +(?P<percent>\d+)% (?P<counts>.*)")

@@ -4,13 +4,24 @@ One run after another. A run whose process was lost, with this one or with the m
 """
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 
 from prefect import get_client, serve
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    Operator,
+)
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import RunnerDeployment
@@ -21,7 +32,7 @@ from pydantic import BaseModel
 
 from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
-from flows.pipeline import pipeline
+from flows.pipeline import RUNNER_PID, check_server, pipeline
 from flows.workspace import alone
 
 ATTEMPTS = 5
@@ -68,16 +79,22 @@ def resume_lost(names: list[str]) -> None:
 
     Only for runs in this folder: call it when no flow is at work there.
     """
+    # A start time is set by the flow itself, seconds after its process was started; one that waits has neither.
+    has_begun = FlowRunFilter(
+        operator=Operator.or_,  # type: ignore[call-arg]  # a field from a mixin, which mypy does not see
+        start_time=FlowRunFilterStartTime(is_null_=False),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.CANCELLING])),
+    )
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
+        begun = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[pipeline.name])),
+            flow_run_filter=has_begun,
             deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)),
             sort=FlowRunSort.START_TIME_DESC,
             limit=50,
         )
-        started = [run for run in runs if run.start_time]
-        for run in started:
-            _settle(client, run, last=run is started[0])
+        for run in begun:
+            _settle(client, run, last=run is begun[0])
 
 
 def _settle(client: SyncPrefectClient, run: FlowRun, *, last: bool) -> None:
@@ -100,10 +117,14 @@ def main() -> None:
         sys.exit("error: PREFECT_API_URL must be a server's address; `python -m flows.ui` starts one and this as well")
     try:
         found = deployments()
-        with alone():
+        check_server()
+        with alone(lambda: print("another flow or sweep is at work in this folder: waiting for it to end", flush=True)):
             resume_lost([each.name for each in found])
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    os.environ[RUNNER_PID] = str(os.getpid())
     status = 1
     try:
         serve(*found, limit=1, pause_on_shutdown=False, print_starting_message=False)

@@ -25,9 +25,11 @@ from typing import IO
 
 from cocomix.errors import UserError
 from flows.parent import end_with_parent
-from flows.publish import REPORT, REPORT_URL
 
 HOME = Path(".prefect")
+REPORT = Path("artifacts/report")
+REPORT_URL = "REPORT_URL"
+"""The environment variable with the address that the report is served at, if it is."""
 LOOPBACK = ("127.0.0.1", "localhost")
 START_SECONDS = 120.0
 STOP_SECONDS = 40.0
@@ -51,7 +53,7 @@ def main() -> None:
 
 def _run() -> None:
     host = os.environ.get("PREFECT_SERVER_API_HOST", LOOPBACK[0])
-    port = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
+    port = _port(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
     password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     if host not in LOOPBACK and not password:
         raise UserError(f"PREFECT_SERVER_API_HOST: {host}: others can reach it: set PREFECT_SERVER_API_AUTH_STRING too")
@@ -84,6 +86,14 @@ def _run() -> None:
             _stop(child)
 
 
+def _port(text: str) -> int:
+    if text.isdecimal() and 0 < int(text) < 65535:
+        return int(text)
+    raise UserError(
+        f"PREFECT_SERVER_API_PORT: {text}: must be a whole number from 1 to 65534 (the report has the next)"
+    )
+
+
 def _check_free(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,7 +114,7 @@ def _start(command: list[str], environment: dict[str, str], output: IO[bytes] | 
         stdout=output,
         stderr=output and subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=partial(end_with_parent, signal.SIGTERM),  # safe: this process has no threads yet
+        preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # safe: this process has no threads yet
     )
 
 

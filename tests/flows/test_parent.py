@@ -16,6 +16,26 @@ child.wait()
 """
 
 
+ADOPTED = """
+import os
+import signal
+import time
+from flows.parent import end_with_parent
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == parent:
+    time.sleep(0.01)
+end_with_parent(parent, signal.SIGTERM)
+print("still here", flush=True)
+"""
+
+
+def test_a_child_whose_parent_has_ended_before_it_asks_ends_too() -> None:
+    asked = subprocess.run([sys.executable, "-c", ADOPTED], stdout=subprocess.PIPE, text=True, check=True)
+    assert asked.stdout == ""
+
+
 def test_a_child_ends_with_the_process_that_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -13,8 +13,8 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from cocomix.runtime import runtime
 from flows.gpu import one_at_a_time
-from flows.pipeline import pipeline
-from tests.flows.conftest import set_params
+from flows.pipeline import RUNNER_PID, command_line, pipeline
+from tests.flows.conftest import ROOT, set_params
 from tests.flows.test_reproduce import ends, wait_for_pid
 
 
@@ -145,6 +145,37 @@ def test_a_stage_on_a_gpu_holds_the_slot_of_the_machine(server: str, monkeypatch
             with one_at_a_time():
                 assert slots() == (1, 1)
             assert slots() == (0, 1)
+
+
+def test_parameters_are_set_by_one_option_or_by_several() -> None:
+    assert command_line(["sae", "--set", "sae.k=1", "sae.seed=2", "--set", "base.seed=3"]).set == [
+        "sae.k=1",
+        "sae.seed=2",
+        "base.seed=3",
+    ]
+    assert command_line(["--set", "sae.k=1", "--mode", "only", "sae"]).stages == ["sae"]
+    assert command_line([]).set == []
+
+
+@pytest.mark.parametrize("program", ["flows.pipeline", "flows.serve"])
+def test_a_server_that_is_not_there_is_told_in_one_line(project: Path, program: str) -> None:
+    (project / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    address = "http://127.0.0.1:1/api/"
+    run = subprocess.run(
+        [sys.executable, "-m", program], env=os.environ | {"PREFECT_API_URL": address}, capture_output=True, text=True
+    )
+    assert run.stderr == f"error: PREFECT_API_URL: Failed to reach API at {address}; `make ui` starts a server\n"
+    assert run.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_run_of_a_deployment_ends_when_what_started_it_is_gone(project: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "from flows.pipeline import pipeline; pipeline.fn()"],
+        env=os.environ | {"PREFECT__RUNTIME__DEPLOYMENT__ID": "any", RUNNER_PID: "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    assert run.returncode == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
-from prefect.states import Cancelling, Crashed, Pending, Running
+from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled
 
 from flows.serve import ATTEMPTS, deployments, resume_lost
 from tests.flows.conftest import ROOT
@@ -56,6 +57,24 @@ def test_of_runs_without_a_process_the_last_goes_on_and_the_others_end(in_projec
             client.set_flow_run_state(last, Running(), force=True)
         resume_lost([name])
         assert states()[-1] == "Crashed"
+
+
+def test_a_run_that_was_lost_before_it_began_goes_on_and_one_of_the_future_waits(in_project: None, server: str) -> None:
+    deployment = deployments()[0]
+    deployment.entrypoint = None  # nothing is to run
+    deployment.name = "lost-before-it-began"
+    tomorrow = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    with get_client(sync_client=True) as client:
+        id = deployment.apply()
+        assert isinstance(id, UUID)
+        older = _run(client, id, Running())
+        lost = client.create_flow_run_from_deployment(id).id
+        client.set_flow_run_state(lost, Pending(), force=True)
+        waiting = [client.create_flow_run_from_deployment(id, state=tomorrow).id for _ in range(60)]
+        resume_lost([deployment.name])
+        assert client.read_flow_run(lost).state_name == "AwaitingRetry"
+        assert client.read_flow_run(older).state_name == "Crashed"
+        assert {client.read_flow_run(each).state_name for each in waiting} == {"Scheduled"}
 
 
 def _run(client: SyncPrefectClient, deployment: UUID, state: object) -> UUID:

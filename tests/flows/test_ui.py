@@ -85,7 +85,7 @@ def ui(**environment: str) -> Iterator[Ui]:
             process.wait(PATIENCE)
 
 
-def start(port: int, environment: Mapping[str, str] | None = None, stderr: int = subprocess.DEVNULL) -> Process:
+def start(port: int | str, environment: Mapping[str, str] | None = None, stderr: int = subprocess.DEVNULL) -> Process:
     clean = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT")}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.ui"],
@@ -219,6 +219,15 @@ def test_a_port_in_use_is_refused_in_one_line(folder: Path) -> None:
         process = start(port, {"PYTHONPATH": str(ROOT)}, subprocess.PIPE)
         _, error = process.communicate(timeout=PATIENCE)
     assert error == f"error: port {port} is in use; set PREFECT_SERVER_API_PORT to another (the next one too)\n"
+
+
+@pytest.mark.parametrize("port", ["0", "65535", "65536", "http"])
+def test_a_port_that_there_is_not_is_refused_in_one_line(folder: Path, port: str) -> None:
+    process = start(port, {"PYTHONPATH": str(ROOT)}, subprocess.PIPE)
+    _, error = process.communicate(timeout=PATIENCE)
+    assert error == (
+        f"error: PREFECT_SERVER_API_PORT: {port}: must be a whole number from 1 to 65534 (the report has the next)\n"
+    )
 
 
 @pytest.fixture
