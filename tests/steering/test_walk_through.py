@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_the_programs_run_one_after_another(artifacts: Path) -> None:
 
 
 def test_the_commands_print_what_is_shown(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(ROOT / "params.yaml", ".")
     commands = re.findall(r"^\$ python -m cocomix (.*)$", DOCS, re.M)
     assert [each.split()[0] for each in commands] == ["concepts", "steer", "steer"]
     for command in commands:
