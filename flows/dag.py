@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from dvc.exceptions import DvcException
@@ -11,7 +12,7 @@ from dvc.repo import Repo
 
 from cocomix.errors import UserError, suggestion
 from flows.changes import WithParams, only_keys, ran_with, reasons
-from flows.workspace import drop_torn_locks
+from flows.workspace import LOCK, WITHOUT_LOCK, lock_is_torn
 
 Mode = Literal["upstream", "only", "downstream"]
 """What is run besides the named stages: what they need, nothing, or what follows from them."""
@@ -40,17 +41,19 @@ class Stage:
 
 
 def read(params: bytes | None = None) -> dict[str, Stage]:
-    """All stages, by name, what is needed first.
+    """All stages, by name, what is needed first. The project's folder stays as it is.
 
     Args:
         params: a content of params.yaml to look ahead to; none: the file's.
 
     Raises:
-        UserError: when dvc.yaml cannot be read.
+        UserError: when dvc.yaml or dvc.lock cannot be read.
     """
-    drop_torn_locks()
+    if lock_is_torn():
+        raise UserError(f"{LOCK}: not whole, as after a kill of DVC; remove it, as a flow does: {WITHOUT_LOCK}")
     try:
-        with Repo(fs=WithParams(params) if params else None, _wait_for_lock=True) as repo:
+        with TemporaryDirectory() as own, Repo(fs=WithParams(params) if params else None, _wait_for_lock=True) as repo:
+            repo.tmp_dir = own  # for a list of locks: who only reads needs none of others, and no whole one
             graph = repo.index.graph
             status = repo.status()
             root = Path(repo.root_dir)

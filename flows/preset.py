@@ -19,6 +19,7 @@ from cocomix.artifact import write_atomically
 from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError, suggestion
 from cocomix.params import FILE, Params
+from flows.workspace import alone
 
 FOLDER = Path("presets")
 
@@ -126,8 +127,10 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.preset", description="Switch params.yaml to a preset.")
     parser.add_argument("name", help=f"a file of {FOLDER}, without .yaml")
+    name = parser.parse_args().name
     try:
-        switch(parser.parse_args().name)
+        with alone():
+            switch(name)
     except UserError as error:
         sys.exit(f"error: {error}")
 

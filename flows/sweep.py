@@ -131,6 +131,8 @@ def sweep(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None
         write_params(task.params)
         try:
             _bring_up_to_date(f"evaluate@{task.method}-{task.seed}")
+            if FILE.read_bytes() != task.params:
+                raise UserError(f"{FILE} was edited meanwhile: the result does not count")
             done = [each for each in done if _key(each) != (task.setting.name, task.method, task.seed)]
             done.append(_collect(task, code))
             write_atomically(_path(name), _to_json(done))
@@ -266,7 +268,7 @@ def main() -> None:
     try:
         if not name.isprintable() or (not file and set(name) & set("=/")):
             raise UserError(f"{name}: no name of a sweep; the first argument is a name, or a file of settings")
-        with kept(apart_from=SWEEPS) as write_params:
+        with kept() as write_params:
             asked = tasks(settings(file, given.grid), given.methods, given.seeds)
             failed = sweep(name, asked, write_params)
         print(f"\n{comparison(asked, read(name))}\n\nEach run: {_path(name)}")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cocomix.errors import UserError
 from cocomix.params import load
 from cocomix.shapes import Sources, parameters_of, shapes
-from flows.preset import merged, switch, with_values
+from flows.preset import main, merged, switch, with_values
+from flows.workspace import alone
 from tests.flows.conftest import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -167,3 +168,13 @@ def test_values_that_contradict_each_other_are_refused(params: Path) -> None:
     Path("presets/mine.yaml").write_text("sae: {k: 5000}\n")
     with pytest.raises(UserError, match=r"k \(5000\) must not exceed latents"):
         merged(params, Path("presets/mine.yaml"))
+
+
+def test_a_preset_is_not_written_underneath_a_flow_or_sweep(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = params.read_bytes()
+    monkeypatch.setattr("sys.argv", ["preset", "smoke"])
+    with alone(), pytest.raises(SystemExit, match=r"^error: another flow or sweep is at work in this folder; wait"):
+        main()
+    assert params.read_bytes() == before
+    main()
+    assert params.read_bytes() != before

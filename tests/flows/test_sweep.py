@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from cocomix.errors import UserError
-from flows.sweep import Setting, settings, tasks
+from flows import sweep as module
+from flows.sweep import Setting, read, settings, sweep, tasks
 from tests.flows.conftest import ROOT
 
 
@@ -63,3 +64,15 @@ def test_the_shipped_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(ROOT)
     for file in (ROOT / "sweeps").glob("*.yaml"):
         assert tasks(settings(file, []), None, None)
+
+
+def test_a_result_of_parameters_that_a_person_edited_meanwhile_does_not_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = folder / "params.yaml"
+    params.write_bytes((ROOT / "params.yaml").read_bytes())
+    asked = tasks(settings(None, []), ["ntp"], [0])
+    monkeypatch.setattr(module, "_bring_up_to_date", lambda _: params.write_text("edited"))
+    failed = sweep("mine", asked, params.write_bytes)
+    assert failed == {"ntp seed 0": "params.yaml was edited meanwhile: the result does not count"}
+    assert read("mine") == []

@@ -106,9 +106,7 @@ def wait_for(happens: Callable[[], bool]) -> None:
 
 def test_two_sweeps_of_one_folder_do_not_mix(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
-    holder = (
-        "from pathlib import Path; from flows.workspace import kept\nwith kept(Path('x')): print(flush=True); input()"
-    )
+    holder = "from flows.workspace import kept\nwith kept(): print(flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", holder],
         cwd=project.path,
