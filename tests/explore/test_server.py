@@ -106,6 +106,8 @@ def test_what_another_model_makes_of_the_concept_is_not_told(steering: Path, atl
     assert predicting(steering, atlas, folder) is None
     assert predicting(steering, atlas, Path("artifacts/models")) is None
     assert predicting(Path("artifacts/nowhere"), atlas) is None
+    atlas.manifest.inputs["sae"] = "another"
+    assert predicting(steering, atlas) is None
 
 
 def test_the_calls_that_are_shown_give_the_continuation_that_is_shown(

@@ -74,11 +74,11 @@ function predictedBlocks(predicted) {
   const title = "Predicted by the language model";
   if (!predictions) return [block(title, el("p", { class: "quiet" }, `at none of ${positions.toLocaleString("en")} positions`))];
   const points = (change) => `+${(100 * change).toLocaleString("en", { maximumSignificantDigits: 2 })}`;
-  const chips = promotes.map((each) => tokenChip(each, points(each.change), "percentage points that it becomes likelier, where the concept is predicted and its strength is doubled"));
+  const chips = promotes.map((each) => tokenChip(each, points(each.change), "percentage points that the token becomes likelier where the concept is predicted, when its strength is doubled"));
   const lines = contexts.map((each) => contextLine(each, contexts[0].strength, `${each.strength.toFixed(2)} ${each.right ? "right" : "wrong"}`));
   return [
     block(title,
-      el("p", { class: "quiet" }, `at ${percent(predictions / positions)} of positions, ${percent(right / predictions)} of them right (a label at ${percent(labelled / positions)}); doubled there, it makes likelier:`),
+      el("p", { class: "quiet" }, `at ${percent(predictions / positions)} of positions, ${percent(right / predictions)} of them right (a label at ${percent(labelled / positions)}); doubled there, it makes likelier, by percentage points:`),
       el("ul", { class: "chips" }, ...chips)),
     el("details", {}, el("summary", {}, "Where it is predicted most strongly"), el("ul", { class: "contexts" }, ...lines)),
   ];
