@@ -501,7 +501,9 @@ class SteerParams(Section):
     new_tokens: Annotated[int, Field(ge=2)]
     """Of each continuation."""
     promoted: Positive
-    """Tokens that are watched for each concept: those that it promotes most."""
+    """Tokens that are watched for each concept: those that it promotes most; and named of each predicted one."""
+    read_windows: Positive
+    """Validation windows, or all, that are read for what the models make of every concept."""
     seed: Seed = 0
     """Of the choice of concepts and windows, and of the continuations."""
 

@@ -1,4 +1,4 @@
-"""Stage `steer`: what changing the concepts of the CoCoMix models does, beside the same on the base model."""
+"""Stage `steer`: what the CoCoMix models make of concepts, and what changing them does, to the base model too."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cocomix.artifact import Artifact, Work
+from cocomix.attribution.labels import ConceptLabels
 from cocomix.base import load_base
 from cocomix.device import device
 from cocomix.errors import UserError
 from cocomix.evaluation.once import once
+from cocomix.explain import predicted
 from cocomix.explain.lens import promoted
+from cocomix.explain.predicted import Predicted, predict
+from cocomix.explain.predictions import PREDICTED, SCHEMA, predictions_table
 from cocomix.modeling.concept_edits import Edit, Scale, Set
 from cocomix.params import Params, SteerParams
 from cocomix.report.steering import Sweep, read_sweeps
@@ -37,11 +43,17 @@ def run(params: Params) -> None:
     mixes = "cocomix" in params.pretrain.methods and cocomix.predicts == "concepts" and cocomix.mixing != "none"
     tokens = Tokens(ARTIFACTS / "tokens")
     inputs = {"tokens": tokens.artifact} | {name: Artifact(ARTIFACTS / name) for name in ("base", "sae")}
+    concepts = Artifact(ARTIFACTS / "concepts")
     trained = {seed: Artifact(ARTIFACTS / f"models/cocomix-{seed}") for seed in params.pretrain.seeds if mixes}
 
     def compute(work: Work) -> Mapping[str, Any]:
         sweeps = _sweeps(work, section, tokens, inputs, trained) if trained else {}
+        tables = [_predicted(work, section, tokens, concepts, seed, model) for seed, model in trained.items()]
         if runtime().rank == 0:
+            with work.write(PREDICTED) as pending:
+                table = pa.concat_tables([SCHEMA.empty_table(), *tables])
+                pq.write_table(table, pending.path, compression="zstd")
+                pending.rows = len(table)
             with work.write("effects.parquet") as pending:
                 table = effects_table(sweeps)
                 pq.write_table(table, pending.path, compression="zstd")
@@ -52,8 +64,8 @@ def run(params: Params) -> None:
         return {"seeds": list(trained)}
 
     side = {"metrics.json": Path("metrics/steer.json"), "steer.csv": Path("plots/steer.csv")}
-    models = {f"model {seed}": folder for seed, folder in trained.items()}
-    produce("steer", ARTIFACTS / "steering", inputs | models, section.model_dump(), compute, side)
+    others = {"concepts": concepts} | {f"model {seed}": folder for seed, folder in trained.items()}
+    produce("steer", ARTIFACTS / "steering", inputs | others, section.model_dump(), compute, side)
 
 
 def _sweeps(
@@ -66,7 +78,7 @@ def _sweeps(
     """The effects by sweep and seed. Nothing is measured that was measured before: see `once`."""
     text = _text(tokens, section)
     models = {seed: load_base(folder, tokens.context) for seed, folder in trained.items()}
-    key = {name: each.digest for name, each in inputs.items()} | section.model_dump()
+    key = {name: each.digest for name, each in inputs.items()} | section.model_dump(exclude={"read_windows"})
 
     def sample() -> list[int]:
         return sample_concepts(list(models.values()), text, section.concepts, section.seed)
@@ -100,13 +112,40 @@ def _sweeps(
     return sweeps | {"base_set": {0: measure(base, inputs["base"], "set")}}
 
 
+def _predicted(
+    work: Work, section: SteerParams, tokens: Tokens, concepts: Artifact, seed: int, trained: Artifact
+) -> pa.Table:
+    """What the model of a seed makes of each concept. The first process finds out; it is kept as by `once`."""
+    validation = tokens.windows("validation")
+    windows = _drawn(len(validation), min(section.read_windows, len(validation)), section.seed)
+    ids = torch.from_numpy(validation[windows].astype(np.int64))
+    rank = runtime().rank
+
+    def read() -> list[Predicted]:
+        if rank:
+            return []
+        of_windows = ConceptLabels(concepts).unpack("validation", work.scratch / "labels.npy")[windows].astype(np.int64)
+        name = f"predicted {trained.path.name}"
+        model = load_base(trained, tokens.context)
+        return predict(model, ids, torch.from_numpy(of_windows), section.promoted, task=name)
+
+    key = {"model": trained.digest, "tokens": tokens.artifact.digest, "labels": concepts.digest}
+    what = key | {"windows": windows.tolist(), "promoted": section.promoted}
+    found = once("predicted", what, read, list[Predicted], predicted.__file__)
+    return predictions_table(seed, found, windows.tolist(), ids.tolist())
+
+
 def _text(tokens: Tokens, section: SteerParams) -> torch.Tensor:
     """Validation windows, drawn at random: int64 [windows, context]."""
     validation = tokens.windows("validation")
     if section.windows > len(validation):
         raise UserError(f"steer.windows ({section.windows}) must not exceed validation's {len(validation)} windows")
-    chosen = np.random.default_rng(section.seed).choice(len(validation), section.windows, replace=False)
-    return torch.from_numpy(validation[np.sort(chosen)].astype(np.int64)).to(device())
+    chosen = _drawn(len(validation), section.windows, section.seed)
+    return torch.from_numpy(validation[chosen].astype(np.int64)).to(device())
+
+
+def _drawn(count: int, some: int, seed: int) -> NDArray[np.int64]:
+    return np.sort(np.random.default_rng(seed).choice(count, some, replace=False))
 
 
 def _metrics(sweep: Sweep) -> dict[str, Any]:

@@ -1,13 +1,18 @@
-"""What a language model makes of a concept: where it predicts it, whether rightly, and what that does to its text."""
+"""What a language model makes of concepts: where it predicts each, whether rightly, and what that does to its text."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cocomix.base import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Scale
+from cocomix.progress import progress
+
+DOUBLED = 2
+"""Windows of a concept, the strongest, in which it is doubled."""
 
 
 class Place(NamedTuple):
@@ -17,8 +22,8 @@ class Place(NamedTuple):
     position: int
     strength: float
     """The concept's logit."""
-    right: bool | None
-    """Whether the concept is a label there; None: there were no labels."""
+    right: bool
+    """Whether the concept is a label there."""
 
 
 class Effect(NamedTuple):
@@ -30,13 +35,13 @@ class Effect(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """How a language model predicts one concept in some text."""
+    """How a language model predicts a concept in some text."""
 
     predictions: int
     """Positions at which it is among the predicted."""
-    right: int | None
+    right: int
     """Of them, those of which it is a label."""
-    labelled: int | None
+    labelled: int
     """Positions of which it is a label."""
     places: list[Place]
     """The strongest predictions, of a window at most one."""
@@ -44,49 +49,98 @@ class Predicted(NamedTuple):
     """By the change of the next token's distribution where the concept is predicted, when its strength is doubled."""
 
 
-@torch.no_grad()
-def predicted(
-    model: CoCoMixForCausalLM, concept: int, ids: Tensor, labels: Tensor | None = None, most: int = 10
-) -> Predicted:
-    """Read some windows with a language model that mixes concepts. One or two forward passes.
+class _Seen(NamedTuple):
+    """Of one reading."""
 
-    The strength is doubled at all positions at once, as steering does it.
+    predictions: Tensor
+    """int64 [concepts], as are the next two."""
+    right: Tensor
+    labelled: Tensor
+    strengths: Tensor
+    """[places, concepts], falling; -inf: there are no more."""
+    places: Tensor
+    """Their positions, counted through the text: int64 [places, concepts]."""
+    chosen: Tensor
+    """The predicted concepts, int64 [windows, seq, concept_k]."""
+    hidden: Tensor
+    """Which the language model head reads: [windows, seq, d_model]."""
+
+
+@torch.no_grad()
+def predict(
+    model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, promoted: int, places: int = 6, task: str = "predicted"
+) -> list[Predicted]:
+    """Read some windows with a language model that mixes concepts; what it makes of each concept, in their order.
+
+    The strength of a concept is doubled at all positions of its strongest windows at once, as steering does it.
 
     Args:
         ids: int64 [windows, seq].
         labels: the concepts of each position, int64 [windows, seq, k_attr]; numbers that are no concept: no label.
-        most: places and tokens at most.
+        promoted: tokens of a concept at most.
+        places: of a concept at most.
+        task: what the progress is of.
     """
-    here = torch.zeros(ids.shape, dtype=torch.bool)
-    strengths = torch.full(ids.shape, -torch.inf)
-    change = torch.zeros(model.config.vocab_size, dtype=torch.float64)
-    for rows in torch.split(torch.arange(len(ids)), micro_batch(ids.shape[1])):
-        some = ids[rows].to(model.device)
-        plain = model(some, use_cache=False)
-        found = (plain.concept_logits.topk(model.config.concept_k).indices == concept).any(2)
-        here[rows], strengths[rows] = found.cpu(), plain.concept_logits[..., concept].float().cpu()
-        if found.any():
-            doubled = model(some, use_cache=False, concept_edits=[Scale(concept, 2.0)])
-            shares = (each.logits[found].softmax(1, dtype=torch.float32) for each in (doubled, plain))
-            change += torch.sub(*shares).sum(0, dtype=torch.float64).cpu()
-    is_label = (labels == concept).any(2) if labels is not None else None
-    peaks = strengths.masked_fill(~here, -torch.inf).max(1)
-    best = [each for each in peaks.values.argsort(descending=True, stable=True).tolist() if here[each].any()][:most]
-    predictions = int(here.sum())
-    largest = (change / max(1, predictions)).topk(min(most, len(change)))
-    return Predicted(
-        predictions,
-        None if is_label is None else int((is_label & here).sum()),
-        None if is_label is None else int(is_label.sum()),
-        [
-            Place(
-                window,
-                position,
-                float(peaks.values[window]),
-                None if is_label is None else bool(is_label[window, position]),
-            )
-            for window in best
-            for position in [int(peaks.indices[window])]
-        ],
-        [Effect(*each) for each in zip(largest.indices.tolist(), largest.values.tolist(), strict=True) if each[1] > 0],
-    )
+    ids, labels = ids.to(model.device), labels.to(model.device)
+    seen = _read(model, ids, labels, places)
+    effects = _doubled(model, ids, seen, promoted, task)
+    concepts = torch.arange(model.config.num_concepts, device=ids.device)
+    right = (labels.flatten(0, 1)[seen.places] == concepts[:, None]).any(2)
+    found: list[list[Place]] = [[] for _ in concepts]
+    by_place = (each.tolist() for each in (seen.places, seen.strengths, right))
+    for rank in zip(*by_place, strict=True):
+        for concept, (place, strength, is_label) in enumerate(zip(*rank, strict=True)):
+            if strength > -torch.inf:
+                window, position = divmod(place, ids.shape[1])
+                found[concept].append(Place(window, position, strength, is_label))
+    counts = zip(seen.predictions.tolist(), seen.right.tolist(), seen.labelled.tolist(), found, strict=True)
+    return [Predicted(*each, effects.get(concept, [])) for concept, each in enumerate(counts)]
+
+
+def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -> _Seen:
+    concepts, seq = model.config.num_concepts, ids.shape[1]
+    predictions, right = ids.new_zeros(2, concepts)
+    strengths, at = torch.full((places, concepts), -torch.inf, device=ids.device), ids.new_zeros(places, concepts)
+    chosen, hidden = [], []
+    for rows in torch.split(torch.arange(len(ids), device=ids.device), micro_batch(seq)):
+        body = model.transformer(ids[rows], use_cache=False)
+        top = body.concept_logits.float().topk(model.config.concept_k)
+        predictions += top.indices.flatten().bincount(minlength=concepts)
+        is_label = (top.indices[..., None] == labels[rows, :, None]).any(3)
+        right += top.indices[is_label].bincount(minlength=concepts)
+        found = torch.full_like(body.concept_logits, -torch.inf, dtype=torch.float32)
+        peaks = found.scatter_(2, *reversed(top)).max(1)
+        strengths, order = torch.cat([strengths, peaks.values]).sort(dim=0, descending=True, stable=True)
+        at = torch.cat([at, rows[:, None] * seq + peaks.indices]).gather(0, order)
+        strengths, at = strengths[:places], at[:places]
+        chosen.append(top.indices)
+        hidden.append(body.last_hidden_state)
+    labelled = labels[(labels >= 0) & (labels < concepts)].bincount(minlength=concepts)
+    return _Seen(predictions, right, labelled, strengths, at, torch.cat(chosen), torch.cat(hidden))
+
+
+def _doubled(model: CoCoMixForCausalLM, ids: Tensor, seen: _Seen, promoted: int, task: str) -> dict[int, list[Effect]]:
+    """What doubling does, by concept: all that were predicted."""
+    windows, there = seen.places[:DOUBLED] // ids.shape[1], seen.strengths[:DOUBLED] > -torch.inf
+    all_concepts = seen.predictions.nonzero()[:, 0]
+    effects = {}
+    with progress(task, len(all_concepts), "concepts") as bar:
+        for concepts in torch.split(all_concepts, max(1, micro_batch(ids.shape[1]) // DOUBLED)):
+            number, place = there[:, concepts].T.nonzero(as_tuple=True)
+            of, rows = concepts[number], windows[place, concepts[number]]
+            edits = [[Scale(each, 2.0)] for each in of.tolist()]
+            here = (seen.chosen[rows] == of[:, None, None]).any(2)
+            hidden = model.transformer(ids[rows], use_cache=False, concept_edits=edits).last_hidden_state
+            change = _shares(model, hidden[here]) - _shares(model, seen.hidden[rows][here])
+            weights = F.one_hot(number[here.nonzero()[:, 0]], len(concepts)).float()
+            largest = ((weights / weights.sum(0)).T @ change).topk(min(promoted, change.shape[1]))
+            tokens = zip(concepts.tolist(), largest.indices.tolist(), largest.values.tolist(), strict=True)
+            for concept, *some in tokens:
+                effects[concept] = [Effect(*each) for each in zip(*some, strict=True) if each[1] > 0]
+            bar.advance(len(concepts))
+    return effects
+
+
+def _shares(model: CoCoMixForCausalLM, hidden: Tensor) -> Tensor:
+    """The next token's distribution, float32 [n, vocab]."""
+    return model.lm_head(hidden).softmax(1, torch.float32)  # type: ignore[no-any-return]

@@ -18,6 +18,7 @@ from typing import Any
 from cocomix.artifact import write_atomically
 from cocomix.errors import UserError
 from cocomix.explain import Atlas
+from cocomix.explain.predictions import Predicting, predicting
 from cocomix.explore.plain import plain
 from cocomix.progress import progress
 
@@ -31,16 +32,26 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m cocomix.explore.export", description=__doc__)
     parser.add_argument("out", type=Path, help="the page to write, such as atlas.html")
     parser.add_argument("--atlas", type=Path, default=Path("artifacts/atlas"), help="default: artifacts/atlas")
+    parser.add_argument(
+        "--steering",
+        type=Path,
+        default=Path("artifacts/steering"),
+        help="what the language model of the first seed makes of concepts, if it is there; default: artifacts/steering",
+    )
     options = parser.parse_args()
     try:
-        write_page(Atlas(options.atlas), options.out)
+        atlas = Atlas(options.atlas)
+        write_page(atlas, options.out, predicting(options.steering, atlas))
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 
 
-def write_page(atlas: Atlas, out: Path) -> None:
+def write_page(atlas: Atlas, out: Path, predicted: Predicting | None = None) -> None:
     """Write the page; the same atlas gives the same bytes, whole or not at all.
+
+    Args:
+        predicted: what a language model makes of the concepts.
 
     Raises:
         UserError: when `out` cannot be written.
@@ -51,7 +62,9 @@ def write_page(atlas: Atlas, out: Path) -> None:
     index, groups = [], []
     with progress("export", len(atlas), "concepts") as bar:
         for start in range(0, len(atlas), GROUP):
-            cards = [atlas.concept(each) for each in range(start, min(start + GROUP, len(atlas)))]
+            numbers = range(start, min(start + GROUP, len(atlas)))
+            cards = [atlas.concept(each) for each in numbers]
+            beside = [predicted.concept(each) if predicted else None for each in numbers]
             index += [
                 {
                     "label": card.label,
@@ -60,7 +73,8 @@ def write_page(atlas: Atlas, out: Path) -> None:
                 }
                 for card in cards
             ]
-            groups.append(_packed(plain(cards)))
+            both = zip(plain(cards), plain(beside), strict=True)
+            groups.append(_packed([{**card, "predicted": some} for card, some in both]))
             bar.advance(len(cards))
     html = (STATIC / "atlas.html").read_text(encoding="utf-8")
     parts = {

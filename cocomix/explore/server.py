@@ -81,7 +81,8 @@ def application(session: Session) -> FastAPI:
 
     @app.get("/api/concepts/{number}")
     def concept(number: int) -> JSONResponse:
-        return JSONResponse(plain(session.concept(number)))
+        card = plain(session.concept(number))
+        return JSONResponse({**card, "predicted": plain(session.predictions(number))})
 
     @app.post("/api/calls")
     def calls(asked: Continuation) -> JSONResponse:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCrite
 from cocomix.artifact import MANIFEST
 from cocomix.errors import UserError
 from cocomix.explain import Atlas, Card, Found
+from cocomix.explain.predictions import Predictions, predicting
 from cocomix.explore.calls import Continuation, python_call, shell_call
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
@@ -63,6 +64,7 @@ class Session:
                 f"{self._atlas.path}: has {len(self._atlas)} concepts, the model {known}; they are of different "
                 "pipelines"
             )
+        self._predicting = predicting(artifacts / "steering", self._atlas, folder) if self._atlas else None
         self._labels = load_labels(artifacts)
         self._busy = Lock()  # torch's random numbers are global, and reading puts hooks on the model
         self._looking = Lock()  # an open Parquet file is one thread's at a time
@@ -113,6 +115,10 @@ class Session:
                 return self._atlas.concept(number)
         except IndexError as error:
             raise UserError(str(error)) from None
+
+    def predictions(self, number: int) -> Predictions | None:
+        """What the model makes of a concept that there is; None: stage `steer` has not read with this model."""
+        return self._predicting.concept(number) if self._predicting else None
 
     def calls(self, asked: Continuation) -> Calls:
         """How to ask for the same continuation elsewhere.

@@ -3,12 +3,17 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from cocomix.artifact import Artifact, Work
 from cocomix.base import load_base
 from cocomix.explain import Atlas
 from cocomix.explain.making import make_atlas
+from cocomix.explain.predicted import predict
+from cocomix.explain.predictions import PREDICTED, predictions_table
 from cocomix.explore.session import Session
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.windows import Tokens
@@ -29,6 +34,26 @@ def atlas(artifacts: Path) -> Atlas:
         work.finish({"concepts": CONCEPTS, "context": CONTEXT})
         work.publish()
     return Atlas(artifacts / "atlas")
+
+
+@pytest.fixture
+def steering(artifacts: Path, atlas: Atlas) -> Path:
+    """What the model, now an artifact, makes of each concept: as of stage `steer`."""
+    folder, tokens = artifacts / "models/cocomix-0", Tokens(artifacts / "tokens")
+    with Work("pretrain", folder, {}, {}) as work:
+        with work.write_folder() as target:
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+        work.finish({})
+        work.publish()
+    ids = torch.from_numpy(tokens.windows("validation")[:6].astype(np.int64))
+    labels = torch.arange(ids.numel()).view(*ids.shape, 1) % CONCEPTS
+    found = predict(load_base(Artifact(folder), CONTEXT), ids, labels, promoted=5)
+    with Work("steer", artifacts / "steering", {"model 0": Artifact(folder).digest}, {}) as work:
+        with work.write(PREDICTED) as pending:
+            pq.write_table(predictions_table(0, found, range(6), ids.tolist()), pending.path)
+        work.finish({"seeds": [0]})
+        work.publish()
+    return artifacts / "steering"
 
 
 @pytest.fixture

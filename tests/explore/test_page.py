@@ -3,12 +3,15 @@
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cocomix.explain import Atlas, Card
+from cocomix.explain.predictions import Predicting, Predictions, predicting
 from cocomix.explore.export import write_page
 from cocomix.explore.session import Session
 from tests.explore.serving import serving
@@ -238,12 +241,12 @@ def test_what_is_wrong_is_said_beside_it_and_goes_when_it_is_mended(opened: Page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_is_readable_and_nothing_is_wider_than_a_phone(opened: Page, scheme: str) -> None:
+def test_every_text_is_readable_and_nothing_is_wider_than_a_phone(steering: Path, opened: Page, scheme: str) -> None:
     page = opened
     page.emulate_media(color_scheme=scheme)
-    page.fill("#search", "w9")
+    page.fill("#search", str(predicted_most(steering)))
     page.click("#found button")
-    expect(page.locator("#card h2")).to_be_visible()
+    expect(page.locator("#card")).to_contain_text("Predicted by the language model")
     page.fill("#edit", "9=10")
     page.press("#edit", "Enter")
     expect(page.locator("#shell")).to_contain_text("9=10")
@@ -291,20 +294,79 @@ class Hostile(Atlas):
         )
 
 
-def test_text_of_the_corpus_stays_text(session: Session, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+class HostilePredicting(Predicting):
+    """So does the text that the language model read."""
+
+    def concept(self, concept: int) -> Predictions:
+        of = super().concept(concept)
+        shown = [[token._replace(text=HOSTILE) for token in each.shown] for each in of.contexts]
+        return of._replace(
+            promotes=[each._replace(text=HOSTILE) for each in of.promotes],
+            contexts=[each._replace(shown=some) for each, some in zip(of.contexts, shown, strict=True)],
+        )
+
+
+def predicted_most(steering: Path) -> int:
+    predictions = pq.read_table(steering / "predicted.parquet")["predictions"].to_pylist()
+    return predictions.index(max(predictions))
+
+
+def test_text_of_the_corpus_stays_text(
+    steering: Path, session: Session, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
     atlas = Hostile()
+    predicted = HostilePredicting(pq.read_table(steering / "predicted.parquet"), atlas.texts)
     monkeypatch.setattr(session, "_atlas", atlas)
+    monkeypatch.setattr(session, "_predicting", predicted)
     monkeypatch.setattr(session, "_labels", dict.fromkeys(range(40), HOSTILE))
     out = atlas.path.parent / "page.html"
-    write_page(atlas, out)
+    write_page(atlas, out, predicted)
     with serving(session) as address:
         for url in (f"http://{address}/", out.resolve().as_uri()):
             page.goto(url)
-            page.fill("#search", "7")
+            page.fill("#search", str(predicted_most(steering)))
             page.press("#search", "Enter")
             expect(page.locator("#card h2")).to_contain_text(HOSTILE)
             expect(page.locator("#card .chips code >> nth=0")).to_contain_text("onerror")
+            theirs = page.locator("#card section", has_text="Predicted by the language model")
+            expect(theirs.locator("code >> nth=0")).to_contain_text("onerror")
             assert page.evaluate("[window.hurt, document.images.length]") == [None, 0]
+
+
+def test_a_card_shows_what_the_language_model_makes_of_the_concept(
+    steering: Path, session: Session, atlas: Atlas, page: Page
+) -> None:
+    concept = predicted_most(steering)
+    told = session.predictions(concept)
+    assert told
+    out = atlas.path.parent / "atlas.html"
+    write_page(atlas, out, predicting(steering, atlas))
+    with serving(session) as address:
+        for url in (f"http://{address}/", out.resolve().as_uri()):
+            page.goto(url)
+            page.fill("#search", str(concept))
+            page.press("#search", "Enter")
+            theirs = page.locator("#card section", has_text="Predicted by the language model")
+            expect(theirs.locator("code")).to_have_text([each.text for each in told.promotes])
+            change = re.compile(r"^\+[\d.]+$")
+            expect(theirs.locator("small")).to_have_text([change] * len(told.promotes))
+            shares = [
+                f"{100 * each:.2g}" for each in (told.predictions / told.positions, told.right / told.predictions)
+            ]
+            expect(theirs.locator("p")).to_contain_text(f"at {shares[0]}% of positions, {shares[1]}% of them right")
+            places = page.locator("#card details", has_text="predicted most strongly")
+            places.locator("summary").click()
+            expect(places.locator("li")).to_have_count(len(told.contexts))
+            first = told.contexts[0]
+            expect(places.locator("mark >> nth=0")).to_be_visible()
+            expect(places.locator("small >> nth=0")).to_have_text(
+                f"{first.strength:.2f} {'right' if first.right else 'wrong'}"
+            )
+        silent = next(each for each in range(40) if not session.predictions(each).predictions)
+        page.fill("#search", str(silent))
+        page.press("#search", "Enter")
+        expect(page.locator("#card h2")).to_contain_text(str(silent))
+        expect(page.locator("#card")).to_contain_text(f"at none of {told.positions} positions")
 
 
 def test_the_exported_atlas_opens_from_disk_and_finds_what_the_atlas_finds(

@@ -15,7 +15,9 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 import uvicorn
 from starlette.testclient import TestClient
 
@@ -23,12 +25,14 @@ from cocomix.__main__ import main
 from cocomix.artifact import Work
 from cocomix.errors import UserError
 from cocomix.explain import Atlas
+from cocomix.explain.predictions import predicting
 from cocomix.explore.calls import Continuation
 from cocomix.explore.plain import plain
 from cocomix.explore.server import application
 from cocomix.explore.session import Session
 from cocomix.steering import concepts
 from cocomix.steering.project import load_extractor, load_labels, load_model
+from cocomix.tokens.windows import Tokens
 from tests.explore.serving import serving
 
 HERE = "http://127.0.0.1"
@@ -60,12 +64,50 @@ def test_a_text_is_read_as_in_python(client: TestClient) -> None:
 
 
 def test_a_card_and_a_search_are_those_of_the_atlas(client: TestClient, atlas: Atlas) -> None:
-    assert client.get("/api/concepts/7").json() == json.loads(json.dumps(plain(atlas.concept(7))))
+    card = client.get("/api/concepts/7").json()
+    assert card.pop("predicted") is None
+    assert card == json.loads(json.dumps(plain(atlas.concept(7))))
     found = client.get("/api/search", params={"text": "w9"}).json()
     assert [each["concept"] for each in found] == [each.concept for each in atlas.search("w9")]
     assert found
     assert client.get("/api/search", params={"text": " 12 "}).json()[0]["concept"] == 12
     assert client.get("/api/search", params={"text": "99999"}).json() == []
+
+
+def test_a_card_tells_what_the_model_makes_of_the_concept(steering: Path, session: Session, atlas: Atlas) -> None:
+    model, _ = load_model(Path("artifacts/models/cocomix-0"))
+    rows = pq.read_table(steering / "predicted.parquet").to_pylist()
+    row = max(rows, key=lambda each: each["predictions"])
+    with TestClient(application(session), HERE) as client:
+        told = client.get(f"/api/concepts/{row['concept']}").json()["predicted"]
+    assert [told[each] for each in ("positions", "predictions", "right", "labelled")] == [
+        row[each] for each in ("positions", "predictions", "right", "labelled")
+    ]
+    assert [each["text"] for each in told["promotes"]] == [atlas.texts[each] for each in row["promotes"]]
+    assert told["contexts"]
+    for context in told["contexts"]:
+        (marked,) = [place for place, each in enumerate(context["shown"]) if each["strength"]]
+        assert context["start"] + marked == context["position"]
+        ids = Tokens(Path("artifacts/tokens")).windows("validation")[context["window"]].astype(int)
+        assert context["shown"][marked]["token"] == ids[context["position"]]
+        z = model.concepts(torch.from_numpy(ids)[None]).logits[0, context["position"], row["concept"]]
+        assert context["strength"] == pytest.approx(float(z), rel=1e-4)
+
+
+def test_what_another_model_makes_of_the_concept_is_not_told(steering: Path, atlas: Atlas) -> None:
+    folder = Path("artifacts/models/cocomix-0")
+    assert predicting(steering, atlas, folder)
+    assert predicting(steering, atlas)
+    with Work("pretrain", folder, {}, {"other": 1}) as work:
+        with work.write("model.safetensors") as pending:
+            pending.path.touch()
+        work.finish({})
+        work.publish()
+    assert predicting(steering, atlas, folder) is None
+    assert predicting(steering, atlas, Path("artifacts/models")) is None
+    assert predicting(Path("artifacts/nowhere"), atlas) is None
+    atlas.manifest.inputs["sae"] = "another"
+    assert predicting(steering, atlas) is None
 
 
 def test_the_calls_that_are_shown_give_the_continuation_that_is_shown(

@@ -7,11 +7,13 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from dvc.repo import Repo
 
 from cocomix.artifact import Artifact
 from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.tokens.windows import Tokens
 from tests.stages.project import Project
 
 ALL = {
@@ -96,6 +98,7 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ),
         ({"evaluate": {"batch_size": 31}}, {"evaluate@ntp-0", "evaluate@cocomix-0"}),
         ({"steer": {"concepts": 3}}, {"steer"}),
+        ({"steer": {"read_windows": 3}}, {"steer"}),
         ({"report": {"title": "Other"}}, {"report"}),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -206,11 +209,39 @@ def test_match_sets_the_width_of_the_methods_that_have_no_second_path(finished: 
     assert widths["flops"]["ntp"] > 32 >= widths["flops"]["kd"]  # distillation also pays for the base model
 
 
+def test_what_the_model_makes_of_each_concept_is_counted_as_its_evaluation_counts_it(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    measured = set((project.path / "artifacts/.measured").iterdir())
+    windows = Tokens(project.path / "artifacts/tokens").windows("validation")
+    project.change({"steer": {"read_windows": len(windows) + 1}})  # all there are, as the evaluation
+    done = project.stage("steer")
+    assert done.returncode == 0, done.stderr
+    # The steering, which does not depend on them, is not measured again.
+    new = set((project.path / "artifacts/.measured").iterdir()) - measured
+    assert [json.loads(each.read_text())["kind"] for each in new] == ["predicted"]
+    read = pq.read_table(project.path / "artifacts/steering/predicted.parquet").to_pydict()
+    evaluated = pq.read_table(project.path / "artifacts/evaluations/cocomix-0/concepts.parquet").to_pydict()
+    assert set(read["positions"]) == {windows.size}
+    assert set(read["seed"]) == {0}
+    for name, other in (
+        ("concept", "concept"),
+        ("predictions", "predicted"),
+        ("right", "right"),
+        ("labelled", "labelled"),
+    ):
+        assert read[name] == evaluated[other]
+    for concept, predictions in enumerate(read["predictions"]):
+        assert bool(predictions) == bool(read["contexts"][concept])
+
+
 def test_without_a_model_that_mixes_concepts_nothing_is_steered(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"pretrain": {"methods": ["ntp"]}})
     assert ran(project.dvc("repro", "report")) == {"steer", "report"}
     assert json.loads((project.path / "metrics/steer.json").read_text()).keys() == {"usage"}
+    assert pq.read_table(project.path / "artifacts/steering/predicted.parquet").num_rows == 0
     assert "changing them" not in (project.path / "artifacts/report/index.html").read_text()
 
 

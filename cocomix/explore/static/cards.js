@@ -52,7 +52,7 @@ function tokenChip(token, note, title) {
   return el("li", { title }, el("code", {}, visible(token.text)), el("small", {}, note));
 }
 
-function contextLine(context, strongest) {
+function contextLine(context, strongest, note = context.strength.toFixed(2)) {
   const tokens = context.shown.map((token) => {
     const text = token.text.replaceAll("\n", "↵ ");
     if (!token.strength) return text;
@@ -60,17 +60,35 @@ function contextLine(context, strongest) {
     mark.style.setProperty("--share", Math.min(1, token.strength / strongest));
     return mark;
   });
-  return el("li", {}, el("p", { class: "prose" }, ...tokens), el("small", {}, context.strength.toFixed(2)));
+  return el("li", {}, el("p", { class: "prose" }, ...tokens), el("small", {}, note));
 }
 
 function block(title, ...content) {
   return el("section", {}, el("h3", {}, title), ...content);
 }
 
+/** What the language model makes of a concept: nothing where that is not known. */
+function predictedBlocks(predicted) {
+  if (!predicted) return [];
+  const { positions, predictions, right, labelled, promotes, contexts } = predicted;
+  const title = "Predicted by the language model";
+  if (!predictions) return [block(title, el("p", { class: "quiet" }, `at none of ${positions.toLocaleString("en")} positions`))];
+  const points = (change) => `+${(100 * change).toLocaleString("en", { maximumSignificantDigits: 2 })}`;
+  const chips = promotes.map((each) => tokenChip(each, points(each.change), "percentage points that the token becomes likelier where the concept is predicted, when its strength is doubled"));
+  const lines = contexts.map((each) => contextLine(each, contexts[0].strength, `${each.strength.toFixed(2)} ${each.right ? "right" : "wrong"}`));
+  return [
+    block(title,
+      el("p", { class: "quiet" }, `at ${percent(predictions / positions)} of positions, ${percent(right / predictions)} of them right (a label at ${percent(labelled / positions)}); doubled there, it makes likelier, by percentage points:`),
+      el("ul", { class: "chips" }, ...chips)),
+    el("details", {}, el("summary", {}, "Where it is predicted most strongly"), el("ul", { class: "contexts" }, ...lines)),
+  ];
+}
+
 /** The card of a concept: `open` is told of a near concept that is chosen, `actions` are elements for its head. */
 export function cardOf(card, open, ...actions) {
   if (!card.firings) {
-    return [el("h2", {}, `Concept ${card.concept}`), ...actions, el("p", {}, "It fired nowhere in the text that the atlas was made of.")];
+    const nowhere = el("p", {}, "It fired nowhere in the text that the atlas was made of.");
+    return [el("h2", {}, `Concept ${card.concept}`), ...actions, nowhere, ...predictedBlocks(card.predicted)];
   }
   const trust = card.auc === null ? "label not scored" : `label tells it apart with AUC ${card.auc.toFixed(2)} (${card.held_out} held-out firings)`;
   const strongest = card.max_strength;
@@ -88,6 +106,7 @@ export function cardOf(card, open, ...actions) {
     block("Where it fires most", list(top.slice(0, SHOWN))),
     top.length > SHOWN ? el("details", {}, el("summary", {}, `${top.length - SHOWN} more`), list(top.slice(SHOWN))) : null,
     spread.length ? el("details", {}, el("summary", {}, "Where it fires, from strong to weak"), list(spread)) : null,
+    ...predictedBlocks(card.predicted),
     block("Nearest", el("ul", { class: "list" },
       ...card.nearest.map((each) => el("li", {}, el("button", { type: "button", class: "concept", click: () => open(each.concept) },
         el("b", {}, String(each.concept)), el("span", { class: "name" }, each.label || "no label"), el("small", {}, each.cosine.toFixed(2))))))),
