@@ -1,5 +1,6 @@
 """A project with everything that the page shows: small, random, and of one piece."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def atlas(artifacts: Path) -> Atlas:
 def steering(artifacts: Path, atlas: Atlas) -> Path:
     """What the model, now an artifact, makes of each concept: as of stage `steer`."""
     folder, tokens = artifacts / "models/cocomix-0", Tokens(artifacts / "tokens")
-    with Work("pretrain", folder, {}, {}) as work:
+    supervision = json.loads((artifacts / "concepts/supervision.json").read_bytes())["cocomix"]
+    with Work("pretrain", folder, {"supervision": supervision}, {}) as work:
         with work.write_folder() as target:
             shutil.copytree(folder, target, dirs_exist_ok=True)
         work.finish({})
