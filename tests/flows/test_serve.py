@@ -1,4 +1,8 @@
+import os
 import re
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -9,6 +13,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled
 
 from flows.serve import ATTEMPTS, deployments, resume_lost
+from flows.workspace import alone
 from tests.flows.conftest import ROOT
 
 
@@ -75,6 +80,27 @@ def test_a_run_that_was_lost_before_it_began_goes_on_and_one_of_the_future_waits
         assert client.read_flow_run(lost).state_name == "AwaitingRetry"
         assert client.read_flow_run(older).state_name == "Crashed"
         assert {client.read_flow_run(each).state_name for each in waiting} == {"Scheduled"}
+
+
+def test_it_waits_for_a_flow_at_work_in_the_folder_and_says_so(folder: Path, server: str) -> None:
+    Path("prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    environment = os.environ | {"PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
+    with (
+        alone(),
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.serve"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout
+        assert "waiting" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert said == ""
+    assert process.returncode == 128 + signal.SIGINT
 
 
 def _run(client: SyncPrefectClient, deployment: UUID, state: object) -> UUID:

@@ -19,7 +19,7 @@ from uuid import UUID
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelling
 
 from tests.flows.conftest import ROOT, set_params
@@ -200,6 +200,24 @@ def test_a_run_survives_kill_9_of(waiting_project: Path, victim: str) -> None:
         process.send_signal(signal.SIGINT)
         process.wait(PATIENCE)
     assert Path("wait.txt").read_text() == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
+def test_a_run_that_is_lost_before_it_has_begun_goes_on(waiting_project: Path) -> None:
+    set_params(number=1, wait=0)
+    port = free_port()
+    process = start(port)
+    prefect = Ui(port, process)
+    run = prefect.run(stages=["number"])
+    until(lambda: prefect.read(run).state_type == StateType.PENDING)
+    below = descendants(process.pid)
+    process.kill()
+    process.wait()
+    assert all(ends(each) for each in below)
+    with ui() as prefect:
+        prefect.until_state(run, "Completed")
 
 
 def test_a_server_that_others_reach_needs_a_password(folder: Path) -> None:
