@@ -116,7 +116,7 @@ def pipeline(
         end_with_parent(int(os.environ.get(RUNNER_PID, os.getppid())))
     log = get_run_logger()
     try:
-        with alone(lambda: log.warning("another flow or sweep is at work in this folder: waiting for it to end")):
+        with alone(wait=True, say=log.warning):
             return _pipeline(stages, mode, overrides)
     except UserError as error:
         return Failed(message=str(error))

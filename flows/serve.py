@@ -118,7 +118,7 @@ def main() -> None:
     try:
         found = deployments()
         check_server()
-        with alone(lambda: print("another flow or sweep is at work in this folder: waiting for it to end", flush=True)):
+        with alone(wait=True):
             resume_lost([each.name for each in found])
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -74,27 +74,28 @@ def lock_is_torn() -> bool:
 
 
 @contextmanager
-def alone(waiting: Callable[[], None] | None = None, say: Callable[[str], None] = to_stderr) -> Iterator[None]:
+def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iterator[None]:
     """Keep other flows, sweeps and presets, which would change parameters underneath, out of the project's folder.
 
     A process that is killed leaves no lock behind. What else it may leave is put right first: files of DVC that are
     torn, and what a sweep has changed, unless params.yaml has been edited since.
 
     Args:
-        waiting: is called before this waits for another one to end; none: it does not wait.
+        wait: for another one that is at work to end.
         say: is called with a line for each thing that is put right, or that a person must know.
 
     Raises:
-        UserError: when another one is at work, and this is not to wait.
+        UserError: when another one is at work, and this does not wait.
     """
     IN_USE.parent.mkdir(parents=True, exist_ok=True)
     with IN_USE.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not waiting:
-                raise UserError("another flow or sweep is at work in this folder; wait for it") from None
-            waiting()
+            busy = "another flow or sweep is at work in this folder"
+            if not wait:
+                raise UserError(f"{busy}; wait for it") from None
+            say(f"{busy}: waiting for it to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         drop_torn_locks(say)
         if BEFORE.exists():

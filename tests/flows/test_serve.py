@@ -90,13 +90,12 @@ def test_it_waits_for_a_flow_at_work_in_the_folder_and_says_so(folder: Path, ser
         subprocess.Popen(
             [sys.executable, "-m", "flows.serve"],
             env=environment,
-            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         ) as process,
     ):
-        assert process.stdout
-        assert "waiting" in process.stdout.readline()
+        assert process.stderr
+        assert "waiting" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert said == ""
