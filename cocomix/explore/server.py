@@ -47,6 +47,12 @@ class Text(BaseModel):
     text: str
 
 
+class Weighed(Text):
+    """A text, and a concept to look for in it."""
+
+    concept: int
+
+
 def application(session: Session) -> FastAPI:
     """The page and what it asks for. What is wrong with a request is answered by {"error": one line}."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -74,6 +80,10 @@ def application(session: Session) -> FastAPI:
     @app.post("/api/read")
     def read(asked: Text) -> JSONResponse:
         return JSONResponse(plain(session.read(asked.text)))
+
+    @app.post("/api/strengths")
+    def strengths(asked: Weighed) -> JSONResponse:
+        return JSONResponse(session.strengths(asked.text, asked.concept))
 
     @app.get("/api/search")
     def search(text: str) -> JSONResponse:

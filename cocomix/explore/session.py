@@ -21,6 +21,9 @@ from cocomix.steering.reading import Position, concepts, encode
 from cocomix.steering.syntax import Written, parse_edit
 from cocomix.steering.writing import continuation
 
+LISTED = 200
+"""Concepts that a search finds at most."""
+
 
 class About(NamedTuple):
     """What the page is about."""
@@ -92,14 +95,27 @@ class Session:
         with self._busy:
             return concepts(self._model, text, self._tokenizer, self._extractor, self._labels)
 
+    def strengths(self, text: str, concept: int) -> list[float]:
+        """The logit of a concept at each token of a text, whether it is mixed there or not.
+
+        Raises:
+            UserError: when the text is empty or too long, or there is no such concept.
+        """
+        if not 0 <= concept < (known := self._model.config.num_concepts):
+            raise UserError(f"concept {concept}: there are {known}, from 0 to {known - 1}")
+        with self._busy, torch.no_grad():
+            found = self._model.concepts(encode(self._model, text, self._tokenizer))
+        strengths: list[float] = found.logits[0, :, concept].tolist()
+        return strengths
+
     def search(self, text: str) -> list[Found]:
-        """The concept of this number, then those whose label or tokens match."""
-        found = []
-        if text.strip().isdecimal() and (number := int(text)) < self._model.config.num_concepts:
-            found.append(Found(number, self._labels.get(number, ""), "label"))
+        """The concept of this number, then those whose label or tokens match, `LISTED` at most."""
+        wanted, known = text.strip(), range(self._model.config.num_concepts)
+        number = int(wanted) if wanted.isdecimal() and len(wanted) < 10 else -1
+        found = [Found(number, self._labels.get(number, ""), "label")] if number in known else []
         if self._atlas is not None:
             with self._looking:
-                found += self._atlas.search(text)
+                found += [each for each in self._atlas.search(text, LISTED) if each.concept != number]
         return found
 
     def concept(self, number: int) -> Card:

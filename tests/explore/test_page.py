@@ -127,6 +127,11 @@ def test_type_click_search_and_steer(opened: Page, session: Session) -> None:
     page.fill("#search", "9")
     page.press("#search", "Enter")
     expect(page.locator("#card h2")).to_have_text(re.compile("^9"))
+    strengths = session.strengths("w5 w9 w2 w7", 9)  # also where it is not mixed
+    mixed = [9 in {one.concept for one in each.predicted} for each in session.read("w5 w9 w2 w7")]
+    for place, (strength, is_mixed) in enumerate(zip(strengths, mixed, strict=True)):
+        said = f"strength {max(0.0, strength):.1f}, {'mixed' if is_mixed else 'not mixed'}"
+        expect(page.locator(f"#token-{place}")).to_have_attribute("aria-label", re.compile(re.escape(said)))
     page.click("#card button.primary")
     slider = page.locator("#edits input[type=range]")
     expect(slider).to_be_focused()
@@ -228,6 +233,10 @@ def test_what_is_wrong_is_said_beside_it_and_goes_when_it_is_mended(opened: Page
     expect(page.locator("#reading-error")).to_be_empty()
     page.fill("#edit", "99=2")
     page.press("#edit", "Enter")
+    expect(page.locator("#steering-error")).to_contain_text("no concept 99; the model has 0 to 39")
+    page.fill("#prompt", "w5 w6 w7")  # is written on, which mends nothing
+    expect(page.locator("#count")).to_have_text("3 of 48 tokens")
+    finished(page)
     expect(page.locator("#steering-error")).to_contain_text("no concept 99; the model has 0 to 39")
     page.fill("#edit", "many")
     page.press("#edit", "Enter")

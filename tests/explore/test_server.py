@@ -63,6 +63,16 @@ def test_a_text_is_read_as_in_python(client: TestClient) -> None:
     assert client.post("/api/read", json={"text": "w5 w9 w2"}).json() == json.loads(json.dumps(plain(expected)))
 
 
+def test_a_concepts_strengths_are_the_models_logits_also_where_it_is_not_mixed(client: TestClient) -> None:
+    model, tokenizer = load_model(Path("artifacts/models/cocomix-0"))
+    logits = model.concepts(tokenizer("w5 w9 w2", return_tensors="pt").input_ids).logits[0]
+    for concept in (0, 39):
+        found = client.post("/api/strengths", json={"text": "w5 w9 w2", "concept": concept}).json()
+        assert found == pytest.approx(logits[:, concept].tolist(), abs=1e-6)
+    said = client.post("/api/strengths", json={"text": "w5", "concept": 40}).json()["error"]
+    assert said == "concept 40: there are 40, from 0 to 39"
+
+
 def test_a_card_and_a_search_are_those_of_the_atlas(client: TestClient, atlas: Atlas) -> None:
     card = client.get("/api/concepts/7").json()
     assert card.pop("predicted") is None
@@ -72,6 +82,9 @@ def test_a_card_and_a_search_are_those_of_the_atlas(client: TestClient, atlas: A
     assert found
     assert client.get("/api/search", params={"text": " 12 "}).json()[0]["concept"] == 12
     assert client.get("/api/search", params={"text": "99999"}).json() == []
+    assert client.get("/api/search", params={"text": "9" * 5000}).json() == []
+    numbers = [each["concept"] for each in client.get("/api/search", params={"text": "9"}).json()]
+    assert len(numbers) == len(set(numbers))
 
 
 def test_a_card_tells_what_the_model_makes_of_the_concept(steering: Path, session: Session, atlas: Atlas) -> None:

@@ -4,7 +4,7 @@ import { byId, json, latest, soon } from "./requests.js";
 import { startSteering, steerBy, stopWriting, write } from "./steer.js";
 
 const [prompt, tokens] = ["prompt", "tokens"].map(byId);
-const state = { about: null, positions: [], selected: 0, concept: null, names: new Map() };
+const state = { about: null, text: "", positions: [], selected: 0, concept: null, strengths: null, names: new Map() };
 
 // Reading -----------------------------------------------------------------------------------------------------------
 
@@ -12,8 +12,9 @@ const read = latest(byId("reading-error"), async (signal) => {
   byId("count").textContent = "reading …";
   stopWriting();
   try {
-    const positions = await json("/api/read", { text: prompt.value }, signal);
-    state.positions = positions;
+    const text = prompt.value;
+    const positions = await json("/api/read", { text }, signal);
+    Object.assign(state, { text, positions, strengths: null });
     state.selected = Math.min(state.selected, positions.length - 1);
     for (const each of positions) for (const one of [...each.predicted, ...(each.labelled ?? [])]) state.names.set(one.concept, one.label);
     showTokens();
@@ -21,6 +22,7 @@ const read = latest(byId("reading-error"), async (signal) => {
     tokens.classList.remove("stale");
     byId("count").textContent = `${positions.length} of ${state.about.context} tokens`;
     write();
+    await weigh(signal);
   } catch (error) {
     if (!signal.aborted) {
       tokens.classList.add("stale");
@@ -30,7 +32,18 @@ const read = latest(byId("reading-error"), async (signal) => {
   }
 });
 
-const strengthAt = (position) => position.predicted.find((each) => each.concept === state.concept)?.strength ?? 0;
+/** Finds how strong the chosen concept is at each token, also where it is not among the mixed, and tints by it. */
+async function weigh(signal) {
+  const { text, concept } = state;
+  if (concept === null || !state.positions.length) return;
+  const strengths = await json("/api/strengths", { text, concept }, signal);
+  if (text !== state.text || concept !== state.concept) return;
+  state.strengths = strengths;
+  tint();
+}
+
+const mixedAt = (position) => position.predicted.find((each) => each.concept === state.concept);
+const strengthAt = (position, place) => state.strengths?.[place] ?? mixedAt(position)?.strength ?? 0;
 const isLabel = (position) => position.labelled?.some((each) => each.concept === state.concept) ?? false;
 
 function showTokens() {
@@ -48,7 +61,7 @@ function showTokens() {
 
 /** Colours tokens by the chosen concept's strength, or else by the information gain. */
 function tint() {
-  const values = state.positions.map((each) => (state.concept === null ? each.gain ?? 0 : strengthAt(each)));
+  const values = state.positions.map((each, place) => (state.concept === null ? each.gain ?? 0 : Math.max(0, strengthAt(each, place))));
   const most = Math.max(...values.map(Math.abs), 1e-9);
   for (const [place, element] of [...tokens.children].entries()) {
     const position = state.positions[place];
@@ -62,7 +75,7 @@ function tint() {
 
 function described(position, value) {
   if (state.concept === null) return position.gain === null ? "no gain known" : `gain ${value.toFixed(2)} nats`;
-  return `${value ? `strength ${value.toFixed(1)}` : "not mixed"}${isLabel(position) ? ", a label here" : ""}`;
+  return `strength ${value.toFixed(1)}, ${mixedAt(position) ? "mixed" : "not mixed"}${isLabel(position) ? ", a label here" : ""}`;
 }
 
 function showLegend(values, most) {
@@ -71,11 +84,11 @@ function showLegend(values, most) {
     legend.replaceChildren("tint: what mixing is worth for the next token, up to ", el("b", {}, `${most.toFixed(1)} nats`));
     return;
   }
-  const mixed = values.filter(Boolean).length;
+  const mixed = state.positions.filter(mixedAt).length;
   const labelled = state.positions.filter(isLabel).length;
   legend.replaceChildren(
     "tint: strength of ", el("b", {}, String(state.concept)),
-    mixed ? `, mixed at ${mixed}, up to ${most.toFixed(1)}` : ", mixed nowhere here",
+    `, up to ${Math.max(0, ...values).toFixed(1)}, mixed ${mixed ? `at ${mixed}` : "nowhere here"}`,
     state.about.labels ? el("span", {}, "; ", el("span", { class: "underlined" }, "labelled"), ` at ${labelled} `) : " ",
     el("button", { type: "button", class: "plain", click: () => { choose(null); tokens.children[state.selected].focus(); } }, "show gain"),
   );
@@ -130,12 +143,13 @@ function markChosen() {
 // A concept ---------------------------------------------------------------------------------------------------------
 
 const choose = latest(byId("found-count"), async (signal, concept) => {
-  state.concept = concept;
+  Object.assign(state, { concept, strengths: null });
   if (state.positions.length) {
     tint();
     markChosen();
   }
   if (concept === null) return;
+  await weigh(signal);
   const panel = byId("card");
   const steer = el("button", { type: "button", class: "primary", click: () => steerBy(concept) }, `Steer ${concept}`);
   if (!state.about.atlas) {

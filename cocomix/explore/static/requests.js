@@ -14,18 +14,19 @@ export async function ask(path, body, signal) {
 
 export const json = async (...request) => (await ask(...request)).json();
 
-/** Runs of one kind: a new one ends the one before, and errors are shown in `place`. */
+/** Runs of one kind: a new one ends the one before. An error is shown in `place` until one of this kind succeeds. */
 export function latest(place, work) {
   let current = new AbortController();
+  let shown = "";
   return async (...given) => {
     current.abort();
     const { signal } = (current = new AbortController());
     try {
       const done = await work(signal, ...given);
-      if (!signal.aborted) place.textContent = "";
+      if (!signal.aborted && place.textContent === shown) place.textContent = ""; // or it is of another kind
       return done;
     } catch (error) {
-      if (!signal.aborted) place.textContent = error.message;
+      if (!signal.aborted) place.textContent = shown = error.message;
     }
   };
 }
