@@ -16,6 +16,7 @@ CHANGES = [
     ("activations", {"activations": {"seed": 1}}),
     ("activations", {"activations": {"shard_tokens": 1024}}),
     ("sae", {"sae": {"batch_size": 128}}),
+    ("sae", {"sae": {"k": 7}}),
     ("attribution", {"attribution": {"sign": "helpful"}}),
     ("explain", {"explain": {"contexts": 11}}),
     ("pretrain@ntp-0", {"pretrain": {"training": {"learning_rate": 0.003}}}),
@@ -23,11 +24,9 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("stage", "changes"),
-    [("sae", {"sae": {"k": 7}}), *(pytest.param(*each, marks=pytest.mark.slow) for each in CHANGES)],
-)
+@pytest.mark.parametrize(("stage", "changes"), CHANGES)
 def test_a_stage_killed_under_one_value_and_another_makes_of_each_what_an_undisturbed_one_makes(
     project: Project, finished: Project, tmp_path: Path, stage: str, changes: dict[str, Any]
 ) -> None:
