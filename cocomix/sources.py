@@ -20,6 +20,7 @@ PLUMBING = frozenset(
         "cocomix.gpus",
         "cocomix.interrupt",
         "cocomix.params",
+        "cocomix.parent",
         "cocomix.progress",
         "cocomix.runtime",
         "cocomix.sources",

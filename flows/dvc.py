@@ -6,7 +6,7 @@ import sys
 
 from dvc.cli import main
 
-from flows.parent import end_with_parent
+from cocomix.parent import end_with_parent
 from flows.workspace import drop_torn_locks
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from pydantic import WithJsonSchema
 from ruamel.yaml import YAML, YAMLError
 
 from cocomix.errors import UserError
+from cocomix.parent import end_with_parent, end_with_this_process
 from cocomix.runtime import runtime
 from flows import publish
 from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time
 from flows.overrides import override
-from flows.parent import end_with_parent, end_with_this_process
 from flows.reproduce import Result, reproduce
 from flows.workspace import alone
 

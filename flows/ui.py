@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from cocomix.errors import UserError
-from flows.parent import end_with_parent
+from cocomix.parent import end_with_parent
 
 HOME = Path(".prefect")
 REPORT = Path("artifacts/report")

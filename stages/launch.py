@@ -4,7 +4,6 @@ They get torchrun's environment variables, so that across machines `torchrun --n
 For one machine this starts 2 s faster than torchrun (it does not import torch), keeps exit statuses, and stays silent.
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -16,6 +15,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
+
+from cocomix.parent import end_with_parent
 
 GRACE_SECONDS = 30.0
 """After one process has failed, the time that the others have to stop by themselves."""
@@ -48,15 +49,6 @@ def launch(processes: int) -> int:
     return status if status >= 0 else 128 - status
 
 
-def die_with(parent: int) -> None:
-    """Ask the kernel to end this process with SIGTERM when `parent`, the process that started it, ends (Linux only)."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1  # noqa: N806
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before we asked
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def first_to_end() -> bool:
     """Whether no other process of this job has failed, or been stopped, before: the first one says why."""
     claim = os.environ.get(END_CLAIM)
@@ -81,7 +73,7 @@ def _start(processes: int, claim: Path) -> list[subprocess.Popen[bytes]]:
         subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            preexec_fn=partial(die_with, os.getpid()),  # safe: this process has no threads
+            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # safe: this process has no threads
         )
         for rank in range(processes)
     ]

@@ -22,9 +22,10 @@ from cocomix.checked import read_yaml
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import FILE, Params, load
+from cocomix.parent import end_with_parent
 from cocomix.progress import say
 from cocomix.runtime import runtime
-from stages.launch import die_with, first_to_end, launch
+from stages.launch import first_to_end, launch
 
 ARTIFACTS = Path("artifacts")
 
@@ -225,4 +226,4 @@ def _die_with_dvc() -> None:
         parent = os.getppid()
         if os.getsid(parent) != os.getsid(0):  # adopted: DVC ended before this line
             sys.exit(128 + signal.SIGTERM)
-        die_with(parent)
+        end_with_parent(parent, signal.SIGTERM)

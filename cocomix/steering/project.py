@@ -73,7 +73,7 @@ def load_labels(artifacts: Path) -> dict[int, str]:
         return {}
     atlas, concepts = Atlas(artifacts / "atlas"), Artifact(artifacts / "concepts")
     if (concepts.path / MANIFEST).is_file():
-        autoencoders = {each.manifest.inputs.get("sae") for each in (Artifact(atlas.path), concepts)}
+        autoencoders = {each.manifest.inputs.get("sae") for each in (atlas, concepts)}
         if len(autoencoders) > 1:
             raise UserError(f"{atlas.path}: of another autoencoder than {concepts.path}; `dvc repro` makes both anew")
     return {concept: atlas.label(concept) for concept in range(len(atlas))}

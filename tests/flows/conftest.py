@@ -60,9 +60,9 @@ json.dump({"number": number, "of": {"many": list(range(100)), "text": "x"}}, ope
     "parity.py": 'open("parity.txt", "w").write(str(int(open("number.txt").read()) % 2))',
     "each.py": 'import shutil, sys; shutil.copy("parity.txt", f"each-{sys.argv[1]}.txt")',
     "wait.py": """
-import os, time, yaml
-from stages.launch import die_with
-die_with(os.getppid())
+import os, signal, time, yaml
+from cocomix.parent import end_with_parent
+end_with_parent(os.getppid(), signal.SIGTERM)
 open("pid", "w").write(str(os.getpid()))
 time.sleep(yaml.safe_load(open("params.yaml"))["base"]["seed"])
 open("wait.txt", "w").write("done")

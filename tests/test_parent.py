@@ -8,7 +8,7 @@ import psutil
 
 SCRIPT = """
 import subprocess
-from flows.parent import end_with_this_process
+from cocomix.parent import end_with_this_process
 child = subprocess.Popen(["sleep", "600"])
 end_with_this_process(child.pid)
 print(child.pid, flush=True)
@@ -20,7 +20,7 @@ ADOPTED = """
 import os
 import signal
 import time
-from flows.parent import end_with_parent
+from cocomix.parent import end_with_parent
 parent = os.getpid()
 if os.fork():
     os._exit(0)
