@@ -1,36 +1,30 @@
 """The pipeline as a Prefect flow, a task for each DVC stage: `python -m flows.pipeline [STAGE ...]`."""
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any, get_args
 
-import httpx
-from prefect import flow, get_client, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.runtime import deployment
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import WithJsonSchema
 from ruamel.yaml import YAML, YAMLError
 
 from cocomix.errors import UserError
-from cocomix.parent import end_with_parent, end_with_this_process
 from cocomix.runtime import runtime
 from flows import publish
 from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time
 from flows.overrides import override
 from flows.reproduce import Result, reproduce
+from flows.server import connect, end_with_runner
 from flows.workspace import alone
 
-RUNNER_PID = "RUNNER_PID"
-"""The environment variable with the process that starts runs of deployments, if it is `flows.serve`."""
 UP_TO_DATE = "Up to date"
 FIRST_MICRO_BATCH = 8
 """Windows in one forward pass, when the memory did not suffice for as many as the stage itself had chosen."""
@@ -111,9 +105,7 @@ def pipeline(
         mode: What is run besides: `upstream`: what the stages need; `only`: nothing; `downstream`: what follows.
         overrides: Parameters to write into `params.yaml` first, such as `{"sae.k": 16}`.
     """
-    if deployment.id:
-        # Without `flows.serve`, or a worker (which does not say who it is), nobody could cancel this run.
-        end_with_parent(int(os.environ.get(RUNNER_PID, os.getppid())))
+    end_with_runner()
     log = get_run_logger()
     try:
         with alone(wait=True, say=log.warning):
@@ -171,10 +163,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         overrides = dict(_assignment(each) for each in given.set)
-        if PREFECT_API_URL.value():
-            check_server()
-        else:
-            _start_server()
+        connect()
         state = pipeline(tuple(given.stages), given.mode, overrides, return_state=True)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -182,31 +171,6 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     if not state.is_completed():
         sys.exit(f"error: {state.message}")
-
-
-def check_server() -> None:
-    """Ask the server at PREFECT_API_URL whether it is there.
-
-    Raises:
-        UserError: when it does not answer, or not to this client.
-    """
-    try:
-        with get_client(sync_client=True) as client:
-            client.raise_for_api_version_mismatch()
-    except httpx.HTTPError:
-        raise UserError("PREFECT_API_AUTH_STRING: the server at PREFECT_API_URL asks for another") from None
-    except RuntimeError as error:
-        raise UserError(f"PREFECT_API_URL: {error}; `make ui` starts a server") from None
-
-
-def _start_server() -> None:
-    """The server that Prefect itself would start and end, but that would stay where this process is killed."""
-    from prefect.server.api.server import SubprocessASGIServer  # seconds, which no run of a worker needs
-
-    server = SubprocessASGIServer()
-    server.start()
-    if server.server_process:
-        end_with_this_process(server.server_process.pid)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

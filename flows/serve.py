@@ -32,7 +32,8 @@ from pydantic import BaseModel
 
 from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
-from flows.pipeline import RUNNER_PID, check_server, pipeline
+from flows.pipeline import pipeline
+from flows.server import RUNNER_PID, check_server
 from flows.workspace import alone
 
 ATTEMPTS = 5

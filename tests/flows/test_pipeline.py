@@ -13,7 +13,8 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from cocomix.runtime import runtime
 from flows.gpu import one_at_a_time
-from flows.pipeline import RUNNER_PID, command_line, pipeline
+from flows.pipeline import command_line, pipeline
+from flows.server import RUNNER_PID
 from tests.flows.conftest import ROOT, set_params
 from tests.flows.test_reproduce import ends, wait_for_pid
 
