@@ -2,14 +2,21 @@
 
 import importlib
 import shutil
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
+from cocomix.__main__ import main as command
 from cocomix.artifact import Artifact
 from cocomix.errors import UserError
+from cocomix.explain import Atlas
+from cocomix.explain.predictions import predicting
+from cocomix.explore.export import write_page
+from cocomix.explore.session import Session
 from cocomix.params import load
+from cocomix.steering.project import default_model
 from tests.stages.project import Project
 
 READ = [
@@ -34,14 +41,43 @@ READ = [
     ("models/ntp-0", "config.json", "evaluate ntp 0"),
     ("evaluations/cocomix-0", "documents.parquet", "report"),
     ("evaluations/cocomix-0", "examples.parquet", "report"),
+    ("models/cocomix-0", "model.safetensors", "steer"),
+    ("models/cocomix-0", "tokenizer.json", "the command"),
+    ("atlas", "concepts.parquet", "report"),
+    ("atlas", "concepts.parquet", "the command"),
+    ("atlas", "contexts.parquet", "the explorer"),
+    ("atlas", "contexts.parquet", "the page"),
+    ("atlas", "vocabulary.parquet", "report"),
+    ("atlas", "vocabulary.parquet", "the page"),
+    ("steering", "effects.parquet", "report"),
+    ("steering", "predicted.parquet", "the explorer"),
+    ("steering", "predicted.parquet", "the page"),
     *((out, "manifest.json", "evaluate ntp 0") for out in ("tokens", "concepts", "models/ntp-0")),
     *((out, "manifest.json", "shapes") for out in ("base", "sae")),
     ("corpus", "manifest.json", "tokenize"),
     ("activations", "manifest.json", "sae"),
     ("shapes", "manifest.json", "pretrain ntp 0"),
-    ("evaluations/cocomix-0", "manifest.json", "report"),
+    *((out, "manifest.json", "report") for out in ("evaluations/ntp-0", "evaluations/cocomix-0", "atlas", "steering")),
+    *((out, "manifest.json", "the command") for out in ("models/cocomix-0", "concepts", "base", "sae", "atlas")),
+    *((out, "manifest.json", reader) for out in ("atlas", "steering") for reader in ("the explorer", "the page")),
 ]
-"""Artifact, kind of file, and a stage that reads it early."""
+"""Artifact, kind of file, and what reads it early: a stage, or one of `OTHERS`. Nothing reads the report's own."""
+
+
+def explore() -> None:
+    artifacts = Path("artifacts")
+    Session(default_model(artifacts), artifacts).concept(0)
+
+
+def export() -> None:
+    write_page(atlas := Atlas(), Path("atlas.html"), predicting(Path("artifacts/steering"), atlas))
+
+
+OTHERS: dict[str, Callable[[], None]] = {
+    "the command": lambda: command(["concepts", "text"]),
+    "the explorer": explore,
+    "the page": export,
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +115,11 @@ def test_damage_is_refused_by_the_name_of_the_file(project: Project, out: str, p
 
 
 def refusal(project: Project, reader: str) -> str:
-    """What a stage says that has to compute anew."""
+    """What a stage says that has to compute anew, or another reader."""
+    if other := OTHERS.get(reader):
+        with chdir(project.path), pytest.raises((UserError, SystemExit)) as refused:
+            other()
+        return str(refused.value).removeprefix("error: ")
     stage, *item = reader.split()
     for old in (project.path / "artifacts/.work").glob(f"{stage}*"):
         shutil.rmtree(old)
