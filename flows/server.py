@@ -41,10 +41,25 @@ def check_server() -> None:
     try:
         with get_client(sync_client=True) as client:
             client.raise_for_api_version_mismatch()
-    except httpx.HTTPError:
-        raise UserError("PREFECT_API_AUTH_STRING: the server at PREFECT_API_URL asks for another") from None
-    except RuntimeError as error:
-        raise UserError(f"PREFECT_API_URL: {error}; `make ui` starts a server") from None
+    except (httpx.HTTPError, RuntimeError, ValueError) as error:
+        # Prefect itself says only that it failed; its cause says why.
+        raise UserError(_trouble(error.__cause__ or error)) from None
+
+
+def _trouble(error: BaseException) -> str:
+    address = httpx.URL(PREFECT_API_URL.value()).copy_with(userinfo=b"")
+    match error:
+        case httpx.HTTPStatusError(response=response) if response.status_code in (401, 403):
+            return f"PREFECT_API_AUTH_STRING: the server at {address} asks for another"
+        case httpx.HTTPStatusError(response=response):
+            what = f"the server answers {response.status_code} {response.reason_phrase}"
+        case httpx.HTTPError():
+            what = f"{str(error).rstrip('.')}; `make ui` starts a server"
+        case ValueError():
+            what = "what answers is no Prefect server, whose address ends in /api"
+        case _:  # other versions
+            what = str(error)
+    return f"PREFECT_API_URL: {address}: {what}"
 
 
 def _start_server() -> None:

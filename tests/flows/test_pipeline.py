@@ -165,7 +165,9 @@ def test_a_server_that_is_not_there_is_told_in_one_line(project: Path, program: 
     run = subprocess.run(
         [sys.executable, "-m", program], env=os.environ | {"PREFECT_API_URL": address}, capture_output=True, text=True
     )
-    assert run.stderr == f"error: PREFECT_API_URL: Failed to reach API at {address}; `make ui` starts a server\n"
+    assert run.stderr == (
+        f"error: PREFECT_API_URL: {address}: [Errno 111] Connection refused; `make ui` starts a server\n"
+    )
     assert run.returncode == 1
 
 
