@@ -1,9 +1,8 @@
 """The pipeline as a Prefect flow, a task for each DVC stage: `python -m flows.pipeline [STAGE ...]`."""
 
 import argparse
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any, get_args
 
@@ -22,7 +21,7 @@ from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time
 from flows.overrides import override
 from flows.reproduce import Result, reproduce
-from flows.server import connect, end_with_runner
+from flows.server import end_with_runner, run_here
 from flows.workspace import alone
 
 UP_TO_DATE = "Up to date"
@@ -38,7 +37,7 @@ def _can_pass(_task: object, _run: object, state: State[Any]) -> bool:
 
 
 @task(
-    task_run_name="{node.name}",
+    task_run_name="{title}",
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=4,
@@ -46,7 +45,7 @@ def _can_pass(_task: object, _run: object, state: State[Any]) -> bool:
     retry_jitter_factor=0.5,
     retry_condition_fn=_can_pass,
 )
-def stage(node: Stage, changed: bool) -> State[None]:
+def stage(node: Stage, changed: bool, title: str) -> State[None]:  # noqa: ARG001 (the title names the run)
     """Bring one stage up to date.
 
     Its state is Completed, Restored (from DVC's run cache) or Up to date; or else Failed. Busy (another DVC holds what
@@ -54,6 +53,7 @@ def stage(node: Stage, changed: bool) -> State[None]:
 
     Args:
         changed: whether the stage may have something to do. DVC decides, and is only asked then.
+        title: of the task's run.
     """
     if not changed:
         return Completed(name=UP_TO_DATE, message="nothing changed")
@@ -123,12 +123,24 @@ def _pipeline(targets: tuple[str, ...], mode: Mode, overrides: dict[str, Any]) -
     publish.parameters(overrides)
     if outdated := outdated_inputs(dag, nodes):
         get_run_logger().warning(f"not run, as mode is {mode}, although out of date: {', '.join(outdated)}")
+    return bring_up_to_date(nodes)
+
+
+def bring_up_to_date(nodes: Iterable[Stage], title: str = "") -> State[None]:
+    """Run stages within a flow, each as a task, up to the first that fails.
+
+    Args:
+        nodes: with what they need before them, as `select` gives them.
+        title: of the tasks, besides the names of their stages.
+    """
     states: dict[str, State[Any]] = {}
     # One after another in the main thread: there signals, and so a cancellation, reach the running stage.
     for node in nodes:
         inputs = [states[name] for name in node.needs if name in states]
         changed = node.changed or any(state.name != UP_TO_DATE for state in inputs)
-        states[node.name] = state = stage(node, changed, wait_for=inputs, return_state=True)
+        states[node.name] = state = stage(
+            node, changed, f"{node.name} {title}".rstrip(), wait_for=inputs, return_state=True
+        )
         if not state.is_completed():
             return Failed(message=f"{node.name}: {state.message}")
     return Completed(message=", ".join(_tally(list(states.values()))))
@@ -159,18 +171,11 @@ def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """The command line."""
     given = command_line()
-    # Prefect passes SIGTERM on to the handler that it found; exiting, rather than dying, also ends Prefect's server.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         overrides = dict(_assignment(each) for each in given.set)
-        connect()
-        state = pipeline(tuple(given.stages), given.mode, overrides, return_state=True)
     except UserError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    if not state.is_completed():
-        sys.exit(f"error: {state.message}")
+    run_here(lambda: pipeline(tuple(given.stages), given.mode, overrides, return_state=True))
 
 
 def _assignment(text: str) -> tuple[str, Any]:

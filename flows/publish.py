@@ -91,6 +91,12 @@ def metrics(stage: str, files: Iterable[Path]) -> None:
             )
 
 
+def comparison(sweep: str, table: str) -> None:
+    """Show what a sweep has found so far."""
+    with _if_possible():
+        create_markdown_artifact(f"```\n{table}\n```", _key("sweep", sweep), f"The settings of sweep {sweep}, compared")
+
+
 @contextmanager
 def _if_possible() -> Iterator[None]:
     try:

@@ -8,8 +8,9 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any, Literal
 
-from prefect import get_client, serve
+from prefect import Flow, get_client, serve
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -32,10 +33,14 @@ from pydantic import BaseModel
 
 from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
+from flows.owner import check_owner, owner_tag
 from flows.pipeline import pipeline
 from flows.server import RUNNER_PID, check_server
+from flows.sweep import sweep
 from flows.workspace import alone
 
+FLOWS: dict[str, Flow[..., Any]] = {"flows.pipeline.pipeline": pipeline, "flows.sweep.sweep": sweep}
+"""What can be deployed, by the entrypoint in prefect.yaml."""
 ATTEMPTS = 5
 """Of a run whose process is lost each time."""
 
@@ -49,6 +54,7 @@ class _Schedule(BaseModel):
 class _Deployment(BaseModel):
     name: str
     description: str
+    entrypoint: Literal["flows.pipeline.pipeline", "flows.sweep.sweep"]
     parameters: dict[str, object] = {}
     schedules: list[_Schedule] = []
     concurrency_limit: ConcurrencyLimitConfig
@@ -63,12 +69,13 @@ def deployments() -> list[RunnerDeployment]:
     path = Path("prefect.yaml")
     return [
         RunnerDeployment.from_flow(
-            pipeline,
+            FLOWS[each.entrypoint],
             name=each.name,
             description=each.description,
             parameters=each.parameters,
             schedules=[Cron(at.cron, timezone=at.timezone, active=at.active) for at in each.schedules],
             concurrency_limit=each.concurrency_limit,
+            tags=[owner_tag()],
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         for each in parse(_File, read_yaml(path), str(path)).deployments
@@ -88,7 +95,7 @@ def resume_lost(names: list[str]) -> None:
     )
     with get_client(sync_client=True) as client:
         begun = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[pipeline.name])),
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[each.name for each in FLOWS.values()])),
             flow_run_filter=has_begun,
             deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)),
             sort=FlowRunSort.START_TIME_DESC,
@@ -119,6 +126,7 @@ def main() -> None:
     try:
         found = deployments()
         check_server()
+        check_owner([each.full_name for each in found])
         with alone(wait=True):
             resume_lost([each.name for each in found])
     except UserError as error:

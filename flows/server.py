@@ -1,9 +1,14 @@
 """The Prefect server that a flow reports to, and the process that it runs for."""
 
 import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 from prefect import get_client
+from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
 from prefect.settings import PREFECT_API_URL
 
@@ -20,16 +25,25 @@ def end_with_runner() -> None:
         end_with_parent(int(os.environ.get(RUNNER_PID, os.getppid())))  # a worker does not say who it is
 
 
-def connect() -> None:
-    """Use the server at PREFECT_API_URL or, where none is set, one that this starts here and that ends with this.
+def run_here(run: Callable[[], State[Any]]) -> None:
+    """Run a flow for a command line, and exit as it ended.
 
-    Raises:
-        UserError: when the server does not answer, or not to this client.
+    Its server is the one at PREFECT_API_URL; where none is set, one that starts here and ends with this process.
     """
-    if PREFECT_API_URL.value():
-        check_server()
-    else:
-        _start_server()
+    # Prefect passes SIGTERM on to the handler that it found; exiting, rather than dying, also ends Prefect's server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        if PREFECT_API_URL.value():
+            check_server()
+        else:
+            _start_server()
+        state = run()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    if not state.is_completed():
+        sys.exit(f"error: {state.message}")
 
 
 def check_server() -> None:

@@ -14,131 +14,91 @@ The table holds validation losses only: what is chosen by a sweep must not be ch
 """
 
 import argparse
-import copy
 import hashlib
 import json
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML, YAMLError
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from cocomix.artifact import write_atomically
-from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
-from cocomix.params import FILE, Params
+from cocomix.params import FILE, Method, Seed
 from cocomix.report.efficiency import equal_flops, loss_at, spread
 from cocomix.report.facts import read_run, run_files
-from cocomix.report.tuning import SWEEPS, SweepRun, decisive_digest, read_sweep
+from cocomix.report.tuning import SWEEPS, SweepRun, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
 from cocomix.sources import digest_of_sources
+from flows import publish
 from flows.dag import plan
-from flows.preset import merge, sections, with_values
-from flows.reproduce import reproduce
+from flows.pipeline import bring_up_to_date
+from flows.server import end_with_runner, run_here
+from flows.settings import Task, settings, tasks
 from flows.workspace import kept
 
 
-class Setting(NamedTuple):
-    """Values that differ from params.yaml."""
-
-    name: str
-    values: Mapping[str, Any]
-    """Nested, as in params.yaml."""
-
-
-class Task(NamedTuple):
-    """One model to train and evaluate under a setting."""
-
-    setting: Setting
-    method: str
-    seed: int
-    params: bytes
-    """The content of params.yaml."""
-    digest: str
-    """Of the parameters that can decide the result."""
-
-
-def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
-    """The settings of a file, if one is given, at all points of a grid.
+@flow(persist_result=False)
+def sweep(
+    name: str, grid: tuple[str, ...] = (), methods: tuple[Method, ...] = (), seeds: tuple[Seed, ...] = ()
+) -> State[None]:
+    """Train and evaluate under several settings of the parameters, and compare them. `params.yaml` stays as it is.
 
     Args:
-        grid: `key=value,value`, with dots between sections and keys; values are YAML, lists among them.
-
-    Raises:
-        UserError: when the file or a value cannot be read.
+        name: What to call the results, or a file of settings that gives them its name: `sweeps/ablations.yaml`.
+        grid: Values to try, such as `sae.k=16,32`; of several lines, all combinations.
+        methods: None: those of the setting, or of `params.yaml`.
+        seeds: Likewise.
     """
-    found = [Setting("", {})]
-    if file:
-        found = [Setting(str(name), values or {}) for name, values in read_yaml(file).items()]
-        if wrong := next((each.name for each in found if not isinstance(each.values, Mapping)), None):
-            raise UserError(f"{file}: {wrong}: must be a section of 'key: value', as in {FILE}")
-    for axis in grid:
-        key, equals, text = axis.partition("=")
-        try:
-            values = YAML(typ="safe").load(f"[{text}]")
-        except (YAMLError, ValueError):  # the latter: 2020-99-99
-            values = None
-        if not (key and equals and values):
-            raise UserError(f"{axis}: must be key=value,value, such as pretrain.cocomix.concept_weight=0.1,0.3")
-        found = [_with(each, key, value) for each in found for value in values]
-    if unclear := next((each.name for each in found if not each.name.isprintable()), None):
-        raise UserError(f"setting {unclear}: the name must be one line of printable characters")
-    return found
+    end_with_runner()
+    say = get_run_logger().warning
+    try:
+        with kept(wait=True, say=say) as write_params:
+            results, asked = _asked(name, grid, methods, seeds)
+            failed = run(results, asked, write_params)
+            compared = comparison(asked, read(results))
+    except UserError as error:
+        return Failed(message=str(error))
+    publish.comparison(results, compared)
+    print(f"\n{compared}\n\nEach run: {_path(results)}", flush=True)
+    if failed:
+        lines = [f"{len(failed)} of {len(asked)} failed:", *(f"  {title}: {error}" for title, error in failed.items())]
+        return Failed(message="\n".join(lines))
+    return Completed(message=str(_path(results)))
 
 
-def tasks(chosen: Sequence[Setting], methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Task]:
-    """All models to train, checked.
-
-    Args:
-        methods: none: those of the setting, or of params.yaml.
-        seeds: likewise.
-
-    Raises:
-        UserError: when a setting is not valid.
-    """
-    shipped, found = sections(FILE), []
-    for setting in chosen:
-        items = {name: list(each) for name, each in (("methods", methods), ("seeds", seeds)) if each}
-        source = f"setting {setting.name or '(params.yaml)'}"
-        content = with_values(shipped, [setting.values, {"pretrain": items}], source)
-        params = parse(Params, YAML(typ="safe").load(content), source)
-        digest = decisive_digest(params)
-        found += [
-            Task(setting, method, seed, content, digest)
-            for method in params.pretrain.methods
-            for seed in params.pretrain.seeds
-        ]
-    return found
-
-
-def sweep(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None]) -> dict[str, str]:
-    """Run what is not yet in the results file, and add it there.
+def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None]) -> dict[str, str]:
+    """Run, within a flow, what is not yet in the results file, and add it there.
 
     Returns:
         What went wrong, by task.
     """
+    log = get_run_logger()
     done = read(name)
     code, failed = _digest_of_code(), {}
     if outdated := {each.setting for task in asked if (each := _result_of(task, done)) and each.code != code}:
         listed = ", ".join(sorted(outdated)) or FILE
-        print(f"{_path(name)}: the code has changed since {listed}; remove the file to run all again", file=sys.stderr)
+        log.warning(f"{_path(name)}: the code has changed since {listed}; remove the file to run all again")
     left = [task for task in asked if _result_of(task, done) is None]
     for number, task in enumerate(left, start=1):
-        title = " ".join(filter(None, [task.setting.name, task.method, f"seed {task.seed}"]))
-        print(f"[{number}/{len(left)}] {title}", flush=True)
+        publish.comparison(name, comparison(asked, done))
+        log.info(f"[{number}/{len(left)}] {task.title}")
         write_params(task.params)
         try:
-            _bring_up_to_date(f"evaluate@{task.method}-{task.seed}")
+            state = bring_up_to_date(plan([f"evaluate@{task.method}-{task.seed}"]), task.title)
+            if not state.is_completed():
+                raise UserError(str(state.message))
             if FILE.read_bytes() != task.params:
                 raise UserError(f"{FILE} was edited meanwhile: the result does not count")
-            done = [each for each in done if _key(each) != (task.setting.name, task.method, task.seed)]
-            done.append(_collect(task, code))
-            write_atomically(_path(name), _to_json(done))
         except UserError as error:
-            failed[title] = str(error)
-            print(f"failed: {error}", flush=True)
+            failed[task.title] = str(error)
+            log.error(f"failed: {error}")
+            continue
+        done = [each for each in done if _key(each) != (task.setting.name, task.method, task.seed)]
+        done.append(_collect(task, code))
+        write_atomically(_path(name), _to_json(done))
     return failed
 
 
@@ -192,27 +152,6 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
     return table(rows)
 
 
-def _with(setting: Setting, key: str, value: object) -> Setting:
-    nested: object = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    values = copy.deepcopy(dict(setting.values))
-    assert isinstance(nested, dict)
-    merge(values, nested)
-    return Setting(", ".join(filter(None, [setting.name, f"{key}={value}"])), values)
-
-
-def _bring_up_to_date(target: str) -> None:
-    outcomes: dict[str, str] = {}
-    for stage in plan([target]):
-        outcomes[stage.name] = "up to date"
-        if stage.changed or any(outcomes[each] != "up to date" for each in stage.needs):
-            result = reproduce(stage.name, lambda line: print(line, flush=True))
-            if result.outcome == "failed":
-                raise UserError(f"{stage.name}: {result.error}")
-            outcomes[stage.name] = result.outcome
-
-
 def _collect(task: Task, code: str) -> SweepRun:
     training, evaluation, *_ = run_files(task.method, task.seed)
     curve = read_run(task.method, task.seed).curve
@@ -251,33 +190,31 @@ def _digest_of_code() -> str:
     return hashlib.sha256("".join(map(digest_of_sources, programs)).encode()).hexdigest()
 
 
+def _asked(name: str, grid: Sequence[str], methods: Sequence[Method], seeds: Sequence[Seed]) -> tuple[str, list[Task]]:
+    """The name of the results, and the models to train."""
+    file = Path(name) if name.endswith((".yaml", ".yml")) else None
+    results = file.stem if file else name
+    if not results.isprintable() or (not file and set(results) & set("=/")):
+        raise UserError(f"{name}: no name of a sweep; it must be a name, or a file of settings")
+    return results, tasks(settings(file, grid), methods, seeds)
+
+
 def main() -> None:
     """The command line."""
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweep", metavar="NAME|FILE.yaml", help="names the results; a file also holds settings")
+    parser.add_argument("name", metavar="NAME|FILE.yaml", help="names the results; a file also holds settings")
     parser.add_argument("grid", nargs="*", metavar="KEY=VALUE,...", help="a point of the grid is one of each")
-    parser.add_argument("--methods", nargs="+", help="as pretrain.methods of params.yaml, which is the default")
-    parser.add_argument("--seeds", nargs="+", type=int, help="as pretrain.seeds, likewise")
+    parser.add_argument("--methods", nargs="+", default=[], help="as pretrain.methods of params.yaml, the default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="as pretrain.seeds, likewise")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    file = Path(given.sweep) if given.sweep.endswith((".yaml", ".yml")) else None
-    name = Path(given.sweep).stem if file else given.sweep
     try:
-        if not name.isprintable() or (not file and set(name) & set("=/")):
-            raise UserError(f"{name}: no name of a sweep; the first argument is a name, or a file of settings")
-        with kept() as write_params:
-            asked = tasks(settings(file, given.grid), given.methods, given.seeds)
-            failed = sweep(name, asked, write_params)
-        print(f"\n{comparison(asked, read(name))}\n\nEach run: {_path(name)}")
+        _asked(**vars(given))  # what is wrong is said before a server starts
     except UserError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    if failed:
-        sys.exit("\n".join(["error:", *(f"  {title}: {error}" for title, error in failed.items())]))
+    run_here(lambda: sweep(**vars(given), return_state=True))
 
 
 if __name__ == "__main__":

@@ -104,11 +104,15 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
 
 
 @contextmanager
-def kept() -> Iterator[Callable[[bytes], None]]:
+def kept(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iterator[Callable[[bytes], None]]:
     """Leave params.yaml, dvc.lock, metrics, plots and artifacts as they were, whatever ends this early.
 
     What a `kill -9` leaves is put back by the next one that is `alone`. What a person writes into params.yaml meanwhile
     stays. Results of sweeps are left alone.
+
+    Args:
+        wait: as of `alone`.
+        say: likewise.
 
     Yields:
         What writes another content into params.yaml; a UserError where a person has edited it.
@@ -116,7 +120,7 @@ def kept() -> Iterator[Callable[[bytes], None]]:
     Raises:
         UserError: when a flow or another sweep is at work in the folder.
     """
-    with alone():
+    with alone(wait=wait, say=say):
         shutil.rmtree(WRITTEN, ignore_errors=True)
         _save()
         last = (BEFORE / FILE).read_bytes()
@@ -133,7 +137,7 @@ def kept() -> Iterator[Callable[[bytes], None]]:
         try:
             yield write
         finally:
-            _end_sweep(to_stderr, killed=False)
+            _end_sweep(say, killed=False)
 
 
 def _end_sweep(say: Callable[[str], None], *, killed: bool) -> None:

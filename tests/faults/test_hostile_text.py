@@ -19,7 +19,7 @@ from flows import pipeline
 from flows.overrides import override
 from flows.plan import plan
 from flows.preset import switch
-from flows.sweep import settings, tasks
+from flows.settings import settings, tasks
 from tests.faults.made import MARK
 from tests.stages.project import Project
 from tests.stages.test_sweep import changes, results, state
@@ -142,7 +142,7 @@ def test_a_file_that_holds_no_parameters_is_refused(file: str, content: bytes, m
     assert message in refusal(lambda: switch("mine"))
     if file == "params.yaml":
         assert message in refusal(lambda: override({"sae.k": 16}))
-        assert message in refusal(lambda: tasks(settings(None, []), None, None))
+        assert message in refusal(lambda: tasks(settings(None, [])))
         assert message in refusal(plan)
 
 
@@ -160,13 +160,13 @@ def test_settings_of_a_sweep_are_called_by_printable_text_and_hold_parameters_on
         refusal(lambda: settings(file, []))
     file.write_text(yaml.safe_dump({"mine": {"sae": {"k": text}}, "other": {"sae": {text: 1}}}))
     for index in (0, 1):
-        refusal(lambda index=index: tasks([settings(file, [])[index]], None, None))
+        refusal(lambda index=index: tasks([settings(file, [])[index]]))
 
 
 @pytest.mark.parametrize("text", SOME, ids=ascii)
 def test_no_axis_of_a_grid_is_any_text(text: str) -> None:
     for axis in (text, f"{text}=1", f"sae.k={text}", f"sae.{text}=1,2"):
-        refusal(lambda axis=axis: tasks(settings(None, [axis]), None, None))
+        refusal(lambda axis=axis: tasks(settings(None, [axis])))
 
 
 @pytest.mark.parametrize("name", ["../../mine", "a\nb"])

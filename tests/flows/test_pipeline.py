@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ def states(*stages: str, **options: Any) -> dict[str, str]:
 
 
 def artifacts(final: State[Any]) -> dict[str, Any]:
-    """The content of what a flow published, by key."""
+    """The content of what a flow published last, by key."""
     run = final.state_details.flow_run_id
     assert run
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
-    return {each.key or "": each.data for each in found}
+    return {each.key or "": each.data for each in sorted(found, key=attrgetter("created"))}
 
 
 def test_each_stage_is_a_task_and_shows_what_dvc_did(project: Path, server: str) -> None:

@@ -24,10 +24,14 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_deployments_are_those_of_prefect_yaml(in_project: None) -> None:
     found = {each.name: each for each in deployments()}
-    assert set(found) == {"manual", "stage", "nightly"}
+    assert {name: each.entrypoint for name, each in found.items()} == {
+        "manual": "flows.pipeline.pipeline",
+        "stage": "flows.pipeline.pipeline",
+        "sweep": "flows.sweep.sweep",
+        "nightly": "flows.pipeline.pipeline",
+    }
     assert [each.active for each in found["nightly"].schedules or []] == [False]
     for each in found.values():
-        assert each.entrypoint == "flows.pipeline.pipeline"
         assert each.concurrency_limit == 1
         assert each.concurrency_options
         assert each.concurrency_options.collision_strategy == ConcurrencyLimitStrategy.ENQUEUE

@@ -1,78 +1,96 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.states import Completed
 
-from cocomix.errors import UserError
+from cocomix.report.tuning import SweepRun
 from flows import sweep as module
-from flows.sweep import Setting, read, settings, sweep, tasks
-from tests.flows.conftest import ROOT
+from flows.settings import Task
+from flows.sweep import read, sweep
+from tests.flows.test_pipeline import artifacts, tasks
+
+EVALUATE = """
+stages:
+  evaluate:
+    matrix: {method: [ntp], seed: [0]}
+    cmd: exec python number.py
+    params: [sae.seed]
+    outs: [number.txt]
+"""
 
 
-def test_a_grid_is_the_product_of_its_axes() -> None:
-    assert settings(None, ["a.b=1,x", "c=[0.9, 0.95]"]) == [
-        Setting("a.b=1, c=[0.9, 0.95]", {"a": {"b": 1}, "c": [0.9, 0.95]}),
-        Setting("a.b=x, c=[0.9, 0.95]", {"a": {"b": "x"}, "c": [0.9, 0.95]}),
+@pytest.fixture
+def run(project: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A sweep named mine, of one model whose loss is `sae.seed`; a seed of 13 fails."""
+    (project / "dvc.yaml").write_text(EVALUATE)
+
+    def collect(task: Task, code: str) -> SweepRun:
+        loss = float(Path("number.txt").read_text())
+        return SweepRun(
+            setting=task.setting.name,
+            values={},
+            method="ntp",
+            seed=task.seed,
+            params=task.digest,
+            code=code,
+            pretrain={"seconds": 1, "parameters": {"stored": 1, "active": 1}, "tokens": 1, "flops": 1},
+            evaluate={"validation": {"loss": loss}},
+            curve={"tokens": [1, 2], "flops": [1, 2], "seconds": [1, 2], "loss": [loss, loss]},
+        )
+
+    monkeypatch.setattr(module, "_collect", collect)
+    return lambda *grid: sweep("mine", grid, methods=("ntp",), seeds=(0,), return_state=True)
+
+
+def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_artifact(
+    run: Callable[..., Any],
+) -> None:
+    before = Path("params.yaml").read_bytes()
+    final = run("sae.seed=3,13,4")
+    assert final.message == (
+        "1 of 3 failed:\n  sae.seed=13 ntp seed 0: evaluate@ntp-0: params.yaml: sae.seed: 13: must not be 13"
+    )
+    assert {each.name: each.state_name for each in tasks(final)} == {
+        "evaluate@ntp-0 sae.seed=3 ntp seed 0": "Completed",
+        "evaluate@ntp-0 sae.seed=13 ntp seed 0": "Failed",
+        "evaluate@ntp-0 sae.seed=4 ntp seed 0": "Completed",
+    }
+    rows = [line.split()[:4] for line in artifacts(final)["sweep-mine"].splitlines()]
+    assert [each for each in rows if "ntp" in each] == [
+        ["sae.seed=3", "ntp", "0", "3.0000"],
+        ["sae.seed=4", "ntp", "0", "4.0000"],
     ]
+    assert Path("params.yaml").read_bytes() == before
+
+    again = run("sae.seed=3,4")
+    assert again.message == "metrics/sweep/mine.json"
+    assert tasks(again) == []
+    assert artifacts(again)["sweep-mine"] == artifacts(final)["sweep-mine"]
 
 
-def test_values_are_yaml() -> None:
-    assert [each.values["k"] for each in settings(None, ["k=1e-3,true,null,'1, 2'"])] == [1e-3, True, None, "1, 2"]
+def test_a_killed_stage_of_a_sweep_is_tried_again(run: Callable[..., Any]) -> None:
+    Path("kill").touch()
+    final = run("sae.seed=3")
+    assert final.is_completed()
+    assert [each.run_count for each in tasks(final)] == [2]
 
 
-def test_without_a_grid_the_only_setting_is_the_parameters_as_they_are() -> None:
-    assert settings(None, []) == [Setting("", {})]
-
-
-def test_the_settings_of_a_file_are_taken_at_each_point_of_the_grid(folder: Path) -> None:
-    Path("some.yaml").write_text("plain:\nadded: {a: {b: 1}}\n")
-    assert settings(Path("some.yaml"), ["a.c=2,3"]) == [
-        Setting("plain, a.c=2", {"a": {"c": 2}}),
-        Setting("plain, a.c=3", {"a": {"c": 3}}),
-        Setting("added, a.c=2", {"a": {"b": 1, "c": 2}}),
-        Setting("added, a.c=3", {"a": {"b": 1, "c": 3}}),
-    ]
-
-
-@pytest.mark.parametrize("axis", ["k", "k=", "=1", "k=[1"])
-def test_an_axis_that_is_none_is_refused(axis: str) -> None:
-    with pytest.raises(UserError, match=r"must be key=value,value"):
-        settings(None, [axis])
-
-
-def test_a_setting_that_is_not_valid_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match=r"pretrain\.cocomix\.mixng: unknown key; did you mean 'mixing'"):
-        tasks(settings(None, ["pretrain.cocomix.mixng=add"]), None, None)
-
-
-def test_runs_differ_by_what_decides_their_result_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    found = tasks(settings(None, ["report.title=A,B", "sae.k=16,32"]), ["ntp", "kd"], [0, 1])
-    assert [(each.method, each.seed) for each in found[:4]] == [("ntp", 0), ("ntp", 1), ("kd", 0), ("kd", 1)]
-    digests = {each.setting.name: each.digest for each in found}
-    assert digests["report.title=A, sae.k=16"] == digests["report.title=B, sae.k=16"]
-    assert len(set(digests.values())) == 2
-
-
-def test_methods_and_seeds_of_the_command_line_are_those_of_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    found = tasks([Setting("own", {"pretrain": {"methods": ["ntp", "pause"], "seeds": [5]}})], ["kd"], None)
-    assert [(each.method, each.seed) for each in found] == [("kd", 5)]
-
-
-def test_the_shipped_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    for file in (ROOT / "sweeps").glob("*.yaml"):
-        assert tasks(settings(file, []), None, None)
+def test_a_wrong_setting_fails_the_flow_in_one_line_before_anything_runs(run: Callable[..., Any]) -> None:
+    final = run("sae.sed=1")
+    assert final.message.endswith("sae.sed: unknown key; did you mean 'seed'?")
+    assert tasks(final) == []
 
 
 def test_a_result_of_parameters_that_a_person_edited_meanwhile_does_not_count(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = folder / "params.yaml"
-    params.write_bytes((ROOT / "params.yaml").read_bytes())
-    asked = tasks(settings(None, []), ["ntp"], [0])
-    monkeypatch.setattr(module, "_bring_up_to_date", lambda _: params.write_text("edited"))
-    failed = sweep("mine", asked, params.write_bytes)
-    assert failed == {"ntp seed 0": "params.yaml was edited meanwhile: the result does not count"}
+    def edit(*_: object) -> Any:
+        Path("params.yaml").write_text("edited")
+        return Completed()
+
+    monkeypatch.setattr(module, "bring_up_to_date", edit)
+    final = run()
+    assert final.message == "1 of 1 failed:\n  ntp seed 0: params.yaml was edited meanwhile: the result does not count"
     assert read("mine") == []

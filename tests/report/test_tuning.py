@@ -11,7 +11,7 @@ from cocomix.errors import UserError
 from cocomix.params import FILE, load
 from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep, tuning
 from cocomix.report.wording import tuned_says
-from flows.sweep import settings, tasks
+from flows.settings import settings, tasks
 from tests.report.made_metrics import write_params
 
 PROJECT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def entry(setting: str, values: dict[str, Any], method: str, seed: int, digest: 
 def swept(losses: dict[str, float], *grid: str, seeds: tuple[int, ...] = (0,)) -> None:
     """Results of the shipped sweep, as flows/sweep.py names its tasks; `losses` by setting, 9 if it is not there."""
     write_params(["ntp", "cocomix"], [0], PROJECT / "params.yaml")
-    asked = tasks(settings(PROJECT / "sweeps/weights.yaml", grid), None, seeds)
+    asked = tasks(settings(PROJECT / "sweeps/weights.yaml", grid), seeds=seeds)
     entries = [
         entry(each.setting.name, dict(each.setting.values), each.method, each.seed, each.digest, loss + each.seed / 10)
         for each in asked

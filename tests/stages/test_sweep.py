@@ -58,7 +58,7 @@ def test_a_sweep_compares_settings_and_leaves_the_project_as_it_was(finished: Pr
     assert not changes(project, before)
 
     again = run(project, *command)
-    assert "[1/1] broken" in again.stdout
+    assert "[1/1] broken" in again.stderr
     assert results(project, "mine") == runs
 
 
@@ -104,7 +104,7 @@ def wait_for(happens: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_two_sweeps_of_one_folder_do_not_mix(finished: Project, tmp_path: Path) -> None:
+def test_a_sweep_waits_for_another_one_of_the_folder(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     holder = "from flows.workspace import kept\nwith kept(): print(flush=True); input()"
     with subprocess.Popen(

@@ -1,0 +1,102 @@
+"""Settings of the parameters to compare: how each differs from params.yaml, and the models to train under it."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML, YAMLError
+
+from cocomix.checked import parse, read_yaml
+from cocomix.errors import UserError
+from cocomix.params import FILE, Params
+from cocomix.report.tuning import decisive_digest
+from flows.preset import merge, sections, with_values
+
+
+class Setting(NamedTuple):
+    """Values that differ from params.yaml."""
+
+    name: str
+    values: Mapping[str, Any]
+    """Nested, as in params.yaml."""
+
+
+class Task(NamedTuple):
+    """One model to train and evaluate under a setting."""
+
+    setting: Setting
+    method: str
+    seed: int
+    params: bytes
+    """The content of params.yaml."""
+    digest: str
+    """Of the parameters that can decide the result."""
+
+    @property
+    def title(self) -> str:
+        """What it is called where it runs."""
+        return " ".join(filter(None, [self.setting.name, self.method, f"seed {self.seed}"]))
+
+
+def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
+    """The settings of a file, if one is given, at all points of a grid.
+
+    Args:
+        grid: `key=value,value`, with dots between sections and keys; values are YAML, lists among them.
+
+    Raises:
+        UserError: when the file or a value cannot be read.
+    """
+    found = [Setting("", {})]
+    if file:
+        found = [Setting(str(name), values or {}) for name, values in read_yaml(file).items()]
+        if wrong := next((each.name for each in found if not isinstance(each.values, Mapping)), None):
+            raise UserError(f"{file}: {wrong}: must be a section of 'key: value', as in {FILE}")
+    for axis in grid:
+        key, equals, text = axis.partition("=")
+        try:
+            values = YAML(typ="safe").load(f"[{text}]")
+        except (YAMLError, ValueError):  # the latter: 2020-99-99
+            values = None
+        if not (key and equals and values):
+            raise UserError(f"{axis}: must be key=value,value, such as pretrain.cocomix.concept_weight=0.1,0.3")
+        found = [_with(each, key, value) for each in found for value in values]
+    if unclear := next((each.name for each in found if not each.name.isprintable()), None):
+        raise UserError(f"setting {unclear}: the name must be one line of printable characters")
+    return found
+
+
+def tasks(chosen: Sequence[Setting], methods: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Task]:
+    """All models to train, checked.
+
+    Args:
+        methods: none: those of the setting, or of params.yaml.
+        seeds: likewise.
+
+    Raises:
+        UserError: when a setting is not valid.
+    """
+    shipped, found = sections(FILE), []
+    for setting in chosen:
+        items = {name: list(each) for name, each in (("methods", methods), ("seeds", seeds)) if each}
+        source = f"setting {setting.name or '(params.yaml)'}"
+        content = with_values(shipped, [setting.values, {"pretrain": items}], source)
+        params = parse(Params, YAML(typ="safe").load(content), source)
+        digest = decisive_digest(params)
+        found += [
+            Task(setting, method, seed, content, digest)
+            for method in params.pretrain.methods
+            for seed in params.pretrain.seeds
+        ]
+    return found
+
+
+def _with(setting: Setting, key: str, value: object) -> Setting:
+    nested: object = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    values = copy.deepcopy(dict(setting.values))
+    assert isinstance(nested, dict)
+    merge(values, nested)
+    return Setting(", ".join(filter(None, [setting.name, f"{key}={value}"])), values)

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from cocomix.errors import UserError
+from flows.settings import Setting, settings, tasks
+from tests.flows.conftest import ROOT
+
+
+def test_a_grid_is_the_product_of_its_axes() -> None:
+    assert settings(None, ["a.b=1,x", "c=[0.9, 0.95]"]) == [
+        Setting("a.b=1, c=[0.9, 0.95]", {"a": {"b": 1}, "c": [0.9, 0.95]}),
+        Setting("a.b=x, c=[0.9, 0.95]", {"a": {"b": "x"}, "c": [0.9, 0.95]}),
+    ]
+
+
+def test_values_are_yaml() -> None:
+    assert [each.values["k"] for each in settings(None, ["k=1e-3,true,null,'1, 2'"])] == [1e-3, True, None, "1, 2"]
+
+
+def test_without_a_grid_the_only_setting_is_the_parameters_as_they_are() -> None:
+    assert settings(None, []) == [Setting("", {})]
+
+
+def test_the_settings_of_a_file_are_taken_at_each_point_of_the_grid(folder: Path) -> None:
+    Path("some.yaml").write_text("plain:\nadded: {a: {b: 1}}\n")
+    assert settings(Path("some.yaml"), ["a.c=2,3"]) == [
+        Setting("plain, a.c=2", {"a": {"c": 2}}),
+        Setting("plain, a.c=3", {"a": {"c": 3}}),
+        Setting("added, a.c=2", {"a": {"b": 1, "c": 2}}),
+        Setting("added, a.c=3", {"a": {"b": 1, "c": 3}}),
+    ]
+
+
+@pytest.mark.parametrize("axis", ["k", "k=", "=1", "k=[1"])
+def test_an_axis_that_is_none_is_refused(axis: str) -> None:
+    with pytest.raises(UserError, match=r"must be key=value,value"):
+        settings(None, [axis])
+
+
+def test_a_setting_that_is_not_valid_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"pretrain\.cocomix\.mixng: unknown key; did you mean 'mixing'"):
+        tasks(settings(None, ["pretrain.cocomix.mixng=add"]))
+
+
+def test_runs_differ_by_what_decides_their_result_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = tasks(settings(None, ["report.title=A,B", "sae.k=16,32"]), ["ntp", "kd"], [0, 1])
+    assert [(each.method, each.seed) for each in found[:4]] == [("ntp", 0), ("ntp", 1), ("kd", 0), ("kd", 1)]
+    digests = {each.setting.name: each.digest for each in found}
+    assert digests["report.title=A, sae.k=16"] == digests["report.title=B, sae.k=16"]
+    assert len(set(digests.values())) == 2
+
+
+def test_methods_and_seeds_of_the_command_line_are_those_of_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = tasks([Setting("own", {"pretrain": {"methods": ["ntp", "pause"], "seeds": [5]}})], ["kd"])
+    assert [(each.method, each.seed) for each in found] == [("kd", 5)]
+
+
+def test_the_shipped_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for file in (ROOT / "sweeps").glob("*.yaml"):
+        assert tasks(settings(file, []))
