@@ -12,7 +12,8 @@ from prefect.settings.legacy import _get_valid_setting_names
 from flows.dag import Mode
 from flows.overrides import nested
 from flows.pipeline import command_line, stage
-from flows.serve import ATTEMPTS
+from flows.serve import ATTEMPTS, FLOWS
+from flows.settings import settings, tasks
 from tests.flows.conftest import ROOT
 
 PAGE = (ROOT / "docs/operations.md").read_text()
@@ -31,18 +32,27 @@ def test_command_lines_of_the_flow_are_understood() -> None:
 
 def test_modes_and_deployments_are_those_that_there_are() -> None:
     assert all(f"`{each}`" in PAGE for each in get_args(Mode))
-    deployments = [each["name"] for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
-    assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == deployments
-    assert {each.partition("pipeline/")[2].split()[0] for each in COMMANDS if "deployment run" in each} <= {
-        *deployments
-    }
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == [each["name"] for each in deployments]
+    known = {f"{FLOWS[each['entrypoint']].name}/{each['name']}" for each in deployments}
+    assert {shlex.split(each)[3] for each in COMMANDS if each.startswith("prefect deployment run")} <= known
 
 
-def test_parameters_of_deployment_runs_are_those_of_the_flow() -> None:
-    line = next(each for each in COMMANDS if each.startswith("prefect deployment run"))
-    given = dict(each.split("=", 1) for each in shlex.split(line) if "=" in each)
-    assert set(given) == {"stages", "mode", "overrides"}
-    assert nested(yaml.safe_load(given["overrides"])) == {"sae": {"k": 16}}
+def test_parameters_of_deployment_runs_are_those_of_the_flows() -> None:
+    flows = {each.name: each for each in FLOWS.values()}
+    for line in (shlex.split(each) for each in COMMANDS if each.startswith("prefect deployment run")):
+        given = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in line if "=" in each)}
+        flows[line[3].partition("/")[0]].validate_parameters(given)
+        nested(given.get("overrides", {}))
+
+
+def test_sweeps_are_of_parameters_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = [shlex.split(each) for each in COMMANDS if each.startswith("python -m flows.sweep")]
+    assert lines
+    for _, _, _, name, *rest in lines:
+        grid = [each for each in rest if "=" in each]
+        assert tasks(settings(ROOT / name if name.endswith(".yaml") else None, grid))
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"PREFECT_[A-Z_]+", PAGE))))
