@@ -67,7 +67,9 @@ SiteName = Annotated[str, AfterValidator(_is_site)]
 class Section(BaseModel):
     """Base of all sections: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class FilesParams(Section):

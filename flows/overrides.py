@@ -2,11 +2,52 @@
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
 
 from cocomix.artifact import write_atomically
-from cocomix.params import FILE
+from cocomix.params import FILE, Params
 from flows.preset import merge, sections, with_values
+
+
+def schema() -> JsonSchemaValue:
+    """The JSON schema of any part of params.yaml, as Prefect's form and server want it.
+
+    The title of a field is its key, `sae.k`. Nothing has a default, which the form would fill in: what is not given is
+    no override. Of keys with dots, which the form does not show, the values are left open.
+    """
+    whole = Params.model_json_schema()
+    definitions = whole.pop("$defs")
+
+    def part(of: Any, key: str) -> Any:
+        if isinstance(of, list):
+            return [part(each, key) for each in of]
+        if not isinstance(of, dict):
+            return of
+        if "$ref" in of:  # written out, as only a whole schema can hold definitions
+            of = definitions[of["$ref"].rpartition("/")[2]] | of
+        left_out = {"$ref", "default", "required", "properties"}
+        found = {name: part(inner, key) for name, inner in of.items() if name not in left_out}
+        if "title" in of:
+            found["title"] = key
+        if "properties" in of:  # in this order also where the server's database, PostgreSQL, keeps none
+            found["properties"] = {
+                name: part(inner, f"{key}.{name}".removeprefix(".")) | {"position": position}
+                for position, (name, inner) in enumerate(of["properties"].items())
+            }
+        if of.get("type") == "boolean":  # a list to choose from: the form's switch may send false untouched
+            del found["type"]
+            found["enum"] = [True, False]
+        return found
+
+    names = {"pattern": rf"^({'|'.join(Params.model_fields)})(\..+)?$"}
+    return {"type": "object", "properties": part(whole, "")["properties"], "propertyNames": names}
+
+
+Overrides = Annotated[dict[str, Any], WithJsonSchema(schema())]
+"""Of parameters: by key, `{"sae.k": 16}`, or nested as in params.yaml."""
 
 
 def override(values: Mapping[str, Any]) -> None:
@@ -30,4 +71,15 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         inner = nested(value) if isinstance(value, Mapping) else value
         merge(found, reduce(lambda content, part: {part: content}, reversed(str(key).split(".")), inner))
+    return found
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values by keys with dots: `{"sae": {"k": 16}}` is `{"sae.k": 16}`. Empty sections are left out."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{inner}": each for inner, each in flat(value).items()}
+        else:
+            found[key] = value
     return found

@@ -19,7 +19,7 @@ from cocomix.runtime import runtime
 from flows import publish
 from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time
-from flows.overrides import override
+from flows.overrides import Overrides, flat, override
 from flows.reproduce import Result, reproduce
 from flows.server import end_with_runner, run_here
 from flows.workspace import alone
@@ -96,14 +96,14 @@ def _run(name: str) -> Result:
 def pipeline(
     stages: tuple[StageName, ...] = (),
     mode: Mode = "upstream",
-    overrides: dict[str, Any] = {},  # noqa: B006 (never changed; its JSON is the form's default)
+    overrides: Overrides = {},  # noqa: B006 (never changed; its JSON is the form's default)
 ) -> State[None]:
     """Bring stages of `dvc.yaml` up to date. What is up to date already is not run again.
 
     Args:
         stages: None: the whole pipeline. A name without `@` stands for all methods and seeds.
         mode: What is run besides: `upstream`: what the stages need; `only`: nothing; `downstream`: what follows.
-        overrides: Parameters to write into `params.yaml` first, such as `{"sae.k": 16}`.
+        overrides: Parameters to write into `params.yaml` first; the others stay. As JSON: `{"sae.k": 16}`.
     """
     end_with_runner()
     log = get_run_logger()
@@ -120,7 +120,7 @@ def _pipeline(targets: tuple[str, ...], mode: Mode, overrides: dict[str, Any]) -
         override(overrides)
     dag = read()
     nodes = select(dag, targets, mode)
-    publish.parameters(overrides)
+    publish.parameters(flat(overrides))
     if outdated := outdated_inputs(dag, nodes):
         get_run_logger().warning(f"not run, as mode is {mode}, although out of date: {', '.join(outdated)}")
     return bring_up_to_date(nodes)
