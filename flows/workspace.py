@@ -4,6 +4,7 @@ import fcntl
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -89,14 +90,18 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
     """
     IN_USE.parent.mkdir(parents=True, exist_ok=True)
     with IN_USE.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy = "another flow or sweep is at work in this folder"
-            if not wait:
-                raise UserError(f"{busy}; wait for it") from None
-            say(f"{busy}: waiting for it to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        for attempt in count():
+            try:
+                # Asked again and again: a signal that comes just before a call that blocks would not end it.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                busy = "another flow or sweep is at work in this folder"
+                if not wait:
+                    raise UserError(f"{busy}; wait for it") from None
+                if not attempt:
+                    say(f"{busy}: waiting for it to end")
+                time.sleep(0.2)
         drop_torn_locks(say)
         if BEFORE.exists():
             _end_sweep(say, killed=True)

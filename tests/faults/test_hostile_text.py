@@ -180,6 +180,7 @@ def test_what_is_no_name_of_a_sweep_is_refused(name: str) -> None:
     assert there() == before
 
 
+@pytest.mark.slow
 def test_a_sweep_of_hostile_settings_runs_and_records_them_as_text(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "here/project")
     before = state(project)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,16 @@ def test_a_killed_stage_of_a_sweep_is_tried_again(run: Callable[..., Any]) -> No
     final = run("sae.seed=3")
     assert final.is_completed()
     assert [each.run_count for each in tasks(final)] == [2]
+
+
+def test_a_sweep_waits_for_another_one_of_the_folder(run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    holder = "import time\nfrom flows.workspace import kept\nwith kept(): print(flush=True); time.sleep(2)"
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert run("sae.seed=3").is_completed()
+        assert process.poll() == 0
+    assert "another flow or sweep is at work in this folder: waiting for it to end" in caplog.messages
 
 
 def test_a_wrong_setting_fails_the_flow_in_one_line_before_anything_runs(run: Callable[..., Any]) -> None:

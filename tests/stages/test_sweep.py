@@ -1,7 +1,6 @@
 """Sweeps of the real pipeline, at smoke size."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -57,10 +56,6 @@ def test_a_sweep_compares_settings_and_leaves_the_project_as_it_was(finished: Pr
     assert len(table) == 1
     assert not changes(project, before)
 
-    again = run(project, *command)
-    assert "[1/1] broken" in again.stderr
-    assert results(project, "mine") == runs
-
 
 def changes(project: Project, before: dict[str, bytes]) -> set[str]:
     """What differs, apart from models, and measurements of them, that were not there."""
@@ -102,24 +97,3 @@ def wait_for(happens: Callable[[], bool]) -> None:
     while not happens():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def test_a_sweep_waits_for_another_one_of_the_folder(finished: Project, tmp_path: Path) -> None:
-    project = finished.copy(tmp_path / "project")
-    holder = "from flows.workspace import kept\nwith kept(): print(flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", holder],
-        cwd=project.path,
-        env=os.environ | project.environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        process.stdout.readline()
-        done = run(project, "second")
-        process.communicate("\n")
-    assert (done.returncode, done.stderr) == (
-        1,
-        "error: another flow or sweep is at work in this folder; wait for it\n",
-    )

@@ -45,8 +45,10 @@ def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], 
     ("method", "sharding"),
     [
         ("kd", "fsdp"),
-        ("hidden", "ddp"),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("kd", "ddp"), ("hidden", "fsdp")]),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in [("kd", "ddp"), ("hidden", "ddp"), ("hidden", "fsdp")]
+        ),
     ],
 )
 def test_so_does_each_other_method(tmp_path: Path, method: str, sharding: str) -> None:
@@ -57,7 +59,12 @@ def test_so_does_each_other_method(tmp_path: Path, method: str, sharding: str) -
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [((2, "ddp"), (1, "ddp")), ((1, "ddp"), (2, "fsdp")), ((2, "fsdp"), (1, "ddp"))]
+    ("first", "second"),
+    [
+        ((1, "ddp"), (2, "fsdp")),
+        ((2, "fsdp"), (1, "ddp")),
+        pytest.param((2, "ddp"), (1, "ddp"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_goes_on_with_other_processes_and_another_sharding(
     alone: dict[str, Any], tmp_path: Path, first: tuple[int, str], second: tuple[int, str]
