@@ -46,7 +46,7 @@ peers: .peers/sparsify/ready .peers/dictionary-learning/ready .peers/sae-lens/re
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[pipeline,dev]'  # Python compiles what it imports; pip would take a minute for all
 	touch $@
 
 .PHONY: run report test explore flow ui bench bench-peers peers
