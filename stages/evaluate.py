@@ -1,6 +1,5 @@
 """Stage `evaluate`: measure one finished language model: `python -m stages.evaluate METHOD SEED`."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cocomix.artifact import Artifact, Work
-from cocomix.attribution.labels import ConceptLabels
+from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.device import attention
 from cocomix.distributed import barrier
 from cocomix.evaluation import concepts, corpora, downstream, language_model, mixing
@@ -50,7 +49,6 @@ def run(params: Params, method: Method, seed: int) -> None:
     name, section = f"{method}-{seed}", params.evaluate
     tokens, trained = Tokens(ARTIFACTS / "tokens"), Artifact(ARTIFACTS / "models" / name)
     labels = Artifact(ARTIFACTS / "concepts")
-    supervision = json.loads(labels.file("supervision.json").read_text())[method]
     key = {"model": trained.digest, "tokens": tokens.artifact.digest}
     sources = {split: Source(split, partial(split_text, tokens, split)) for split in SPLITS} | {
         corpus: Source(corpus_digest(corpus, chosen, tokens), partial(read_corpus, corpus, chosen, tokens))
@@ -92,7 +90,7 @@ def run(params: Params, method: Method, seed: int) -> None:
         concept_metrics = None
         if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
             data = WindowData(tokens.windows("validation"), _unpacked(ConceptLabels(labels), work.scratch))
-            concept_metrics = _concepts(model, data, key | {"labels": supervision}, section, name, work)
+            concept_metrics = _concepts(model, data, key | {"labels": supervision(labels, method)}, section, name, work)
         if runtime().rank == 0:
             with work.write("documents.parquet") as pending:
                 pending.rows = write_documents(
@@ -113,7 +111,11 @@ def run(params: Params, method: Method, seed: int) -> None:
             (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {"method": method, "seed": seed}
 
-    inputs = {"model": trained, "tokens": tokens.artifact, "supervision": supervision}
+    inputs: dict[str, Artifact | str] = {
+        "model": trained,
+        "tokens": tokens.artifact,
+        "supervision": supervision(labels, method),
+    }
     inputs |= {f"corpora.{corpus}": sources[corpus].digest for corpus in section.corpora}
     inputs |= {f"tasks.{task}": digest for task, digest in tasks.items()}
     used = {"method": method, "seed": seed, **section.model_dump()}

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cocomix.artifact import Artifact, Work
-from cocomix.attribution.labels import ConceptLabels
+from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.base import load_base
 from cocomix.distributed import barrier
 from cocomix.errors import UserError
@@ -37,8 +37,6 @@ def run(params: Params, method: Method, seed: int) -> None:
     name = f"{method}-{seed}"
     tokens = Tokens(ARTIFACTS / "tokens")
     base, concepts = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "concepts")
-    # What the method learns from besides the tokens, as a digest: the same one that DVC watches (see dvc.yaml).
-    supervision = json.loads(concepts.file("supervision.json").read_text())[method]
     shape = json.loads(Artifact(ARTIFACTS / "shapes").file("shapes.json").read_text())[method]
     section = params.pretrain
     used = {
@@ -83,7 +81,7 @@ def run(params: Params, method: Method, seed: int) -> None:
         "metrics.json": Path("metrics/pretrain") / f"{name}.json",
         "curve.csv": Path("plots/pretrain") / f"{name}.csv",
     }
-    inputs = {"tokens": tokens.artifact, "supervision": supervision}
+    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, "supervision": supervision(concepts, method)}
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from cocomix import distributed
 from cocomix.artifact import Work
 from cocomix.attribution.ablation import ablation_scores
-from cocomix.attribution.labels import Labels, label_type, write_labels
+from cocomix.attribution.labels import SUPERVISION, Labels, label_type, write_labels
 from cocomix.attribution.score import (
     Labelled,
     activations_of,
@@ -30,8 +30,6 @@ from cocomix.progress import progress
 from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Split, Tokens
-
-SUPERVISION = "supervision.json"
 
 
 class Shard(NamedTuple):

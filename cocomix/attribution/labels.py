@@ -6,6 +6,7 @@ and a score of 0: all places of a window's last position, which has no next toke
 with fewer than k_attr concepts of the wanted sign.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from cocomix.artifact import Artifact
 from cocomix.columns import raw_column, rows_of
+from cocomix.params import Method
 from cocomix.tokens.windows import Split
 
+SUPERVISION = "supervision.json"
 ROW_GROUP_WINDOWS = 256
 """Windows that are read at a time."""
 
@@ -31,6 +34,16 @@ class Labels(NamedTuple):
     """[windows, context, k_attr]."""
     scores: NDArray[np.float16]
     """[windows, context, k_attr]."""
+
+
+def supervision(concepts: Artifact, method: Method) -> str:
+    """What a method learns from besides the tokens, as a digest; DVC reads the same one (see dvc.yaml).
+
+    Args:
+        concepts: the artifact of the stage `attribution`.
+    """
+    digest: str = json.loads(concepts.file(SUPERVISION).read_bytes())[method]
+    return digest
 
 
 def label_type(latents: int) -> np.dtype[np.unsignedinteger]:

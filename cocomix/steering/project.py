@@ -1,13 +1,12 @@
 """What a finished pipeline left that reads and changes concepts: models, labels, what concepts mean."""
 
-import json
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.artifact import MANIFEST, Artifact
-from cocomix.attribution.labels import ConceptLabels
+from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.base import load_base
 from cocomix.checked import parse
 from cocomix.device import device
@@ -55,8 +54,8 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
             f"{concepts.path}: has {labels.latents} concepts, the model {model.config.num_concepts}; they are "
             "of different pipelines"
         )
-    made = Path(model.name_or_path)
-    if (made / MANIFEST).is_file() and Artifact(made).manifest.inputs["supervision"] != _supervision(concepts):
+    made, learned = Path(model.name_or_path), supervision(concepts, "cocomix")
+    if (made / MANIFEST).is_file() and Artifact(made).manifest.inputs["supervision"] != learned:
         raise UserError(f"{concepts.path}: not the labels that {made} was trained on; `dvc repro` trains it anew")
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
     base = load_base(Artifact(artifacts / "base"), labels.context)
@@ -77,9 +76,3 @@ def load_labels(artifacts: Path) -> dict[int, str]:
         if len(autoencoders) > 1:
             raise UserError(f"{atlas.path}: of another autoencoder than {concepts.path}; `dvc repro` makes both anew")
     return {concept: atlas.label(concept) for concept in range(len(atlas))}
-
-
-def _supervision(concepts: Artifact) -> str:
-    """What a model that learns concepts learned them from."""
-    digest: str = json.loads(concepts.file("supervision.json").read_bytes())["cocomix"]
-    return digest
