@@ -4,15 +4,18 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from prefect import get_client
-from prefect.client.schemas.objects import DeploymentStatus
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from cocomix.errors import UserError
+
+LATELY = timedelta(minutes=1)
+"""A worker asks for runs every 15 s, and `flows.serve` every 2 s."""
 
 
 class _Owner(NamedTuple):
@@ -34,8 +37,8 @@ def owner_tag() -> str:
 def check_owner(names: Iterable[str]) -> None:
     """See that the server's deployments of these names, such as pipeline/manual, are those of the working directory.
 
-    One that was moved or removed has none. On another machine, it is one that asks for runs (the server notices within
-    a minute or so when it no longer does), since whether its folder is there cannot be seen from here.
+    A folder that is gone owns none. Whether one on another machine is there cannot be seen from here: it is one that
+    has asked for runs lately.
 
     Raises:
         UserError: when one belongs to another folder.
@@ -63,8 +66,10 @@ def _owners(deployment: DeploymentResponse) -> Iterator[_Owner]:
 
 
 def _is_another(owner: _Owner, deployment: DeploymentResponse) -> bool:
-    perhaps_here, perhaps_elsewhere = owner.host in ("", host := socket.gethostname()), owner.host != host
-    if perhaps_here and owner.folder == Path.cwd():
-        return False
-    is_here = perhaps_here and (owner.folder / "prefect.yaml").exists()
-    return is_here or (perhaps_elsewhere and deployment.status == DeploymentStatus.READY)
+    host, polled = socket.gethostname(), deployment.last_polled
+    if owner.host in ("", host):
+        if owner.folder == Path.cwd():
+            return False
+        if (owner.folder / "prefect.yaml").exists():
+            return True
+    return owner.host != host and polled is not None and datetime.now(UTC) - polled < LATELY

@@ -4,12 +4,12 @@ import os
 import re
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import DeploymentStatus
 
 from cocomix.errors import UserError
 from flows import serve
@@ -70,15 +70,16 @@ def test_the_first_one_goes_on_and_so_does_the_second_when_the_first_is_gone(
 
 
 @pytest.mark.parametrize(
-    ("host", "folder", "polled", "refused"),
+    ("host", "folder", "asked", "refused"),
     [
-        ("another", "second", False, False),  # it no longer asks for runs: a container's name changes, say
-        ("another", "second", True, True),
-        ("another", "first", True, True),
-        (None, "second", True, False),  # workers on several machines, all at this path
-        (None, "gone", True, True),  # it may be on another machine
-        (None, "gone", False, False),
-        (None, "first", False, True),
+        ("another", "second", "never", False),
+        ("another", "second", "before", False),  # a container's name changes, say
+        ("another", "second", "lately", True),
+        ("another", "first", "lately", True),
+        (None, "second", "lately", False),  # workers on several machines, all at this path
+        (None, "gone", "lately", True),  # it may be on another machine
+        (None, "gone", "before", False),
+        (None, "first", "before", True),
     ],
 )
 def test_a_deployment_of_another_machine_or_of_workers(
@@ -87,10 +88,10 @@ def test_a_deployment_of_another_machine_or_of_workers(
     monkeypatch: pytest.MonkeyPatch,
     host: str | None,
     folder: str,
-    polled: bool,
+    asked: str,
     refused: bool,
 ) -> None:
-    """What `flows.serve` on another machine registers, and what `prefect deploy` does (host: none)."""
+    """What `flows.serve` on another machine registers, or `prefect deploy` (host: none), and has asked for runs."""
     monkeypatch.chdir(clones[1])
     path, name = clones[0].with_name(folder), uuid4().hex
     step = {"prefect.deployments.steps.set_working_directory": {"directory": str(path)}}
@@ -101,10 +102,12 @@ def test_a_deployment_of_another_machine_or_of_workers(
             tags=[f"{host}:{path}"] if host else [],
             pull_steps=[] if host else [step],
         )
-        if polled:
+        if asked != "never":
             client.get_scheduled_flow_runs_for_deployments([id])
-            while client.read_deployment(id).status != DeploymentStatus.READY:
+            while not client.read_deployment(id).last_polled:
                 time.sleep(0.05)
+        if asked == "before":
+            monkeypatch.setattr("flows.owner.LATELY", timedelta(0))
     with pytest.raises(UserError, match=re.escape(str(path))) if refused else nullcontext():
         check_owner([f"pipeline/{name}"])
 
