@@ -127,18 +127,18 @@ def _is_torn(path: Path) -> bool:
 def kill_half_way(project: Project, stage: str) -> Path:
     """Run a stage, without DVC, and kill it as soon as some of its work is there; the folder of that work."""
     home = project.path / "artifacts/.work" / stage
-    before = _begun(home)
+    before = begun(home)
     with project.start(" ".join(words(stage))) as process:
-        while not (begun := _begun(home) - before) and process.poll() is None:
+        while not (new := begun(home) - before) and process.poll() is None:
             time.sleep(0.005)
         process.kill()
     assert process.returncode == -signal.SIGKILL, f"{stage}: it ended before it could be killed"
-    work = home / begun.pop().relative_to(home).parts[0]
+    work = home / new.pop().relative_to(home).parts[0]
     assert not (work / "manifest.json").exists(), f"{stage}: it was finished before it could be killed"
     return work
 
 
-def _begun(home: Path) -> set[Path]:
+def begun(home: Path) -> set[Path]:
     """Finished files, of the artifact or of a part of the way there, and checkpoints."""
     patterns = ("files/**/*", "scratch/**/step-*", "scratch/*.safetensors")
     return {each for pattern in patterns for each in home.glob(f"*/{pattern}") if each.is_file()}

@@ -59,11 +59,11 @@ class Ui:
         until(lambda: self.read(run).state_name == name)
 
 
-def until(happens: Callable[[], bool]) -> None:
+def until(happens: Callable[[], bool], every: float = 0.2) -> None:
     deadline = time.monotonic() + PATIENCE
     while not happens():
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(every)
 
 
 @contextmanager
