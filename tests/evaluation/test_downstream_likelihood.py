@@ -95,6 +95,7 @@ def test_a_context_is_read_once_and_the_head_computes_what_is_asked_for() -> Non
     assert computed == [4 * 3]
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_work_and_all_know_all_of_it(tmp_path: Path) -> None:
     program = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program += ["-m", "tests.evaluation.downstream_processes", str(tmp_path)]

@@ -45,6 +45,7 @@ def test_a_stage_killed_under_one_value_and_another_makes_of_each_what_an_undist
     assert made(project, stage) == content(finished.path / "artifacts" / OUTS[stage]) != other
 
 
+@pytest.mark.slow
 def test_a_parameter_that_changes_while_its_stage_works_is_not_noted_as_that_of_the_artifact(project: Project) -> None:
     shipped = (project.path / "params.yaml").read_bytes()
     before = locked(project, "tokenize")

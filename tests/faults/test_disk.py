@@ -168,6 +168,7 @@ def test_whatever_writes_a_file_its_words_for_a_limit_on_its_size_are_understood
     assert in_child(refused) == 0
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_one_line(project: Project, finished: Project) -> None:
     forget(project, "tokenize")
     command = ["sh", "-c", "ulimit -f 40; exec python -m stages.tokenize"]  # blocks of 512 bytes

@@ -48,7 +48,10 @@ def content() -> dict[str, bytes]:
     return {str(each): each.read_bytes() for each in sorted(OUT.rglob("*")) if each.is_file()}
 
 
-@pytest.mark.parametrize(("happen", "statuses"), [(killed, {-signal.SIGKILL}), (disk_full, {0, 1})])
+@pytest.mark.parametrize(
+    ("happen", "statuses"),
+    [(killed, {-signal.SIGKILL}), pytest.param(disk_full, {0, 1}, marks=pytest.mark.slow)],
+)
 def test_the_same_work_afterwards_ends_with_the_same_bytes(
     folder: Path, happen: Callable[[], None], statuses: set[int]
 ) -> None:

@@ -88,7 +88,7 @@ def test_the_models_training_forward_compiles_to_one_graph_and_gives_the_same(
     change: dict[str, object], attention: str
 ) -> None:
     torch._dynamo.reset()
-    model = without_dropout(tiny(**change, n_layer=3, attn_implementation=attention))
+    model = without_dropout(tiny(**change, n_layer=2, concept_layer=1, attn_implementation=attention))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     loss, expected = compiled(TOKENS, labels=TOKENS, use_cache=False).loss, model(TOKENS, labels=TOKENS).loss
     torch.testing.assert_close(loss, expected)
@@ -104,7 +104,7 @@ def test_the_models_training_forward_compiles_to_one_graph_and_gives_the_same(
 @pytest.mark.parametrize("change", [*MAIN, {"mixing": "none"}], ids=named)
 def test_the_objective_compiles_to_one_graph_and_gives_the_same(change: dict[str, object]) -> None:
     torch._dynamo.reset()
-    model = without_dropout(tiny(**change, n_layer=3))
+    model = without_dropout(tiny(**change, n_layer=2, concept_layer=1))
     objective, inputs = objective_of(model)
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
     loss, expected = total(compiled, inputs), total(objective, inputs)

@@ -166,7 +166,7 @@ UNIFORM = math.log(512)
 """The loss of a model that has learnt nothing."""
 
 
-@pytest.mark.parametrize("method", ["kd", "pause"])
+@pytest.mark.parametrize("method", ["kd", pytest.param("pause", marks=pytest.mark.slow)])
 def test_the_other_methods_learn_too(finished: Project, tmp_path: Path, method: str) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"pretrain": {"methods": [method]}})
