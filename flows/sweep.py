@@ -50,7 +50,7 @@ def sweep(
         name: What to call the results, or a file of settings that gives them its name: `sweeps/ablations.yaml`.
         grid: Values to try, such as `sae.k=16,32`; of several lines, all combinations.
         methods: None: those of the setting, or of `params.yaml`.
-        seeds: Likewise.
+        seeds: None: those of the setting, or of `params.yaml`.
     """
     end_with_runner()
     say = get_run_logger().warning
