@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -114,7 +115,8 @@ def read(name: str) -> list[SweepRun]:
 def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
     """The table: one line for each setting and method, over its seeds.
 
-    Beside the loss of the whole validation split is that of the learning curve after the most FLOPs that all spent.
+    Beside the loss of the whole validation split is by how much it is above the first line's of the same seeds, and the
+    loss of the learning curve after the most FLOPs that all spent.
     """
     groups: dict[tuple[str, str], list[SweepRun]] = {}
     for task in asked:
@@ -123,17 +125,12 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
     if not groups:
         return "nothing has been run yet"
     flops = equal_flops(each.learning_curve for results in groups.values() for each in results)
-    at = f"after {si(flops, 'FLOP')}"
-    rows = [["setting", "method", "seeds", "validation loss", at, "tokens", "training", "parameters (active)", "time"]]
+    names = ["setting", "method", "seeds", "validation loss", "above the first", f"after {si(flops, 'FLOP')}", "tokens"]
+    rows = [[*names, "training", "parameters (active)", "time"]]
+    first = {each.seed: each.validation_loss for each in next(iter(groups.values()))}
     for (setting, method), results in groups.items():
         training = results[0].pretrain
-        loss, seconds = (
-            spread(values)
-            for values in (
-                [each.validation_loss for each in results],
-                [each.pretrain["seconds"] for each in results],
-            )
-        )
+        above = [each.validation_loss - first[each.seed] for each in results if each.seed in first]
         at_equal = loss_at([each.learning_curve for each in results], flops)
         stored, active = (si(training["parameters"][each]) for each in ("stored", "active"))
         rows.append(
@@ -141,12 +138,13 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
                 setting or "params.yaml",
                 method,
                 " ".join(str(each.seed) for each in results),
-                over_seeds(loss, ".4f"),
+                over_seeds(spread([each.validation_loss for each in results]), ".4f"),
+                over_seeds(spread(above), "+.4f") if above else "",
                 over_seeds(at_equal, ".4f") if at_equal else "",
                 si(training["tokens"]),
                 si(training["flops"], "FLOP"),
                 f"{stored} ({active})",
-                duration(seconds.mean),
+                duration(fmean(each.pretrain["seconds"] for each in results)),
             ]
         )
     return table(rows)
