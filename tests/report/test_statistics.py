@@ -42,6 +42,17 @@ def test_a_constant_difference_needs_no_interval() -> None:
     assert found == pytest.approx((-0.25, -0.25, -0.25))
 
 
+@pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (3, 4.303), (5, 2.776)])
+@pytest.mark.parametrize("documents", [40, 300])
+def test_where_only_seeds_differ_both_ends_are_those_of_student_t(seeds: int, t: float, documents: int) -> None:
+    by_seed, tokens = np.random.default_rng(seeds).normal(0.1, 0.02, (seeds, 1)), np.full(documents, 50.0)
+    found = paired_difference(by_seed * tokens, np.zeros((seeds, documents)), tokens)
+    assert found is not None
+    half_width = t * by_seed.std(ddof=1) / np.sqrt(seeds)
+    assert found.mean - found.low == pytest.approx(half_width, rel=0.03)
+    assert found.high - found.mean == pytest.approx(half_width, rel=0.03)
+
+
 @pytest.mark.parametrize(("seeds", "of_seeds"), [(1, 0.0), (3, 0.05), (5, 0.05), (5, 0.0)])
 def test_the_interval_holds_the_truth_as_often_as_it_says(seeds: int, of_seeds: float) -> None:
     held = 0
