@@ -51,8 +51,6 @@ def run(params: Params) -> None:
             with work.write_folder() as folder:
                 for name, sae in trained.items():
                     measured[name] = _measured(sae, stores[sections[name].site], model, tokens)
-                    if name in curves:
-                        measured[name]["dead_share"] = curves[name][-1].dead
                     own = folder if name == MAIN else folder / "also" / name
                     own.mkdir(parents=True, exist_ok=True)
                     sae.folded().save(own)

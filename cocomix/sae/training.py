@@ -51,6 +51,10 @@ class SaeTraining:
         if size < runtime().world_size:
             raise UserError(f"sae.batch_size: {size}: must not be below the processes ({runtime().world_size})")
         self._steps = self._params.epochs * self._epoch_steps
+        tokens = self._steps * size
+        for each in sorted({params.dead_tokens for _, params in wanted if params.aux_weight}):
+            if each >= tokens:
+                say(f"sae.dead_tokens: {each:,}: training ends after {tokens:,}: no latent dies, and AuxK never acts")
         self.learners = [Learner(each.params, each.store.site, each.store.d_model, self._steps) for each in wanted]
 
     def run(self) -> None:

@@ -65,6 +65,13 @@ def test_a_published_autoencoder_becomes_the_artifact_that_it_was(project: Path)
     assert Path("plots/sae.csv").read_text().count("\n") == 1
 
 
+def test_the_dead_are_those_that_never_fire_in_held_out_text_however_short_the_training(project: Path) -> None:
+    run(params_with(latents=256, epochs=1, dead_tokens=200_000))
+    metrics = json.loads((project / "metrics/sae.json").read_text())
+    assert metrics["dead_share"] == metrics["firing"]["0"] / 256 > 0
+    assert (project / "plots/sae.csv").read_text().splitlines()[-1].split(",")[4] == "0.0"
+
+
 def test_a_changed_file_is_taken_anew(project: Path) -> None:
     run(published())
     before = Artifact(project / "artifacts/sae").digest

@@ -275,6 +275,16 @@ def test_nothing_is_lost_when_no_latent_is_dead_or_nothing_is_left_to_explain(st
     assert run._aux_loss(x, torch.zeros_like(x)) == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"), [({}, 1), ({"dead_tokens": STEPS * 256 - 1}, 0), ({"aux_weight": 0.0}, 0)], ids=str
+)
+def test_a_training_too_short_for_a_latent_to_die_says_so(
+    store: ActivationStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: int
+) -> None:
+    training(store, tmp_path, **({"dead_tokens": STEPS * 256} | changes))
+    assert capsys.readouterr().err.count("sae.dead_tokens: 8,19") == said
+
+
 def test_a_latent_is_dead_after_as_many_tokens_without_firing(store: ActivationStore) -> None:
     run = learner(store)
     with torch.no_grad():
