@@ -6,9 +6,19 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from cocomix.checked import parse, read_yaml
 
@@ -246,7 +256,7 @@ class PublishedSaeParams(Section):
 
 
 class SaeChanges(Section):
-    """What an autoencoder of `SaeParams.also` has of its own; none: as in `SaeParams`."""
+    """What an autoencoder of `SaeParams.also` has of its own; what is not given is as in `SaeParams`."""
 
     site: SiteName | None = None
     architecture: Architecture | None = None
@@ -260,6 +270,11 @@ class SaeChanges(Section):
     normalize: Normalization | None = None
     ema: Fraction | None = None
     seed: Seed | None = None
+
+    @model_serializer(mode="wrap")
+    def _given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only what is given: `ema: null` says to take no average, where none given says to do as `SaeParams`."""
+        return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
 
 
 class SaeParams(Section):
@@ -308,24 +323,31 @@ class SaeParams(Section):
     checkpoint_every: Positive
     also: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SaeChanges] = {}
     """Autoencoders that are trained in the same pass: by name, what differs from this one. They are kept in
-    artifacts/sae/also and measured; the concepts are those of this one."""
+    artifacts/sae/also and measured; the concepts are those of this one. Another architecture takes over neither
+    prefixes nor sparsity_weight."""
 
     def others(self) -> dict[str, "SaeParams"]:
         """The parameters of each of `also`."""
-        own = self.model_dump(exclude={"also"})
-        changes = {name: each.model_dump(exclude_none=True) for name, each in self.also.items()}
-        return {name: SaeParams.model_validate(own | each) for name, each in changes.items()}
+        return {name: self._but(each) for name, each in self.also.items()}
+
+    def _but(self, changes: SaeChanges) -> "SaeParams":
+        given = changes.model_dump()
+        without = {"also"}
+        if given.get("architecture", self.architecture) != self.architecture:
+            without |= {"prefixes", "sparsity_weight"}
+        return SaeParams.model_validate(self.model_dump(exclude=without) | given)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.also and self.source == "published":
             raise ValueError("also is for autoencoders that are trained; source is published")
-        for name in self.also:
+        for name, changes in self.also.items():
             try:
-                self.others()[name]
+                self._but(changes)
             except ValidationError as error:
-                message = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"also.{name}: {message}") from None
+                first = error.errors()[0]
+                key = ".".join(["also", name, *map(str, first["loc"])])
+                raise ValueError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
         if self.source == "published" and not self.published.path:
             raise ValueError("source is published, which needs published.path: a file or a folder")
         if self.k > self.latents:
@@ -375,6 +397,8 @@ class AttributionParams(Section):
             raise ValueError(f"value: pre_activation needs score: gradient, not {self.score}")
         if self.score == "activation" and self.scope == "next_token":
             raise ValueError("scope: next_token needs a score that is a change of the loss, not activation")
+        if self.score == "activation" and self.sign != "released":
+            raise ValueError(f"sign: {self.sign} needs a score that is a change of the loss, not activation")
         return self
 
 

@@ -1,11 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cocomix.errors import UserError
-from cocomix.params import load
+from cocomix.params import SaeParams, load
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
@@ -52,6 +53,8 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("  ntp: {}", "  ntp: [1]", "pretrain.ntp: must be a section of 'key: value', not [1]"),
         ("also: {}", "also: {a: {width: 3}}", "sae.also.a.width: unknown key; allowed: "),
         ("also: {}", "also: {a: {k: 5000}}", "sae: also.a: k (5000) must not exceed latents (1024)"),
+        ("also: {}", "also: {a: {k: null}}", "sae: also.a.k: Input should be a valid integer"),
+        ("also: {}", "also: {a: {architecture: relu}}", "sae: also.a: sparsity_weight (None) is for relu and jumprelu"),
         ("also: {}", "also: {a/b: {k: 5}}", "sae.also.a/b: 'a/b': string should match pattern"),
         ("corpora: {}", "corpora: {a: 3}", "evaluate.corpora.a: must be a section of 'key: value', not 3"),
         ("corpora: {}", "corpora: {a: {}}", "evaluate.corpora.a.paths: missing; it must be given"),
@@ -105,6 +108,30 @@ def test_dictionaries_within_must_grow_up_to_the_whole(tmp_path: Path, prefixes:
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("own", "changes", "expected"),
+    [
+        ({"architecture": "relu", "sparsity_weight": 0.1}, {"architecture": "topk"}, {"sparsity_weight": None}),
+        ({"architecture": "relu", "sparsity_weight": 0.1}, {"k": 8}, {"sparsity_weight": 0.1}),
+        ({"architecture": "relu", "sparsity_weight": 0.1}, {"architecture": "relu"}, {"sparsity_weight": 0.1}),
+        ({"architecture": "matryoshka", "prefixes": [64]}, {"architecture": "topk"}, {"prefixes": []}),
+        ({"architecture": "matryoshka", "prefixes": [64]}, {"prefixes": [8]}, {"prefixes": [8]}),
+        ({}, {"architecture": "jumprelu", "sparsity_weight": 1.0}, {"sparsity_weight": 1.0}),
+        ({"ema": 0.99}, {"ema": None}, {"ema": None}),
+        ({"ema": 0.99}, {}, {"ema": 0.99}),
+    ],
+    ids=str,
+)
+def test_another_autoencoder_is_the_first_but_for_what_is_given(
+    own: dict[str, Any], changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    shipped = load(SHIPPED).sae
+    params = SaeParams.model_validate(shipped.model_dump() | own | {"also": {"other": changes}})
+    other = params.others()["other"]
+    assert other == SaeParams.model_validate(shipped.model_dump() | own | changes | expected)
+    assert SaeParams.model_validate(params.model_dump()).others() == {"other": other}
+
+
 def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     text = SHIPPED.read_text().replace("mixing: interleave ", "mixing: none ")
@@ -118,6 +145,9 @@ def test_what_is_multiplied_by_no_gradient_is_no_choice(tmp_path: Path) -> None:
     text = SHIPPED.read_text().replace("  score: gradient ", "  score: activation ")
     path.write_text(text.replace("scope: sequence", "scope: next_token"))
     with pytest.raises(UserError, match=r"attribution: scope: next_token needs a score that is a change of the loss"):
+        load(path)
+    path.write_text(text.replace("sign: released", "sign: helpful"))
+    with pytest.raises(UserError, match=r"attribution: sign: helpful needs a score that is a change of the loss"):
         load(path)
     path.write_text(text.replace("value: activation", "value: pre_activation"))
     with pytest.raises(UserError, match=r"attribution: value: pre_activation needs score: gradient, not activation"):
