@@ -84,8 +84,8 @@ class _ConceptQueries(GPT2Attention):
         asking, keys = query.shape[2], key.shape[2]
         if attention_mask is not None:
             attention_mask = attention_mask[:, :, 1::2]
-        elif asking > 1:  # a single query sees all keys
-            last_seen = torch.arange(keys - 2 * asking + 1, keys, 2, device=key.device)
+        else:  # left out: the keys begin with those of the queries; a static cache's empty slots may follow
+            last_seen = torch.arange(1, 2 * asking, 2, device=key.device)
             attention_mask = torch.arange(keys, device=key.device) <= last_seen[:, None]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
         dropout = self.attn_dropout.p if self.training else 0.0

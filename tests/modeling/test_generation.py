@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StaticCache
 from transformers.utils import is_flash_attn_2_available
 
 from cocomix.modeling import CoCoMixCache, CoCoMixForCausalLM
@@ -154,6 +154,14 @@ def test_a_cache_is_read_also_where_none_is_to_be_returned() -> None:
     output = model(tokens[:, 5:], past_key_values=cache, use_cache=False)
     torch.testing.assert_close(output.logits, model(tokens).logits[:, 5:], atol=1e-4, rtol=1e-4)
     assert output.past_key_values is None
+
+
+@pytest.mark.parametrize("chunks", [[9], [1, 8], [4, 3, 2]])
+def test_logits_from_a_static_cache_equal_the_full_forward(model: CoCoMixForCausalLM, chunks: list[int]) -> None:
+    tokens, cache = ids(2, 9), StaticCache(config=model.config, max_cache_len=24)
+    rows = [model(some, past_key_values=cache, use_cache=True).logits for some in tokens.split(chunks, dim=1)]
+    full = model(tokens, use_cache=False).logits
+    torch.testing.assert_close(torch.cat(rows, dim=1), full, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("change", [{}, {"predicts": "nothing"}], ids=named)
