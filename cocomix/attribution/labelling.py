@@ -114,7 +114,6 @@ def _strongest(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, para
             latents, scores = scores_of(sae, loss_gradient(model, ids, sae.config.layer, scope))
         case "activation":
             latents, scores = activations_of(model, sae, ids, sae.config.layer)
-            sign = "released"
         case "integrated":
             latents, scores = integrated_scores(model, sae, ids, scope, params.integrated_steps)
         case "ablation":

@@ -59,7 +59,7 @@ def test_training_and_validation_windows_are_labelled_in_their_order(setting: Se
 
 
 def test_labels_can_be_the_most_active_concepts_of_all(setting: Setting, tmp_path: Path) -> None:
-    labels = ConceptLabels(labelled(setting, key="active", score="activation", sign="helpful"))
+    labels = ConceptLabels(labelled(setting, key="active", score="activation"))
     given = labels.unpack("validation", tmp_path / "validation.npy").astype(np.int64)
     ids = torch.from_numpy(setting.tokens.windows("validation").astype(np.int64))
     with torch.no_grad():
