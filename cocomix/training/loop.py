@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from cocomix import checkpoint, distributed
+from cocomix.base import micro_batch
 from cocomix.device import allow_tf32, autocast, device, peak_flops, peak_memory, send
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
@@ -247,7 +248,7 @@ class Training:
         self._objective.eval()
         tokens_loss, tokens, auxiliary_loss, supervised = 0.0, 0.0, 0.0, 0.0
         rows = self._eval_rows[runtime().rank :: runtime().world_size]
-        for some in _split(rows, self._params.batch_size):
+        for some in _split(rows, min(self._params.batch_size, micro_batch(self._context))):
             batch = self._validation.batch(some)
             with autocast():
                 losses = self._evaluated(*(send(each) for each in batch))

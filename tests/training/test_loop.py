@@ -138,11 +138,14 @@ def test_micro_batches_change_nothing_but_rounding(
     make: Callable[[], Objective], micro_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make()
-    training(whole, tmp_path / "whole").run("test")
+    expected = training(whole, tmp_path / "whole").run("test")
     monkeypatch.setenv("COCOMIX_MICRO_BATCH", str(micro_batch))
     runtime.cache_clear()
-    parts = make()
-    training(parts, tmp_path / "parts").run("test")
+    parts, windows = make(), dict[bool, set[int]]()
+    parts.register_forward_pre_hook(lambda each, batch: windows.setdefault(each.training, set()).add(len(batch[0])))
+    curve = training(parts, tmp_path / "parts").run("test")
+    assert {each: max(sizes) for each, sizes in windows.items()} == {True: min(micro_batch, 3), False: micro_batch}
+    assert [row.validation_loss for row in curve] == pytest.approx([row.validation_loss for row in expected], abs=1e-4)
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(weight, parts.state_dict()[name], atol=2e-4, rtol=1e-3)
 
