@@ -10,7 +10,7 @@ from ruamel.yaml import YAML, YAMLError
 from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
 from cocomix.params import FILE, Params
-from cocomix.report.tuning import decisive_digest
+from cocomix.report.tuning import decisive
 from flows.preset import merge, sections, with_values
 
 
@@ -28,10 +28,10 @@ class Task(NamedTuple):
     setting: Setting
     method: str
     seed: int
-    params: bytes
-    """The content of params.yaml."""
-    digest: str
-    """Of the parameters that can decide the result."""
+    content: bytes
+    """Of params.yaml."""
+    params: dict[str, Any]
+    """Those that can decide the result."""
 
     @property
     def title(self) -> str:
@@ -83,9 +83,8 @@ def tasks(chosen: Sequence[Setting], methods: Sequence[str] = (), seeds: Sequenc
         source = f"setting {setting.name or '(params.yaml)'}"
         content = with_values(shipped, [setting.values, {"pretrain": items}], source)
         params = parse(Params, YAML(typ="safe").load(content), source)
-        digest = decisive_digest(params)
         found += [
-            Task(setting, method, seed, content, digest)
+            Task(setting, method, seed, content, decisive(params))
             for method in params.pretrain.methods
             for seed in params.pretrain.seeds
         ]

@@ -86,12 +86,12 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     for number, task in enumerate(left, start=1):
         publish.comparison(name, comparison(asked, done))
         log.info(f"[{number}/{len(left)}] {task.title}")
-        write_params(task.params)
+        write_params(task.content)
         try:
             state = bring_up_to_date(plan([f"evaluate@{task.method}-{task.seed}"]), task.title)
             if not state.is_completed():
                 raise UserError(str(state.message))
-            if FILE.read_bytes() != task.params:
+            if FILE.read_bytes() != task.content:
                 raise UserError(f"{FILE} was edited meanwhile: the result does not count")
         except UserError as error:
             failed[task.title] = str(error)
@@ -158,7 +158,7 @@ def _collect(task: Task, code: str) -> SweepRun:
         values=dict(task.setting.values),
         method=task.method,
         seed=task.seed,
-        params=task.digest,
+        params=task.params,
         code=code,
         pretrain=json.loads(training.read_bytes()),
         evaluate=json.loads(evaluation.read_bytes()),
@@ -168,7 +168,7 @@ def _collect(task: Task, code: str) -> SweepRun:
 
 def _result_of(task: Task, done: Sequence[SweepRun]) -> SweepRun | None:
     key = (task.setting.name, task.method, task.seed)
-    return next((each for each in done if _key(each) == key and each.params == task.digest), None)
+    return next((each for each in done if _key(each) == key and each.params == task.params), None)
 
 
 def _key(result: SweepRun) -> tuple[str, str, int]:

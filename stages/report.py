@@ -22,7 +22,7 @@ from cocomix.report.numbers import numbers
 from cocomix.report.statistics import CONFIDENCE, REPLICATES
 from cocomix.report.steering import Sweep, read_sweeps
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
-from cocomix.report.tuning import Tuning, decisive_digest, own_weight, read_sweep, sweep_files, tuning
+from cocomix.report.tuning import Tuning, decisive, own_weight, read_sweep, sweep_files, tuning
 from cocomix.report.usage import StageUsage, stage_usages
 from cocomix.report.wording import (
     NAMES,
@@ -83,7 +83,7 @@ def run(params: Params) -> None:
         params.report.model_dump()
         | _comparison(params)
         | {
-            "decisive": decisive_digest(params),
+            "decisive": decisive(params),
             "attribution": params.attribution.model_dump(
                 include={"score", "sign", "scope", "value", "integrated_steps"}
             ),

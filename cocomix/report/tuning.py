@@ -1,9 +1,6 @@
-"""What was tuned: runs of sweeps that differ from params.yaml in the methods' own loss weights, and in nothing else."""
+"""What was tuned: of what decides the validation loss, runs of sweeps that differ in the methods' own weights alone."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -28,8 +25,8 @@ class SweepRun(Facts):
     """How its parameters differ from params.yaml, nested as there."""
     method: Method
     seed: int
-    params: str
-    """`decisive_digest` of its parameters."""
+    params: dict[str, Any]
+    """`decisive` ones."""
     code: str
     """Digest of the code of all stages."""
     pretrain: dict[str, Any]
@@ -38,6 +35,11 @@ class SweepRun(Facts):
     """metrics/evaluate/<method>-<seed>.json."""
     curve: dict[str, list[float]]
     """The learning curve, by the fields of `Curve`."""
+
+    @property
+    def weight(self) -> float | None:
+        """Of the method's own loss; None: it has none."""
+        return float(self.params["pretrain"][self.method][WEIGHTS[self.method]]) if self.method in WEIGHTS else None
 
     @property
     def validation_loss(self) -> float:
@@ -95,10 +97,11 @@ def read_sweep(path: Path) -> list[SweepRun]:
     return [parse(SweepRun, each, f"{path}: [{at}]") for at, each in enumerate(content)]
 
 
-def decisive_digest(params: Params) -> str:
-    """Of the parameters that can decide what comes of a run."""
-    decisive = params.model_dump(mode="json", exclude={"report": True, "pretrain": {"methods", "seeds"}})
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+def decisive(params: Params) -> dict[str, Any]:
+    """The parameters that can decide what a sweep notes of a run."""
+    return params.model_dump(
+        mode="json", exclude={"explain": True, "steer": True, "report": True, "pretrain": {"methods", "seeds"}}
+    )
 
 
 def own_weight(method: Method, pretrain: PretrainParams) -> float | None:
@@ -110,10 +113,10 @@ def own_weight(method: Method, pretrain: PretrainParams) -> float | None:
 def tuning(params: Params, runs: Sequence[SweepRun]) -> Tuning | None:
     """What was tried of each method's own weight, all but such weights being as in `params`; None: nothing."""
     found: dict[Method, dict[float | None, dict[int, SweepRun]]] = {}
-    weights = _weights_by_digest(params, runs)
+    shared = _without_weights(decisive(params))
     for run in runs:
-        if run.params in weights:
-            found.setdefault(run.method, {}).setdefault(weights[run.params].get(run.method), {})[run.seed] = run
+        if _without_weights(run.params) == shared:
+            found.setdefault(run.method, {}).setdefault(run.weight, {})[run.seed] = run
     tried: dict[Method, dict[float | None, list[SweepRun]]] = {}
     for method, by_weight in found.items():
         # A sweep that is not finished has fewer seeds of its last weights.
@@ -150,24 +153,11 @@ def _trials(
     ]
 
 
-def _weights_by_digest(params: Params, runs: Sequence[SweepRun]) -> dict[str, dict[Method, float]]:
-    """All weights that `runs` can have had, by the digest of `params` with them.
-
-    A run notes how it differs from the params.yaml of its time, which may have had other weights: the best ones are
-    written there when they are known. So every weight that occurs is tried for every method.
-    """
-    known = {own_weight(method, params.pretrain) for method in WEIGHTS}
-    for run in runs:
-        given = run.values.get("pretrain", {})
-        known |= {given.get(method, {}).get(name) for method, name in WEIGHTS.items()}
-    every = sorted(float(each) for each in known if each is not None)
-    combinations = [dict(zip(WEIGHTS, some, strict=True)) for some in product(every, repeat=len(WEIGHTS))]
-    return {decisive_digest(_with_weights(params, each)): each for each in combinations}
-
-
-def _with_weights(params: Params, weights: Mapping[Method, float]) -> Params:
-    sections: dict[str, Any] = {
-        method: getattr(params.pretrain, method).model_copy(update={WEIGHTS[method]: weight})
-        for method, weight in weights.items()
+def _without_weights(params: dict[str, Any]) -> dict[str, Any]:
+    """Of `decisive` parameters, what else can decide the validation loss."""
+    pretrain = params["pretrain"]
+    own = {
+        method: {key: value for key, value in pretrain[method].items() if key != weight}
+        for method, weight in WEIGHTS.items()
     }
-    return params.model_copy(update={"pretrain": params.pretrain.model_copy(update=sections)})
+    return params | {"pretrain": pretrain | own, "evaluate": {"stride": params["evaluate"]["stride"]}}

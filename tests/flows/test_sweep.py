@@ -35,7 +35,7 @@ def run(project: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Callable
             values={},
             method="ntp",
             seed=task.seed,
-            params=task.digest,
+            params=task.params,
             code=code,
             pretrain={"seconds": 1, "parameters": {"stored": 1, "active": 1}, "tokens": 1, "flops": 1},
             evaluate={"validation": {"loss": loss}},

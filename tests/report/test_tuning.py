@@ -17,12 +17,14 @@ from tests.report.made_metrics import write_params
 PROJECT = Path(__file__).parents[2]
 
 
-def entry(setting: str, values: dict[str, Any], method: str, seed: int, digest: str, loss: float) -> dict[str, Any]:
+def entry(
+    setting: str, values: dict[str, Any], method: str, seed: int, params: dict[str, Any], loss: float
+) -> dict[str, Any]:
     """What a sweep notes of a run, whose loss falls from 8 on the way."""
     score = {"loss": loss, "perplexity": 1.0, "bits_per_byte": 1.0}
     cost = {"ntp": 10.0, "cocomix": 15.0}.get(method, 12.0)
     curve = {"tokens": [1, 2, 3], "flops": [cost, 2 * cost, 3 * cost], "seconds": [1, 2, 3], "loss": [8, 7, loss]}
-    known = {"setting": setting, "values": values, "method": method, "seed": seed, "params": digest, "code": "c"}
+    known = {"setting": setting, "values": values, "method": method, "seed": seed, "params": params, "code": "c"}
     return known | {"pretrain": {}, "evaluate": {"validation": score, "test": score}, "curve": curve}
 
 
@@ -31,7 +33,7 @@ def swept(losses: dict[str, float], *grid: str, seeds: tuple[int, ...] = (0,)) -
     write_params(["ntp", "cocomix"], [0], PROJECT / "params.yaml")
     asked = tasks(settings(PROJECT / "sweeps/weights.yaml", grid), seeds=seeds)
     entries = [
-        entry(each.setting.name, dict(each.setting.values), each.method, each.seed, each.digest, loss + each.seed / 10)
+        entry(each.setting.name, dict(each.setting.values), each.method, each.seed, each.params, loss + each.seed / 10)
         for each in asked
         if (loss := losses.get(each.setting.name, 9.0))
     ]
@@ -49,7 +51,8 @@ def tried(made: Tuning) -> list[tuple[str, float | None]]:
     return [(each.method, each.weight) for each in made.trials]
 
 
-GRID = [("kd", 0.1), ("kd", 0.3), ("kd", 1.0), ("pause", None), ("cocomix", 0.1), ("cocomix", 0.3), ("cocomix", 1.0)]
+TRIED = {"kd": [0.1, 0.3, 1.0, 3.0], "pause": [None], "cocomix": [0.1, 0.3, 1.0, 3.0]}
+GRID = [(method, weight) for method, weights in TRIED.items() for weight in weights]
 
 
 def test_each_methods_weights_are_found_among_the_settings_of_the_shipped_sweep(folder: Path) -> None:
@@ -95,6 +98,23 @@ def test_losses_are_also_compared_after_the_compute_that_all_have_spent(folder: 
 
 def test_runs_under_other_parameters_are_left_out(folder: Path) -> None:
     swept({}, "pretrain.training.steps=20")
+    assert tuning(load(), read_sweep(SWEEPS / "made.json")) is None
+
+
+def test_runs_stay_when_something_besides_the_validation_loss_is_measured_otherwise(folder: Path) -> None:
+    swept({})
+    before = found()
+    text = FILE.read_text()
+    for old, new in {
+        "tasks: [] ": "tasks: [piqa] ",
+        "batch_size: 32 ": "batch_size: 8 ",
+        "windows: 3 ": "windows: 2 ",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    FILE.write_text(text)
+    assert found() == before
+    FILE.write_text(text.replace("stride: null ", "stride: 64 "))
     assert tuning(load(), read_sweep(SWEEPS / "made.json")) is None
 
 
