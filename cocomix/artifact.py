@@ -113,8 +113,9 @@ class Artifact:
         return self.manifest.about
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of the files that begin with `prefix`, sorted."""
-        return sorted(name for name in self.manifest.files if name.startswith(prefix))
+        """Names of the files that begin with `prefix`, shorter ones first: file 100000 comes after 99999."""
+        names = [name for name in self.manifest.files if name.startswith(prefix)]
+        return sorted(names, key=lambda name: (len(name), name))
 
     def rows(self, name: str) -> int:
         """Records in a file."""

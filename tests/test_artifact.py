@@ -74,6 +74,15 @@ class TestReading:
         assert artifact.file("part/1").read_bytes() == b"\1\1"
         assert artifact.verified() == OUT
 
+    def test_the_files_of_a_series_are_in_the_order_of_their_numbers(self) -> None:
+        manifest = json.loads((OUT / "manifest.json").read_text())
+        names = [f"shard-{number:05d}.parquet" for number in (2, 99_999, 100_000, 100_001)]
+        manifest["files"] = {each: {"rows": 0, "bytes": 0, "sha256": ""} for each in sorted(names)}
+        (OUT / "manifest.json").write_text(json.dumps(manifest))
+        for each in names:
+            (OUT / each).touch()
+        assert Artifact(OUT).names("shard-") == names
+
     def test_the_manifest_holds_no_time_and_no_host(self) -> None:
         manifest = json.loads((OUT / "manifest.json").read_text())
         assert manifest.keys() == {"stage", "fingerprint", "inputs", "params", "about", "files"}
