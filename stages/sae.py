@@ -14,7 +14,7 @@ from cocomix.device import device
 from cocomix.errors import UserError
 from cocomix.params import Params, SaeParams, Site
 from cocomix.runtime import runtime
-from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
 from cocomix.sae.formats import load_published
 from cocomix.sae.learner import CurveRow
 from cocomix.sae.quality import duplicates, reconstruction, splice
@@ -51,11 +51,11 @@ def run(params: Params) -> None:
             with work.write_folder() as folder:
                 for name, sae in trained.items():
                     measured[name] = _measured(sae, stores[sections[name].site], model, tokens)
-                    own = folder if name == MAIN else folder / "also" / name
+                    own = folder if name == MAIN else folder / ALSO / name
                     own.mkdir(parents=True, exist_ok=True)
                     sae.folded().save(own)
             metrics = measured.pop(MAIN)
-            if params.sae.source == "published" and metrics["fvu"] >= 1:
+            if params.sae.source == "published" and not metrics["fvu"] < 1:
                 site = stores[params.sae.site].site
                 raise UserError(
                     f"sae.published: {params.sae.published.path} explains nothing of these activations (variance "

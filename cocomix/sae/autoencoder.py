@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from cocomix.artifact import Artifact
 from cocomix.device import device
+from cocomix.errors import UserError
 from cocomix.params import Architecture, Location, Normalization
 from cocomix.sae.sparse import dots, indices_above, top_indices, weighted_sum
 
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
+ALSO = "also"
+"""The folder of the artifact that has a folder for each of `sae.also`."""
 
 
 class SaeConfig(BaseModel):
@@ -179,6 +182,21 @@ class SparseAutoencoder(nn.Module):
         return sae
 
 
-def load_sae(artifact: Artifact) -> SparseAutoencoder:
-    """The autoencoder of an artifact, frozen, on this process's device."""
-    return SparseAutoencoder.load(artifact.verified()).requires_grad_(False).to(device())
+def load_sae(artifact: Artifact, also: str | None = None) -> SparseAutoencoder:
+    """The autoencoder of an artifact, frozen, on this process's device.
+
+    Args:
+        also: which of the further ones, by its name in `sae.also`; none: that whose latents are the concepts.
+
+    Raises:
+        UserError: when none has that name.
+    """
+    folder = artifact.verified()
+    if also is not None:
+        folder = folder / ALSO / also
+        names = sorted(each.split("/")[1] for each in artifact.names(f"{ALSO}/") if each.endswith(CONFIG))
+        if also not in names:
+            raise UserError(
+                f"{artifact.path}: {also!r}: no such autoencoder; sae.also has {', '.join(names) or 'none'}"
+            )
+    return SparseAutoencoder.load(folder).requires_grad_(False).to(device())

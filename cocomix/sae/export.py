@@ -8,7 +8,7 @@ from typing import get_args
 from cocomix.artifact import Artifact
 from cocomix.errors import UserError
 from cocomix.params import SaeFormat
-from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.sae.autoencoder import load_sae
 from cocomix.sae.formats import save_for
 
 
@@ -18,9 +18,10 @@ def main() -> None:
     parser.add_argument("artifact", type=Path, help="the folder of stage sae: artifacts/sae")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--format", choices=[each for each in get_args(SaeFormat) if each != "openai"], required=True)
+    parser.add_argument("--also", metavar="NAME", help="one of sae.also instead, by its name")
     arguments = parser.parse_args()
     try:
-        save_for(SparseAutoencoder.load(Artifact(arguments.artifact).verified()), arguments.out, arguments.format)
+        save_for(load_sae(Artifact(arguments.artifact), arguments.also), arguments.out, arguments.format)
     except UserError as error:
         sys.exit(f"error: {error}")
 

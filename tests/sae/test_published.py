@@ -12,10 +12,10 @@ from cocomix.activations.collect import collect
 from cocomix.artifact import Artifact, Work
 from cocomix.base import load_base
 from cocomix.errors import UserError
-from cocomix.params import ActivationsParams, Params, load
-from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.params import ActivationsParams, Params, Site, load
+from cocomix.sae.autoencoder import SparseAutoencoder, load_sae
 from cocomix.sae.export import main as export
-from cocomix.sae.formats import save_for
+from cocomix.sae.formats import load_published, save_for
 from cocomix.tokens.windows import Tokens
 from stages.sae import run
 
@@ -72,6 +72,23 @@ def test_the_dead_are_those_that_never_fire_in_held_out_text_however_short_the_t
     assert (project / "plots/sae.csv").read_text().splitlines()[-1].split(",")[4] == "0.0"
 
 
+def test_a_further_autoencoder_is_exported_by_its_name(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(params_with(also={"narrow": {"latents": 48, "normalize": "none"}}))
+    narrow = load_sae(Artifact(project / "artifacts/sae"), "narrow")
+    monkeypatch.setattr(sys, "argv", ["export", "artifacts/sae", "out", "--format", "sparsify", "--also", "narrow"])
+    export()
+    exported = load_published(project / "out", "sparsify", Site.parse(SITES[0]), k=1)
+    assert exported.config == narrow.config
+    x = torch.randn(5, 32)
+    torch.testing.assert_close(exported(x), narrow(x))
+    monkeypatch.setattr(sys, "argv", ["export", "artifacts/sae", "out", "--format", "sparsify", "--also", "wide"])
+    with pytest.raises(SystemExit, match=r"sae: .wide.: no such autoencoder; sae\.also has narrow"):
+        export()
+
+
 def test_a_changed_file_is_taken_anew(project: Path) -> None:
     run(published())
     before = Artifact(project / "artifacts/sae").digest
@@ -100,12 +117,13 @@ def test_what_does_not_fit_is_one_line(project: Path, changes: dict[str, Any], s
     assert "\n" not in str(error.value)
 
 
-def test_an_autoencoder_of_other_activations_is_refused(project: Path) -> None:
+@pytest.mark.parametrize(("scale", "fvu"), [(-1.0, "[1-9]"), (3e38, "nan")])
+def test_an_autoencoder_of_other_activations_is_refused(project: Path, scale: float, fvu: str) -> None:
     other = SparseAutoencoder.load(project / "artifacts/sae")
     with torch.no_grad():
-        other.decoder.neg_()
+        other.decoder *= scale
     save_for(other, project / "theirs", "sae-lens")
-    with pytest.raises(UserError, match="explains nothing"):
+    with pytest.raises(UserError, match=rf"explains nothing of these activations \(variance unexplained: {fvu}"):
         run(published())
 
 
