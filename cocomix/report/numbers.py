@@ -54,7 +54,7 @@ def _of_tuning(tuned: Tuning) -> dict[str, Any]:
     for each in tuned.trials:
         found = {"loss": _plain(each.loss), "loss_at_equal_compute": _plain(each.loss_at_equal)}
         trials.setdefault(each.method, {})[loss_weight(each.weight)] = found | {"seeds": len(each.seeds)}
-    return {"flops": tuned.flops, "trials": trials}
+    return {"flops": tuned.flops, "trials": trials, "other_settings": tuned.others}
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What was tuned: of what decides the validation loss, runs of sweeps that differ in the methods' own weights alone."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -78,6 +79,8 @@ class Tuning(NamedTuple):
     """The most that all runs spent on training."""
     same_code: bool
     """Whether the same code made all runs."""
+    others: dict[Method, int]
+    """Settings of a method that differ from params.yaml in more of its section than the weight; none of some."""
 
 
 def sweep_files() -> list[Path]:
@@ -113,10 +116,15 @@ def own_weight(method: Method, pretrain: PretrainParams) -> float | None:
 def tuning(params: Params, runs: Sequence[SweepRun]) -> Tuning | None:
     """What was tried of each method's own weight, all but such weights being as in `params`; None: nothing."""
     found: dict[Method, dict[float | None, dict[int, SweepRun]]] = {}
+    others: dict[Method, set[str]] = {}
     shared = _without_weights(decisive(params))
     for run in runs:
-        if _without_weights(run.params) == shared:
+        theirs = _without_weights(run.params)
+        if theirs == shared:
             found.setdefault(run.method, {}).setdefault(run.weight, {})[run.seed] = run
+        elif _without_section(theirs, run.method) == _without_section(shared, run.method):
+            own = json.dumps(run.params["pretrain"][run.method], sort_keys=True)
+            others.setdefault(run.method, set()).add(own)
     tried: dict[Method, dict[float | None, list[SweepRun]]] = {}
     for method, by_weight in found.items():
         # A sweep that is not finished has fewer seeds of its last weights.
@@ -131,6 +139,7 @@ def tuning(params: Params, runs: Sequence[SweepRun]) -> Tuning | None:
         [trial for method in methods for trial in _trials(method, tried[method], params.pretrain, flops)],
         flops,
         same_code=len({run.code for run in every}) == 1,
+        others={method: len(others[method]) for method in get_args(Method) if method in others},
     )
 
 
@@ -161,3 +170,7 @@ def _without_weights(params: dict[str, Any]) -> dict[str, Any]:
         for method, weight in WEIGHTS.items()
     }
     return params | {"pretrain": pretrain | own, "evaluate": {"stride": params["evaluate"]["stride"]}}
+
+
+def _without_section(params: dict[str, Any], method: Method) -> dict[str, Any]:
+    return params | {"pretrain": params["pretrain"] | {method: None}}

@@ -231,6 +231,9 @@ def tuned_says(tuned: Tuning) -> str:
         alike = len({tuple(each.weight for each in trials) for trials in grids.values()}) == 1
         listed = " and ".join(map(_inside, grids))
         said.append(f"The grid of {listed} is {'the same' if alike else 'not the same: one had more chances'}.")
+    if tuned.others:
+        counts = " and ".join(f"{count} of {_inside(method)}" for method, count in tuned.others.items())
+        said.append(f"Settings that differ in more than the weight were tried too: {counts}.")
     for method, trials in grids.items():
         best = next((each for each in trials if each.lowest), None)
         if best and not best.used:

@@ -371,7 +371,7 @@ def test_losses_are_compared_by_equal_compute_with_and_without_what_is_learned_f
 
 def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "python -m flows.sweep sweeps/weights.yaml</code> tries the same grid" in html
+    assert "python -m flows.sweep sweeps/weights.yaml</code> tries one grid" in html
     swept({"interleaved 0.1": 3.9, "interleaved 0.3": 4.0})
     run(load())
     html = Path("artifacts/report/index.html").read_text()
@@ -380,7 +380,7 @@ def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
     told = [" ".join(re.sub("<[^>]*>", " ", row).split()) for row in table[:9]]
     assert "CoCoMix 0.1 3.900 7.000 0 lowest" in told
     assert "CoCoMix 0.3 4.000 7.000 0 as in params.yaml" in told
-    assert "tries the same grid" not in html
+    assert "tries one grid" not in html
     assert json.loads(Path("metrics/compare.json").read_text())["tuning"]["trials"]["kd"]["0.3"]["loss"]["mean"] == 9.0
 
 

@@ -71,6 +71,19 @@ def test_each_methods_weights_are_found_among_the_settings_of_the_shipped_sweep(
     assert "The lowest loss of CoCoMix is with 0.1, which is not the weight in params.yaml." in says
 
 
+def test_what_a_method_was_tried_with_besides_its_weight_is_counted_also_when_it_has_been_chosen(folder: Path) -> None:
+    swept({}, seeds=(0, 1))
+    weights = len(TRIED["cocomix"])
+    assert found().others == {"cocomix": 3 * weights}
+    assert f"more than the weight were tried too: {3 * weights} of CoCoMix." in tuned_says(found())
+    FILE.write_text(FILE.read_text().replace("    mixing: interleave  ", "    mixing: add  "))
+    assert found().others == {"cocomix": 3 * weights}
+    entries = json.loads((SWEEPS / "made.json").read_text())
+    entries = [each for each in entries if each["setting"].startswith(("distillation", "added"))]
+    (SWEEPS / "made.json").write_text(json.dumps(entries))
+    assert "were tried too" not in tuned_says(found())
+
+
 def test_what_was_tried_is_still_known_when_the_best_weights_have_been_written_into_the_parameters(
     folder: Path,
 ) -> None:
