@@ -9,7 +9,7 @@ from cocomix.params import Method
 from cocomix.report.costs import Cost, Source, share
 from cocomix.report.documents import Documents, difference
 from cocomix.report.efficiency import AtEqual, Saving, Spread, at_equal, equal_flops, saving, spread
-from cocomix.report.facts import ConceptFacts, Run
+from cocomix.report.facts import ConceptFacts, Kind, Run
 from cocomix.report.statistics import Interval
 
 BASELINE: Method = "ntp"
@@ -42,9 +42,8 @@ class TaskResult(NamedTuple):
     """A method on one task of lm-eval, over its seeds."""
 
     metric: str
-    """The paper's for this task."""
-    is_perplexity: bool
-    """Lower is better."""
+    """The paper's for this task, or the one that stands for it."""
+    kind: Kind
     value: Spread
     standard_error: float | None
     """Over documents, the mean of the seeds'."""
@@ -53,7 +52,7 @@ class TaskResult(NamedTuple):
     cut: int
     """Documents that do not fit into the context, which all models share."""
     verdict: Verdict
-    """On the share of right answers; on the loss, where the metric is a perplexity."""
+    """On the share of right answers; on the loss, where the metric is a perplexity; none on other metrics."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class MethodResult:
     @property
     def mean_accuracy(self) -> float:
         """Over the tasks that have one, of which there must be one."""
-        return fmean(each.value.mean for each in self.tasks.values() if not each.is_perplexity)
+        return fmean(each.value.mean for each in self.tasks.values() if each.kind == "accuracy")
 
     @property
     def concepts(self) -> list[ConceptFacts]:
@@ -154,9 +153,9 @@ def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, Ta
     first = next(iter(runs.values()))[0]
     asked = first.evaluation.tasks[task]
     verdicts = dict.fromkeys(runs, Verdict(None, False))
-    if task in first.tasks:
+    if task in first.tasks and asked.kind != "other":
         documents = {method: [run.tasks[task] for run in own] for method, own in runs.items()}
-        verdicts = _verdicts(documents, task, lower_is_better=asked.is_perplexity)
+        verdicts = _verdicts(documents, task, lower_is_better=asked.kind == "perplexity")
     results = {}
     for method, own in runs.items():
         facts = [run.evaluation.tasks[task] for run in own]
@@ -165,7 +164,7 @@ def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, Ta
         likelihoods = [each.log_likelihood.value for each in facts if each.log_likelihood]
         results[method] = TaskResult(
             metric=asked.metric,
-            is_perplexity=asked.is_perplexity,
+            kind=asked.kind,
             value=spread([each.value for each in figures]),
             standard_error=fmean(errors) if errors else None,
             log_likelihood=spread(likelihoods) if likelihoods else None,

@@ -3,7 +3,7 @@
 import csv
 import math
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,6 +186,11 @@ class ConceptFacts(Facts):
     mixing: MixingFacts | None
 
 
+Kind = Literal["accuracy", "perplexity", "other"]
+"""Of a metric. Accuracies are shares: higher is better. Perplexities: lower is better. Others have any scale, and
+which way is better is not known."""
+
+
 class Figure(NamedTuple):
     """A figure of a task."""
 
@@ -205,9 +210,11 @@ class TaskFacts(Facts):
     """Documents that do not fit into the model's context."""
 
     @property
-    def is_perplexity(self) -> bool:
-        """Of the metric: lower is better."""
-        return "perplexity" in self.metric
+    def kind(self) -> Kind:
+        """Of the metric."""
+        if self.metric in ("acc", "acc_norm", "exact_match"):
+            return "accuracy"
+        return "perplexity" if "perplexity" in self.metric else "other"
 
 
 class EvaluationFacts(StageFacts):
@@ -318,7 +325,7 @@ def read_run(method: str, seed: int) -> Run:
         measured,
         _read_curve(curve),
         read_corpora(documents),
-        read_tasks(documents, [task for task, each in measured.tasks.items() if each.is_perplexity])
+        read_tasks(documents, [task for task, each in measured.tasks.items() if each.kind == "perplexity"])
         if measured.tasks
         else {},
     )

@@ -90,7 +90,7 @@ def differences(results: Sequence[MethodResult]) -> str:
 
 def accuracies(results: Sequence[MethodResult]) -> str:
     """The accuracy of each method in each task, with standard errors; empty: there are no such tasks."""
-    tasks = [name for name, each in results[0].tasks.items() if not each.is_perplexity]
+    tasks = [name for name, each in results[0].tasks.items() if each.kind == "accuracy"]
     if not tasks:
         return ""
     told = [

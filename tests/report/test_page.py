@@ -338,6 +338,27 @@ def test_the_table_has_tasks_beside_texts_with_intervals_of_the_difference(folde
     assert "hellaswag: Next-token prediction 30.0%" in html
 
 
+def test_a_metric_that_is_no_share_is_shown_as_it_is_and_enters_no_mean_figure_or_comparison(folder: Path) -> None:
+    report({"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]}, right={"ntp": 12, "cocomix": 36})
+    for method, value in (("ntp", 20.04), ("cocomix", 30.0)):
+        for path in Path("metrics/evaluate").glob(f"{method}-*.json"):
+            content = json.loads(path.read_text())
+            figure = {"value": value, "standard_error": None}
+            content["tasks"]["piqa"] |= {"metric": "bleu", "metrics": {"bleu": figure}}
+            path.write_text(json.dumps(content))
+    run(load())
+    html = Path("artifacts/report/index.html").read_text()
+    table = rows(html, "Method")
+    assert table["Method"] == ["Validation", "Test", "lambada openai", "hellaswag", "piqa, bleu"]
+    assert [table[each][-1] for each in ("Next-token prediction", "CoCoMix")] == ["20.04", "30"]
+    assert re.findall(r"Accuracy in tasks\. [^<\"]*", html) == [
+        "Accuracy in tasks. hellaswag: Next-token prediction 30.0%, CoCoMix 90.0%."
+    ]
+    tasks = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]["tasks"]
+    assert tasks["piqa"]["verdict"] == {"difference": None, "best": False}
+    assert tasks["hellaswag"]["verdict"]["best"]
+
+
 def test_what_a_figure_is_of_is_said(folder: Path) -> None:
     html, _ = report(
         {"ntp": [4.0]}, ("stride: null", "stride: 64"), ("task_limit: null", "task_limit: 40"), right={"ntp": 12}
