@@ -27,6 +27,7 @@ from transformers.models.gpt2.modeling_gpt2 import (
     GPT2PreTrainedModel,
     eager_attention_forward,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
@@ -72,8 +73,8 @@ class _ConceptQueries(GPT2Attention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         kind = self.config._attn_implementation
-        if kind not in ("eager", "sdpa") or self.reorder_and_upcast_attn:
-            # Flash kernels line a short query up with the end of the keys.
+        if kind not in ("eager", "sdpa") or self.reorder_and_upcast_attn or not _is_bare(self.c_attn):
+            # Flash kernels line a short query up with the end of the keys; what wraps c_attn wants to be called.
             attended, weights = super().forward(hidden_states, past_key_values, attention_mask, **kwargs)
             return attended[:, 1::2], None if weights is None else weights[:, :, 1::2]
         d, weight, bias = self.embed_dim, self.c_attn.weight.t(), self.c_attn.bias
@@ -96,6 +97,12 @@ class _ConceptQueries(GPT2Attention):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether calling a layer does what its weights say: no adapter around it, no hook."""
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    return type(layer) is Conv1D and not any(hooks)
 
 
 class _LastBlock(GPT2Block):

@@ -160,6 +160,30 @@ def test_the_last_block_computes_the_concept_rows_of_a_whole_block(
         torch.testing.assert_close(got, wanted, **close) if wanted is not None else None
 
 
+class Adapter(nn.Module):
+    """What adapter libraries put in a layer's place."""
+
+    def __init__(self, layer: nn.Module, change: Tensor) -> None:
+        super().__init__()
+        self.layer, self.change = layer, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x @ self.change
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["adapter", "hook"])
+def test_an_adapter_or_a_hook_of_the_last_attention_counts_as_if_it_were_merged(wrapped: bool, attention: str) -> None:
+    model, merged = (tiny(attn_implementation=attention).double() for _ in range(2))
+    layer, tokens = model.transformer.h[-1].attn.c_attn, ids(2, 9)
+    change = torch.randn(layer.weight.shape, dtype=torch.float64)
+    if wrapped:
+        model.transformer.h[-1].attn.c_attn = Adapter(layer, change)
+    else:
+        layer.register_forward_hook(lambda _, inputs, output: output + inputs[0] @ change)
+    merged.transformer.h[-1].attn.c_attn.weight.data += change
+    torch.testing.assert_close(model(tokens).logits, merged(tokens).logits, **EXACT)
+
+
 def test_there_is_one_row_of_logits_a_text_token_and_no_row_sees_the_future(
     variant: dict[str, object], attention: str
 ) -> None:
