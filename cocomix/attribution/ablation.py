@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix import interrupt
 from cocomix.attribution.apart import keys_values, positions_apart
 from cocomix.base import micro_batch, residual_at, residual_edited
 from cocomix.params import Scope
@@ -74,6 +75,7 @@ def _losses(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, removed
 
     The blocks below the edit see the window once. The last position, which has no next token, has the loss 0.
     """
+    interrupt.check()  # a few windows of hundreds of passes each take longer than a stop may
     with residual_edited(model, sae.config.layer, lambda residual: residual - removed):
         logits = model(input_ids=ids[None], use_cache=False).logits
     wanted = ids.roll(-1).expand(len(removed), -1)

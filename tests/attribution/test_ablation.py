@@ -1,11 +1,15 @@
+import signal
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cocomix import interrupt
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.score import integrated_scores, loss_gradient, scores_of
 from cocomix.base import residual_at, residual_edited
+from cocomix.interrupt import Interrupted
 from cocomix.params import Scope
 from cocomix.sae.sparse import weighted_sum
 from tests.attribution.conftest import LAYER, K, Setting
@@ -48,6 +52,26 @@ def test_only_the_places_that_are_asked_for_are_ablated(setting: Setting) -> Non
     every, some = every.view(2, CONTEXT, K), some.view(2, CONTEXT, K)
     torch.testing.assert_close(some[:, places], every[:, places])
     assert some.count_nonzero(1).max() <= len(places)
+
+
+@pytest.mark.parametrize("scope", ["sequence", "next_token"])
+def test_a_signal_is_obeyed_between_two_passes_and_leaves_the_model_as_it_was(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, scope: Scope
+) -> None:
+    ids = setting.ids(1)
+    before = setting.model(ids).logits
+    passes: list[None] = []
+    counted = setting.model.register_forward_pre_hook(lambda *_: passes.append(None))
+
+    def check() -> None:
+        if len(passes) == 2:
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(interrupt, "check", check)
+    with pytest.raises(Interrupted):
+        ablation_scores(setting.model, setting.sae, ids, scope)
+    counted.remove()
+    torch.testing.assert_close(setting.model(ids).logits, before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("scope", ["sequence", "next_token"])
