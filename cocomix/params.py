@@ -219,11 +219,14 @@ class ActivationsParams(Section):
     validation_tokens: Positive
     """Held-out activations to store, from the validation split."""
     drop_first: bool = False
-    """Leave out position 0 of each window, whose activations are far larger than all others in many models."""
+    """Leave out position 0 of each window, whose activations are far larger than all others in many models; with
+    separate_documents, of each document."""
     drop_tokens: list[int | str] = []
     """Tokens, by id or by their text in the vocabulary, whose positions are left out."""
     separate_documents: bool = False
-    """Whether attention and positions begin anew with each document of a window."""
+    """Whether attention and positions begin anew with each document of a window: in what is stored, which the
+    autoencoder learns. Labels, the losses inside the base model and the atlas are of whole windows all the same, which
+    is what the language models read."""
     dtype: Literal["fp16", "bf16", "int8"] = "fp16"
     """Of the stored numbers. bf16: for activations above 65504; int8: half the size, scaled for each dimension."""
     shard_tokens: Positive
@@ -234,7 +237,7 @@ class ActivationsParams(Section):
     """Files whose row groups are read in one random order; none: all of them."""
     keep: bool = True
     """Whether the training activations are stored; if not, the autoencoder's training computes them again in each
-    epoch, in the same order, and holds `mixed_shards` files' worth in memory."""
+    epoch, in the same order, for each site and in each process, and holds `mixed_shards` files' worth in memory."""
     seed: Seed = 0
     """Of the choice of windows and of the shuffle."""
 

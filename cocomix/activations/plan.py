@@ -77,7 +77,10 @@ def kept(
         dropped: `dropped_ids`.
     """
     keep = np.ones((len(windows), tokens.context), np.bool_)
-    keep[:, 0] = not params.drop_first
+    if params.drop_first:
+        keep[:, 0] = False
+        if params.separate_documents:
+            keep[:, 1:] = np.diff(tokens.documents(split, windows)) == 0
     if dropped:
         keep &= ~np.isin(tokens.windows(split)[windows], dropped)
     return keep

@@ -182,6 +182,21 @@ def test_documents_kept_apart_have_the_activations_of_a_window_of_their_own(sett
     assert checked > 100
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_first_position_is_that_of_a_window_or_of_each_document_kept_apart(
+    setting: Setting, separate: bool
+) -> None:
+    params = but(tokens=96 * CONTEXT, drop_first=True, separate_documents=separate)
+    rows = table(setting.collect(params), SITE + "train-")
+    windows, documents = setting.tokens.windows("train"), setting.tokens.documents("train", slice(None))
+    first = np.zeros(windows.shape, bool)
+    first[:, 0] = True
+    if separate:
+        first[:, 1:] = windows[:, :-1] == setting.tokens.eos_id
+    expected = [(int(documents[at]), at[1]) for at in zip(*np.nonzero(~first), strict=True)]
+    assert sorted(zip(rows["document"], rows["position"], strict=True)) == sorted(expected)
+
+
 def test_any_number_of_processes_writes_the_same_artifact(setting: Setting) -> None:
     alone = setting.collect().manifest.files
     assert setting.collect(jobs=3).manifest.files == alone
