@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from cocomix.artifact import Artifact, Work, write_atomically
 from cocomix.errors import UserError
@@ -54,6 +55,11 @@ def run(params: Params) -> None:
             with work.write(f"{split}.documents.npy") as pending:
                 np.save(pending.path, first_documents(shards, section.context, eos_id))
                 pending.rows = windows
+            if split != "train":
+                with work.write(f"{split}.groups.parquet") as pending:
+                    groups = pq.read_table(texts[split], columns=["group"])
+                    pq.write_table(groups, pending.path, compression="zstd")
+                    pending.rows = len(groups)
             bytes_per_token = corpus.about["splits"][split]["bytes"] / tokens
             metrics[split] = {"tokens": tokens, "windows": windows, "bytes_per_token": bytes_per_token}
         (work.side / "metrics.json").write_bytes(to_json(metrics))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -51,6 +53,10 @@ def tokens_folder(folder: Path) -> Path:
                     with pending.path.open("wb") as file:
                         np.save(file, array)
                     pending.rows = windows
+            if split != "train":
+                with work.write(f"{split}.groups.parquet") as pending:
+                    groups = [f"package {each // 2}" for each in range(ids.size)]
+                    pq.write_table(pa.table({"group": groups}), pending.path)
         vocabulary = {"<|endoftext|>": 0} | {f"w{each}": each for each in range(1, VOCAB)}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -81,8 +81,8 @@ def _deal(documents: Iterable[Document], params: CorpusParams, dropped: Counter[
     """Every document that is not empty and was not there before; its split follows from its text alone."""
     seen = Seen()
     validation, test = params.validation_share * 2**64, params.test_share * 2**64
-    for source, text in documents:
-        document = Document(source, text.strip())
+    for source, group, text in documents:
+        document = Document(source, group, text.strip())
         if not document.text:
             dropped["empty documents"] += 1
             continue

@@ -104,10 +104,10 @@ def _plain(path: Path, file: BinaryIO) -> Iterator[Document]:
         while len(text) > PIECE_CHARACTERS:
             ends = (text.rfind(gap, 1, PIECE_CHARACTERS) for gap in ("\n\n", "\n", " "))
             end = next((each for each in ends if each > 0), PIECE_CHARACTERS)
-            yield Document(f"{path}:{line}", text[:end])
+            yield Document(f"{path}:{line}", str(path), text[:end])
             line += text.count("\n", 0, end)
             text = text[end:]
-    yield Document(f"{path}:{line}", text)
+    yield Document(f"{path}:{line}", str(path), text)
 
 
 def _decode(path: Path, file: BinaryIO) -> Iterator[str]:
@@ -143,7 +143,7 @@ def _jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[Document]:
             raise UserError(f"{place}: holds {type(row).__name__}, not an object with the field {field!r}")
         if field not in row:
             raise UserError(f"{place}: no field {field!r} (corpus.files.text_field); {suggestion(field, row)}")
-        yield Document(place, _text(row[field], place, field))
+        yield Document(place, place, _text(row[field], place, field))
 
 
 def _parquet(path: Path, file: pa.NativeFile | IO[bytes], field: str) -> Iterator[tuple[int, Document]]:
@@ -161,7 +161,7 @@ def _parquet(path: Path, file: pa.NativeFile | IO[bytes], field: str) -> Iterato
                 text = value.as_py()
             except UnicodeDecodeError as error:
                 raise UserError(f"{place}: not UTF-8: {error.reason}") from None
-            yield size * number // rows, Document(place, _text(text, place, field))
+            yield size * number // rows, Document(place, place, _text(text, place, field))
 
 
 def _text(value: object, place: str, field: str) -> str:

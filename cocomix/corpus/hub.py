@@ -30,7 +30,8 @@ def read_hub(params: HubParams) -> Iterator[Document]:
                 if not isinstance(text, str | None):
                     kind = type(text).__name__
                     raise UserError(f"{name} row {number}: {params.text_field!r} holds {kind}, not text")
-                yield Document(f"{name}:{params.split}:{number}", text or "")
+                place = f"{name}:{params.split}:{number}"
+                yield Document(place, place, text or "")
                 bar.advance(1)
         except (OSError, ValueError) as error:  # what `datasets` raises for networks, names, splits and damaged data
             reason = str(error).splitlines()[0]

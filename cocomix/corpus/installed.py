@@ -89,7 +89,7 @@ def read_installed_docs(limit: float = float("inf")) -> InstalledDocs:
             if limit < 0:
                 break
             if len(text) >= _MIN_CHARACTERS:
-                groups.setdefault(origin.group, []).append(Document(origin.source, text))
+                groups.setdefault(origin.group, []).append(Document(origin.source, origin.group, text))
             elif text:
                 short += 1
     return InstalledDocs(groups, repeated, short)

@@ -1,4 +1,4 @@
-"""The corpus on disk: one Parquet file a split, with the columns id, source and text."""
+"""The corpus on disk: one Parquet file a split, with the columns id, source, group and text."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from cocomix.splits import SPLITS, Split
 
-SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("text", pa.string())])
+SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("group", pa.string()), ("text", pa.string())])
 ROW_GROUP_BYTES = 2_000_000
 """Text of a row group: what a reader holds at a time, and a worker's share."""
 
@@ -20,6 +20,8 @@ class Document(NamedTuple):
 
     source: str
     """Where it is from: a file and the line or row in it, or a module."""
+    group: str
+    """The same for documents that are alike, being of one package or cut from one text; else as `source`."""
     text: str
 
 
@@ -53,7 +55,7 @@ class CorpusWriter:
 
     def add(self, split: Split, digest: bytes, document: Document) -> None:
         """Append one document."""
-        self._files[split].add((digest.hex(), document.source, document.text))
+        self._files[split].add((digest.hex(), document.source, document.group, document.text))
 
     def sizes(self) -> dict[Split, SplitSize]:
         """What was added."""
@@ -63,12 +65,12 @@ class CorpusWriter:
 class _SplitFile:
     def __init__(self, path: Path) -> None:
         self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False)
-        self._rows: list[tuple[str, str, str]] = []
+        self._rows: list[tuple[str, str, str, str]] = []
         self._row_bytes = 0
         self.documents = self.bytes = 0
 
-    def add(self, row: tuple[str, str, str]) -> None:
-        size = len(row[2].encode())
+    def add(self, row: tuple[str, str, str, str]) -> None:
+        size = len(row[-1].encode())
         self._rows.append(row)
         self._row_bytes += size
         self.documents += 1

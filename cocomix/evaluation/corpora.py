@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from cocomix.corpus.files import files_digest, read_files
+from cocomix.corpus.store import Document
 from cocomix.errors import UserError
 from cocomix.evaluation.text import Text, token_bytes
 from cocomix.params import EvaluationCorpusParams, FilesParams
@@ -41,11 +42,13 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
     encoder.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
     encoder.no_truncation()
     encoder.no_padding()
-    parts, size = [np.empty(0, dtype)], 0
+    parts, groups, size = [np.empty(0, dtype)], list[str](), 0
     for batch in _batches(name, params):
-        for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False):
+        texts = [document.text for document in batch]
+        for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False):
             parts.append(np.array([*encoding.ids, tokens.eos_id], dtype))
-        size += sum(len(text.encode()) for text in batch)
+        groups += [document.group for document in batch]
+        size += sum(len(text.encode()) for text in texts)
     ids = np.concatenate(parts)
     windows = len(ids) // tokens.context
     if not windows:
@@ -54,13 +57,13 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
             f"tokenize.context ({tokens.context})"
         )
     windowed = ids[: windows * tokens.context].reshape(windows, tokens.context)
-    return Text(windowed, tokens.eos_id, token_bytes(tokenizer, size / len(ids)))
+    return Text(windowed, tokens.eos_id, token_bytes(tokenizer, size / len(ids)), groups)
 
 
-def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[str]]:
+def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Document]]:
     """Documents as stage `corpus` takes them: stripped, without empty ones, up to the one that is too much."""
     left = float("inf") if params.megabytes is None else params.megabytes * 1e6
-    batch: list[str] = []
+    batch: list[Document] = []
     size = 0
     with _named(name):
         for document in read_files(FilesParams(paths=params.paths, text_field=params.text_field)):
@@ -74,7 +77,7 @@ def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[str]]:
             if size > left:
                 break
             if text:
-                batch.append(text)
+                batch.append(document._replace(text=text))
             if size >= _BATCH_BYTES:
                 yield batch
                 left, batch, size = left - size, [], 0

@@ -38,6 +38,8 @@ class DocumentLosses:
 
     document: list[int]
     """Its number in the text, from 0."""
+    group: list[str]
+    """See `cocomix.corpus.store.Document`."""
     tokens: list[int]
     """How many of its tokens are predicted, EOS included."""
     bytes: list[float]
@@ -105,6 +107,7 @@ def score_text(model: PreTrainedModel, text: Text, batch_size: int, task: str, s
         _whole(loss.sum(), len(document), bytes_of.sum()),
         DocumentLosses(
             documents.tolist(),
+            [text.groups[each] for each in documents.tolist()],
             predicted[documents].tolist(),
             np.bincount(document, bytes_of, minlength=len(loss))[documents].tolist(),
             loss[documents].tolist(),

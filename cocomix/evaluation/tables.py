@@ -15,6 +15,7 @@ from cocomix.evaluation.language_model import DocumentLosses
 DOCUMENTS: dict[str, pa.DataType] = {
     "corpus": pa.string(),
     "document": pa.int64(),
+    "group": pa.string(),
     "tokens": pa.int64(),
     "bytes": pa.float64(),
     "loss": pa.float64(),

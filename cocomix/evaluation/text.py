@@ -1,5 +1,6 @@
 """Text to measure a language model on: token ids, and the bytes that they stand for."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,12 +21,14 @@ class Text(NamedTuple):
     eos_id: int
     token_bytes: NDArray[np.float64]
     """UTF-8 bytes that each token id stands for: [vocab]."""
+    groups: Sequence[str]
+    """Of each document, the last ones of which may be in no window: see `cocomix.corpus.store.Document`."""
 
 
 def split_text(tokens: Tokens, split: Split) -> Text:
     """A split of the corpus."""
     bytes_of = token_bytes(tokens.tokenizer(), tokens.bytes_per_token(split))
-    return Text(tokens.windows(split), tokens.eos_id, bytes_of)
+    return Text(tokens.windows(split), tokens.eos_id, bytes_of, tokens.groups(split))
 
 
 def token_bytes(tokenizer: "PreTrainedTokenizerFast", average: float) -> NDArray[np.float64]:

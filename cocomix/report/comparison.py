@@ -33,7 +33,8 @@ class CorpusResult(NamedTuple):
     """Nats a token."""
     perplexity: Spread
     bits_per_byte: Spread
-    documents: int
+    groups: int
+    """Of documents that are alike: what the interval has for its sample."""
     verdict: Verdict
     """On the loss."""
 
@@ -143,7 +144,7 @@ def _on_corpus(runs: Mapping[Method, Sequence[Run]], corpus: str) -> dict[Method
             loss=spread([each.loss for each in scores]),
             perplexity=spread([each.perplexity for each in scores]),
             bits_per_byte=spread([each.bits_per_byte for each in scores]),
-            documents=len(documents[method][0].numbers),
+            groups=len(documents[method][0].groups),
             verdict=verdicts[method],
         )
     return results

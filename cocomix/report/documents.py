@@ -1,8 +1,12 @@
-"""What a model made of each document, of which an evaluation keeps tables: what two methods are paired by."""
+"""What a model made of each document, of which an evaluation keeps tables: what two methods are paired by.
+
+Documents of one package, or pieces of one book, are alike: what a method gains on one it gains on the others. So they
+say less of other text than as many of different origin, and an interval has whole groups of them for its sample.
+"""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +21,20 @@ EVALUATIONS = Path("artifacts/evaluations")
 
 
 class Documents(NamedTuple):
-    """One model on the documents of a corpus or a task, in the order of their numbers: arrays of one length."""
+    """One model on the documents of a corpus or a task, summed by group, in the groups' order: arrays of one length."""
 
-    numbers: NDArray[np.int64]
+    groups: NDArray[Any]
+    """See `cocomix.corpus.store.Document`; of a task, the documents' own numbers."""
     weights: NDArray[np.float64]
-    """How much each counts: predicted tokens; words of a word perplexity; 1."""
+    """How much each counts: predicted tokens; words of a word perplexity; documents."""
     sums: NDArray[np.float64]
-    """Cross-entropy in nats, or 1 where the answer is right."""
+    """Cross-entropy in nats, or right answers."""
 
 
 def read_corpora(evaluation: Artifact) -> dict[str, Documents]:
     """Losses on the documents of each corpus."""
     table = pq.read_table(evaluation.file("documents.parquet"))
-    return _by(table, "corpus", table["tokens"].to_numpy().astype(np.float64), table["loss"].to_numpy())
+    return _by(table, "corpus", "group", table["tokens"].to_numpy().astype(np.float64), table["loss"].to_numpy())
 
 
 def read_tasks(evaluation: Artifact, perplexities: Collection[str]) -> dict[str, Documents]:
@@ -40,7 +45,7 @@ def read_tasks(evaluation: Artifact, perplexities: Collection[str]) -> dict[str,
     table = pq.read_table(evaluation.file("tasks.parquet"))
     is_perplexity = np.isin(np.array(table["task"].to_pylist()), list(perplexities))
     correct, likelihood = (table[each].to_numpy() for each in ("correct", "log_likelihood"))
-    found = _by(table, "task", table["weight"].to_numpy(), np.where(is_perplexity, -likelihood, correct))
+    found = _by(table, "task", "document", table["weight"].to_numpy(), np.where(is_perplexity, -likelihood, correct))
     return {task: each for task, each in found.items() if not np.isnan(each.sums).any()}
 
 
@@ -55,17 +60,20 @@ def difference(runs: Sequence[Documents], others: Sequence[Documents], where: st
     """
     first = runs[0]
     for each in (*runs, *others):
-        if not (np.array_equal(each.numbers, first.numbers) and np.array_equal(each.weights, first.weights)):
+        if not (np.array_equal(each.groups, first.groups) and np.array_equal(each.weights, first.weights)):
             raise UserError(f"{EVALUATIONS}: not all of the same documents of {where}; run the stage evaluate again")
     sums, other = (np.stack([each.sums for each in some]) for some in (runs, others))
     return paired_difference(sums, other, first.weights)
 
 
-def _by(table: pa.Table, column: str, weights: NDArray[np.float64], sums: NDArray[np.float64]) -> dict[str, Documents]:
-    names, numbers = np.array(table[column].to_pylist()), table["document"].to_numpy()
+def _by(
+    table: pa.Table, column: str, group: str, weights: NDArray[np.float64], sums: NDArray[np.float64]
+) -> dict[str, Documents]:
+    names, groups = (np.array(table[each].to_pylist()) for each in (column, group))
     found = {}
     for name in np.unique(names):
-        rows = np.flatnonzero(names == name)
-        rows = rows[numbers[rows].argsort(kind="stable")]
-        found[str(name)] = Documents(numbers[rows], weights[rows], sums[rows])
+        rows = names == name
+        own, number = np.unique(groups[rows], return_inverse=True)
+        by_group = (np.bincount(number, each[rows]).astype(np.float64) for each in (weights, sums))
+        found[str(name)] = Documents(own, *by_group)
     return found

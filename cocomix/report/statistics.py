@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 REPLICATES = 2000
 _SEED_DRAWS = 100
-"""Of the mean over seeds, for each drawing of documents: of few seeds it has long tails, whose ends take many to find."""
+"""Of the mean over seeds, for each drawing of documents: Student's t has long tails, whose ends take many to find."""
 _SEED = 0
 _BLOCK = 2**20
 """Documents drawn at a time, in all replicates together."""

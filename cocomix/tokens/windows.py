@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cocomix.artifact import Artifact
@@ -31,7 +32,8 @@ class Tokens:
     """The tokens artifact: documents end with EOS and are packed into windows of `context` tokens.
 
     Files: `<split>.npy`, unsigned integers [windows, context]; `<split>.documents.npy`, uint32 [windows], the number
-    of the document that the window's first token belongs to; `tokenizer/`, a Hugging Face folder.
+    of the document that the window's first token belongs to; `<split>.groups.parquet`, for the splits that models are
+    measured on, the group of each document (`cocomix.corpus.store.Document`); `tokenizer/`, a Hugging Face folder.
     """
 
     def __init__(self, path: Path = Path("artifacts/tokens")) -> None:
@@ -52,6 +54,12 @@ class Tokens:
         ends = self.windows(split)[rows] == self.eos_id
         before = np.cumsum(ends, axis=1) - ends
         return (first[:, None] + before).astype(np.uint32)
+
+    def groups(self, split: Split) -> list[str]:
+        """The group of each document of the validation or test split, by its number."""
+        table = pq.read_table(self.artifact.file(f"{split}.groups.parquet"))
+        groups: list[str] = table["group"].to_pylist()  # type: ignore[assignment]
+        return groups
 
     def bytes_per_token(self, split: Split) -> float:
         """UTF-8 bytes of the split's text over its tokens: turns nats a token into bits a byte.

@@ -44,6 +44,7 @@ def test_every_document_is_in_one_split_with_its_place(out: Path) -> None:
     summary = build(params_of(["*.jsonl"]), out)
     rows = rows_of(out)
     assert sorted(row["text"] for row in rows) == sorted(TEXTS)
+    assert all(row["group"] == row["source"] for row in rows)
     assert all(TEXTS[int(row["source"].removeprefix("a.jsonl:")) - 1] == row["text"] for row in rows)
     for split in SPLITS:
         found = [row["text"] for row in pq.read_table(out / f"{split}.parquet").to_pylist()]
@@ -79,7 +80,7 @@ def test_the_same_texts_give_the_same_bytes_in_row_groups_of_even_size(out: Path
         contents.append([(out / f"{split}.parquet").read_bytes() for split in SPLITS])
     assert contents[0] == contents[1]
     metadata = pq.ParquetFile(out / "train.parquet").metadata
-    sizes = [metadata.row_group(number).column(2).total_uncompressed_size for number in range(metadata.num_row_groups)]
+    sizes = [metadata.row_group(number).column(3).total_uncompressed_size for number in range(metadata.num_row_groups)]
     assert len(sizes) > 3
     assert all(ROW_GROUP_BYTES <= size < 1.1 * ROW_GROUP_BYTES for size in sizes[:-1])
 
@@ -132,9 +133,8 @@ def test_packages_are_kept_whole(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
     rows = rows_of(out)
     assert len(rows) == 120
     package = {origin.source: origin.group for origin in origins}
-    packages = [
-        {package[row["source"]] for row in pq.read_table(out / f"{split}.parquet").to_pylist()} for split in SPLITS
-    ]
+    assert all(row["group"] == package[row["source"]] for row in rows)
+    packages = [set(pq.read_table(out / f"{split}.parquet")["group"].to_pylist()) for split in SPLITS]
     assert all(packages)
     assert sum(map(len, packages)) == 30
     for split in SPLITS:

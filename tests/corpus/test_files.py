@@ -82,6 +82,7 @@ def test_a_long_text_is_cut_into_pieces_that_join_to_it(folder: Path, parts: lis
     assert "".join(document.text for document in found) == clean
     position = 0
     for document in found:
+        assert document.group == "a.txt"
         assert len(document.text) <= 200
         assert document.source == f"a.txt:{clean[:position].count(chr(10)) + 1}"
         position += len(document.text)

@@ -26,7 +26,7 @@ def params_of(dataset: str, **changed: object) -> HubParams:
 def test_documents_are_streamed_with_their_place(dataset: str) -> None:
     found = list(read_hub(params_of(dataset)))
     assert [document.text for document in found] == ["", *(f"text {number}" for number in range(1, 20))]
-    assert found[3].source == f"{dataset}@main:train:3"
+    assert found[3].source == found[3].group == f"{dataset}@main:train:3"
 
 
 def test_the_limit_is_kept(dataset: str) -> None:

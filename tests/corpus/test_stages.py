@@ -82,7 +82,9 @@ def test_text_files_become_windows_that_read_back_as_the_text(project: Path) -> 
     tokenizer = tokens.tokenizer()
     metrics = json.loads(Path("metrics/tokenize.json").read_text())
     for split in SPLITS:
-        texts = pq.read_table(f"artifacts/corpus/{split}.parquet").column("text").to_pylist()
+        table = pq.read_table(f"artifacts/corpus/{split}.parquet")
+        texts = table["text"].to_pylist()
+        assert split == "train" or tokens.groups(split) == table["group"].to_pylist()
         ids = np.asarray(tokens.windows(split)).reshape(-1)
         assert metrics[split]["windows"] == len(ids) // 32
         assert metrics[split]["tokens"] - len(ids) < 32

@@ -31,7 +31,7 @@ def text() -> Text:
     ids = np.random.default_rng(0).integers(1, VOCAB, size=(7, CONTEXT)).astype(np.uint16)
     ids[np.random.default_rng(1).random(ids.shape) < 0.15] = 0
     ids[2, 3:6] = 0
-    return Text(ids, 0, (np.arange(VOCAB) % 5).astype(float))
+    return Text(ids, 0, (np.arange(VOCAB) % 5).astype(float), [f"group {each % 3}" for each in range(ids.size)])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cocomix.artifact import Work
@@ -62,6 +63,7 @@ def test_it_is_packed_like_the_corpus(
     assert np.array_equal(text.windows, np.load(folder / "expected.npy"))
     assert text.windows.dtype == np.uint16
     assert text.eos_id == 0
+    assert list(text.groups) == pq.read_table(texts["train"])["group"].to_pylist()
     if megabytes is None:
         kept = [each.strip().encode() for each in [*DOCUMENTS, *SPECIAL] if each.strip()]
         dropped = sum(map(len, kept)) - text.token_bytes[text.windows].sum()

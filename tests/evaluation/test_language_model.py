@@ -29,7 +29,7 @@ class OneInFour(nn.Module):
 
 def test_perplexity_and_bits_per_byte_are_those_computed_by_hand() -> None:
     # Predicted are 3 3 2 (the first token of each of the two windows of 3 is not: 2, and 2), then 2.
-    text = Text(np.array([[2, 3, 3], [2, 2, 2]], np.uint16), 0, np.array([0.0, 1.0, 2.0, 4.0]))
+    text = Text(np.array([[2, 3, 3], [2, 2, 2]], np.uint16), 0, np.array([0.0, 1.0, 2.0, 4.0]), ["a"])
     score = score_text(OneInFour(), text, 8, "hand").whole  # type: ignore[arg-type]
     assert score.perplexity == pytest.approx((4 * 4 * 4 / 3 * 4 / 3) ** (1 / 4))
     assert score.loss == pytest.approx(math.log(score.perplexity))
@@ -70,6 +70,7 @@ def test_a_score_is_that_of_one_token_at_a_time(
         loss[document] += each
     documents = score.documents
     assert documents.document == sorted(tokens)
+    assert documents.group == [f"group {each % 3}" for each in documents.document]
     assert documents.tokens == [tokens[each] for each in documents.document]
     assert documents.bytes == [size[each] for each in documents.document]
     assert documents.loss == pytest.approx([loss[each] for each in documents.document], rel=1e-5)

@@ -23,6 +23,8 @@ from cocomix.params import FILE
 from cocomix.steering.effect import Effect, Measured, effects_table
 
 DOCUMENTS = 40
+GROUPS = 25
+"""Of the documents of a corpus."""
 TOKENS = [1000 * step for step in range(1, 11)]
 FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "cocomix": 1.5e7}
 
@@ -114,7 +116,8 @@ def _write_evaluation(name: str, loss: float, tasks: Sequence[TaskScore]) -> Non
     ease = generator.normal(0, 0.3, DOCUMENTS)
     ease -= (ease * tokens).sum() / tokens.sum()
     losses = (tokens * (loss + ease)).tolist()
-    documents = DocumentLosses([*range(DOCUMENTS)], tokens.tolist(), (4.0 * tokens).tolist(), losses)
+    groups = [f"package {each % GROUPS}" for each in range(DOCUMENTS)]
+    documents = DocumentLosses([*range(DOCUMENTS)], groups, tokens.tolist(), (4.0 * tokens).tolist(), losses)
     example = Example([4, 3], 2, [1, 0], [1], [1, 2], [0.75, 0.25])
     with Work(f"evaluate@{name}", Path("artifacts/evaluations") / name, {}, {"loss": loss}) as work:
         with work.write("documents.parquet") as pending:

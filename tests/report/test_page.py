@@ -151,6 +151,12 @@ def test_several_seeds_show_their_spread(folder: Path) -> None:
     assert "means of 2 seeds" in " ".join(summary.split())
 
 
+def test_what_intervals_have_for_their_sample_is_counted_in_groups(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    assert "in pairs (25 groups of validation, 25 groups of test; resampled 2,000 times)" in " ".join(html.split())
+    assert json.loads(Path("metrics/compare.json").read_text())["methods"]["ntp"]["corpora"]["test"]["groups"] == 25
+
+
 def test_one_method_alone_is_reported_without_a_comparison(folder: Path) -> None:
     html, summary = report({"ntp": [4.0]})
     assert "nothing to compare it with" in html
