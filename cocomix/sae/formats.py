@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -200,7 +201,7 @@ def _sae_lens(folder: Path) -> _Foreign:
         decoder = decoder * weights.tensor("scaling_factor", latents)[:, None]
     if config.require("rescale_acts_by_decoder_norm", False, True):
         norm = decoder.norm(dim=1)
-        encoder, latent_bias, decoder = encoder * norm[:, None], latent_bias * norm, decoder / norm[:, None]
+        encoder, latent_bias, decoder = encoder * norm[:, None], latent_bias * norm, F.normalize(decoder, dim=1)
     shape |= {"d_model": d_model, "latents": latents, "normalize": "token" if normalize == "layer_norm" else "none"}
     tensors = {"encoder": encoder, "decoder": decoder, "latent_bias": latent_bias, "pre_bias": pre_bias}
     if architecture == "jumprelu":

@@ -147,7 +147,7 @@ class Learner:
         mean = distributed.average(error.mean(0))
         variance = distributed.average((error - mean).square().mean())
         # Where the error has no variance, nothing is left to learn.
-        return (left.square().mean() / variance).nan_to_num(0.0)
+        return left.square().mean() / variance.masked_fill(variance == 0, torch.inf)
 
     @torch.no_grad()
     def _count_firing(self, latents: Latents) -> float:

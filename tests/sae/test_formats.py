@@ -175,6 +175,15 @@ def test_a_sae_lens_folder_gives_its_reconstruction(
     close(load_published(folder, "sae-lens", layer=9)(X), (latents @ DECODER + PRE_BIAS) * std + mean)
 
 
+def test_a_direction_of_length_0_in_a_sae_lens_folder_stands_for_nothing(tmp_path: Path) -> None:
+    decoder = DECODER.clone()
+    decoder[3] = 0
+    folder = sae_lens_folder(tmp_path, {"W_dec": decoder}, rescale_acts_by_decoder_norm=True)
+    norm = decoder.norm(dim=1)
+    latents = top(((X - PRE_BIAS) @ ENCODER.T + LATENT_BIAS) * norm) / norm.masked_fill(norm == 0, 1)
+    close(load_published(folder, "sae-lens", layer=9)(X), latents @ decoder + PRE_BIAS)
+
+
 def top_by_size(before: Tensor) -> Tensor:
     kept = before.abs().topk(K).indices
     return torch.zeros_like(before).scatter(1, kept, before.gather(1, kept))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,20 @@ def test_what_does_not_fit_is_one_line(project: Path, changes: dict[str, Any], s
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("scale", "fvu"), [(-1.0, "[1-9]"), (3e38, "nan")])
-def test_an_autoencoder_of_other_activations_is_refused(project: Path, scale: float, fvu: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "fvu"),
+    [
+        (lambda sae: sae.decoder.neg_(), "[1-9]"),
+        (lambda sae: (sae.encoder.mul_(1e38), sae.pre_bias.mul_(1e38)), "nan"),
+    ],
+    ids=["other", "overflow"],
+)
+def test_an_autoencoder_that_explains_nothing_is_refused(
+    project: Path, change: Callable[[SparseAutoencoder], object], fvu: str
+) -> None:
     other = SparseAutoencoder.load(project / "artifacts/sae")
     with torch.no_grad():
-        other.decoder *= scale
+        change(other)
     save_for(other, project / "theirs", "sae-lens")
     with pytest.raises(UserError, match=rf"explains nothing of these activations \(variance unexplained: {fvu}"):
         run(published())

@@ -271,8 +271,11 @@ def test_nothing_is_lost_when_no_latent_is_dead_or_nothing_is_left_to_explain(st
     x = run.sae.normalize(batch(store)).x
     assert run._aux_loss(x, torch.randn_like(x)) == 0
     run._tokens_since_fired[:4] = 2000
-    run.sae.latent_bias.data[:4] = -100  # their values are 0
-    assert run._aux_loss(x, torch.zeros_like(x)) == 0
+    for error in (torch.zeros_like(x), torch.ones_like(x)):  # no variance
+        loss = run._aux_loss(x, error)
+        assert loss == 0
+        gradients = torch.autograd.grad(loss, (run.sae.encoder, run.sae.decoder))
+        assert not any(each.any() for each in gradients)
 
 
 @pytest.mark.parametrize(
