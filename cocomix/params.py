@@ -501,7 +501,7 @@ class EvaluateParams(Section):
     """What is measured on the finished models."""
 
     batch_size: Positive
-    """Windows in a forward pass."""
+    """Windows in a forward pass at most."""
     stride: Positive | None = None
     """Tokens between the starts of two windows: each token is predicted once, from at least context - stride tokens.
     None: windows follow each other, and the first token of each is not predicted."""

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from cocomix.errors import UserError
 from cocomix.params import Method, Params, SaeParams, Site
+from cocomix.runtime import LOGITS
 from cocomix.shapes import Shape, Sources, Vocabulary, flops_per_token, gpt2_shape, parameters_of, shapes
 from cocomix.supervision import attribution_flops, sae_flops
 
@@ -279,10 +280,9 @@ def _evaluate(params: Params, method: Method, shape: Shape, text: Text) -> Estim
         tokens += text.tokens["validation"] + INTERVENTIONS * changed
         disk += 3e3 + 50 * shape["num_concepts"]
     stored = parameters_of(shape).stored
+    logits = min(section.batch_size * context * shape["vocab_size"], LOGITS)
     return Estimate(
-        flops=flops_per_token(shape, context) * tokens,
-        disk=disk,
-        memory=LIBRARIES + 4 * stored + section.batch_size * context * shape["vocab_size"] * 6,
+        flops=flops_per_token(shape, context) * tokens, disk=disk, memory=LIBRARIES + 4 * stored + 6 * logits
     )
 
 

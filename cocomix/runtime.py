@@ -16,6 +16,9 @@ from cocomix.checked import parse, read_yaml
 
 FILE = Path("runtime.yaml")
 
+LOGITS = 2**27
+"""Logits that an evaluation holds at once: 512 MB in fp32."""
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -50,6 +53,10 @@ class Runtime(BaseModel):
     """Folder for TensorBoard's event files, one folder a run; none: not written."""
     log_seconds: float = Field(5.0, gt=0)
     """Seconds between progress lines when the output is no terminal."""
+
+    def at_most(self, windows: int) -> int:
+        """Windows in one forward pass, where `windows` are asked for: `micro_batch`, if that is less."""
+        return windows if self.micro_batch == "auto" else min(windows, self.micro_batch)
 
     @property
     def rank(self) -> int:

@@ -81,7 +81,8 @@ def score_tasks(
         tasks: names of lm-eval's; for a group or a tag there is a score for each task in it.
         tasks_dir: folder of the examples, one of each task: <task>/<split>.jsonl (docs/evaluation.md); none: the hub.
         limit: documents of each task, the first ones; none: all.
-        batch_size: the model computes as many tokens at a time as this many texts of its whole context.
+        batch_size: the model computes as many tokens at a time as this many texts of its whole context, or as a
+            micro-batch if that is less.
         name: the model's, for the progress.
 
     Raises:

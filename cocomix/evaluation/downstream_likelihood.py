@@ -2,7 +2,7 @@
 
 - Continuations of one context (the choices of a question) share its keys and values: it is read once.
 - The language model head sees only the positions that predict a continuation.
-- Texts of like length are computed together, as many as fit a budget of tokens.
+- Texts of like length are computed together, as many as fit a budget of tokens, and one of logits.
 
 The figures are those of one forward pass over each whole text, up to rounding.
 """
@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 from cocomix.device import device
 from cocomix.distributed import totals
 from cocomix.progress import progress
-from cocomix.runtime import runtime
+from cocomix.runtime import LOGITS, runtime
 
 Tokens = tuple[int, ...]
 Item = TypeVar("Item")
@@ -117,6 +117,19 @@ def _chunks(items: list[Item], length: Callable[[Item], int], batch_tokens: int)
         ordered = ordered[size:]
 
 
+def _passes(batch: list[_Piece], batch_tokens: int, most: int) -> Iterator[list[_Piece]]:
+    """The pieces of each pass: `_chunks`, parted where they would predict more than `most` tokens."""
+    for chunk in _chunks(batch, lambda piece: len(piece.read), batch_tokens):
+        pieces, predicted = list[_Piece](), 0
+        for piece in chunk:
+            predicted += len(piece.continuation)
+            if pieces and predicted > most:
+                yield pieces
+                pieces, predicted = [], len(piece.continuation)
+            pieces.append(piece)
+        yield pieces
+
+
 def _score(model: PreTrainedModel, batch: list[_Piece], batch_tokens: int) -> Iterator[tuple[_Piece, NDArray[Any]]]:
     """Each piece's log-likelihood and its tokens that are not the likeliest ones, [2]."""
     rows = {context: row for row, context in enumerate(dict.fromkeys(piece.context for piece in batch))}
@@ -126,7 +139,7 @@ def _score(model: PreTrainedModel, batch: list[_Piece], batch_tokens: int) -> It
     if done:
         ids = torch.tensor([context[:done] for context in rows], device=device())
         cache = model.base_model(ids, use_cache=True).past_key_values
-    for pieces in _chunks(batch, lambda piece: len(piece.read), batch_tokens):
+    for pieces in _passes(batch, batch_tokens, LOGITS // model.config.vocab_size):
         own = _of_rows(cache, [rows[piece.context] for piece in pieces]) if cache is not None else None
         yield from zip(pieces, _score_rest(model, pieces, own, done), strict=True)
 

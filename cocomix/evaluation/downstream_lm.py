@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.errors import UserError
 from cocomix.evaluation.downstream_likelihood import Likelihood, Request, log_likelihoods
+from cocomix.runtime import runtime
 
 
 class DownstreamLM(HFLM):
@@ -20,7 +21,8 @@ class DownstreamLM(HFLM):
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        at_once = runtime().at_most(batch_size)
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=at_once)
         self.task = ""
         """What is being scored, for the progress."""
         self.cut: set[int] = set()

@@ -15,10 +15,7 @@ from cocomix.device import device, send
 from cocomix.distributed import totals
 from cocomix.evaluation.text import Text
 from cocomix.progress import progress
-from cocomix.runtime import runtime
-
-LOGITS = 2**27
-"""Logits that are held at once: 512 MB in fp32."""
+from cocomix.runtime import LOGITS, runtime
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def score_text(model: PreTrainedModel, text: Text, batch_size: int, task: str, s
     """Score `model`, in the arithmetic of its weights, on all tokens of `text` that have one before them in a window.
 
     Args:
-        batch_size: windows in a forward pass at most; with a large vocabulary they are fewer.
+        batch_size: windows in a forward pass at most; see `windows_at_once`.
         stride: see `spans`.
     """
     model.eval().to(device())
@@ -129,8 +126,8 @@ def token_losses(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Tensor:
 
 
 def windows_at_once(batch_size: int, context: int, classes: int) -> int:
-    """Windows in a forward pass: at most `batch_size`, with at most `LOGITS` logits (or one window's)."""
-    return max(1, min(batch_size, LOGITS // (context * classes)))
+    """Windows in a forward pass: at most `batch_size` and a micro-batch, with `LOGITS` logits (or one window's)."""
+    return max(1, min(runtime().at_most(batch_size), LOGITS // (context * classes)))
 
 
 def shares(windows: int, at_once: int) -> list[NDArray[np.int64]]:

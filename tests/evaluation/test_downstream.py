@@ -68,6 +68,14 @@ def both(request: pytest.FixtureRequest, tasks_dir: Path) -> tuple[dict[str, Tas
     return ours(model, tasks_dir), alone
 
 
+def test_a_micro_batch_bounds_the_tokens_at_a_time(tasks_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = gpt2(), list[int]()
+    model.transformer.wte.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "1")
+    ours(model, tasks_dir, "wikitext")
+    assert max(read) == CONTEXT
+
+
 def test_the_metrics_are_lm_evals(both: tuple[dict[str, TaskScore], dict[str, Any]]) -> None:
     scores, reference = both
     assert set(scores) == set(PAPER_TASKS)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from cocomix.evaluation import downstream_likelihood
 from cocomix.evaluation.downstream_likelihood import Likelihood, Request, log_likelihoods
 from tests.evaluation import downstream_project
 from tests.evaluation.downstream_processes import REQUESTS
@@ -93,6 +94,25 @@ def test_a_context_is_read_once_and_the_head_computes_what_is_asked_for() -> Non
     log_likelihoods(model, [Request(context, choice) for choice in choices], CONTEXT, 1000, "test")
     assert read == [29, 4 * 3]
     assert computed == [4 * 3]
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_a_large_vocabulary_predicts_fewer_tokens_at_a_time_and_gives_the_same(
+    choices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [
+        Request((n, 9, 2, 7), tuple(range(3 + choice, 8 + choice + n % 4)))
+        for n in range(1, 8)
+        for choice in range(choices)
+    ]
+    model, computed = gpt2(), list[int]()
+    model.lm_head.register_forward_hook(lambda *call: computed.append(len(call[-1])))
+    whole = log_likelihoods(model, requests, CONTEXT, 1000, "test")
+    assert computed == [sum(len(each.continuation) for each in requests)]
+    computed.clear()
+    monkeypatch.setattr(downstream_likelihood, "LOGITS", 20 * model.config.vocab_size)
+    agree(log_likelihoods(model, requests, CONTEXT, 1000, "test"), whole)
+    assert 10 < max(computed) <= 20
 
 
 @pytest.mark.slow

@@ -96,6 +96,17 @@ def test_a_large_vocabulary_takes_fewer_windows_at_a_time_and_gives_the_same(
     assert rows == [2, 2, 2, 1]
 
 
+def test_a_micro_batch_bounds_the_windows_at_a_time(
+    gpt2: GPT2LMHeadModel, text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    gpt2.register_forward_hook(lambda _model, _args, output: rows.append(len(output.logits)))
+    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "3")
+    score_text(gpt2, text, 64, "text")
+    score_text(gpt2, text, 2, "text")
+    assert rows == [3, 3, 1, 2, 2, 2, 1]
+
+
 @given(st.integers(2, 20), st.integers(0, 60), st.data())
 def test_sliding_windows_predict_every_token_but_the_first_once_with_enough_before_it(
     context: int, more: int, draw: st.DataObject
