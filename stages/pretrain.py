@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels, supervision
@@ -65,13 +65,11 @@ def run(params: Params, method: Method, seed: int) -> None:
         curve = training.run(name)
         if runtime().rank == 0:
             with work.write_folder() as folder:
-                objective.model.save_pretrained(folder)
-                tokens.tokenizer().save_pretrained(folder)
                 last = curve[-1]
                 trained = Trained(
                     name, method, tokens.origin, tokens.context, last.tokens, last.flops, last.validation_loss
                 )
-                (folder / "README.md").write_text(model_card(objective.model, trained))
+                write_model(folder, objective.model, tokens.tokenizer(), trained)
             write_curve(work.side / "curve.csv", curve)
             metrics = _metrics(method, seed, objective, curve, tokens.context) | training.usage._asdict()
             (work.side / "metrics.json").write_bytes(to_json(metrics))
@@ -83,6 +81,15 @@ def run(params: Params, method: Method, seed: int) -> None:
     }
     inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, "supervision": supervision(concepts, method)}
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
+
+
+def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, trained: Trained) -> None:
+    """Write a Hugging Face folder, whose tokenizer makes batches to generate from."""
+    model.save_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.padding_side, tokenizer.model_max_length = "left", trained.context
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(model, trained))
 
 
 def _objective(

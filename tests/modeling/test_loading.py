@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
 
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel, Trained
+from cocomix.tokens import Origin
+from cocomix.tokens.tokenizer import load_trained, train_tokenizer
+from stages.pretrain import write_model
 from tests.modeling.conftest import VARIANTS, ids, named, tiny
 
 WITHOUT_THE_PACKAGE = """
@@ -89,25 +91,21 @@ def test_a_saved_configuration_is_read_with_the_package_without_trusting_code(tm
     assert isinstance(AutoConfig.from_pretrained(tmp_path), CoCoMixConfig)
 
 
-def test_the_text_generation_pipeline_works(tmp_path: Path) -> None:
-    vocabulary = {"<|endoftext|>": 0} | {f"w{each}": each for each in range(1, 61)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<|endoftext|>", pad_token="<|endoftext|>", padding_side="left"
-    )
-    tokenizer.save_pretrained(tmp_path)
-    model = tiny()
-    model.save_pretrained(tmp_path)
-    generate = pipeline("text-generation", model=str(tmp_path))
-    texts = ["w5 w9 w2", "w7"]
+def test_the_text_generation_pipeline_takes_batches_from_a_folder_as_the_stage_writes_it(tmp_path: Path) -> None:
+    texts = ["The model returns a list.", "It"]
+    train_tokenizer(texts, 270).save(str(tmp_path / "trained.json"))
+    model, tokenizer = tiny(vocab_size=270), load_trained(tmp_path / "trained.json")
+    trained = Trained("cocomix-0", "cocomix", Origin("files"), 48, tokens=1, flops=1.0, validation_loss=1.0)
+    write_model(tmp_path / "model", model, tokenizer, trained)
+    generate = pipeline("text-generation", model=str(tmp_path / "model"))
+    assert generate.tokenizer.model_max_length == model.config.n_positions
     options = {"max_new_tokens": 4, "do_sample": False, "return_full_text": False}
     together = generate(texts, **options, batch_size=2)
     expected = [
         tokenizer.decode(model.generate(tokenizer(each, return_tensors="pt").input_ids, **options_of(options))[0, -4:])
         for each in texts
     ]
-    assert [each[0]["generated_text"].split() for each in together] == [each.split() for each in expected]
+    assert [each[0]["generated_text"] for each in together] == expected
 
 
 def options_of(options: dict[str, object]) -> dict[str, object]:
