@@ -95,7 +95,7 @@ class SaeFacts(StageFacts):
     dead_share: float
     loss_base: float
     loss_spliced: float
-    loss_zeroed: float
+    loss_mean_ablated: float
     loss_recovered: float
 
 

@@ -59,21 +59,21 @@ class Splice(NamedTuple):
     loss_base: float
     loss_spliced: float
     """With the residual stream replaced by its reconstruction."""
-    loss_zeroed: float
-    """With the residual stream replaced by its mean."""
+    loss_mean_ablated: float
+    """With the residual stream replaced by its mean: not by zeros, as SAEBench does."""
     kl_spliced: float
     """KL(base || spliced) of the next token's distribution."""
-    kl_zeroed: float
+    kl_mean_ablated: float
 
     @property
     def loss_recovered(self) -> float:
-        """The share of the loss between zeroed and base that the reconstruction recovers."""
-        return (self.loss_zeroed - self.loss_spliced) / (self.loss_zeroed - self.loss_base)
+        """The share of the loss between mean and base that the reconstruction recovers."""
+        return (self.loss_mean_ablated - self.loss_spliced) / (self.loss_mean_ablated - self.loss_base)
 
     @property
     def kl_recovered(self) -> float:
-        """The share of the divergence of zeroed from base that the reconstruction does away with."""
-        return 1 - self.kl_spliced / self.kl_zeroed
+        """The share of the divergence of the mean from base that the reconstruction does away with."""
+        return 1 - self.kl_spliced / self.kl_mean_ablated
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def splice(sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean:
     edits = {
         "base": lambda residual: residual,
         "spliced": lambda residual: sae(residual.float().flatten(0, 1)).view_as(residual),
-        "zeroed": lambda residual: mean.to(residual.device).expand_as(residual),
+        "mean_ablated": lambda residual: mean.to(residual.device).expand_as(residual),
     }
     windows = tokens.windows("validation")[: -(-SPLICED_TOKENS // tokens.context)]
     per_batch = micro_batch(tokens.context)
@@ -157,7 +157,7 @@ def splice(sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean:
     return Splice(
         loss_base=losses["base"] / predictions,
         loss_spliced=losses["spliced"] / predictions,
-        loss_zeroed=losses["zeroed"] / predictions,
+        loss_mean_ablated=losses["mean_ablated"] / predictions,
         kl_spliced=divergences["spliced"] / predictions,
-        kl_zeroed=divergences["zeroed"] / predictions,
+        kl_mean_ablated=divergences["mean_ablated"] / predictions,
     )

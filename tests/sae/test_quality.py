@@ -59,13 +59,13 @@ def test_a_perfect_reconstruction_recovers_the_whole_loss(base_folder: Path, tok
     with torch.no_grad():
         assert losses.loss_base == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)
     assert losses.loss_spliced == pytest.approx(losses.loss_base)
-    assert losses.loss_zeroed != pytest.approx(losses.loss_base, rel=1e-3)
+    assert losses.loss_mean_ablated != pytest.approx(losses.loss_base, rel=1e-3)
     assert losses.loss_recovered == pytest.approx(1)
     assert losses.kl_recovered == pytest.approx(1)
 
 
 def test_a_reconstruction_no_better_than_the_mean_recovers_nothing() -> None:
-    splice = Splice(loss_base=3.0, loss_spliced=5.0, loss_zeroed=5.0, kl_spliced=1.5, kl_zeroed=1.5)
+    splice = Splice(loss_base=3.0, loss_spliced=5.0, loss_mean_ablated=5.0, kl_spliced=1.5, kl_mean_ablated=1.5)
     assert (splice.loss_recovered, splice.kl_recovered) == (0, 0)
 
 
