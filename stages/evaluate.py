@@ -86,7 +86,8 @@ def run(params: Params, method: Method, seed: int) -> None:
             return once("task", what, measure, list[TaskScore], downstream.__file__)
 
         scores = {corpus: score(corpus, source) for corpus, source in sources.items()}
-        on_tasks = [each for task in tasks for each in score_task(task)]
+        # A task that is named by itself and in a group counts once.
+        on_tasks = list({each.task: each for task in tasks for each in score_task(task)}.values())
         concept_metrics = None
         if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
             data = WindowData(tokens.windows("validation"), _unpacked(ConceptLabels(labels), work.scratch))

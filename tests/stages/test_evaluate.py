@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import stages.evaluate
 from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import Labels, write_labels
-from cocomix.evaluation.downstream import TaskScore
+from cocomix.evaluation.downstream import DocumentScore, Figure, TaskScore
 from cocomix.evaluation.language_model import TextScore
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params, load
@@ -176,3 +176,18 @@ def test_a_task_is_scored_once_for_a_model_and_its_examples(trained: None, monke
     file.write_text(file.read_text().replace("w3", "w7"))
     assert evaluate() != first
     assert scored == ["arc_easy"]
+
+
+def test_a_task_that_is_named_by_itself_and_in_a_group_counts_once(
+    trained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(_model: object, _tokenizer: object, wanted: list[str], **_: object) -> list[TaskScore]:
+        tasks = ["arc_easy", "arc_challenge"] if wanted == ["ai2_arc"] else wanted
+        documents = [DocumentScore(each, 1.0, -1.0, None, 1.0) for each in range(3)]
+        return [TaskScore(task, "acc", {"acc": Figure(1.0, 0.0)}, None, None, 0, documents) for task in tasks]
+
+    monkeypatch.setattr(stages.evaluate, "task_digest", lambda *_: "")
+    monkeypatch.setattr(stages.evaluate, "score_tasks", score)
+    stages.evaluate.run(params(tasks=["arc_easy", "ai2_arc"]), "ntp", 0)
+    table = pq.read_table(Artifact(Path("artifacts/evaluations/ntp-0")).file("tasks.parquet"))
+    assert table["task"].to_pylist() == ["arc_easy"] * 3 + ["arc_challenge"] * 3
