@@ -51,6 +51,11 @@ def autocast() -> AbstractContextManager[object]:
     return torch.autocast(device().type, torch.bfloat16) if bf16() else nullcontext()
 
 
+def no_autocast() -> AbstractContextManager[object]:
+    """A context in which matrix products are in the type of their factors, also inside `autocast`."""
+    return torch.autocast(device().type, enabled=False)
+
+
 def allow_tf32() -> None:
     """Let fp32 matrix products on a GPU use TF32, unless fp32 was asked for."""
     if device().type == "cuda" and runtime().precision != "fp32":

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cocomix.artifact import Artifact
-from cocomix.device import device
+from cocomix.device import device, no_autocast
 from cocomix.errors import UserError
 from cocomix.params import Architecture, Location, Normalization
 from cocomix.sae.sparse import dots, indices_above, top_indices, weighted_sum
@@ -73,7 +73,7 @@ class SparseAutoencoder(nn.Module):
 
     Weights: `encoder` and `decoder` [latents, d_model], a row a latent; `latent_bias` [latents]; `pre_bias` [d_model];
     `threshold` [latents] in all architectures but topk and abstopk. They work on normalised activations; whiten keeps
-    `mean` and `std` [d_model].
+    `mean` and `std` [d_model]. Inside autocast they compute as outside: rounded latents would miss their thresholds.
     """
 
     threshold: Tensor
@@ -115,19 +115,20 @@ class SparseAutoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> Latents:
         """The latents of normalised activations [n, d_model]; those of a row depend on no other row."""
-        centered = x - self.pre_bias
-        match self.config.architecture:
-            case "topk":
-                indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k)
-                return Latents(indices, self.before(centered, indices).relu())
-            case "abstopk":
-                indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k, by_size=True)
-                return Latents(indices, self.before(centered, indices))
-            case _:
-                over = self.latent_bias - self.threshold
-                indices, taken = indices_above(centered, self.encoder, over, least=self.config.k)
-                values = self.before(centered, indices)
-                return Latents(indices, values * (taken & (values > self.threshold[indices])))
+        with no_autocast():
+            centered = x - self.pre_bias
+            match self.config.architecture:
+                case "topk":
+                    indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k)
+                    return Latents(indices, self.before(centered, indices).relu())
+                case "abstopk":
+                    indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k, by_size=True)
+                    return Latents(indices, self.before(centered, indices))
+                case _:
+                    over = self.latent_bias - self.threshold
+                    indices, taken = indices_above(centered, self.encoder, over, least=self.config.k)
+                    values = self.before(centered, indices)
+                    return Latents(indices, values * (taken & (values > self.threshold[indices])))
 
     def before(self, centered: Tensor, indices: Tensor) -> Tensor:
         """Some latents before the activation function: [n, width].
@@ -140,7 +141,8 @@ class SparseAutoencoder(nn.Module):
 
     def decode(self, latents: Latents) -> Tensor:
         """The normalised activations that latents stand for: [n, d_model]."""
-        return weighted_sum(latents.values, self.decoder, latents.indices) + self.pre_bias
+        with no_autocast():
+            return weighted_sum(latents.values, self.decoder, latents.indices) + self.pre_bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruct activations [n, d_model], in their own scale."""

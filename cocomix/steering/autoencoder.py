@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocomix.base import residual_edited
+from cocomix.device import no_autocast
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import ConceptEdits, Concepts, edited, is_by_row
 from cocomix.sae.autoencoder import SparseAutoencoder
@@ -42,7 +43,8 @@ def concepts_edited(base: PreTrainedModel, sae: SparseAutoencoder, edits: Concep
         positions[:] = [_positions(args, inputs)]
 
     def change(hidden: Tensor) -> Tensor:
-        return hidden + _change(sae, hidden, positions[0], _by_beam(edits, len(hidden)))
+        with no_autocast():
+            return hidden + _change(sae, hidden, positions[0], _by_beam(edits, len(hidden)))
 
     handle = base.register_forward_pre_hook(note_positions, with_kwargs=True)
     try:

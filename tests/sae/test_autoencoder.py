@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cocomix.params import Architecture
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
 
@@ -48,6 +49,17 @@ def test_a_reconstruction_is_that_of_the_dense_formula_with_the_same_gradients(
         torch.autograd.grad(fused, weights, slope), torch.autograd.grad(plain, weights, slope), strict=True
     ):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_autocast_changes_no_latent_and_no_reconstruction(architecture: Architecture) -> None:
+    sae = autoencoder(d_model=32, latents=64, k=16, architecture=architecture)
+    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
+    outside, decoded = sae.encode(x), sae(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = sae.encode(x)
+        torch.testing.assert_close(sae(x), decoded, rtol=0, atol=0)
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 
 def test_normalised_rows_have_mean_0_and_unbiased_variance_1() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cocomix.base import residual_edited
 from cocomix.modeling import Ablate, Edit, Scale, Set, Swap
+from cocomix.modeling.concept_edits import Concepts
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.steering import concepts_edited
 from tests.modeling.test_concept_edits import applied, some_edits
@@ -59,6 +60,15 @@ def test_edits_of_nothing_change_no_bit_of_the_base_model(setting: Setting, noth
     plain = base(windows(setting, 2)).logits
     with concepts_edited(base, sae, nothing):
         assert torch.equal(base(windows(setting, 2)).logits, plain)
+
+
+def test_inside_autocast_latents_are_those_of_fp32(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, sae, _ = setting.extractor
+    found: list[Concepts] = []
+    monkeypatch.setattr("cocomix.steering.autoencoder.edited", lambda concepts, _: found.append(concepts) or concepts)
+    with torch.autocast("cpu", torch.bfloat16), concepts_edited(base, sae, [Set(3, 9.0)]):
+        base(windows(setting, 2))
+    assert found[0].logits.dtype == found[0].strengths.dtype == torch.float32
 
 
 def test_the_base_model_is_itself_again_afterwards_also_after_an_error(setting: Setting) -> None:
