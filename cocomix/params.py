@@ -507,8 +507,9 @@ class EvaluateParams(Section):
     None: windows follow each other, and the first token of each is not predicted."""
     corpora: dict[Annotated[str, AfterValidator(_is_corpus_name)], EvaluationCorpusParams] = {}
     """By the name that the metrics give them."""
-    intervention_windows: Positive
-    """Validation windows on which the concepts of a model are changed, to see what its loss makes of it."""
+    intervention_windows: Annotated[int, Field(ge=2)]
+    """Validation windows on which the concepts of a model are changed, to see what its loss makes of it: at least two,
+    since what one window mixes is given to another."""
     tasks: list[str] = []
     """Of lm-eval, by their names there."""
     tasks_dir: str | None = None

@@ -143,7 +143,7 @@ def _concepts(
 
     scores = once("concepts", key, score_all, ConceptScores, concepts.__file__)
     mixed = None
-    if model.config.mixing != "none":
+    if model.config.mixing != "none" and len(data.windows) > 1:
         what = {**key, "windows": section.intervention_windows}
         mixed = asdict(once("mixing", what, score_mixed, MixingScore, mixing.__file__))
     if runtime().rank == 0:

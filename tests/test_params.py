@@ -56,6 +56,7 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("also: {}", "also: {a: {k: null}}", "sae: also.a.k: Input should be a valid integer"),
         ("also: {}", "also: {a: {architecture: relu}}", "sae: also.a: sparsity_weight (None) is for relu and jumprelu"),
         ("also: {}", "also: {a/b: {k: 5}}", "sae.also.a/b: 'a/b': string should match pattern"),
+        ("windows: 64 ", "windows: 1 ", "evaluate.intervention_windows: 1: input should be greater than or equal to 2"),
         ("corpora: {}", "corpora: {a: 3}", "evaluate.corpora.a: must be a section of 'key: value', not 3"),
         ("corpora: {}", "corpora: {a: {}}", "evaluate.corpora.a.paths: missing; it must be given"),
         ("corpora: {}", "corpora: {a: {path: x}}", "evaluate.corpora.a.path: unknown key; did you mean 'paths'?"),

@@ -92,7 +92,10 @@ class _Windows(NamedTuple):
 
 @torch.no_grad()
 def score_mixing(model: CoCoMixForCausalLM, data: WindowData, windows: int, batch_size: int, task: str) -> MixingScore:
-    """Score what the concepts that `model` mixes do for it, on about `windows` windows from all over `data`."""
+    """Score what the concepts that `model` mixes do for it, on about `windows` windows from all over `data`.
+
+    Both are at least 2: each window is given what another mixes.
+    """
     model.eval().to(device())
     assert data.labels is not None
     count, context, m = data.labels.shape

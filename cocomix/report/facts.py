@@ -184,6 +184,7 @@ class ConceptFacts(Facts):
     ignored: float | None
     """Share of the concepts that count for nothing when they are mixed; None: nothing is mixed."""
     mixing: MixingFacts | None
+    """None: nothing is mixed, or the validation split has but one window."""
 
 
 Kind = Literal["accuracy", "perplexity", "other"]
