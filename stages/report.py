@@ -68,7 +68,7 @@ def run(params: Params) -> None:
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {
             "index.html": page(params, pipeline, results, spent, usages, sweeps, tuned),
-            "summary.txt": summary(params, results),
+            "summary.txt": summary(params, results, tuned),
         }
         for name, content in contents.items():
             with work.write(name) as pending:
@@ -134,7 +134,7 @@ def page(
         confidence=f"{CONFIDENCE:.0%}",
         replicates=f"{REPLICATES:,}",
         answers=answers(results),
-        caveats=caveats(results, params.pretrain),
+        caveats=caveats(results, params.pretrain, tuned),
         matching=matching(results, params.pretrain),
         variant=variant(params.pretrain.cocomix),
         weights={each.method: own_weight(each.method, params.pretrain) for each in results},
@@ -166,7 +166,7 @@ def page(
     )
 
 
-def summary(params: Params, results: Sequence[MethodResult]) -> str:
+def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | None) -> str:
     """The table that `make run` ends with."""
     header = ["method", "width", "parameters (active)", "tokens", "training", "validation loss", "test loss"]
     rows = [[*header, "test perplexity", "to NTP's final loss"]]
@@ -191,7 +191,7 @@ def summary(params: Params, results: Sequence[MethodResult]) -> str:
         )
     text = [" ".join(each) for each in answers(results)]
     if text:
-        text.append(" ".join([caveats(results, params.pretrain), matching(results, params.pretrain)]))
+        text.append(" ".join([caveats(results, params.pretrain, tuned), matching(results, params.pretrain)]))
     if "cocomix" in params.pretrain.methods and (differs := variant(params.pretrain.cocomix)):
         text.append(f"This is a variant of CoCoMix: {differs}.")
     paragraphs = [textwrap.fill(each, 110) for each in text]

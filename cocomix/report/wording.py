@@ -82,18 +82,18 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
     if baseline:
         others = [each for each in results if each is not baseline]
         answers = [_answer(each, baseline) for each in sorted(others, key=lambda each: each.method != "cocomix")]
-        best = min(results, key=_validation_loss)
+        best = min(results, key=_test_loss)
         if len(others) > 1:
-            lowest = f"The lowest loss of all is that of {_inside(best.method)}, {_validation_loss(best):.3f}."
+            lowest = f"The lowest test loss of all is that of {_inside(best.method)}, {_test_loss(best):.3f}."
             answers[0] = answers[0]._replace(details=f"{answers[0].details} {lowest}")
         return answers
     if len(results) == 1:
         return []
-    best, *rest = sorted(results, key=_validation_loss)
-    losses = ", ".join(f"{_inside(each.method)} at {_validation_loss(each):.3f}" for each in rest)
+    best, *rest = sorted(results, key=_test_loss)
+    losses = ", ".join(f"{_inside(each.method)} at {_test_loss(each):.3f}" for each in rest)
     return [
         Answer(
-            f"{NAMES[best.method]} ended at a validation loss of {_validation_loss(best):.3f}, {losses}.",
+            f"{NAMES[best.method]} ended at a test loss of {_test_loss(best):.3f}, {losses}.",
             f"{NAMES[BASELINE]}, with which they would be compared, was not trained.",
         )
     ]
@@ -131,21 +131,21 @@ def _with_supervision(result: MethodResult, spent: Spent) -> str:
 
 
 def _last(result: MethodResult, baseline: MethodResult) -> str:
-    gap = _validation_loss(result) - _validation_loss(baseline)
-    interval = result.corpora["validation"].verdict.difference
+    gap = _test_loss(result) - _test_loss(baseline)
+    interval = result.corpora["test"].verdict.difference
     lower = f"{abs(gap):.3f} nats {'lower' if gap < 0 else 'higher'}"
     if interval:
         verdict = "" if interval.excludes_zero else ", so that it may be none"
         lower += f" ({CONFIDENCE:.0%} interval of the difference: {within(interval, '.3f')}{verdict})"
-    against = f"{_validation_loss(result):.3f} against {_validation_loss(baseline):.3f}"
-    return f"After {si(result.runs[0].training.tokens)} tokens its loss is {against}, {lower}."
+    against = f"{_test_loss(result):.3f} against {_test_loss(baseline):.3f}"
+    return f"After {si(result.runs[0].training.tokens)} tokens its test loss is {against}, {lower}."
 
 
-def _validation_loss(result: MethodResult) -> float:
-    return result.corpora["validation"].loss.mean
+def _test_loss(result: MethodResult) -> float:
+    return result.corpora["test"].loss.mean
 
 
-def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
+def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tuning | None) -> str:
     """What the answers have in common: how far they can be trusted, what is counted, what departs from the paper."""
     count, methods = len(results[0].runs), [each.method for each in results]
     chance = (
@@ -153,6 +153,7 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
         if count == 1
         else f"These are means of {count} seeds; the intervals are about other documents and other seeds."
     )
+    chosen = ["Loss weights were compared on the validation split; the final losses are of the test split."]
     counted = []
     if "kd" in methods:
         counted.append("The training compute of knowledge distillation includes the base model's forward pass.")
@@ -160,7 +161,7 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
         counted.append("The training compute of CoCoMix includes the base model's forward pass to the regressed layer.")
     elif "cocomix" in methods:
         counted.append("The training compute of CoCoMix is without the making of the concepts unless it is said.")
-    return " ".join([chance, *counted, *_settings(methods, pretrain)])
+    return " ".join([chance, *(chosen if tuned else []), *counted, *_settings(methods, pretrain)])
 
 
 def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:

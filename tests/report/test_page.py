@@ -116,6 +116,23 @@ def test_bold_is_what_the_interval_supports(folder: Path, losses: dict[str, list
     assert re.findall(r"<strong>(.*?)</strong>", html) == bold
 
 
+def test_the_final_gap_is_of_the_split_that_chose_nothing(folder: Path) -> None:
+    _, summary = report({"ntp": [4.0], "cocomix": [3.0]})
+    assert "on the validation split;" not in " ".join(summary.split())
+    for method, loss in (("ntp", 4.5), ("cocomix", 3.25)):
+        path = Path(f"metrics/evaluate/{method}-0.json")
+        content = json.loads(path.read_text())
+        content["test"]["loss"] = loss
+        path.write_text(json.dumps(content))
+    swept({})
+    run(load())
+    for name in ("index.html", "summary.txt"):
+        text = " ".join(Path("artifacts/report", name).read_text().split())
+        assert "test loss is 3.250 against 4.500, 1.250 nats lower" in text
+        assert "came down to the final validation loss of next-token prediction after 7.00" in text
+        assert "Loss weights were compared on the validation split; the final losses are of the test split." in text
+
+
 def test_a_method_that_falls_short_is_said_to(folder: Path) -> None:
     html, summary = report({"ntp": [4.0], "cocomix": [4.5]})
     assert "did not come down to the final validation loss of next-token prediction" in " ".join(summary.split())
@@ -134,7 +151,7 @@ def test_nothing_is_said_to_be_saved_where_only_some_seeds_got_there(folder: Pat
 def test_a_method_that_is_better_than_the_one_it_is_about_is_named_first_of_all(folder: Path) -> None:
     html, summary = report({"ntp": [4.0], "kd": [3.2], "cocomix": [3.5]})
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
-        assert "The lowest loss of all is that of knowledge distillation, 3.200. Knowledge distillation came" in text
+        assert "The lowest test loss of all is that of knowledge distillation, 3.200. Knowledge distillation" in text
 
 
 def test_what_was_made_for_a_method_is_what_it_learns_from(folder: Path) -> None:
@@ -203,7 +220,7 @@ def test_every_colour_of_a_curve_is_one_that_the_page_knows_in_light_and_dark(fo
 def test_without_the_baseline_the_methods_are_still_ranked(folder: Path) -> None:
     html, summary = report({"pause": [4.2], "cocomix": [3.0]})
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
-        assert "CoCoMix ended at a validation loss of 3.000, pause tokens at 4.200." in text
+        assert "CoCoMix ended at a test loss of 3.000, pause tokens at 4.200." in text
         assert "Next-token prediction, with which they would be compared, was not trained." in text
     assert "nothing to compare it with" not in html
 
