@@ -52,8 +52,9 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
     ids = np.concatenate(parts)
     windows = len(ids) // tokens.context
     if not windows:
+        within = f" in whole documents up to megabytes ({params.megabytes})" if params.megabytes else ""
         raise UserError(
-            f"evaluate.corpora.{name}: has {len(ids)} tokens, too few for one window of "
+            f"evaluate.corpora.{name}: has {len(ids)} tokens{within}, too few for one window of "
             f"tokenize.context ({tokens.context})"
         )
     windowed = ids[: windows * tokens.context].reshape(windows, tokens.context)

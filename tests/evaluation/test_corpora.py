@@ -75,6 +75,11 @@ def test_it_is_packed_like_the_corpus(
     [
         (["a"], {}, "evaluate.corpora.more: has 2 tokens, too few for one window of tokenize.context (8)"),
         ([], {}, "evaluate.corpora.more: has 0 tokens, too few for one window of tokenize.context (8)"),
+        (
+            ["a long document " * 99],
+            {"megabytes": 1e-3},
+            "evaluate.corpora.more: has 0 tokens in whole documents up to megabytes (0.001), too few for one window",
+        ),
         (DOCUMENTS, {"text_field": "bdy"}, "no field 'bdy' (evaluate.corpora.more.text_field); did you mean 'body'?"),
         (DOCUMENTS, {"paths": ["more/*.txt"]}, "evaluate.corpora.more.paths: 'more/*.txt' matches no file in"),
         (["\ud800"], {}, "texts.jsonl:1: half a surrogate pair at character 1: not Unicode"),
