@@ -47,6 +47,8 @@ class Runtime(BaseModel):
     """Training arithmetic: autocast to bf16 or not; auto: bf16 where the hardware multiplies bf16."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """What each of several processes holds in training: ddp: the whole model and optimiser; fsdp: a share of them."""
+    activation_checkpointing: bool = False
+    """Compute each block twice in a training step, rather than keep what it made: less memory, more time."""
     compile: bool = False
     """torch.compile the training step."""
     tensorboard: Path | None = None

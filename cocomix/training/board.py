@@ -1,4 +1,4 @@
-"""TensorBoard: the points of a curve as scalars, where `runtime().tensorboard` names a folder."""
+"""TensorBoard: each step and the points of the curve as scalars, where `runtime().tensorboard` names a folder."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

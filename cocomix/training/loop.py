@@ -4,7 +4,7 @@
         windows of the step         a function of (seed, step): the same for any number of processes
         forward and backward        in micro-batches, gradients summed over them and over the processes
         clip, AdamW                 linear warm-up, cosine; meanwhile the next step's windows are made ready
-        every eval_every steps      a row of the curve
+        every eval_every steps      a row of the curve, in curve.csv at once
         every checkpoint_every      a checkpoint; after SIGTERM or SIGINT too
 
 A run that was killed and started again goes on from its newest checkpoint and ends, on a CPU, with the same bytes.
@@ -104,7 +104,7 @@ class Training:
         train, validation: the data.
         params: how it is trained.
         seed: of the data order and of dropout (the model's initial weights are the caller's).
-        folder: where the checkpoints are, also those of an earlier process.
+        folder: where the checkpoints are, also those of an earlier process, and curve.csv, the curve so far.
 
     Raises:
         UserError: when there are more processes than windows in a step.
@@ -138,6 +138,8 @@ class Training:
                 f"multiples of the processes ({runtime().world_size}) with COCOMIX_SHARDING=fsdp"
             )
         self._objective = objective.to(device()).train()
+        if runtime().activation_checkpointing:
+            objective.model.activation_checkpointing_enable()
         allow_tf32()
         self._run = distribute(self._objective)
         # Evaluation has a shape of its own, which need not be compiled.
@@ -171,9 +173,13 @@ class Training:
                 loss, norm = self._train_step()
                 self._seconds += time.perf_counter() - started
                 self._step += 1
+                rate = self._optimizer.param_groups[0]["lr"]
+                board({"step": self._step, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
                 if self._step % self._params.eval_every == 0 or self._step == self._params.steps:
                     self._curve.append(self._evaluate())
                     board(asdict(self._curve[-1]))
+                    if runtime().rank == 0:
+                        write_curve(self._folder / "curve.csv", self._curve)
                 if self._step % self._params.checkpoint_every == 0 or self._step == self._params.steps:
                     self._save()
                 used = self._usage((self._step - start) * step_tokens, self._seconds - seconds)

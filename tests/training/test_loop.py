@@ -25,7 +25,7 @@ from cocomix.training import (
     WindowData,
     loop,
 )
-from cocomix.training.loop import adamw, learning_rate
+from cocomix.training.loop import adamw, learning_rate, write_curve
 from cocomix.training.objectives import Losses
 
 PARAMS = TrainingParams(
@@ -199,7 +199,7 @@ def test_memory_is_known_and_utilisation_where_the_peak_is(tmp_path: Path, monke
     assert curve[-1].flops / 1e12 / run.usage.utilisation == pytest.approx(curve[-1].seconds, abs=0.000501)
 
 
-def test_tensorboard_shows_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_shows_the_curve_and_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -210,6 +210,43 @@ def test_tensorboard_shows_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyP
     shown = {each.step: each.value for each in events.Scalars("validation_loss")}
     assert shown == pytest.approx({row.step: row.validation_loss for row in curve})
     assert "auxiliary_loss" in events.Tags()["scalars"]
+    steps = {name: [each.value for each in events.Scalars(name)] for name in ("loss", "gradient_norm", "learning_rate")}
+    assert steps["learning_rate"] == pytest.approx([learning_rate(PARAMS, step) for step in range(12)])
+    assert sum(steps["loss"][:5]) / 5 == pytest.approx(curve[0].train_loss, abs=1e-5)
+    assert min(steps["gradient_norm"]) > 0
+
+
+def test_a_run_under_way_has_written_its_curve_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, seen = Training._train_step, []
+
+    def looked_at(self: Training) -> tuple[float, float]:
+        path = tmp_path / "run/curve.csv"
+        seen.append(path.read_text() if path.exists() else None)
+        return step(self)
+
+    monkeypatch.setattr(Training, "_train_step", looked_at)
+    curve = training(ntp(), tmp_path / "run").run("test")
+    write_curve(tmp_path / "expected.csv", curve[:1])
+    assert seen == [None] * 5 + [(tmp_path / "expected.csv").read_text()] * 5 + [seen[-1]] * 2
+    assert len(str(seen[-1]).splitlines()) == 3
+
+
+@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden])
+def test_activation_checkpointing_changes_nothing_but_rounding(
+    make: Callable[..., Objective], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, again = make(dropout=0.1), make(dropout=0.1)
+    expected = training(kept, tmp_path / "kept").run("test")
+    monkeypatch.setenv("COCOMIX_ACTIVATION_CHECKPOINTING", "true")
+    runtime.cache_clear()
+    runs = list[int]()
+    block = again.model.transformer.h[0]
+    block.ln_1.register_forward_hook(lambda each, *_: runs.append(1) if each.training else None)
+    curve = training(again, tmp_path / "again").run("test")
+    assert len(runs) == 2 * PARAMS.steps
+    assert [row.validation_loss for row in curve] == pytest.approx([row.validation_loss for row in expected], abs=1e-4)
+    for name, weight in kept.state_dict().items():
+        torch.testing.assert_close(weight, again.state_dict()[name], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
