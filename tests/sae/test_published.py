@@ -1,19 +1,21 @@
 """Stage sae with an autoencoder from elsewhere: our own, written in another project's format."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 
 from cocomix.activations.collect import collect
 from cocomix.artifact import Artifact, Work
 from cocomix.base import load_base
 from cocomix.errors import UserError
-from cocomix.params import ActivationsParams, Params, Site, load
+from cocomix.params import ActivationsParams, Architecture, Params, SaeFormat, Site, load
 from cocomix.sae.autoencoder import SparseAutoencoder, load_sae
 from cocomix.sae.export import main as export
 from cocomix.sae.formats import load_published, save_for
@@ -21,6 +23,8 @@ from cocomix.tokens.windows import Tokens
 from stages.sae import run
 
 ROOT = Path(__file__).parents[2]
+DOCS = (ROOT / "docs/concepts.md").read_text().partition("## The autoencoder")[2]
+SNIPPETS: list[dict[str, Any]] = [yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", DOCS, re.S)]
 SITES = ["resid_post_2", "mlp_out_2"]
 SMALL = {"site": SITES[0], "latents": 64, "k": 4, "aux_k": 8, "batch_size": 64, "epochs": 8}
 
@@ -88,6 +92,42 @@ def test_a_further_autoencoder_is_exported_by_its_name(
     monkeypatch.setattr(sys, "argv", ["export", "artifacts/sae", "out", "--format", "sparsify", "--also", "wide"])
     with pytest.raises(SystemExit, match=r"sae: .wide.: no such autoencoder; sae\.also has narrow"):
         export()
+
+
+def test_the_documented_commands_and_program_take_the_documented_autoencoders(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (also,) = (each["sae"]["also"] for each in SNIPPETS if "also" in each["sae"])
+    run(params_with(also=also, epochs=1))
+    commands = re.findall(r"^python -m (cocomix\.sae\.export .*)$", DOCS, re.M)
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", command.split())
+        export()
+        assert (project / command.split()[2] / "cfg.json").exists()
+    assert len(commands) == 2
+    (program,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
+    found: dict[str, Any] = {"x": torch.randn(5, 32)}
+    exec(program, found)
+    assert found["latents"].values.shape == (5, also["wide"]["k"])
+
+
+def test_every_key_of_the_metrics_is_documented(project: Path) -> None:
+    documented = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", DOCS.partition("| key |")[2], re.M)))
+    assert documented == [*dict.fromkeys(documented)]
+    assert {*documented, "usage"} == json.loads(Path("metrics/sae.json").read_text()).keys()
+
+
+def test_every_architecture_and_format_is_documented_with_valid_parameters() -> None:
+    assert sorted(re.findall(r"^\| `(\w+)` \|", DOCS.partition("| key |")[0], re.M)) == sorted(get_args(Architecture))
+    formats = []
+    for snippet in SNIPPETS:
+        content = load(ROOT / "params.yaml").model_dump()
+        content["base"] |= {"source": "pretrained", "pretrained": "gpt2"}
+        for section, given in snippet.items():
+            content[section] |= given
+        params = Params.model_validate(content)
+        formats += [params.sae.published.format] if params.sae.source == "published" else []
+    assert sorted(formats) == sorted(get_args(SaeFormat))
 
 
 def test_a_changed_file_is_taken_anew(project: Path) -> None:
