@@ -12,7 +12,7 @@ from cocomix.artifact import Artifact, Work, digests_of
 from cocomix.base import load_base
 from cocomix.device import device
 from cocomix.errors import UserError
-from cocomix.params import Params, SaeParams, Site
+from cocomix.params import ActivationsParams, Params, SaeParams, Site
 from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
 from cocomix.sae.formats import load_published
@@ -48,9 +48,10 @@ def run(params: Params) -> None:
             trained = {MAIN: _published(params.sae, stores[params.sae.site])}
         if runtime().rank == 0:
             model, measured = load_base(base, tokens.context), {}
+            stored = ActivationsParams.model_validate(activations.manifest.params)
             with work.write_folder() as folder:
                 for name, sae in trained.items():
-                    measured[name] = _measured(sae, stores[sections[name].site], model, tokens)
+                    measured[name] = _measured(sae, stores[sections[name].site], model, tokens, stored)
                     own = folder if name == MAIN else folder / ALSO / name
                     own.mkdir(parents=True, exist_ok=True)
                     sae.folded().save(own)
@@ -76,10 +77,12 @@ def run(params: Params) -> None:
     )
 
 
-def _measured(sae: SparseAutoencoder, store: ActivationStore, model: PreTrainedModel, tokens: Tokens) -> dict[str, Any]:
+def _measured(
+    sae: SparseAutoencoder, store: ActivationStore, model: PreTrainedModel, tokens: Tokens, stored: ActivationsParams
+) -> dict[str, Any]:
     """How good an autoencoder is: what metrics/sae.json says of it."""
     held_out = reconstruction(sae, store)
-    losses = splice(sae, model, tokens, held_out.mean)
+    losses = splice(sae, model, tokens, held_out.mean, stored)
     return {
         "fvu": held_out.fvu,
         "fvu_raw": held_out.fvu_raw,

@@ -1,6 +1,7 @@
 """How good an autoencoder is: on held-out activations, and inside the base model."""
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix.activations.plan import dropped_ids, kept
 from cocomix.activations.store import ActivationStore
 from cocomix.base import micro_batch, residual_edited
 from cocomix.device import autocast, device
+from cocomix.params import ActivationsParams
 from cocomix.progress import progress
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Tokens
@@ -127,11 +130,14 @@ class _Variance:
 
 
 @torch.no_grad()
-def splice(sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean: Tensor) -> Splice:
+def splice(
+    sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean: Tensor, params: ActivationsParams
+) -> Splice:
     """Measure `sae` inside the base model, on the first validation windows.
 
     Args:
         mean: the mean activation, [d_model].
+        params: of the store; positions that it leaves out, the autoencoder does not know: they stay as they are.
     """
     edits = {
         "base": lambda residual: residual,
@@ -139,13 +145,15 @@ def splice(sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean:
         "mean_ablated": lambda residual: mean.to(residual.device).expand_as(residual),
     }
     windows = tokens.windows("validation")[: -(-SPLICED_TOKENS // tokens.context)]
-    per_batch = micro_batch(tokens.context)
+    per_batch, dropped = micro_batch(tokens.context), dropped_ids(tokens, params)
     losses, divergences = dict.fromkeys(edits, 0.0), dict.fromkeys(edits, 0.0)
     with progress("sae: splicing", len(windows) * tokens.context, "tokens") as bar:
         for at in range(0, len(windows), per_batch):
             ids = torch.from_numpy(windows[at : at + per_batch].astype(np.int64)).to(device())
+            stored = kept(tokens, "validation", np.arange(at, at + len(ids)), params, dropped)
+            where = torch.from_numpy(stored).to(device())
             for name, edit in edits.items():
-                with residual_edited(model, sae.config.layer, edit, sae.config.location), autocast():
+                with residual_edited(model, sae.config.layer, _only(where, edit), sae.config.location), autocast():
                     logits = model(input_ids=ids, use_cache=False).logits
                 log_shares = logits[:, :-1].flatten(0, 1).log_softmax(1, dtype=torch.float32)
                 if name == "base":
@@ -161,3 +169,8 @@ def splice(sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean:
         kl_spliced=divergences["spliced"] / predictions,
         kl_mean_ablated=divergences["mean_ablated"] / predictions,
     )
+
+
+def _only(where: Tensor, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`edit`, at some positions [windows, context] alone."""
+    return lambda residual: torch.where(where[..., None], edit(residual), residual)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, zeros_like
 
 from cocomix.activations.store import ActivationStore
 from cocomix.artifact import Artifact
@@ -13,6 +13,7 @@ from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.sae.quality import Reconstruction, Splice, duplicates, reconstruction, splice
 from cocomix.sae.training import SaeTraining, Wanted
 from cocomix.tokens.windows import Tokens
+from tests.activations.conftest import but
 from tests.conftest import CONTEXT
 from tests.sae.test_autoencoder import autoencoder
 from tests.sae.test_training import PARAMS
@@ -54,7 +55,7 @@ class Perfect(SparseAutoencoder):
 def test_a_perfect_reconstruction_recovers_the_whole_loss(base_folder: Path, tokens_folder: Path) -> None:
     model = load_base(Artifact(base_folder), CONTEXT)
     sae = Perfect(SaeConfig(d_model=32, latents=8, k=2, normalize="token", layer=2))
-    losses = splice(sae, model, Tokens(tokens_folder), torch.zeros(32))
+    losses = splice(sae, model, Tokens(tokens_folder), torch.zeros(32), but())
     ids = torch.from_numpy(Tokens(tokens_folder).windows("validation").astype(np.int64))
     with torch.no_grad():
         assert losses.loss_base == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)
@@ -79,7 +80,20 @@ def test_a_divergence_is_that_of_the_distributions(base_folder: Path, tokens_fol
         with residual_edited(model, 2, lambda residual: sae(residual.flatten(0, 1)).view_as(residual), location):
             spliced = model(ids).logits[:, :-1].softmax(-1)
     divergence = (base * (base / spliced).log()).sum(-1).mean()
-    assert splice(sae, model, tokens, torch.zeros(32)).kl_spliced == pytest.approx(float(divergence), rel=1e-3)
+    assert splice(sae, model, tokens, torch.zeros(32), but()).kl_spliced == pytest.approx(float(divergence), rel=1e-3)
+
+
+def test_positions_that_are_not_stored_stay_as_they_are(base_folder: Path, tokens_folder: Path) -> None:
+    model, tokens = load_base(Artifact(base_folder), CONTEXT), Tokens(tokens_folder)
+    sae = autoencoder(d_model=32, latents=8, k=2, layer=2)
+    ids = torch.from_numpy(tokens.windows("validation").astype(np.int64))
+    stored = (ids != 7)[..., None]
+    stored[:, 0] = False
+    measured = splice(sae, model, tokens, torch.zeros(32), but(drop_first=True, drop_tokens=[7]))
+    edits = {measured.loss_spliced: lambda x: sae(x.flatten(0, 1)).view_as(x), measured.loss_mean_ablated: zeros_like}
+    for loss, edit in edits.items():
+        with torch.no_grad(), residual_edited(model, 2, lambda x, edit=edit: torch.where(stored, edit(x), x)):
+            assert loss == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)
 
 
 def test_a_latent_is_counted_by_how_often_it_fires() -> None:
