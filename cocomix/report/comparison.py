@@ -21,6 +21,8 @@ class Verdict(NamedTuple):
 
     difference: Interval | None
     """From the baseline's mean; None for the baseline, without one, and where one document is all there is."""
+    differences: Mapping[Method, Interval | None]
+    """Of the best mean from that of each other method; empty for the other methods."""
     best: bool
     """Whether its mean is the best over several seeds, and the interval of its difference from each other method's
     excludes zero. The interval of one seed does not know what another would do."""
@@ -153,7 +155,7 @@ def _on_corpus(runs: Mapping[Method, Sequence[Run]], corpus: str) -> dict[Method
 def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, TaskResult]:
     first = next(iter(runs.values()))[0]
     asked = first.evaluation.tasks[task]
-    verdicts = dict.fromkeys(runs, Verdict(None, False))
+    verdicts = dict.fromkeys(runs, Verdict(None, {}, False))
     if task in first.tasks and asked.kind != "other":
         documents = {method: [run.tasks[task] for run in own] for method, own in runs.items()}
         verdicts = _verdicts(documents, task, lower_is_better=asked.kind == "perplexity")
@@ -180,13 +182,14 @@ def _verdicts(
 ) -> dict[Method, Verdict]:
     means = {method: fmean(each.sums.sum() / each.weights.sum() for each in own) for method, own in documents.items()}
     best = min(means, key=lambda method: means[method] if lower_is_better else -means[method])
-    others = [method for method in documents if method != best]
-    gaps = [difference(documents[best], documents[method], where) for method in others]
-    supported = bool(gaps) and len(documents[best]) > 1 and all(gap and gap.excludes_zero for gap in gaps)
+    gaps = {method: difference(documents[best], own, where) for method, own in documents.items() if method != best}
+    supported = bool(gaps) and len(documents[best]) > 1 and all(gap and gap.excludes_zero for gap in gaps.values())
     baseline = documents.get(BASELINE)
     return {
         method: Verdict(
-            difference(own, baseline, where) if baseline and method != BASELINE else None, supported and method == best
+            difference(own, baseline, where) if baseline and method != BASELINE else None,
+            gaps if method == best else {},
+            supported and method == best,
         )
         for method, own in documents.items()
     }

@@ -141,6 +141,25 @@ def _last(result: MethodResult, baseline: MethodResult) -> str:
     return f"After {si(result.runs[0].training.tokens)} tokens its test loss is {against}, {lower}."
 
 
+def lowest(results: Sequence[MethodResult]) -> str:
+    """How far the lowest loss on each text is from those of the methods that the table does not set it against.
+
+    That is all but the baseline, so that there may be nothing to say.
+    """
+    said = []
+    for corpus in results[0].corpora:
+        for result in results:
+            gaps = result.corpora[corpus].verdict.differences.items()
+            others = [
+                f"{signed(gap.mean, '.3f')} ({within(gap, '.3f')}) from {_inside(method)}"
+                for method, gap in gaps
+                if gap and BASELINE not in (method, result.method)
+            ]
+            if others:
+                said.append(f"The lowest loss on {corpus} is that of {_inside(result.method)}: {', '.join(others)}.")
+    return " ".join(said)
+
+
 def _test_loss(result: MethodResult) -> float:
     return result.corpora["test"].loss.mean
 

@@ -196,6 +196,22 @@ def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(fold
     assert html.count('class="headline"') == 1
 
 
+def test_the_lowest_loss_is_set_against_every_other_method(folder: Path) -> None:
+    ends = {"ntp": [4.0, 4.1, 4.2], "kd": [3.5, 3.6, 3.9], "pause": [4.2, 4.3, 4.4], "cocomix": [3.0, 3.1, 3.2]}
+    html, _ = report(ends)
+    text = " ".join(Page(html).text.split()).replace("\N{MINUS SIGN}", "-")
+    gaps = r"-0.567 \(-0.8.. to -0.2..\) from knowledge distillation, -1.200 \(-1.200 to -1.200\) from pause tokens."
+    for corpus in ("validation", "test"):
+        assert re.search(f"The lowest loss on {corpus} is that of CoCoMix: {gaps}", text)
+    methods = json.loads(Path("metrics/compare.json").read_text())["methods"]
+    verdicts = {method: each["corpora"]["test"]["verdict"] for method, each in methods.items()}
+    assert verdicts["cocomix"]["differences"]["kd"]["mean"] == pytest.approx(-1.7 / 3)
+    assert verdicts["cocomix"]["differences"]["ntp"] == verdicts["cocomix"]["difference"]
+    assert verdicts["kd"]["differences"] == {}
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    assert "The lowest loss on" not in html
+
+
 def test_each_method_has_its_own_colour_and_dashes_whatever_the_order(folder: Path) -> None:
     def lines(html: str) -> set[tuple[str, str]]:
         found = re.findall(r'stroke="var\(--(\w+)\)" stroke-width="3" stroke-dasharray="([^"]*)"', html)
