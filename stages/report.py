@@ -177,7 +177,8 @@ def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | Non
         needs = "" if each.method == BASELINE else "not reached"
         if saving and saving.spent:
             needs = f"{si(saving.spent.tokens.mean)} tokens, {saving.spent.tokens_saved.mean:.0%} saved"
-            needs += f" (in {saving.reached} of {saving.seeds} seeds)" if saving.reached < saving.seeds else ""
+        elif saving and saving.reached:
+            needs = f"in {saving.reached} of {saving.seeds} seeds"
         rows.append(
             [
                 each.method,

@@ -32,7 +32,7 @@ class Reach(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What runs needed to come down to the baseline's final loss."""
+    """What the runs of all seeds needed to come down to the baseline's final loss."""
 
     tokens: Spread
     tokens_saved: Spread
@@ -55,7 +55,7 @@ class Saving(NamedTuple):
     reached: int
     """Those in which the loss was reached."""
     spent: Spent | None
-    """In these; None: in none."""
+    """None, unless all reached it: a mean of some would be that of the lucky seeds."""
 
 
 def reach(curve: Curve, loss: float) -> Reach | None:
@@ -126,8 +126,8 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
         for run, against in zip(runs, baseline, strict=True)
         if (found := reach(run.curve, float(against.curve.loss[-1])))
     ]
-    if not pairs:
-        return Saving(len(runs), 0, None)
+    if len(pairs) < len(runs):
+        return Saving(len(runs), len(pairs), None)
     owed = supervision.seconds
     spent = Spent(
         tokens=spread([found.tokens for found, _ in pairs]),

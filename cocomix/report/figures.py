@@ -48,7 +48,7 @@ def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
                 axes.fill_between(spent, by_seed.min(0), by_seed.max(0), color=color, alpha=0.2, linewidth=0)
             if owed := _owed(result, against):
                 axes.plot(spent + owed / scale.unit, curve.loss, color=color, linewidth=0.8, alpha=0.8)
-            if baseline and result is not baseline:
+            if baseline and result.saving and result.saving.spent:
                 _mark_reach(axes, curve, _mean(baseline), against, scale.unit)
         _limit(axes, results)
         axes.xaxis.set_major_locator(MaxNLocator(5))

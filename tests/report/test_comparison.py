@@ -9,7 +9,7 @@ from cocomix.params import Method
 from cocomix.report.comparison import compare
 from cocomix.report.costs import Cost
 from cocomix.report.efficiency import Reach, Spread, equal_flops, loss_at, reach, spread
-from cocomix.report.facts import Curve, read_run
+from cocomix.report.facts import Curve, Run, read_run
 from tests.report.made_metrics import falling, write_run
 
 METHODS: tuple[Method, ...] = ("ntp", "cocomix")
@@ -61,7 +61,7 @@ def test_what_is_reached_lies_on_the_curve_where_nothing_before_is_lower(losses:
 def test_methods_are_compared_seed_by_seed(folder: Path) -> None:
     for seed, end in enumerate((4.0, 4.2)):
         write_run("ntp", seed, falling(6.0, end))
-    write_run("cocomix", 0, falling(6.0, 3.0))  # comes down to 4.0 after 2/3 of the 9000 tokens behind its first point
+    write_run("cocomix", 0, falling(6.0, 3.0))
     write_run("cocomix", 1, falling(6.0, 4.5))  # never to 4.2
     owed = Cost(flops=5e10, seconds=200.0)
     ntp, cocomix = compare(
@@ -74,7 +74,16 @@ def test_methods_are_compared_seed_by_seed(folder: Path) -> None:
     assert ntp.corpora["validation"].loss == pytest.approx((4.1, 4.0, 4.2))
     saving = cocomix.saving
     assert saving is not None
-    assert (saving.seeds, saving.reached) == (2, 1)
+    assert saving == (2, 1, None)
+
+
+def test_what_was_spent_is_measured_against_the_run_with_the_same_seed(folder: Path) -> None:
+    write_run("ntp", 0, falling(6.0, 4.0))
+    write_run("cocomix", 0, falling(6.0, 3.0))  # comes down to 4.0 after 2/3 of the 9000 tokens behind its first point
+    runs: dict[Method, list[Run]] = {method: [read_run(method, 0)] for method in METHODS}
+    owed = Cost(flops=5e10, seconds=200.0)
+    saving = compare(runs, {"ntp": (), "cocomix": ("base",)}, {"base": owed}, 2)[1].saving
+    assert saving is not None
     spent = saving.spent
     assert spent is not None
     assert spent.tokens == pytest.approx((7000, 7000, 7000))

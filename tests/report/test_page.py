@@ -141,11 +141,17 @@ def test_a_method_that_falls_short_is_said_to(folder: Path) -> None:
 
 
 def test_nothing_is_said_to_be_saved_where_only_some_seeds_got_there(folder: Path) -> None:
-    html, summary = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [3.0, 4.5, 4.8]})
+    line_to_dot = "stroke: var(--muted); stroke-width: 0.6"
+    html, _ = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [3.0, 3.0, 3.0]})
+    assert html.count(line_to_dot) == 3
+    html, summary = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [1.0, 4.5, 4.8]})  # their mean is below 4
+    assert line_to_dot not in html
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
         assert "CoCoMix came down to the final validation loss of next-token prediction in only 1 of 3 seeds." in text
         assert "fewer" not in text.replace("one of fewer than", "")
-    assert "30% saved (in 1 of 3 seeds)" in summary
+    assert summary.splitlines()[2].endswith("  in 1 of 3 seeds")
+    assert rows(html, "Method", "efficiency")["CoCoMix"] == ["not in every seed in 10.0 k tokens", "1 of 3"]
+    assert "A dot marks" not in html
 
 
 def test_a_method_that_is_better_than_the_one_it_is_about_is_named_first_of_all(folder: Path) -> None:
