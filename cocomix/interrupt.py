@@ -16,6 +16,7 @@ class Interrupted(BaseException):
 
     def __init__(self, received: signal.Signals) -> None:
         super().__init__(f"stopped by {received.name}")
+        self.received = received
         self.exit_code = 128 + received
 
 

@@ -1,8 +1,9 @@
 """Training sparse autoencoders, several at a time: one pass, or a few, over the activations."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from signal import Signals
 from typing import NamedTuple
 
 from torch import Tensor
@@ -70,7 +71,7 @@ class SaeTraining:
                     for store in stores.values()
                 ]
                 try:
-                    for batches in zip(*orders, strict=True):
+                    for batches in _together(zip(*orders, strict=True)):
                         self._learn(dict(zip(stores, batches, strict=True)))
                         if first.step % self._params.checkpoint_every == 0 or first.step == self._steps:
                             self._save()
@@ -98,7 +99,8 @@ class SaeTraining:
             return
         for (store, _), learner in zip(self._wanted, self.learners, strict=True):
             rows = min(SAMPLE_ROWS, store.rows("train"))
-            learner.initialise(next(store.batches("train", rows, seed=self._params.seed)).to(device()))
+            (sample,) = next(_together(zip(store.batches("train", rows, seed=self._params.seed))))
+            learner.initialise(sample.to(device()))
             # The same arithmetic may round in another way on another machine.
             distributed.average(*learner.sae.state_dict().values())
 
@@ -106,6 +108,25 @@ class SaeTraining:
         if runtime().rank == 0:
             state = {"learners": [each.state() for each in self.learners]}
             checkpoint.save(self._folder, self.learners[0].step, state)
+
+
+def _together(batches: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Each batch, once all processes have theirs: a stop that comes while one computes activations is obeyed by all.
+
+    Raises:
+        Interrupted: in all processes before the same batch.
+    """
+    while True:
+        batch, stop = None, 0
+        try:
+            batch = next(batches, None)
+        except Interrupted as interrupted:
+            stop = interrupted.received
+        if stop := distributed.maximum(stop):
+            raise Interrupted(Signals(stop))
+        if batch is None:
+            return
+        yield batch
 
 
 def write_curve(path: Path, curve: list[CurveRow]) -> None:

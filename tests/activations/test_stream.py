@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix import interrupt
+from cocomix import checkpoint, distributed, interrupt
 from cocomix.activations import stream
 from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import ActivationStream, open_activations
@@ -93,6 +93,33 @@ def test_a_stop_does_not_wait_for_a_shard_and_loses_no_step(
     resumed.run()
     assert len(steps) == whole._steps - 3
     torch.testing.assert_close(learner.sae.state_dict(), whole.learners[0].sae.state_dict(), rtol=0, atol=0)
+
+
+def test_a_stop_while_a_batch_is_computed_is_told_to_the_other_processes(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = both(setting)[1]
+    told: list[int] = []
+    monkeypatch.setattr(distributed, "maximum", lambda value: (told.append(value), value)[1])
+    monkeypatch.setattr(interrupt, "_received", interrupt.signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        SaeTraining([Wanted(streamed, SAE)], tmp_path).run()
+    assert told == [interrupt.signal.SIGTERM]
+
+
+def test_a_process_stops_before_the_batch_that_another_has_not_got(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = both(setting)[1]
+    # Asked for the sample that begins it, then for each step before and after.
+    answers = iter([0, *[0, 0] * 3, interrupt.signal.SIGINT])
+    monkeypatch.setattr(distributed, "maximum", lambda value: max(value, next(answers)))
+    training = SaeTraining([Wanted(streamed, SAE)], tmp_path)
+    with pytest.raises(Interrupted) as stop:
+        training.run()
+    assert stop.value.received == interrupt.signal.SIGINT
+    assert training.learners[0].step == 3
+    assert checkpoint.load(tmp_path)["learners"][0]["step"] == 3
 
 
 def test_a_signal_ends_the_computing_of_a_shard(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
