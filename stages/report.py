@@ -74,7 +74,7 @@ def run(params: Params) -> None:
         for name, content in contents.items():
             with work.write(name) as pending:
                 pending.path.write_text(content, encoding="utf-8")
-        (work.side / "metrics.json").write_bytes(to_json(numbers(results, spent, usages, sweeps, tuned)))
+        (work.side / "metrics.json").write_bytes(to_json(numbers(pipeline, results, spent, usages, sweeps, tuned)))
         return {}
 
     produce(

@@ -85,9 +85,10 @@ class MethodResult:
         return spread([run.training.seconds for run in self.runs])
 
     @property
-    def mean_accuracy(self) -> float:
-        """Over the tasks that have one, of which there must be one."""
-        return fmean(each.value.mean for each in self.tasks.values() if each.kind == "accuracy")
+    def mean_accuracy(self) -> float | None:
+        """Over the tasks that have one; None: none has."""
+        accuracies = [each.value.mean for each in self.tasks.values() if each.kind == "accuracy"]
+        return fmean(accuracies) if accuracies else None
 
     @property
     def concepts(self) -> list[ConceptFacts]:

@@ -6,6 +6,7 @@ from typing import Any
 from cocomix.report.comparison import MethodResult
 from cocomix.report.concepts import mean_concepts
 from cocomix.report.costs import Cost, Source
+from cocomix.report.facts import Pipeline
 from cocomix.report.steering import Sweep
 from cocomix.report.tuning import Tuning
 from cocomix.report.usage import StageUsage
@@ -13,14 +14,16 @@ from cocomix.report.wording import loss_weight
 
 
 def numbers(
+    pipeline: Pipeline,
     results: Sequence[MethodResult],
     spent: Mapping[Source, Cost],
     usages: Sequence[StageUsage],
     sweeps: Sequence[Sweep],
     tuned: Tuning | None,
 ) -> dict[str, Any]:
-    """JSON values: methods, what was tuned, what the supervision costs, what steering does, what the stages took."""
+    """JSON values: pipeline, methods, what was tuned, what supervision costs, what steering does, what stages took."""
     return {
+        "pipeline": {name: facts.model_dump(exclude={"usage"}) for name, facts in pipeline._asdict().items()},
         "methods": {each.method: _of_method(each) for each in results},
         "tuning": _of_tuning(tuned) if tuned else {},
         "supervision": _plain(spent),
@@ -42,6 +45,7 @@ def _of_method(result: MethodResult) -> dict[str, Any]:
         "supervision": _plain(result.supervision),
         "corpora": _plain(result.corpora),
         "tasks": _plain(result.tasks),
+        "mean_accuracy": result.mean_accuracy,
         "down_to_baseline": _plain(result.saving),
         "at_equal_compute": _plain(result.at_equal),
         "at_equal_compute_with_supervision": _plain(result.at_equal_with_supervision),

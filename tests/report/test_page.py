@@ -493,8 +493,11 @@ def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
 def test_every_number_of_the_page_is_for_dvc_too(folder: Path) -> None:
     report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
     numbers = json.loads(Path("metrics/compare.json").read_text())
-    assert set(numbers) == {"methods", "tuning", "supervision", "steering", "stages", "usage"}
+    assert set(numbers) == {"pipeline", "methods", "tuning", "supervision", "steering", "stages", "usage"}
+    assert numbers["pipeline"]["sae"]["fvu"] == 0.041
+    assert numbers["pipeline"]["tokens"]["train"]["tokens"] == 30030
     cocomix = numbers["methods"]["cocomix"]
+    assert cocomix["mean_accuracy"] == pytest.approx(0.675)
     assert cocomix["tasks"]["hellaswag"]["value"]["mean"] == 0.9
     assert cocomix["concepts"]["mixing"]["zeroed"] == 4.5
     assert cocomix["corpora"]["validation"]["loss"] == {"mean": 3.05, "low": 3.0, "high": 3.1}
