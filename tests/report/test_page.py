@@ -453,6 +453,7 @@ def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
 def test_the_supervision_is_priced_by_stage_and_shared_by_the_runs_that_use_it(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
     assert list(rows(html, "Stage")) == ["Stage", "base", "activations", "sae", "attribution"]
+    assert "Time is that of the training steps; of the supervision it is that of whole stages" in html
     alone = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, ("label_runs: 1 ", "label_runs: 4 "))
     shared = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]
