@@ -400,7 +400,7 @@ def test_a_metric_that_is_no_share_is_shown_as_it_is_and_enters_no_mean_figure_o
         "Accuracy in tasks. hellaswag: Next-token prediction 30.0%, CoCoMix 90.0%."
     ]
     tasks = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]["tasks"]
-    assert tasks["piqa"]["verdict"] == {"difference": None, "best": False}
+    assert tasks["piqa"]["verdict"] == {"difference": None, "differences": {}, "best": False}
     assert tasks["hellaswag"]["verdict"]["best"]
 
 
