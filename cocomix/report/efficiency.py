@@ -8,6 +8,7 @@ import numpy as np
 
 from cocomix.report.costs import Cost
 from cocomix.report.facts import Curve, Run
+from cocomix.report.statistics import Interval, mean_over_seeds
 
 
 class Spread(NamedTuple):
@@ -23,6 +24,21 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), min(values), max(values))
 
 
+class Estimate(NamedTuple):
+    """A figure over the seeds, and how far its mean can be trusted."""
+
+    mean: float
+    low: float
+    high: float
+    interval: Interval | None
+    """Of what other seeds would do; None: there is one seed."""
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, lowest and highest of at least one value, with the interval of the mean."""
+    return Estimate(*spread(values), mean_over_seeds(values))
+
+
 class Reach(NamedTuple):
     """Training that a run needed to come down to a loss."""
 
@@ -35,11 +51,11 @@ class Spent(NamedTuple):
     """What the runs of all seeds needed to come down to the baseline's final loss."""
 
     tokens: Spread
-    tokens_saved: Spread
+    tokens_saved: Estimate
     """Share of the baseline's tokens that were not needed."""
-    flops_ratio: Spread
+    flops_ratio: Estimate
     """Training FLOPs over all of the baseline's."""
-    flops_ratio_with_supervision: Spread
+    flops_ratio_with_supervision: Estimate
     """The same, with the making of what the method learns from."""
     seconds_ratio: Spread
     """Seconds of training over all of the baseline's."""
@@ -131,9 +147,9 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
     owed = supervision.seconds
     spent = Spent(
         tokens=spread([found.tokens for found, _ in pairs]),
-        tokens_saved=spread([1 - found.tokens / training.tokens for found, training in pairs]),
-        flops_ratio=spread([found.flops / training.flops for found, training in pairs]),
-        flops_ratio_with_supervision=spread(
+        tokens_saved=estimate([1 - found.tokens / training.tokens for found, training in pairs]),
+        flops_ratio=estimate([found.flops / training.flops for found, training in pairs]),
+        flops_ratio_with_supervision=estimate(
             [(found.flops + supervision.flops) / training.flops for found, training in pairs]
         ),
         seconds_ratio=spread([found.seconds / training.seconds for found, training in pairs]),

@@ -7,6 +7,7 @@ them varies as Student's t says. With one seed the interval is about the documen
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,17 +47,28 @@ def paired_difference(
     Returns:
         None for a single document, which says nothing of others.
     """
-    seeds, documents = values.shape
-    if documents == 1:
+    if values.shape[1] == 1:
         return None
     differences = values - others
     by_seed = differences.sum(1) / weights.sum()
     generator = np.random.default_rng(_SEED)
-    draws = _resampled_means(differences.mean(0), weights, generator)
-    if seeds > 1:
-        scale = by_seed.std(ddof=1) / math.sqrt(seeds)
+    return _interval(by_seed, _resampled_means(differences.mean(0), weights, generator), generator)
+
+
+def mean_over_seeds(values: Sequence[float]) -> Interval | None:
+    """The mean of a figure that each seed has one of; None for a single seed, which says nothing of others."""
+    if len(values) == 1:
+        return None
+    by_seed = np.array(values)
+    return _interval(by_seed, np.full(REPLICATES, by_seed.mean()), np.random.default_rng(_SEED))
+
+
+def _interval(by_seed: NDArray[np.float64], draws: NDArray[np.float64], generator: np.random.Generator) -> Interval:
+    """Of the mean of `by_seed`, where `draws` are what it could have been with these seeds: [REPLICATES]."""
+    if len(by_seed) > 1:
+        scale = by_seed.std(ddof=1) / math.sqrt(len(by_seed))
         draws = np.repeat(draws, _SEED_DRAWS)
-        draws += scale * generator.standard_t(seeds - 1, size=draws.size)
+        draws += scale * generator.standard_t(len(by_seed) - 1, size=draws.size)
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(by_seed.mean()), float(low), float(high))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cocomix.params import Method
 from cocomix.report.comparison import compare
 from cocomix.report.costs import Cost
-from cocomix.report.efficiency import Reach, Spread, equal_flops, loss_at, reach, spread
+from cocomix.report.efficiency import Reach, Spread, equal_flops, estimate, loss_at, reach, spread
 from cocomix.report.facts import Curve, Run, read_run
 from tests.report.made_metrics import falling, write_run
 
@@ -87,11 +87,20 @@ def test_what_was_spent_is_measured_against_the_run_with_the_same_seed(folder: P
     spent = saving.spent
     assert spent is not None
     assert spent.tokens == pytest.approx((7000, 7000, 7000))
-    assert spent.tokens_saved == pytest.approx((0.3, 0.3, 0.3))
-    assert spent.flops_ratio == pytest.approx((1.05, 1.05, 1.05))
-    assert spent.flops_ratio_with_supervision == pytest.approx((1.3, 1.3, 1.3))  # 2.5e10 of ntp's 1e11 more
+    assert spent.tokens_saved == pytest.approx((0.3, 0.3, 0.3, None))
+    assert spent.flops_ratio == pytest.approx((1.05, 1.05, 1.05, None))
+    assert spent.flops_ratio_with_supervision == pytest.approx((1.3, 1.3, 1.3, None))  # 2.5e10 of ntp's 1e11 more
     assert spent.seconds_ratio == pytest.approx((0.7, 0.7, 0.7))
     assert spent.seconds_ratio_with_supervision == pytest.approx((1.0, 1.0, 1.0))  # 100 of ntp's 10000/30 s more
+
+
+def test_an_estimate_says_what_other_seeds_would_do() -> None:
+    values = [0.3, 0.36]
+    found = estimate(values)
+    assert found[:3] == spread(values)
+    assert found.interval is not None
+    assert found.interval.low == pytest.approx(0.33 - 12.706 * 0.03, abs=0.02)  # 0.03: the standard error
+    assert found.interval.high == pytest.approx(0.33 + 12.706 * 0.03, abs=0.02)
 
 
 def test_a_spread_is_mean_lowest_and_highest() -> None:

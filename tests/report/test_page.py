@@ -180,6 +180,21 @@ def test_what_intervals_have_for_their_sample_is_counted_in_groups(folder: Path)
     assert json.loads(Path("metrics/compare.json").read_text())["methods"]["ntp"]["corpora"]["test"]["groups"] == 25
 
 
+def test_a_saving_has_an_interval_over_seeds_and_none_with_one(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [3.0, 3.2, 3.4]})
+    spent = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]["down_to_baseline"]["spent"]
+    cells = rows(html, "Method", "efficiency")["CoCoMix"]
+    for cell, name, form in ((1, "tokens_saved", ".0%"), (2, "flops_ratio", ".2f")):
+        low, high = (format(spent[name]["interval"][each], form) for each in ("low", "high"))
+        assert cells[cell].endswith(f" 95%: {low} to {high}")
+        assert (
+            spent[name]["interval"]["low"] < spent[name]["low"] < spent[name]["high"] < spent[name]["interval"]["high"]
+        )
+    assert "by Student's t over the seeds." in html
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    assert rows(html, "Method", "efficiency")["CoCoMix"][1] == "30%"
+
+
 def test_one_method_alone_is_reported_without_a_comparison(folder: Path) -> None:
     html, summary = report({"ntp": [4.0]})
     assert "nothing to compare it with" in html

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cocomix.report.statistics import REPLICATES, Interval, paired_difference
+from cocomix.report.statistics import REPLICATES, Interval, mean_over_seeds, paired_difference
 
 Array = NDArray[np.float64]
 
@@ -51,6 +51,10 @@ def test_where_only_seeds_differ_both_ends_are_those_of_student_t(seeds: int, t:
     half_width = t * by_seed.std(ddof=1) / np.sqrt(seeds)
     assert found.mean - found.low == pytest.approx(half_width, rel=0.03)
     assert found.high - found.mean == pytest.approx(half_width, rel=0.03)
+    alone = mean_over_seeds([float(each) for each in by_seed[:, 0]])
+    assert alone is not None
+    assert alone.mean == pytest.approx(found.mean)
+    assert (alone.mean - alone.low, alone.high - alone.mean) == pytest.approx((half_width, half_width), rel=0.03)
 
 
 @pytest.mark.parametrize(("seeds", "of_seeds"), [(1, 0.0), (3, 0.05), (5, 0.05), (5, 0.0)])
@@ -107,3 +111,7 @@ def test_one_document_says_nothing_of_others() -> None:
 def test_an_interval_that_ends_at_zero_supports_nothing() -> None:
     assert not Interval(0.1, 0.0, 0.2).excludes_zero
     assert Interval(-0.1, -0.2, -0.05).excludes_zero
+
+
+def test_one_seed_says_nothing_of_others() -> None:
+    assert mean_over_seeds([0.3]) is None
