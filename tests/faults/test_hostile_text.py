@@ -153,7 +153,7 @@ def test_settings_of_a_sweep_are_called_by_printable_text_and_hold_parameters_on
         file.write_text(yaml.safe_dump({text: {"report": {"title": text}}}))
         before = there()
         (task, *_) = tasks(settings(file, []), ["ntp"], [0])
-        assert (task.setting.name, YAML(typ="safe").load(task.params)["report"]["title"]) == (text, text)
+        assert (task.setting.name, YAML(typ="safe").load(task.content)["report"]["title"]) == (text, text)
         assert there() == before
     else:
         file.write_text(yaml.safe_dump({text: {}}))

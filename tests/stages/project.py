@@ -107,8 +107,8 @@ def merge(params: dict[str, Any], overrides: Mapping[str, Any]) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    # Linked: what is never written in place. DVC and git write into theirs.
-    if "/artifacts/" in source or "/.dvc/cache/" in source:
+    # Linked: what is never written in place. DVC and git write into theirs; a linked lock would be that of all copies.
+    if ("/artifacts/" in source or "/.dvc/cache/" in source) and not source.endswith("lock"):
         os.link(source, target)
     else:
         shutil.copy2(source, target)
