@@ -1,7 +1,6 @@
 """Parameters given for a run: checked as params.yaml is, and written there."""
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
@@ -70,8 +69,16 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         inner = nested(value) if isinstance(value, Mapping) else value
-        merge(found, reduce(lambda content, part: {part: content}, reversed(str(key).split(".")), inner))
+        merge(found, under(str(key), inner))
     return found
+
+
+def under(key: str, value: Any) -> dict[str, Any]:
+    """A value under its key with dots, as sections: `sae.k`, 16 is `{"sae": {"k": 16}}`."""
+    content = value
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    return content
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from cocomix.params import FILE
+from flows.overrides import flat
 from flows.ui import REPORT, REPORT_URL
 
 # As `cocomix.progress` writes it: "sae:  12% 125k/999k [00:05<00:30, 28.7k tokens/s, fvu=0.1787]".
@@ -74,10 +75,10 @@ def parameters(overrides: Mapping[str, Any]) -> None:
 def metrics(stage: str, files: Iterable[Path]) -> None:
     """Show the figures of a stage as a table, and the report where it is among them."""
     table = [
-        {"metric": name, "value": value}
+        {"metric": name, "value": _text(value)}
         for file in files
         if file.exists()
-        for name, value in _flat(json.loads(file.read_bytes()))
+        for name, value in flat(json.loads(file.read_bytes())).items()
     ]
     with _if_possible():
         if table:
@@ -109,10 +110,8 @@ def _key(kind: str, stage: str) -> str:
     return re.sub("[^a-z0-9]+", "-", f"{kind}-{stage}".lower())
 
 
-def _flat(content: object, name: str = "") -> list[tuple[str, str]]:
-    """Values by dotted name, as text; a list of many is only counted."""
-    if isinstance(content, Mapping):
-        return [pair for key, value in content.items() for pair in _flat(value, f"{name}.{key}" if name else str(key))]
-    if isinstance(content, list) and len(content) > 8:
-        return [(name, f"{len(content)} values")]
-    return [(name, f"{content:.6g}" if isinstance(content, float) else json.dumps(content, ensure_ascii=False))]
+def _text(value: object) -> str:
+    """A figure; a list of many is only counted."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"{len(value)} values"
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

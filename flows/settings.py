@@ -11,6 +11,7 @@ from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
 from cocomix.params import FILE, Params
 from cocomix.report.tuning import decisive
+from flows.overrides import under
 from flows.preset import merge, sections, with_values
 
 
@@ -92,10 +93,6 @@ def tasks(chosen: Sequence[Setting], methods: Sequence[str] = (), seeds: Sequenc
 
 
 def _with(setting: Setting, key: str, value: object) -> Setting:
-    nested: object = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
     values = copy.deepcopy(dict(setting.values))
-    assert isinstance(nested, dict)
-    merge(values, nested)
+    merge(values, under(key, value))
     return Setting(", ".join(filter(None, [setting.name, f"{key}={value}"])), values)
