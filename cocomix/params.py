@@ -634,10 +634,12 @@ class Params(Section):
                 )
         if self.sae.site is None and len(self.activations.sites) > 1:
             raise ValueError(f"sae.site must choose one of activations.sites: {', '.join(self.activations.sites)}")
-        if self.sae.site is not None and self.sae.site not in self.activations.sites:
-            raise ValueError(
-                f"sae.site ({self.sae.site}) must be one of activations.sites: {', '.join(self.activations.sites)}"
-            )
+        others = {f"sae.also.{name}": other for name, other in self.sae.others().items()}
+        for key, section in ({"sae": self.sae} | others).items():
+            if section.site is not None and section.site not in self.activations.sites:
+                raise ValueError(
+                    f"{key}.site ({section.site}) must be one of activations.sites: {', '.join(self.activations.sites)}"
+                )
         choice = "latents" if self.attribution.value == "pre_activation" else "k"
         if self.attribution.k_attr > getattr(self.sae, choice):
             raise ValueError(

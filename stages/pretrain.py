@@ -116,6 +116,7 @@ def _metrics(method: str, seed: int, objective: Objective, curve: list[CurveRow]
         "method": method,
         "seed": seed,
         "d_model": objective.model.config.n_embd,
+        "n_head": objective.model.config.n_head,
         "parameters": parameters(objective.model)._asdict(),
         "tokens": last.tokens,
         "flops_per_token": objective.training_flops(context),

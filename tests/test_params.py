@@ -77,6 +77,7 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("[resid_post_2]", "[mlp_out_1, mlp_out_1]", "activations: sites lists a value twice: ['mlp_out_1', 'mlp_out_"),
         ("[resid_post_2]", "[mlp_out_1, attn_out_1]", "sae.site must choose one of activations.sites: mlp_out_1, att"),
         ("site: null", "site: mlp_out_1", "sae.site (mlp_out_1) must be one of activations.sites: resid_post_2"),
+        ("also: {}", "also: {a: {site: attn_out_1}}", "sae.also.a.site (attn_out_1) must be one of activations.site"),
         ("keep: true", "keep: false", "activations: keep is false, which needs mixed_shards: as many files as fit"),
         ("drop_tokens: []", "drop_tokens: [1.5]", "activations.drop_tokens.0: 1.5: input should be a valid integer"),
         (

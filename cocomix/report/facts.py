@@ -144,6 +144,7 @@ class TrainingFacts(StageFacts):
     """metrics/pretrain/<method>-<seed>.json."""
 
     d_model: int
+    n_head: int
     parameters: Parameters
     tokens: int
     flops: float

@@ -36,6 +36,7 @@ def _of_method(result: MethodResult) -> dict[str, Any]:
     training = result.runs[0].training
     return {
         "d_model": training.d_model,
+        "n_head": training.n_head,
         "parameters": training.parameters.model_dump(),
         "tokens": training.tokens,
         "flops": training.flops,

@@ -196,18 +196,20 @@ def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
 
 
 def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
-    """How wide the models are, and why."""
-    widths = {each.method: each.runs[0].training.d_model for each in results}
-    matched = [method for method in widths if method in ("ntp", "kd")]
+    """How wide the models are, in how many attention heads, and why."""
+    trained = {each.method: each.runs[0].training for each in results}
+    sizes = {method: f"{each.d_model}, in {each.n_head} heads" for method, each in trained.items()}
+    matched = [method for method in sizes if method in ("ntp", "kd")]
     if pretrain.match == "width" or not matched:
-        return f"The hidden states of all models are {next(iter(widths.values()))} wide."
+        width = next(iter(trained.values()))
+        return f"The hidden states of all models are {width.d_model} wide, in {width.n_head} heads."
     alike = {
         "stored": "hold about as many parameters as",
         "active": "hold about as many active parameters as",
         "flops": "need about as many training FLOPs a token as",
     }[pretrain.match]
-    listed = " and ".join(f"{_inside(method)} ({widths[method]})" for method in matched)
-    own = f" ({widths['cocomix']})" if "cocomix" in widths else f" of width {pretrain.model.d_model}, not trained here"
+    listed = " and ".join(f"{_inside(method)} ({sizes[method]})" for method in matched)
+    own = f" ({sizes['cocomix']})" if "cocomix" in sizes else f" of width {pretrain.model.d_model}, not trained here"
     return f"Models of {listed} have the hidden width with which they {alike} CoCoMix{own}."
 
 

@@ -67,6 +67,7 @@ def write_run(method: str, seed: int, losses: Sequence[float], right: int | None
             "method": method,
             "seed": seed,
             "d_model": {"ntp": 208, "kd": 208}.get(method, 192),
+            "n_head": {"ntp": 13, "kd": 13}.get(method, 6),
             "parameters": {"stored": 2_590_000, "active": 2_090_000},
             "tokens": TOKENS[-1],
             "flops": TOKENS[-1] * cost,

@@ -285,8 +285,9 @@ def test_weights_and_start_are_said_beside_the_papers(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("match", "says"),
     [
-        ("width", "The hidden states of all models are 208 wide"),
-        ("active", "hold about as many active parameters as"),
+        ("width", "The hidden states of all models are 208 wide, in 13 heads"),
+        ("stored", "Models of next-token prediction (208, in 13 heads) have the hidden width"),
+        ("active", "hold about as many active parameters as CoCoMix (192, in 6 heads)."),
         ("flops", "need about as many training FLOPs a token as"),
     ],
 )
