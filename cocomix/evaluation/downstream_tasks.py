@@ -46,7 +46,7 @@ def require_lm_eval() -> None:
 
 
 def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
-    """lm-eval's task objects, with their data, by the names that it gives them.
+    """lm-eval's task objects, zero-shot and with their data, by the names that it gives them.
 
     Args:
         name: of a task, or of a group or tag, in which there are several.
@@ -69,9 +69,7 @@ def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
         where = f"evaluate.tasks: {name}: no data from the hub" if file is None else f"{file}: not what {name} reads"
         raise UserError(f"{where} ({reason})") from error
     for task in tasks.values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=1234)
+        task.set_config(key="num_fewshot", value=0)  # of a file, examples would be the very documents that are asked
         if prepare := task.get_config("process_docs"):
             task.set_config(key="process_docs", value=cache(prepare))  # it is called for every look at the data
     return tasks

@@ -171,6 +171,37 @@ def test_a_limit_takes_the_first_documents(tasks_dir: Path) -> None:
     assert [each.log_likelihood for each in part["piqa"].documents] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_task_is_asked_zero_shot_and_what_the_model_writes_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    monkeypatch.setitem(
+        PAPER_TASKS, "gsm8k", PAPER_TASKS["piqa"]._replace(metric="exact_match", definition="gsm8k", data="gsm8k")
+    )
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": f"What is {n} and {n}?", "answer": f"Both. #### {2 * n}"} for n in range(7)]
+    (tmp_path / "gsm8k/test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts, written = list[str](), list[str]()
+    generate = HFLM.generate_until
+
+    def write(lm: HFLM, requests: list[Any], **options: Any) -> list[str]:
+        for each in requests:
+            prompts.append(each.args[0])
+            each.args[1]["max_gen_toks"] = 3
+        written.extend(generate(lm, requests, **options))
+        return [row["answer"] if n else "#### 1" for n, row in enumerate(rows)]
+
+    monkeypatch.setattr(HFLM, "generate_until", write)
+    score = ours(gpt2(), tmp_path, "gsm8k")["gsm8k"]
+    assert prompts == [f"Question: {row['question']}\nAnswer:" for row in rows]
+    assert list(map(type, written)) == [str] * len(rows)
+    assert score.metric == "exact_match"
+    assert score.metrics["exact_match"].value == pytest.approx(6 / 7)
+    assert [each.correct for each in score.documents] == [0.0] + [1.0] * 6
+    assert score.log_likelihood is None
+
+
 def test_local_tasks_need_no_network_and_print_nothing_but_our_progress(
     tasks_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
