@@ -17,6 +17,7 @@ from unittest.mock import patch
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from cocomix.device import device
 from cocomix.evaluation.downstream_tasks import PAPER_TASKS, load_tasks, require_lm_eval
 
 Json = dict[str, Any]
@@ -93,6 +94,7 @@ def score_tasks(
 
     from cocomix.evaluation.downstream_lm import DownstreamLM
 
+    model.eval().to(device())
     scores = []
     with _streamlined():
         lm = DownstreamLM(model, tokenizer, batch_size)

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from cocomix.errors import UserError
-from cocomix.evaluation.downstream import (
-    DocumentScore,
-    TaskScore,
-    score_tasks,
-)
+from cocomix.evaluation import downstream
+from cocomix.evaluation.downstream import DocumentScore, TaskScore, score_tasks
 from cocomix.evaluation.downstream_tasks import PAPER_TASKS, task_digest
 from cocomix.evaluation.tables import write_tasks
 from cocomix.modeling import Trained
@@ -200,6 +198,20 @@ def test_a_task_is_asked_zero_shot_and_what_the_model_writes_is_scored(
     assert score.metrics["exact_match"].value == pytest.approx(6 / 7)
     assert [each.correct for each in score.documents] == [0.0] + [1.0] * 6
     assert score.log_likelihood is None
+
+
+def test_lm_eval_gets_the_model_on_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cocomix.evaluation import downstream_lm
+
+    devices: list[str] = []
+
+    def made(model: PreTrainedModel, *others: Any) -> None:
+        devices.append(model.device.type)
+
+    monkeypatch.setattr(downstream, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr(downstream_lm, "DownstreamLM", made)
+    score_tasks(gpt2(), byte_tokenizer(), [], tasks_dir=None, limit=None, batch_size=1, name="a model")
+    assert devices == ["meta"]
 
 
 def test_local_tasks_need_no_network_and_print_nothing_but_our_progress(
