@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from cocomix.errors import UserError
 from cocomix.params import Method, Params, SaeParams, Site
 from cocomix.runtime import LOGITS
-from cocomix.shapes import Shape, Sources, Vocabulary, flops_per_token, gpt2_shape, parameters_of, shapes
+from cocomix.shapes import Shape, Sources, Vocabulary, flops_per_token, gpt2_shape, parameters_of, shape_of, shapes
 from cocomix.supervision import attribution_flops, sae_flops
 
 INSTALLED_DOCS_BYTES = 13e6
@@ -142,11 +142,11 @@ def estimate(params: Params, text: Text) -> dict[str, Estimate]:
     }
     models = shapes(params.pretrain, words, sources)
     found["steer"] = _steer(params, models["cocomix"], base)
-    for method, shape in models.items():
+    for method in params.pretrain.methods:
+        shape = shape_of(method, models)
         for seed in params.pretrain.seeds:
-            if method in params.pretrain.methods:
-                found[f"pretrain@{method}-{seed}"] = _pretrain(params, method, shape, base, sources, windows)
-                found[f"evaluate@{method}-{seed}"] = _evaluate(params, method, shape, text)
+            found[f"pretrain@{method}-{seed}"] = _pretrain(params, method, shape, base, sources, windows)
+            found[f"evaluate@{method}-{seed}"] = _evaluate(params, method, shape, text)
     return found
 
 

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from cocomix.errors import UserError
 from cocomix.params import CocomixParams, Match, Method, ModelParams, PauseParams, PretrainParams
 
 Shape = dict[str, Any]
@@ -92,7 +93,10 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
 
 
 def shapes(params: PretrainParams, tokens: Vocabulary, sources: Sources) -> dict[Method, Shape]:
-    """The shape of each method's model; those of `ntp` and `kd` as wide as `params.match` asks."""
+    """The shape of each method's model; those of `ntp` and `kd` as wide as `params.match` asks.
+
+    Without `kd` where the base model's forward pass alone costs what is to be matched: see `shape_of`.
+    """
     cocomix = cocomix_shape(params.model, params.cocomix, tokens, sources)
     hidden = params.cocomix.predicts == "hidden"
     target = _cost(cocomix, params.match, tokens.context, hidden * sources.base_flops_to_layer)
@@ -103,12 +107,28 @@ def shapes(params: PretrainParams, tokens: Vocabulary, sources: Sources) -> dict
 
         return gpt2_shape(params.model if params.match == "width" else widened(params.model, cost, target), tokens)
 
-    return {
+    found: dict[Method, Shape] = {
         "ntp": matched(0),
-        "kd": matched(sources.base_flops),
         "pause": pause_shape(params.model, params.pause, tokens),
         "cocomix": cocomix,
     }
+    if params.match != "flops" or sources.base_flops < target:
+        found["kd"] = matched(sources.base_flops)
+    return found
+
+
+def shape_of(method: Method, found: Mapping[Method, Shape]) -> Shape:
+    """One of `shapes`.
+
+    Raises:
+        UserError: when no width gives `kd` CoCoMix's training FLOPs.
+    """
+    if method not in found:
+        raise UserError(
+            f"pretrain.match: flops: a token costs the base model of {method} more than all of CoCoMix's training on "
+            "it, so that no width is left to match; another match may be: stored, active, width"
+        )
+    return found[method]
 
 
 def widened(model: ModelParams, cost: Callable[[ModelParams], int], target: int) -> ModelParams:

@@ -17,6 +17,7 @@ from cocomix.errors import UserError
 from cocomix.modeling import Trained, config_of, model_card, parameters
 from cocomix.params import Method, Params, PretrainParams
 from cocomix.runtime import runtime
+from cocomix.shapes import shape_of
 from cocomix.tokens import Split, Tokens
 from cocomix.training import (
     ConceptMixing,
@@ -37,7 +38,7 @@ def run(params: Params, method: Method, seed: int) -> None:
     name = f"{method}-{seed}"
     tokens = Tokens(ARTIFACTS / "tokens")
     base, concepts = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "concepts")
-    shape = json.loads(Artifact(ARTIFACTS / "shapes").file("shapes.json").read_text())[method]
+    shape = shape_of(method, json.loads(Artifact(ARTIFACTS / "shapes").file("shapes.json").read_text()))
     section = params.pretrain
     used = {
         "method": method,

@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixConfig, config_of, flops_per_token, parameters_of
-from cocomix.params import CocomixParams, KdParams, Match, ModelParams, NtpParams, PauseParams, PretrainParams
-from cocomix.shapes import Shape, Sources, cocomix_shape, pause_shape, shapes, widened
+from cocomix.params import CocomixParams, KdParams, Match, Method, ModelParams, NtpParams, PauseParams, PretrainParams
+from cocomix.shapes import Shape, Sources, cocomix_shape, pause_shape, shape_of, shapes, widened
 from cocomix.tokens import Tokens
 from tests.training.test_loop import PARAMS
 
@@ -22,7 +23,7 @@ COCOMIX = CocomixParams(
 SOURCES = Sources(latents=512, base_width=32, base_flops=500_000, base_flops_to_layer=200_000)
 
 
-def matched(tokens: Tokens, match: Match, **cocomix: object) -> dict[str, Shape]:
+def matched(tokens: Tokens, match: Match, sources: Sources = SOURCES, **cocomix: object) -> dict[Method, Shape]:
     params = PretrainParams(
         methods=["ntp"],
         seeds=[0],
@@ -34,7 +35,7 @@ def matched(tokens: Tokens, match: Match, **cocomix: object) -> dict[str, Shape]
         pause=PauseParams(layer=1, mixing="interleave_with_state"),
         cocomix=COCOMIX.model_copy(update=cocomix),
     )
-    return dict(shapes(params, tokens, SOURCES))
+    return shapes(params, tokens, sources)
 
 
 @pytest.fixture
@@ -83,6 +84,18 @@ def test_matched_training_flops_count_the_base_models_forward_pass(tokens: Token
     with_hidden = matched(tokens, "flops", predicts="hidden")
     wanted = 3 * flops_per_token(config_of(with_hidden["cocomix"]), tokens.context) + SOURCES.base_flops_to_layer
     assert 3 * flops_per_token(config_of(with_hidden["ntp"]), tokens.context) == pytest.approx(wanted, rel=0.12)
+
+
+def test_a_base_model_dearer_than_cocomix_leaves_distillation_no_width_of_equal_flops(tokens: Tokens) -> None:
+    dear = SOURCES._replace(
+        base_flops=3 * flops_per_token(config_of(matched(tokens, "width")["cocomix"]), tokens.context)
+    )
+    found = matched(tokens, "flops", dear)
+    assert {*found} == {"ntp", "pause", "cocomix"}
+    with pytest.raises(UserError, match=r"^pretrain\.match: flops: a token costs the base model of kd more than"):
+        shape_of("kd", found)
+    assert "kd" in matched(tokens, "flops", dear._replace(base_flops=dear.base_flops - 1))
+    assert "kd" in matched(tokens, "stored", dear)
 
 
 def test_shapes_are_configurations_of_their_methods(tokens: Tokens) -> None:
