@@ -158,6 +158,36 @@ def documents_apart(model: PreTrainedModel, documents: Tensor) -> dict[str, Tens
     return {"attention_mask": mask, "position_ids": position_ids}
 
 
+@torch.no_grad()
+def check_documents_apart(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site]) -> None:
+    """Check that `documents_apart` does what it says, and nothing else.
+
+    Its mask takes the place of the model's own, with a sliding window; convolutions and recurrences heed no mask.
+
+    Args:
+        ids: a window, [1, seq].
+
+    Raises:
+        UserError: otherwise.
+    """
+
+    def read(ids: Tensor, **inputs: Tensor) -> Tensor:
+        return torch.stack(activations_at(model, ids, sites, **inputs))
+
+    half = ids.shape[1] // 2
+    second = torch.arange(ids.shape[1], device=ids.device)[None] >= half
+    expected = torch.stack([read(ids), torch.cat([read(ids[:, :half]), read(ids[:, half:])], 2)])
+    try:
+        found = torch.stack([read(ids, **documents_apart(model, each)) for each in (torch.zeros_like(ids), second)])
+    except (RuntimeError, TypeError, ValueError):  # as it does not take such a mask
+        found = torch.full_like(expected, torch.inf)
+    if ((found - expected).norm(dim=-1) > 1e-2 * expected.norm(dim=-1)).any():
+        raise UserError(
+            f"activations.separate_documents: {type(model).__name__} cannot read documents apart by a mask alone, "
+            "as with a sliding window, a convolution or a recurrence; allowed: false"
+        )
+
+
 def residual_at(model: PreTrainedModel, ids: Tensor, layer: int) -> Tensor:
     """The residual stream after `layer` blocks; nothing above is computed.
 

@@ -9,8 +9,15 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -20,6 +27,7 @@ from cocomix.artifact import Artifact
 from cocomix.base import (
     activations_at,
     blocks_of,
+    check_documents_apart,
     check_layer,
     check_sites,
     documents_apart,
@@ -197,6 +205,34 @@ def test_documents_kept_apart_are_computed_as_if_alone(
         (alone,) = activations_at(model, ids[window, own][None], sites)
         torch.testing.assert_close(found[window, own], alone[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found[0, 3:], activations_at(model, ids, sites)[0][0, 3:], rtol=1e-2)
+
+
+WIDE = SHAPE | {"intermediate_size": 32, "num_key_value_heads": 1, "initializer_range": 0.3}
+SLIDING = MistralConfig(**WIDE, sliding_window=3)
+CONVOLVED = Lfm2Config(**WIDE, layer_types=["conv", "full_attention", "conv"])
+RECURRENT = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [(MistralForCausalLM, SLIDING), (Lfm2ForCausalLM, CONVOLVED), (MambaForCausalLM, RECURRENT)],
+    ids=["sliding window", "convolution", "recurrence"],
+)
+def test_a_model_whose_documents_no_mask_keeps_apart_is_an_error_that_names_it(
+    ids: torch.Tensor, family: type[PreTrainedModel], config: PreTrainedConfig
+) -> None:
+    torch.manual_seed(0)
+    model = family(config).eval().requires_grad_(False)
+    with pytest.raises(UserError, match=rf"activations\.separate_documents: {family.__name__} .* allowed: false"):
+        check_documents_apart(model, ids[:1], [Site("resid_post", 2)])
+
+
+def test_documents_can_be_kept_apart_where_a_mask_is_all_there_is_between_positions(
+    model: PreTrainedModel, ids: torch.Tensor
+) -> None:
+    check_documents_apart(model, ids[:1], [Site("attn_out", 1), Site("resid_post", 2)])
+    sliding = MistralForCausalLM(SLIDING).eval().requires_grad_(False)
+    check_documents_apart(sliding, ids[:1, :3], [Site("resid_post", 2)])
 
 
 @pytest.mark.parametrize("layer", [0, 3, 4])

@@ -20,7 +20,7 @@ from cocomix.activations.coding import MADE, STORED, encoded, scale_of
 from cocomix.activations.plan import Shard, dropped_ids, kept, plan
 from cocomix.activations.store import Activations, write_activations
 from cocomix.artifact import Work
-from cocomix.base import activations_at, check_sites, documents_apart, micro_batch
+from cocomix.base import activations_at, check_documents_apart, check_sites, documents_apart, micro_batch
 from cocomix.device import autocast
 from cocomix.errors import UserError
 from cocomix.params import ActivationsParams, Site
@@ -36,10 +36,14 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
     """Write this process's shards, and return what readers must know (the same in all processes).
 
     Raises:
-        UserError: when a site is not there, the disk is too small, or `dtype` cannot hold the activations.
+        UserError: when a site is not there, documents cannot be kept apart, the disk is too small, or `dtype` cannot
+            hold the activations.
     """
     sites = [Site.parse(each) for each in params.sites]
     check_sites(model, sites)
+    if params.separate_documents:
+        window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
+        check_documents_apart(model, window.to(model.device), sites)
     d_model = model.config.hidden_size
     train, validation = plan(tokens, "train", params), plan(tokens, "validation", params)
     shards = [*train, *validation] if params.keep else validation

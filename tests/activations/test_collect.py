@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from cocomix import interrupt, progress
 from cocomix.activations import collect as module
@@ -180,6 +181,14 @@ def test_documents_kept_apart_have_the_activations_of_a_window_of_their_own(sett
                 assert any(np.allclose(each, x, rtol=2e-3, atol=2e-3) for each in found)
                 checked += 1
     assert checked > 100
+
+
+def test_documents_that_the_model_cannot_keep_apart_are_an_error(setting: Setting) -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    sliding = MistralForCausalLM(MistralConfig(**shape, vocab_size=VOCAB, sliding_window=3)).requires_grad_(False)
+    with pytest.raises(UserError, match=r"activations\.separate_documents: MistralForCausalLM"):
+        setting._replace(model=sliding.eval()).collect(but(separate_documents=True))
 
 
 @pytest.mark.parametrize("separate", [False, True])
