@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from cocomix.artifact import Artifact
 from cocomix.attribution.ablation import ablation_scores
+from cocomix.attribution.apart import check_positions_apart
 from cocomix.attribution.score import (
     Gradient,
     Labelled,
@@ -95,7 +96,11 @@ def agreement(
     Args:
         windows: token ids, int64 [windows, context].
         places: the positions of each window that are compared, none the last.
+
+    Raises:
+        UserError: when the base model has no next_token scope.
     """
+    check_positions_apart(model, sae.config.layer, windows[:1])
     rows = []
     scopes = get_args(Scope)
     with progress("agreement", len(scopes) * len(windows) * len(places), "positions") as bar:

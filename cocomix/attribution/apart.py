@@ -17,65 +17,67 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
 
-from cocomix.base import blocks_of
+from cocomix.base import residual_edited
 from cocomix.errors import UserError
 
 NAME = "positions_apart"
-AttentionMaskInterface.register(NAME, sdpa_mask)  # masks are looked up by name for all models at once
 
 KeysValues = dict[int, tuple[Tensor, Tensor]]
 """Of each block, by its number: what its positions show to others, both [batch, heads, seq, d_head], detached."""
+
+
+_passes: list[tuple[KeysValues | None, KeysValues]] = []
+"""Of each `positions_apart` that is entered: what it was given, and what it yields."""
 
 
 @contextmanager
 def positions_apart(model: PreTrainedModel, others: KeysValues | None = None) -> Iterator[KeysValues]:
     """Inside, each forward pass of `model` takes the other positions' keys and values as constants.
 
+    Of a model that `check_positions_apart` passes.
+
     Args:
         others: these constants, as a pass without edits left them; a batch of 1 stands for any. None: the pass's own.
 
     Yields:
         The keys and values of the last pass, for a later one's `others`.
-
-    Raises:
-        UserError: when a block has an attention of its own kind, which cannot be split so.
     """
-    seen: KeysValues = {}
-
-    def attend(
-        block: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, None]:
-        if options.get("softcap") is not None or options.get("s_aux") is not None:
-            raise UserError(f"attribution.scope: next_token: {type(block).__name__} caps or shifts attention scores")
-        number: int = block.layer_idx  # type: ignore[assignment]
-        seen[number] = key.detach(), value.detach()
-        arguments = (query, key, value, *(others or seen)[number], mask, scaling or query.shape[-1] ** -0.5)
-        # Scores of all pairs of positions are computed again in the backward pass, as fused kernels do.
-        output = checkpoint(_attention, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return output.transpose(1, 2).contiguous(), None
-
-    before = model.config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS[NAME] = attend
+    before, seen = model.config._attn_implementation, KeysValues()
+    _passes.append((others, seen))
     model.set_attn_implementation(NAME)
     try:
         yield seen
     finally:
         model.set_attn_implementation(before)
-        del ALL_ATTENTION_FUNCTIONS[NAME]
-    if len(seen) < len(blocks_of(model)):
+        _passes.pop()
+
+
+@torch.no_grad()
+def check_positions_apart(model: PreTrainedModel, layer: int, ids: Tensor) -> None:
+    """Check that after `layer` blocks nothing crosses from one position to another but keys and values.
+
+    Args:
+        ids: a window, [1, context].
+
+    Raises:
+        UserError: otherwise: when a block has an attention of its own kind, or something beside it.
+    """
+
+    def edit(residual: Tensor) -> Tensor:
+        first = torch.zeros_like(residual, dtype=torch.bool)
+        first[1, 0] = True
+        return torch.where(first, -residual, residual)
+
+    with positions_apart(model, keys_values(model, ids)), residual_edited(model, layer, edit):
+        plain, edited = model(input_ids=ids.expand(2, -1), use_cache=False).logits.float()
+    moved = (edited - plain).norm(dim=1)
+    if moved[1:].max() > 1e-3 * moved[0]:
         raise UserError(
-            f"attribution.scope: next_token needs attention by transformers' AttentionInterface, "
-            f"which {type(model).__name__} does not use; sequence is allowed"
+            f"attribution.scope: next_token: in {type(model).__name__}, more crosses from one position to another than "
+            "keys and values, by transformers' AttentionInterface; allowed: sequence"
         )
 
 
@@ -85,6 +87,29 @@ def keys_values(model: PreTrainedModel, ids: Tensor) -> KeysValues:
     with positions_apart(model) as seen:
         model.base_model(input_ids=ids, use_cache=False)
     return seen
+
+
+def _attend(
+    block: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """As transformers' attention functions."""
+    shifted = attention_mask is not None and attention_mask.dtype != torch.bool
+    if shifted or options.get("softcap") is not None or options.get("s_aux") is not None:
+        kind = type(block).__name__
+        raise UserError(f"attribution.scope: next_token: {kind} caps or shifts attention scores; allowed: sequence")
+    others, seen = _passes[-1]
+    number: int = block.layer_idx  # type: ignore[assignment]
+    seen[number] = key.detach(), value.detach()
+    arguments = (query, key, value, *(others or seen)[number], attention_mask, scaling or query.shape[-1] ** -0.5)
+    # Scores of all pairs of positions are computed again in the backward pass, as fused kernels do.
+    output = checkpoint(_attention, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return output.transpose(1, 2).contiguous(), None
 
 
 def _attention(
@@ -105,3 +130,8 @@ def _attention(
     scores = scores.diagonal_scatter((query * key).sum(-1, dtype=torch.float32), 0, -2, -1)
     weights = (scores * scaling).masked_fill(~mask, -torch.inf).softmax(-1).to(dtype)
     return weights @ values + weights.diagonal(0, -2, -1).unsqueeze(-1) * (value - values)
+
+
+# Looked up by name, for all models at once.
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

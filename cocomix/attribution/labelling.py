@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from cocomix import distributed
 from cocomix.artifact import Work
 from cocomix.attribution.ablation import ablation_scores
+from cocomix.attribution.apart import check_positions_apart
 from cocomix.attribution.labels import SUPERVISION, Labels, label_type, write_labels
 from cocomix.attribution.score import (
     Labelled,
@@ -59,7 +60,7 @@ def label(
     """Write this process's shards of labels, wait for the others, and return what readers must know.
 
     Raises:
-        UserError: when the autoencoder does not fit the base model.
+        UserError: when the autoencoder does not fit the base model, or the base model not the scope.
     """
     check_layer(model, sae.config.layer)
     if sae.config.location != "resid_post":
@@ -68,6 +69,9 @@ def label(
         )
     if sae.config.d_model != model.config.hidden_size:
         raise UserError(f"sae: is for width {sae.config.d_model}, the base model's is {model.config.hidden_size}")
+    if params.scope == "next_token":
+        window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
+        check_positions_apart(model, sae.config.layer, window.to(model.device))
     shards = plan(tokens, params.shard_windows)
     mine = shards[runtime().rank :: runtime().world_size]
     missing = [shard for shard in mine if not work.has(shard.name)]

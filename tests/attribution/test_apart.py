@@ -5,6 +5,10 @@ from torch import Tensor
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    DogeConfig,
+    DogeForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -16,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cocomix.attribution.apart import keys_values, positions_apart
+from cocomix.attribution.apart import check_positions_apart, keys_values, positions_apart
 from cocomix.attribution.score import loss_gradient
 from cocomix.base import prepared, residual_at, residual_edited
 from cocomix.errors import UserError
@@ -114,11 +118,25 @@ def test_the_models_values_are_unchanged_and_so_is_its_attention_afterwards(mode
     torch.testing.assert_close(model(ids).logits, expected)
 
 
-def test_attention_of_another_kind_is_an_error_and_no_wrong_gradient() -> None:
-    bloom = prepared(BloomForCausalLM(BloomConfig(vocab_size=24, hidden_size=16, n_layer=4, n_head=2)))
-    with pytest.raises(UserError, match="BloomForCausalLM does not use"):
-        loss_gradient(bloom, some_ids(1), LAYER, "next_token")
-    gemma = prepared(Gemma2ForCausalLM(Gemma2Config(**LLAMA, head_dim=4)))
-    with pytest.raises(UserError, match="caps or shifts"):
-        loss_gradient(gemma, some_ids(1), LAYER, "next_token")
-    assert gemma.config._attn_implementation != "positions_apart"
+def test_a_model_in_which_nothing_but_keys_and_values_crosses_passes(model: PreTrainedModel) -> None:
+    check_positions_apart(model, LAYER, some_ids(1))
+
+
+RECURRENT = FalconH1Config(**LLAMA, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8)
+UNFIT = {
+    "no AttentionInterface": (BloomForCausalLM, BloomConfig(vocab_size=24, hidden_size=16, n_layer=4), "more crosses"),
+    "a recurrence beside attention": (FalconH1ForCausalLM, RECURRENT, "more crosses"),
+    "capped scores": (Gemma2ForCausalLM, Gemma2Config(**LLAMA, head_dim=4), "caps or shifts"),
+    "a mask of scores": (DogeForCausalLM, DogeConfig(**LLAMA), "caps or shifts"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_attention_of_another_kind_is_an_error_and_no_wrong_gradient(kind: str) -> None:
+    family, config, why = UNFIT[kind]
+    torch.manual_seed(0)
+    unfit = prepared(family(config))
+    before = unfit.config._attn_implementation
+    with pytest.raises(UserError, match=f"scope: next_token: .*{why}.*; allowed: sequence"):
+        check_positions_apart(unfit, LAYER, some_ids(1))
+    assert unfit.config._attn_implementation == before

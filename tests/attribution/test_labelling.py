@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from cocomix import distributed, interrupt
 from cocomix.artifact import Artifact, Work
@@ -12,12 +13,13 @@ from cocomix.attribution.labelling import label, label_windows, plan
 from cocomix.attribution.labels import ConceptLabels, Labels
 from cocomix.attribution.score import loss_gradient, scores_of, strongest
 from cocomix.attribution.summary import summarise
+from cocomix.base import prepared
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import AttributionParams
 from cocomix.progress import Progress
 from tests.attribution.conftest import LATENTS, LAYER, Setting
-from tests.conftest import CONTEXT
+from tests.conftest import CONTEXT, VOCAB
 
 PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_windows=40)
 
@@ -144,6 +146,14 @@ def test_an_autoencoder_of_another_location_is_an_error(setting: Setting) -> Non
     setting.sae.config = setting.sae.config.model_copy(update={"location": "mlp_out"})
     with pytest.raises(UserError, match=r"sae\.site: is a mlp_out; .* choose a resid_post"):
         labelled(setting)
+
+
+def test_a_base_model_without_the_scope_is_an_error_before_anything_is_labelled(setting: Setting) -> None:
+    shape = {"hidden_size": 32, "n_layer": 3, "n_head": 2}
+    bloom = prepared(BloomForCausalLM(BloomConfig(vocab_size=VOCAB, **shape)))
+    with pytest.raises(UserError, match=r"attribution\.scope: next_token: in BloomForCausalLM"):
+        labelled(setting._replace(model=bloom), scope="next_token")
+    assert labelled(setting._replace(model=bloom), score="activation").names()
 
 
 def test_the_summary_counts_labels() -> None:
