@@ -1,9 +1,10 @@
 """How far a difference between two methods can be trusted.
 
 Both methods read the same documents, so the documents are paired, and so are the runs with the same seed. Two things
-could have come out otherwise: which documents there are, and which seeds. The documents are many, and are resampled
-(bootstrap). The seeds are few: resampling five of them gives an interval that is a third too narrow, so the mean over
-them varies as Student's t says. With one seed the interval is about the documents alone.
+could have come out otherwise: which documents there are, and which seeds. The documents are resampled (bootstrap).
+Resampling a few gives an interval that is too narrow, by a half with three of them, so what is drawn spreads about the
+mean as Student's t does about a normal distribution of estimated width. The seeds are few, and the mean over them
+varies as Student's t says. With one seed the interval is about the documents alone.
 """
 
 import math
@@ -76,11 +77,13 @@ def _interval(by_seed: NDArray[np.float64], draws: NDArray[np.float64], generato
 def _resampled_means(
     sums: NDArray[np.float64], weights: NDArray[np.float64], generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """`sums` over `weights` of as many documents, drawn with replacement: [REPLICATES]."""
+    """`sums` over `weights` of as many documents, drawn with replacement, with the tails of few: [REPLICATES]."""
     documents = len(sums)
     block = max(1, _BLOCK // documents)
     means = []
     for start in range(0, REPLICATES, block):
         drawn = generator.integers(documents, size=(min(block, REPLICATES - start), documents))
         means.append(sums[drawn].sum(1) / weights[drawn].sum(1))
-    return np.concatenate(means)
+    mean = sums.sum() / weights.sum()
+    tails = np.sqrt(documents / generator.chisquare(documents - 1, size=REPLICATES))
+    return np.asarray(mean + (np.concatenate(means) - mean) * tails)
