@@ -6,7 +6,8 @@
 Each scope has an oracle of its own, the loss less what it is with a latent at zero. All use `attribution.sign` and
 `attribution.k_attr`; the last positions of windows, which have no next token, take no part. Columns:
 
-- rank: Spearman correlation with the oracle over the active latents of a position, averaged over positions
+- rank: Spearman correlation with the oracle, the more of the wanted sign the higher, over the active latents of a
+  position, averaged over positions
 - overlap: share of the oracle's labels that the option gives too
 - short: share of positions with fewer than k_attr labels
 - entropy: of the labels' distribution over concepts, in bits
@@ -38,6 +39,7 @@ from cocomix.attribution.score import (
     loss_gradient,
     scores_of,
     scores_of_all,
+    strength,
     strongest,
 )
 from cocomix.base import load_base, micro_batch
@@ -53,10 +55,10 @@ PER_WINDOW = 16
 
 
 class Row(NamedTuple):
-    """The active latents of a position, and their scores: both [active]."""
+    """The active latents of a position, and how strong each is: both [active]."""
 
     indices: NDArray[np.integer]
-    scores: NDArray[np.floating]
+    strengths: NDArray[np.floating]
 
 
 class Scored(NamedTuple):
@@ -66,12 +68,12 @@ class Scored(NamedTuple):
     """[positions, k_attr]."""
     latents: Latents
     """[positions, width]."""
-    scores: Tensor
-    """[positions, width], in the order of `latents`."""
+    strengths: Tensor
+    """`strength` of the scores: [positions, width], in the order of `latents`."""
 
     def active(self) -> list[Row]:
         """The active latents of each position."""
-        columns = (self.latents.indices, self.scores, self.latents.values != 0)
+        columns = (self.latents.indices, self.strengths, self.latents.values != 0)
         return [Row(i[on], s[on]) for i, s, on in zip(*(each.cpu().numpy() for each in columns), strict=True)]
 
 
@@ -129,7 +131,7 @@ def _scored(
     def sampled(latents: Latents, scores: Tensor, sign: Sign) -> Scored:
         latents, scores = Latents(latents.indices[rows], latents.values[rows]), scores[rows]
         labels = strongest(sae.as_concepts(latents), scores, k_attr, sign)
-        return Scored(labels, latents, scores)
+        return Scored(labels, latents, strength(scores, sign))
 
     yield ORACLE, sampled(*ablation_scores(model, sae, windows, scope, places), sign)
     gradient = loss_gradient(model, windows, layer, scope)
@@ -169,7 +171,7 @@ def mean_correlation(option: Sequence[Scored], oracle: Sequence[Scored]) -> floa
     rows = (chain.from_iterable(part.active() for part in each) for each in (option, oracle))
     for ours, exact in zip(*rows, strict=True):
         _, i, j = np.intersect1d(ours.indices, exact.indices, return_indices=True)
-        if (correlation := spearman(ours.scores[i], exact.scores[j])) is not None:
+        if (correlation := spearman(ours.strengths[i], exact.strengths[j])) is not None:
             found.append(correlation)
     return float(np.mean(found)) if found else 0.0
 

@@ -12,7 +12,7 @@ from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.agreement import Scored, agreement, main, mean_correlation, spearman
 from cocomix.attribution.score import Labelled, loss_gradient, scores_of, strongest
 from cocomix.errors import UserError
-from cocomix.params import AttributionParams
+from cocomix.params import AttributionParams, Sign
 from cocomix.sae.autoencoder import Latents
 from tests.attribution.conftest import LAYER, Setting
 from tests.conftest import CONTEXT
@@ -52,6 +52,18 @@ def test_each_scope_is_compared_with_its_own_oracle(setting: Setting) -> None:
     pairs = [(set(a) - {-1}, set(b) - {-1}) for a, b in zip(by_gradient, by_oracle, strict=True)]
     assert gradient.overlap == pytest.approx(sum(len(a & b) for a, b in pairs) / sum(len(b) for _, b in pairs))
     assert gradient.short == pytest.approx(np.mean([len(a) < 3 for a, _ in pairs]))
+
+
+@pytest.mark.parametrize("sign", ["released", "helpful", "absolute"])
+def test_ranks_are_by_what_the_sign_calls_strong(setting: Setting, sign: Sign) -> None:
+    ids, places = setting.ids(4), torch.tensor([3, 9])
+    rows = agreement(setting.model, setting.sae, ids, places, PARAMS.model_copy(update={"sign": sign}))
+    latents, scores = ablation_scores(setting.model, setting.sae, ids, "sequence")
+    strong = {"released": scores, "helpful": -scores, "absolute": scores.abs()}[sign]
+    sampled = (torch.arange(4)[:, None] * CONTEXT + places).flatten()
+    expected = [spearman(latents.values[row].numpy(), strong[row].numpy()) for row in sampled]
+    active = next(each for each in rows if each.option == "activation")
+    assert active.rank == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 @given(values=st.lists(st.integers(-5, 5), min_size=3, max_size=8, unique=True), seed=st.integers(0, 9))
