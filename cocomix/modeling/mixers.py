@@ -67,15 +67,16 @@ class ConceptHead(nn.Module):
                 loss instead of the logits, which then never exist at once.
             edits: changes to what is mixed, at the positions `position_ids` [batch, seq]; without `labels`.
         """
-        if self.config.concept_head == "equations":
-            concepts = self._edited(self._predicted(hidden, labels), edits, position_ids)
-            vector = self._compressed(concepts).view_as(hidden) + self.pre_bias if self._mixes else None
-        else:
+        released = self.config.concept_head == "released"
+        if released:
             std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
             std = std + 1e-5
-            predicted = self._predicted((hidden - mean) / std - self.pre_bias, labels)
-            concepts = self._edited(predicted, edits, position_ids)
-            vector = (self._compressed(concepts).view_as(hidden) + self.pre_bias) * std + mean if self._mixes else None
+        predicted = self._predicted((hidden - mean) / std - self.pre_bias if released else hidden, labels)
+        concepts = self._edited(predicted, edits, position_ids)
+        vector = None
+        if self._mixes:
+            vector = self._compressed(concepts).view_as(hidden) + self.pre_bias
+            vector = vector * std + mean if released else vector
         return Mixture(vector, concepts.logits, concept_loss=concepts.loss)
 
     @property

@@ -234,12 +234,13 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         for block in lower:
             hidden = block(hidden, past_key_values, mask, **kwargs)
 
-        mixture: Mixture
-        if concept_edits:
-            self._check_editable(concept_labels)
-            mixture = self.mixer(hidden, edits=concept_edits, position_ids=position_ids)
-        else:
-            mixture = self.mixer(hidden) if concept_labels is None else self.mixer(hidden, concept_labels)
+        self._check_concepts(concept_labels, concept_edits)
+        given: dict[str, Any] = {}
+        if concept_labels is not None:
+            given = {"labels": concept_labels}
+        elif concept_edits:
+            given = {"edits": concept_edits, "position_ids": position_ids}
+        mixture: Mixture = self.mixer(hidden, **given)
         if mixture.vector is not None:
             vector = mixture.vector.to(hidden.dtype)
             hidden = self._interleaved(hidden, vector) if self.config.interleaves else hidden + vector
@@ -258,14 +259,16 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             past_key_values=past_key_values if use_cache else None,
         )
 
-    def _check_editable(self, concept_labels: Tensor | None) -> None:
+    def _check_concepts(self, labels: Tensor | None, edits: ConceptEdits | None) -> None:
         predicts, mixing = self.config.predicts, self.config.mixing
-        if predicts != "concepts" or mixing == "none":
+        if labels is not None and predicts != "concepts":
+            raise ValueError(f"concept_labels: this model predicts no concepts (predicts: {predicts})")
+        if edits and (predicts != "concepts" or mixing == "none"):
             raise ValueError(
                 f"concept_edits: this model mixes no concepts (predicts: {predicts}, mixing: {mixing}), so there is "
                 "nothing to edit"
             )
-        if concept_labels is not None:
+        if edits and labels is not None:
             raise ValueError("concept_edits and concept_labels: give one of them; the concept loss is of no edit")
 
     def _interleaved(self, hidden: Tensor, vector: Tensor) -> Tensor:
@@ -366,17 +369,19 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         return expanded
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        kind, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
-        if self.config.interleaves and kind not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation {kind!r} cannot hold a CoCoMix model's two lengths (T below and 2T above the "
-                "concept layer); leave it out, or give 'dynamic'"
-            )
-        if self.config.interleaves and given is not None and not isinstance(given, CoCoMixCache):
-            raise ValueError(
-                f"past_key_values is a {type(given).__name__}, which takes one position for one token; above the "
-                "concept layer a token is two: give a CoCoMixCache"
-            )
-        if generation_config.use_cache and given is None and kind in (None, "dynamic"):
-            model_kwargs["past_key_values"] = CoCoMixCache(self.config)
+        if self.config.interleaves:
+            kind, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
+            if kind not in (None, "dynamic"):
+                raise ValueError(
+                    f"cache_implementation {kind!r} cannot hold a CoCoMix model's two lengths (T below and 2T above "
+                    "the concept layer); leave it out, or give 'dynamic'"
+                )
+            if given is not None and not isinstance(given, CoCoMixCache):
+                raise ValueError(
+                    f"past_key_values is a {type(given).__name__}, which takes one position for one token; above the "
+                    "concept layer a token is two: give a CoCoMixCache"
+                )
+            if generation_config.use_cache and given is None:
+                model_kwargs["past_key_values"] = CoCoMixCache(self.config)
+                generation_config.cache_implementation = None  # it is there already
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)

@@ -1,6 +1,7 @@
 """Generation with a cache gives what the uncached full forward gives."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -75,13 +76,14 @@ def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward(model: 
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_beams": 3}, {"prefill_chunk_size": 3}, {"repetition_penalty": 1.3}],
+    [{"num_beams": 3}, {"prefill_chunk_size": 3}, {"cache_implementation": "dynamic"}, {"repetition_penalty": 1.3}],
     ids=lambda each: next(iter(each)),
 )
 def test_other_generation_with_a_cache_equals_generation_without(
-    model: CoCoMixForCausalLM, options: dict[str, float]
+    model: CoCoMixForCausalLM, options: dict[str, Any]
 ) -> None:
-    without = {key: value for key, value in options.items() if key != "prefill_chunk_size"}
+    of_the_cache = ("prefill_chunk_size", "cache_implementation")
+    without = {key: value for key, value in options.items() if key not in of_the_cache}
     expected = model.generate(ids(3, 8), **PLAIN, **without, use_cache=False)
     assert model.generate(ids(3, 8), **PLAIN, **options).tolist() == expected.tolist()
 
@@ -126,8 +128,8 @@ def test_prompt_lookup_gives_the_greedy_tokens_also_after_guesses_that_were_wron
     model: CoCoMixForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cropped: list[int] = []
-    crop = CoCoMixCache.crop
-    monkeypatch.setattr(CoCoMixCache, "crop", lambda cache, count: (cropped.append(count), crop(cache, count)))
+    crop = DynamicCache.crop  # of CoCoMixCache too
+    monkeypatch.setattr(DynamicCache, "crop", lambda cache, count: (cropped.append(count), crop(cache, count)))
     prompt = ids(1, 4).repeat(1, 3)
     assert model.generate(prompt, **PLAIN, prompt_lookup_num_tokens=3).tolist() == greedy(model, prompt).tolist()
     assert any(cropped)
@@ -176,7 +178,8 @@ def test_caches_that_cannot_hold_two_lengths_are_refused_with_the_reason(change:
 def test_without_interleaving_the_librarys_caches_will_do() -> None:
     model = tiny(mixing="add")
     expected = greedy(model, ids(2, 3)).tolist()
-    assert model.generate(ids(2, 3), **PLAIN, cache_implementation="static").tolist() == expected
+    for kind in ("static", "dynamic"):
+        assert model.generate(ids(2, 3), **PLAIN, cache_implementation=kind).tolist() == expected
     assert model.generate(ids(2, 3), **PLAIN, past_key_values=DynamicCache(config=model.config)).tolist() == expected
 
 
