@@ -95,7 +95,8 @@ class Scale(_Somewhere):
                 strengths=torch.where(self._is(concepts, self.concept), self.factor * strengths, strengths)
             )
         z = concepts.logits[..., [_checked(self.concept, concepts)]]
-        return _with_logit(concepts, self.concept, torch.where(self._here(concepts), self.factor * z, z))
+        here = self._here(concepts) & z.isfinite()  # else what was ablated would come back
+        return _with_logit(concepts, self.concept, torch.where(here, self.factor * z, z))
 
 
 @dataclass(frozen=True, repr=False)

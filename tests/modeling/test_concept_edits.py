@@ -281,6 +281,20 @@ def test_edits_and_labels_exclude_each_other() -> None:
         tiny()(ids(2, 4), concept_edits=[Ablate(1)], concept_labels=torch.zeros(2, 4, 1, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("factor", [-5.0, 0.0, 2.0])
+def test_what_is_ablated_stays_so_when_it_is_scaled(factor: float) -> None:
+    model, tokens, ablated = tiny(), ids(2, 4), Ablate(1, before_selection=True)
+    expected = model(tokens, concept_edits=[ablated]).logits
+    found = model(tokens, concept_edits=[ablated, Scale(1, factor, before_selection=True)]).logits
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("predicts", ["hidden", "nothing"])
+def test_labels_for_a_model_without_concepts_are_refused(predicts: str) -> None:
+    with pytest.raises(ValueError, match=f"concept_labels: this model predicts no concepts .*{predicts}"):
+        tiny(predicts=predicts).transformer(ids(2, 4), concept_labels=torch.zeros(2, 4, 1, dtype=torch.int64))
+
+
 def test_concepts_of_a_model_without_any_are_refused() -> None:
     with pytest.raises(ValueError, match="predicts no concepts"):
         tiny(predicts="hidden").concepts(ids(1, 3))
