@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import medians, own_peak, peak, report, set_up
 from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
-from cocomix.device import allow_tf32, attention, autocast, device
+from cocomix.device import attention, autocast, device, tf32
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, flops_per_token
 from cocomix.params import TrainingParams
 from cocomix.runtime import runtime
@@ -159,7 +159,8 @@ STEPS: dict[str, Callable[[int], Step]] = {
 
 def times(repeats: int) -> dict[str, float]:
     """The ratios of time: CPU seconds, on a GPU wall seconds."""
-    seconds = medians({name: make(WINDOWS) for name, make in STEPS.items()}, repeats)
+    with tf32():
+        seconds = medians({name: make(WINDOWS) for name, make in STEPS.items()}, repeats)
     taken = {name: each.wall if ON_GPU else each.cpu for name, each in seconds.items()}
     flops = [flops_per_token(config, CONTEXT) for config in (CoCoMixConfig(**COCOMIX), GPT2Config(**STUDENT))]
     return {
@@ -182,10 +183,10 @@ if __name__ == "__main__":
     parser.add_argument("--peak", choices=STEPS)
     arguments, rest = parser.parse_known_args()
     torch.manual_seed(0)
-    allow_tf32()
     if arguments.peak:
         torch.set_num_threads(1)
-        print(own_peak(lambda: two_steps(arguments.peak)))
+        with tf32():
+            print(own_peak(lambda: two_steps(arguments.peak)))
         sys.exit()
     sys.argv[1:] = rest
     set_up()

@@ -3,7 +3,8 @@
 import os
 import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -56,10 +57,16 @@ def no_autocast() -> AbstractContextManager[object]:
     return torch.autocast(device().type, enabled=False)
 
 
-def allow_tf32() -> None:
-    """Let fp32 matrix products on a GPU use TF32, unless fp32 was asked for."""
+@contextmanager
+def tf32() -> Iterator[None]:
+    """A context in which fp32 matrix products on a GPU use TF32, unless fp32 was asked for."""
+    before = torch.get_float32_matmul_precision()
     if device().type == "cuda" and runtime().precision != "fp32":
         torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def send(tensor: Tensor) -> Tensor:

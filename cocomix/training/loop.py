@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from cocomix import checkpoint, distributed
 from cocomix.base import micro_batch
-from cocomix.device import allow_tf32, autocast, device, peak_flops, peak_memory, send
+from cocomix.device import autocast, device, peak_flops, peak_memory, send, tf32
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import TrainingParams
@@ -140,7 +140,6 @@ class Training:
         self._objective = objective.to(device()).train()
         if runtime().activation_checkpointing:
             objective.model.activation_checkpointing_enable()
-        allow_tf32()
         self._run = distribute(self._objective)
         # Evaluation has a shape of its own, which need not be compiled.
         self._evaluated = self._run if isinstance(self._run, FSDPModule) else self._objective
@@ -165,6 +164,7 @@ class Training:
         step_tokens = self._params.batch_size * self._context
         total = self._params.steps * step_tokens
         with (
+            tf32(),
             tensorboard(task, self._step) as board,
             progress(task, total, "tokens", done=self._step * step_tokens, lockstep=True) as bar,
         ):
