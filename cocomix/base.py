@@ -213,7 +213,9 @@ def forward_flops(model: PreTrainedModel, context: int, layers: int | None = Non
     matrices = [each.weight for each in blocks.modules() if isinstance(each, (nn.Linear, Conv1D))]
     if layers is None:
         matrices.append(model.get_output_embeddings().weight)
-    attention = 4 * context * model.config.hidden_size
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 4 * context * config.num_attention_heads * head_dim
     return sum(2 * each.numel() for each in matrices) + len(blocks) * attention
 
 
