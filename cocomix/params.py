@@ -28,6 +28,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Method = Literal["ntp", "kd", "pause", "cocomix"]
 Match = Literal["width", "stored", "active", "flops"]
 Score = Literal["gradient", "activation", "integrated", "ablation"]
@@ -176,7 +177,7 @@ class TrainingParams(Section):
     """Share of the steps with rising learning rate (paper: 1/300)."""
     final_share: Share = 0.1
     """Last learning rate over the peak."""
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     decay: Literal["matrices", "all"] = "matrices"
     """What the weights' decay is on: matrices, not biases, norms and other vectors; all: as in the released code."""
@@ -453,6 +454,10 @@ class CocomixParams(Section):
     def _agree(self) -> Self:
         if self.stop_gradient and self.mixing == "none":
             raise ValueError("stop_gradient must be false with mixing: none, which already keeps the two apart")
+        if self.concept_weight == 0 and (self.stop_gradient or self.mixing == "none"):
+            raise ValueError(
+                "concept_weight: 0 with mixing: none or stop_gradient: true leaves nothing to train the head"
+            )
         return self
 
 

@@ -1,4 +1,5 @@
-"""Runtime: how the work is done on this machine. Nothing here changes what is computed, beyond rounding.
+"""Runtime: how the work is done on this machine. Nothing here changes what is computed, beyond rounding, except that
+dropout falls elsewhere with another micro-batch or number of processes.
 
 Each knob is set by an environment variable `COCOMIX_<NAME>`, or in an optional, git-ignored `runtime.yaml`;
 the environment wins. No knob is a parameter: changing one invalidates no artifact.
@@ -42,7 +43,7 @@ class Runtime(BaseModel):
     workers: Count | Literal["auto"] = "auto"
     """Processes that read and clean text; auto: one a CPU core."""
     micro_batch: Count | Literal["auto"] = "auto"
-    """Windows in one forward pass; auto: what is fastest on the device."""
+    """Windows in one forward pass; auto: in training the process's share of the batch, else what is fastest."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Training arithmetic: autocast to bf16 or not; auto: bf16 where the hardware multiplies bf16."""
     sharding: Literal["ddp", "fsdp"] = "ddp"

@@ -93,6 +93,11 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("architecture: topk", "architecture: matryoshka", "sae: prefixes ([]) are for matryoshka, which needs them; "),
         ("prefixes: []", "prefixes: [64]", "sae: prefixes ([64]) are for matryoshka, which needs them; architecture i"),
         ("ema: null", "ema: 1.0", "sae.ema: 1.0: input should be less than 1"),
+        (
+            "betas: [0.9, 0.95]        #",
+            "betas: [1.0, 0.95]        #",
+            "base.training.betas.0: 1.0: input should be less",
+        ),
     ],
 )
 def test_a_wrong_value_is_one_line_with_the_key_and_what_is_allowed(
@@ -137,6 +142,11 @@ def test_another_autoencoder_is_the_first_but_for_what_is_given(
 def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     text = SHIPPED.read_text().replace("mixing: interleave ", "mixing: none ")
+    path.write_text(text.replace("concept_weight: 0.3", "concept_weight: 0.0"))
+    with pytest.raises(
+        UserError, match=r"pretrain.cocomix: concept_weight: 0 with mixing: none or stop_gradient: true"
+    ):
+        load(path)
     path.write_text(text.replace("stop_gradient: false", "stop_gradient: true"))
     with pytest.raises(UserError, match=r"pretrain.cocomix: stop_gradient must be false with mixing: none"):
         load(path)

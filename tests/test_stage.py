@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cocomix.artifact import Artifact
-from stages.stage import to_json
+from stages.stage import _machine_trouble, to_json
 from tests.faults.mounting import in_namespace
 
 ROOT = Path(__file__).parents[1]
@@ -294,3 +295,10 @@ def test_a_folder_that_cannot_be_written_is_one_line() -> None:
 
 def test_json_for_people_is_indented_and_ends_with_a_newline() -> None:
     assert to_json({"a": 1}) == b'{\n  "a": 1\n}\n'
+
+
+def test_a_gpu_without_room_is_one_line_with_the_remedy() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a capacity of 79 GiB.")
+    assert _machine_trouble(error) == (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. Set COCOMIX_MICRO_BATCH, to compute fewer windows at a time"
+    )

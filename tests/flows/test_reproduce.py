@@ -59,6 +59,7 @@ def test_a_failure_has_a_cause(project: Path, ending: str, cause: str) -> None:
     [
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
         "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "error: CUDA out of memory. Tried to allocate 2.00 GiB. Set COCOMIX_MICRO_BATCH, to compute fewer",
         "RuntimeError: CUDA error: out of memory",
         "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "RuntimeError: cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
