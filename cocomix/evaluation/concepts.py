@@ -69,7 +69,7 @@ def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int,
     k, concepts, (windows, context) = config.concept_k, config.num_concepts, data.windows.shape
     loss = positions = found = 0.0
     counts = torch.zeros(4, concepts, dtype=torch.float64)  # not on the device: some know no float64
-    mine = shares(windows, windows_at_once(batch_size, context, concepts))
+    mine = shares(windows, windows_at_once(batch_size, context, config))
     with progress(task, sum(map(len, mine)) * context, "tokens") as bar:
         for rows in mine:
             ids, wanted = map(send, data.batch(rows))

@@ -68,10 +68,13 @@ def log_likelihoods(
     Args:
         context: tokens that the model reads at most. A longer request loses the beginning of its context; a
             continuation that is longer by itself is predicted in windows side by side, each from the token before it.
-        batch_tokens: tokens that the model holds at a time, padding included (a window at least).
+        batch_tokens: tokens that the model holds at a time, padding included (a window at least); fewer, where their
+            concepts would have more than `LOGITS` logits.
         task: for the progress.
     """
     model.eval().to(device())
+    # Of concepts, a model makes logits at all positions.
+    batch_tokens = min(batch_tokens, max(context, LOGITS // getattr(model.config, "num_concepts", 1)))
     batches = _batches([piece for n, each in enumerate(requests) for piece in _pieces(n, each, context)], batch_tokens)
     mine = batches[runtime().rank :: runtime().world_size]
     found = np.zeros((len(requests), 2))  # log-likelihood; tokens that are not the likeliest
@@ -175,5 +178,5 @@ def _score_rest(model: PreTrainedModel, pieces: list[_Piece], cache: Cache | Non
         handle.remove()
     log_likelihood = -F.cross_entropy(logits.float(), wanted, reduction="none")
     missed = logits.argmax(-1) != wanted
-    scores = torch.stack([log_likelihood.double(), missed.double()], dim=1).cpu()
+    scores = torch.stack([log_likelihood, missed], dim=1).cpu().double()
     return torch.zeros(len(pieces), 2, dtype=torch.float64).index_add_(0, owner, scores).numpy()

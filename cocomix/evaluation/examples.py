@@ -7,6 +7,7 @@ import torch
 
 from cocomix.base import residual_at
 from cocomix.device import device, send
+from cocomix.evaluation.language_model import windows_at_once
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.training import WindowData
 from cocomix.training.losses import NO_LABEL
@@ -38,23 +39,27 @@ def choose_examples(model: CoCoMixForCausalLM, data: WindowData) -> list[Example
     count, context, m = data.labels.shape
     rows = np.unique(np.linspace(0, count - 1, EXAMPLES).astype(np.int64))
     position = 3 * context // 4
-    ids, labels = data.batch(rows)
-    mixture = model.transformer.mixer(residual_at(model, send(ids), model.config.concept_layer))
-    best = mixture.concept_logits[:, position].float().softmax(-1).topk(m)
-    return [
-        Example(
-            before=tokens[max(0, position - BEFORE) : position],
-            token=tokens[position],
-            following=tokens[position + 1 : position + 1 + AFTER],
-            labelled=[each for each in wanted if each != NO_LABEL],
-            predicted=concepts,
-            probabilities=probabilities,
-        )
-        for tokens, wanted, concepts, probabilities in zip(
-            ids.tolist(),
-            labels[:, position].tolist(),
-            best.indices.tolist(),
-            best.values.tolist(),
-            strict=True,
-        )
-    ]
+    examples = []
+    at_once = windows_at_once(EXAMPLES, context, model.config)
+    for start in range(0, len(rows), at_once):
+        ids, labels = data.batch(rows[start : start + at_once])
+        mixture = model.transformer.mixer(residual_at(model, send(ids), model.config.concept_layer))
+        best = mixture.concept_logits[:, position].float().softmax(-1).topk(m)
+        examples += [
+            Example(
+                before=tokens[max(0, position - BEFORE) : position],
+                token=tokens[position],
+                following=tokens[position + 1 : position + 1 + AFTER],
+                labelled=[each for each in wanted if each != NO_LABEL],
+                predicted=concepts,
+                probabilities=probabilities,
+            )
+            for tokens, wanted, concepts, probabilities in zip(
+                ids.tolist(),
+                labels[:, position].tolist(),
+                best.indices.tolist(),
+                best.values.tolist(),
+                strict=True,
+            )
+        ]
+    return examples

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.device import device, send
 from cocomix.distributed import totals
@@ -86,7 +86,7 @@ def score_text(model: PreTrainedModel, text: Text, batch_size: int, task: str, s
     is_end = ids == text.eos_id
     document = np.cumsum(is_end) - is_end
     loss = np.zeros(document[-1] + 1)
-    mine = shares(len(starts), windows_at_once(batch_size, context, model.config.vocab_size))
+    mine = shares(len(starts), windows_at_once(batch_size, context, model.config))
     with progress(task, sum(map(len, mine)) * context, "tokens") as bar:
         for rows in mine:
             places = starts[rows, None] + np.arange(context)
@@ -125,8 +125,12 @@ def token_losses(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Tensor:
     return losses.view_as(ids)[:, :-1]
 
 
-def windows_at_once(batch_size: int, context: int, classes: int) -> int:
-    """Windows in a forward pass: at most `batch_size` and a micro-batch, with `LOGITS` logits (or one window's)."""
+def windows_at_once(batch_size: int, context: int, config: PretrainedConfig) -> int:
+    """Windows in a forward pass: at most `batch_size` and a micro-batch, with `LOGITS` logits (or one window's).
+
+    Those are logits of tokens, or of concepts where there are more.
+    """
+    classes = max(config.vocab_size, getattr(config, "num_concepts", 0))
     return max(1, min(runtime().at_most(batch_size), LOGITS // (context * classes)))
 
 

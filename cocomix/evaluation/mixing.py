@@ -101,8 +101,7 @@ def score_mixing(model: CoCoMixForCausalLM, data: WindowData, windows: int, batc
     count, context, m = data.labels.shape
     sample = np.unique(np.linspace(0, count - 1, windows).astype(np.int64))
     turns = np.random.default_rng(0).random((len(sample), context, m), dtype=np.float32)
-    at_once = windows_at_once(batch_size, context, max(model.config.vocab_size, model.config.num_concepts))
-    mine = shares(len(sample), at_once)
+    mine = shares(len(sample), windows_at_once(batch_size, context, model.config))
     total = torch.zeros(model.config.n_embd, dtype=torch.float64)
     for rows in mine:
         total += _mixed_vectors(model, data, sample[rows]).sum((0, 1)).cpu()

@@ -115,6 +115,20 @@ def test_a_large_vocabulary_predicts_fewer_tokens_at_a_time_and_gives_the_same(
     assert 10 < max(computed) <= 20
 
 
+def test_a_large_dictionary_of_concepts_reads_fewer_tokens_at_a_time_and_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, read = tiny(num_concepts=200), list[int]()
+    model.transformer.wte.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    requests = [Request((n, 9, 2, 7), (3, 8, n)) for n in range(1, 30)]
+    whole = log_likelihoods(model, requests, CONTEXT, 1000, "test")
+    assert read == [29 * 6]
+    read.clear()
+    monkeypatch.setattr(downstream_likelihood, "LOGITS", 200 * 60)
+    agree(log_likelihoods(model, requests, CONTEXT, 1000, "test"), whole)
+    assert read == [60, 60, 54]
+
+
 @pytest.mark.slow
 def test_several_processes_share_the_work_and_all_know_all_of_it(tmp_path: Path) -> None:
     program = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

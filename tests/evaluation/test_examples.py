@@ -11,9 +11,15 @@ from cocomix.training import WindowData
 from tests.evaluation.conftest import K_ATTR, cocomix
 
 
-def test_examples_show_what_is_labelled_and_predicted_at_their_position(data: WindowData, tmp_path: Path) -> None:
-    model = cocomix()
+@pytest.mark.parametrize("micro_batch", [1, 4, 64])
+def test_examples_show_what_is_labelled_and_predicted_at_their_position(
+    data: WindowData, tmp_path: Path, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COCOMIX_MICRO_BATCH", str(micro_batch))
+    model, read = cocomix(), list[int]()
+    model.transformer.wte.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
     examples = choose_examples(model, data)
+    assert max(read) == min(micro_batch, len(examples))
     assert data.labels is not None
     windows = [int(each) for each in np.linspace(0, len(data.windows) - 1, len(examples))]
     for window, example in zip(windows, examples, strict=True):

@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from cocomix.evaluation import language_model
-from cocomix.evaluation.language_model import score_text, spans
+from cocomix.evaluation.language_model import score_text, spans, windows_at_once
 from cocomix.evaluation.text import Text
 from tests.evaluation.conftest import CONTEXT, cocomix
 
@@ -94,6 +94,15 @@ def test_a_large_vocabulary_takes_fewer_windows_at_a_time_and_gives_the_same(
     monkeypatch.setattr(language_model, "LOGITS", 2 * CONTEXT * gpt2.config.vocab_size)
     assert score_text(gpt2, text, 64, "text").whole.loss == pytest.approx(whole.loss)
     assert rows == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("num_concepts", [24, 100])
+def test_windows_are_bounded_by_what_has_most_logits_tokens_or_concepts(
+    num_concepts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = cocomix(num_concepts=num_concepts).config
+    monkeypatch.setattr(language_model, "LOGITS", 3 * CONTEXT * max(config.vocab_size, num_concepts))
+    assert windows_at_once(64, CONTEXT, config) == 3
 
 
 def test_a_micro_batch_bounds_the_windows_at_a_time(
