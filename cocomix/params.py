@@ -29,6 +29,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+HiddenDistance = Literal["l1", "l2", "cosine"]
 Method = Literal["ntp", "kd", "pause", "cocomix"]
 Match = Literal["width", "stored", "active", "flops"]
 Score = Literal["gradient", "activation", "integrated", "ablation"]
@@ -447,7 +448,7 @@ class CocomixParams(Section):
     """Whether the language model's loss leaves the prediction alone."""
     concept_weight: Annotated[float, Field(ge=0)]
     """Lambda, the weight of the concept loss (paper: 0.1); 0: mixing without concept loss (Fig. 6d)."""
-    hidden_loss: Literal["l1", "l2", "cosine"]
+    hidden_loss: HiddenDistance
     """Distance between hidden states, with predicts: hidden."""
 
     @model_validator(mode="after")

@@ -1,13 +1,12 @@
 """Loss functions. All return sums over positions, in float32."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cocomix.modeling.kernels import chunks, linear_cross_entropy
+from cocomix.params import HiddenDistance
 
 NO_LABEL = -1
 
@@ -96,7 +95,7 @@ def fused_distillation_losses(
     return torch.stack(tokens).sum(), torch.stack(divergence).sum()
 
 
-def hidden_loss(predicted: Tensor, hidden: Tensor, distance: Literal["l1", "l2", "cosine"]) -> Tensor:
+def hidden_loss(predicted: Tensor, hidden: Tensor, distance: HiddenDistance) -> Tensor:
     """Summed distance of predictions to hidden states, each of which is first brought to mean 0 and variance 1.
 
     Without that, the few features of a residual stream that are large everywhere are all that l1 and l2 see.

@@ -1,7 +1,7 @@
 """Objectives: what a method minimises. Each wraps its model, and returns sums, so that any split of a batch into
 micro-batches and processes gives the same gradient."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,13 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.base import forward_flops, residual_at
 from cocomix.modeling import CoCoMixForCausalLM, flops_per_token
+from cocomix.params import HiddenDistance
 from cocomix.training.losses import (
     fused_distillation_losses,
     fused_next_token_loss,
     hidden_loss,
     labelled_positions,
 )
-
-HiddenDistance = Literal["l1", "l2", "cosine"]
 
 
 class Losses(NamedTuple):

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.modeling import kernels
+from cocomix.params import HiddenDistance
 from cocomix.training.losses import (
     NO_LABEL,
     concept_loss,
@@ -16,7 +17,6 @@ from cocomix.training.losses import (
     labelled_positions,
     next_token_loss,
 )
-from cocomix.training.objectives import HiddenDistance
 
 
 def concept_loss_by_definition(logits: Tensor, labels: Tensor) -> Tensor:
