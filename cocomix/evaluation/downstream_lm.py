@@ -31,7 +31,11 @@ class DownstreamLM(HFLM):
         self._lengths: list[int] = []
 
     def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[Likelihood]:
-        """The log-likelihood of each continuation, and whether it is what the model would write."""
+        """The log-likelihood of each continuation, and whether it is what the model would write.
+
+        Raises:
+            UserError: for an empty continuation.
+        """
         self._encode_together({text for each in requests for text in (each.args[0].rstrip(), "".join(each.args))})
         answers: list[Likelihood] = super().loglikelihood(requests, disable_tqdm=True)
         self._encoded = {}
@@ -79,6 +83,9 @@ class DownstreamLM(HFLM):
         self._encoded = dict(zip(plain, ids, strict=True))
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Likelihood]:
+        for text, _, continuation in requests:
+            if not continuation:
+                raise UserError(f"{self.task}: an answer is empty: there is no token to score after {text[0][-60:]!r}")
         wanted = [Request(tuple(context), tuple(continuation)) for _, context, continuation in requests]
         self._lengths = [len(context) + len(continuation) - 1 for context, continuation in wanted]
         batch_tokens = self.batch_size * self.max_length

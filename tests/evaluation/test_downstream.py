@@ -200,6 +200,18 @@ def test_a_task_is_asked_zero_shot_and_what_the_model_writes_is_scored(
     assert score.log_likelihood is None
 
 
+def test_an_empty_answer_is_one_line_that_names_the_task() -> None:
+    from lm_eval.api.instance import Instance
+
+    from cocomix.evaluation.downstream_lm import DownstreamLM
+
+    lm = DownstreamLM(gpt2(), byte_tokenizer(), 1)
+    lm.task = "a model: piqa"
+    requests = [Instance("loglikelihood", {}, ("He saw", answer), n) for n, answer in enumerate((" it", ""))]
+    with pytest.raises(UserError, match=r"a model: piqa: an answer is empty: .* after 'He saw'"):
+        lm.loglikelihood(requests)
+
+
 def test_lm_eval_gets_the_model_on_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     from cocomix.evaluation import downstream_lm
 
