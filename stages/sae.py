@@ -55,13 +55,9 @@ def run(params: Params) -> None:
                     own = folder if name == MAIN else folder / ALSO / name
                     own.mkdir(parents=True, exist_ok=True)
                     sae.folded().save(own)
+            for name, found in measured.items():
+                _check_explains(found["fvu"], sections[name], name, stores[sections[name].site].site)
             metrics = measured.pop(MAIN)
-            if params.sae.source == "published" and not metrics["fvu"] < 1:
-                site = stores[params.sae.site].site
-                raise UserError(
-                    f"sae.published: {params.sae.published.path} explains nothing of these activations (variance "
-                    f"unexplained: {metrics['fvu']:.2f}): it must be of this base model, at {site}"
-                )
             (work.side / "metrics.json").write_bytes(to_json({**metrics, "also": measured}))
             write_curve(work.side / "curve.csv", curves.get(MAIN, []))
         config = trained[MAIN].folded().config
@@ -95,6 +91,18 @@ def _measured(
         "loss_recovered": losses.loss_recovered,
         "kl_recovered": losses.kl_recovered,
     }
+
+
+def _check_explains(fvu: float, section: SaeParams, name: str, site: Site) -> None:
+    """Check that the autoencoder called `name` is better than the mean."""
+    if fvu < 1:
+        return
+    if section.source == "published":
+        which, why = f"sae.published: {section.published.path}", f"it must be of this base model, at {site}"
+    else:
+        which = f"sae.{ALSO}.{name}" if name else "sae"
+        why = f"learning_rate ({section.learning_rate:g}) may be too large, or the training too short"
+    raise UserError(f"{which} explains nothing of these activations (variance unexplained: {fvu:.2f}): {why}")
 
 
 def _published(section: SaeParams, store: ActivationStore) -> SparseAutoencoder:

@@ -53,7 +53,8 @@ class Learner:
             d_model=d_model,
             latents=params.latents,
             k=params.k,
-            normalize=params.normalize,
+            # Adam's steps do not grow with the activations: `none` learns at a scale of 1, which `folded` undoes.
+            normalize="whiten" if params.normalize == "none" else params.normalize,
             layer=site.layer,
             location=site.location,
         )
@@ -79,6 +80,8 @@ class Learner:
         if self._params.normalize == "whiten":
             self.sae.mean.copy_(x.mean(0))
             self.sae.std.copy_(x.std(0).clamp(min=1e-5))
+        elif self._params.normalize == "none":
+            self.sae.std.fill_(x.square().mean().sqrt())
         x = self.sae.normalize(x).x
         self._variance = x.var(0, correction=0).mean()
         self.sae.pre_bias.copy_(geometric_median(x))
@@ -122,7 +125,7 @@ class Learner:
             self.curve.append(self._point(fvu.detach(), aux.detach(), l0))
 
     def finish(self) -> SparseAutoencoder:
-        """The autoencoder at the end of its training, frozen."""
+        """The autoencoder at the end of its training, frozen; to be `folded`."""
         if self._params.ema:
             self.sae.load_state_dict(self._average)
             normalize_rows(self.sae.decoder)

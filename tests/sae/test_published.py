@@ -177,6 +177,21 @@ def test_an_autoencoder_that_explains_nothing_is_refused(
         run(published())
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rate": 1e9}, r"sae explains nothing of .*: nan\): learning_rate \(1e\+09\)"),
+        ({"also": {"hot": {"learning_rate": 1e9}}}, r"sae\.also\.hot explains nothing"),
+    ],
+    ids=["first", "also"],
+)
+def test_a_trained_autoencoder_that_explains_nothing_is_refused(
+    project: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run(params_with(**changes))
+
+
 def test_a_published_source_needs_a_path() -> None:
     with pytest.raises(ValueError, match=r"needs published\.path"):
         params_with(source="published")

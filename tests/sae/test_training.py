@@ -204,6 +204,24 @@ def test_whitened_dimensions_have_mean_0_and_variance_1(store: ActivationStore) 
     torch.testing.assert_close(x.var(0), torch.ones(store.d_model), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_normalisation_the_same_is_learned_at_any_scale(store: ActivationStore, architecture: str) -> None:
+    params = PARAMS.model_copy(update={"normalize": "none", **options(architecture)})
+    x = next(store.batches("train", 1024, seed=0))
+    found = []
+    for scale in (1.0, 2.0**-10, 2.0**10):
+        run = Learner(params, store.site, store.d_model, STEPS)
+        run.initialise(x * scale)
+        for batch in x.split(256):
+            run.learn(batch * scale)
+        folded = run.finish().folded()
+        assert folded.config.normalize == "none"
+        found.append((run.curve, folded(x * scale) / scale))
+    for curve, rebuilt in found[1:]:
+        assert curve == found[0][0]
+        torch.testing.assert_close(rebuilt, found[0][1], rtol=1e-3, atol=1e-3)
+
+
 def test_the_encoder_is_scaled_so_that_unit_vectors_come_back_at_unit_length(store: ActivationStore) -> None:
     run = learner(store, latents=512, k=64)
     unit = torch.nn.functional.normalize(torch.randn(1000, store.d_model), dim=1)
