@@ -315,7 +315,7 @@ class SaeParams(Section):
     decay_share: Share = 0.2
     """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
     aux_k: Positive
-    """Dead latents that reconstruct the error (AuxK)."""
+    """Dead latents that reconstruct the error (AuxK), at most."""
     aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
     dead_tokens: Positive
     """A latent is dead when it has not fired for this many tokens."""
@@ -330,6 +330,11 @@ class SaeParams(Section):
     """Autoencoders that are trained in the same pass: by name, what differs from this one. They are kept in
     artifacts/sae/also and measured; the concepts are those of this one. Another architecture takes over neither
     prefixes nor sparsity_weight."""
+
+    @property
+    def concepts(self) -> int:
+        """What a label can be: the latents, of abstopk each once for either sign."""
+        return self.latents * (2 if self.architecture == "abstopk" else 1)
 
     def others(self) -> dict[str, "SaeParams"]:
         """The parameters of each of `also`."""
@@ -357,8 +362,6 @@ class SaeParams(Section):
             raise ValueError("source is published, which needs published.path: a file or a folder")
         if self.k > self.latents:
             raise ValueError(f"k ({self.k}) must not exceed latents ({self.latents})")
-        if self.aux_k > self.latents:
-            raise ValueError(f"aux_k ({self.aux_k}) must not exceed latents ({self.latents})")
         if self.source == "train" and (self.sparsity_weight is not None) != (self.architecture in ("relu", "jumprelu")):
             raise ValueError(
                 f"sparsity_weight ({self.sparsity_weight}) is for relu and jumprelu, which need it; "
@@ -652,10 +655,10 @@ class Params(Section):
                 f"attribution.k_attr ({self.attribution.k_attr}) must not exceed "
                 f"sae.{choice} ({getattr(self.sae, choice)})"
             )
-        if self.pretrain.cocomix.concept_k > self.sae.latents:
+        if self.pretrain.cocomix.concept_k > self.sae.concepts:
             raise ValueError(
                 f"pretrain.cocomix.concept_k ({self.pretrain.cocomix.concept_k}) must not exceed "
-                f"sae.latents ({self.sae.latents})"
+                f"the concepts of sae ({self.sae.concepts})"
             )
         if self.evaluate.stride is not None and self.evaluate.stride >= self.tokenize.context:
             raise ValueError(

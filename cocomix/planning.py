@@ -117,7 +117,7 @@ def estimate(params: Params, text: Text) -> dict[str, Estimate]:
     whole = flops_per_token(base, words.context)
     blocks = whole - 2 * base["n_embd"] * words.vocab_size
     site = Site.parse(params.sae.site or params.activations.sites[0])
-    sources = Sources(params.sae.latents, base["n_embd"], whole, _to_layer(blocks, base, site.layer))
+    sources = Sources(params.sae.concepts, base["n_embd"], whole, _to_layer(blocks, base, site.layer))
     stored = {
         "train": min(params.activations.tokens, windows["train"] * words.context),
         "validation": min(params.activations.validation_tokens, windows["validation"] * words.context),
@@ -230,9 +230,10 @@ def _attribution(
     positions = (windows["train"] + windows["validation"]) * words.context
     label = (math.log2(sources.latents) + SCORE_BITS) / 8
     return Estimate(
-        flops=attribution_flops(params.attribution, sources, params.sae.k, words.context) * positions,
+        flops=attribution_flops(params.attribution, sources, params.sae.latents, params.sae.k, words.context)
+        * positions,
         disk=label * params.attribution.k_attr * positions,
-        memory=LIBRARIES + 4 * parameters_of(base).stored + 16 * sources.base_width * sources.latents,
+        memory=LIBRARIES + 4 * parameters_of(base).stored + 16 * sources.base_width * params.sae.latents,
     )
 
 
@@ -242,9 +243,9 @@ def _explain(params: Params, sources: Sources, words: Vocabulary, text: Text) ->
     context = 2.3 * (section.before + 1 + section.after)
     concept = 300 + (section.contexts + section.quantiles) * context
     return Estimate(
-        flops=(sources.base_flops_to_layer + 2 * sources.base_width * sources.latents) * looked_at,
+        flops=(sources.base_flops_to_layer + 2 * sources.base_width * params.sae.latents) * looked_at,
         disk=sources.latents * concept + 10 * words.vocab_size,
-        memory=LIBRARIES + 16 * sources.base_width * sources.latents + 8 * section.sample * sources.latents,
+        memory=LIBRARIES + 16 * sources.base_width * params.sae.latents + 8 * section.sample * sources.latents,
     )
 
 

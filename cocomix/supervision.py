@@ -17,16 +17,17 @@ def sae_flops(width: int, latents: int, active: float) -> float:
     return 2 * width * latents + 8 * width * active
 
 
-def attribution_flops(params: AttributionParams, sources: Sources, active: float, context: int) -> float:
+def attribution_flops(params: AttributionParams, sources: Sources, latents: int, active: float, context: int) -> float:
     """Of labelling.
 
     Args:
+        latents: of the autoencoder; with abstopk, half as many as the concepts.
         active: latents of a token, on average.
         context: tokens of a window.
     """
     lower, upper = sources.base_flops_to_layer, sources.base_flops - sources.base_flops_to_layer
-    encoded = lower + 2 * sources.base_width * sources.latents
-    slopes = 2 * sources.base_width * (sources.latents if params.value == "pre_activation" else active)
+    encoded = lower + 2 * sources.base_width * latents
+    slopes = 2 * sources.base_width * (latents if params.value == "pre_activation" else active)
     match params.score:
         case "activation":
             return encoded

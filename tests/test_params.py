@@ -176,6 +176,22 @@ def test_of_pre_activations_there_are_as_many_labels_as_latents(tmp_path: Path) 
     assert load(path).attribution.k_attr == 40
 
 
+def test_as_many_concepts_can_be_mixed_as_there_are_two_of_a_latent_with_signs(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = SHIPPED.read_text().replace("concept_k: 32", "concept_k: 2048")
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"concept_k \(2048\) must not exceed the concepts of sae \(1024\)"):
+        load(path)
+    path.write_text(text.replace("architecture: topk", "architecture: abstopk"))
+    assert load(path).pretrain.cocomix.concept_k == load(path).sae.concepts == 2048
+
+
+def test_an_autoencoder_may_have_fewer_latents_than_could_revive(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("also: {}", "also: {small: {latents: 32}}"))
+    assert load(path).sae.others()["small"].aux_k > 32
+
+
 def test_a_whole_number_and_a_bare_exponent_are_fine_as_float(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     for text, value in {"1": 1.0, "2e-3": 2e-3, "2.e-3": 2e-3, "+2E-3": 2e-3}.items():

@@ -70,6 +70,16 @@ def test_distillation_costs_the_base_models_forward_pass_too() -> None:
     assert more == forward * training.steps * training.batch_size
 
 
+def test_latents_with_two_signs_are_twice_as_many_concepts_and_no_more_work() -> None:
+    one, two = needs(), needs(sae={"architecture": "abstopk"})
+    twice = needs(sae={"latents": 2 * params().sae.latents})
+    for models in ("pretrain@ntp-0", "pretrain@cocomix-0", "evaluate@cocomix-0"):
+        assert two[models] == twice[models] != one[models]
+    assert two["explain"].disk == twice["explain"].disk
+    for stage in ("sae", "attribution", "explain"):
+        assert two[stage].flops == one[stage].flops < twice[stage].flops
+
+
 @given(st.floats(0.1, 1e5))
 def test_a_corpus_is_no_larger_than_its_limit_and_its_source(megabytes: float) -> None:
     corpus = {"source": "files", "files": {"paths": ["*.txt"]}, "megabytes": megabytes}

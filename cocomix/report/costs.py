@@ -66,12 +66,12 @@ def _flops(pipeline: Pipeline, params: Params) -> dict[Source, float]:
     sources = Sources(shapes.latents, pipeline.activations.d_model, shapes.base_flops, shapes.base_flops_to_layer)
     stored, epochs = pipeline.activations.train_tokens, params.sae.epochs
     trained = params.sae.source == "train"
-    labelled = attribution_flops(params.attribution, sources, active, shapes.context)
+    labelled = attribution_flops(params.attribution, sources, params.sae.latents, active, shapes.context)
     return {
         "base": pipeline.base.flops,
         "activations": sources.base_flops_to_layer
         * stored
         * (epochs if trained and not params.activations.keep else 1),
-        "sae": sae_flops(sources.base_width, sources.latents, active) * stored * epochs if trained else 0,
+        "sae": sae_flops(sources.base_width, params.sae.latents, active) * stored * epochs if trained else 0,
         "attribution": labelled * pipeline.tokens.train.tokens,
     }

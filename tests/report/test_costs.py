@@ -57,6 +57,7 @@ def test_stages_cost_what_their_matrix_products_do(pipeline: Pipeline) -> None:
             (LOWER + ENCODER + (1 + ACTIVE) * UPPER) * TRAINING_TOKENS,
         ),
         ("sae", {"epochs": 3}, "sae", 3 * (ENCODER + 8 * WIDTH * ACTIVE) * STORED),
+        ("sae", {"architecture": "abstopk", "latents": 512}, "sae", (ENCODER / 2 + 8 * WIDTH * ACTIVE) * STORED),
         ("sae", {"epochs": 3}, "activations", LOWER * STORED),
         ("activations", {"keep": False, "mixed_shards": 2}, "activations", LOWER * STORED),
     ],
