@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cocomix.params import Method
 from cocomix.report.costs import Cost, Source, share
-from cocomix.report.documents import Documents, difference
+from cocomix.report.documents import Documents, TaskFigure, difference
 from cocomix.report.efficiency import AtEqual, Saving, Spread, at_equal, equal_flops, saving, spread
 from cocomix.report.facts import ConceptFacts, Kind, Run
 from cocomix.report.statistics import Interval
@@ -41,6 +41,14 @@ class CorpusResult(NamedTuple):
     """On the loss."""
 
 
+class Compared(NamedTuple):
+    """A figure over the seeds, beside the baseline's."""
+
+    value: Spread
+    difference: Interval | None
+    """See `Verdict`."""
+
+
 class TaskResult(NamedTuple):
     """A method on one task of lm-eval, over its seeds."""
 
@@ -50,8 +58,12 @@ class TaskResult(NamedTuple):
     value: Spread
     standard_error: float | None
     """Over documents, the mean of the seeds'."""
-    log_likelihood: Spread | None
+    metrics: Mapping[str, float]
+    """Means of all of lm-eval's metrics."""
+    log_likelihood: Compared | None
     """Of the right answer, nats."""
+    margin: Compared | None
+    """Of that over the best wrong answer."""
     cut: int
     """Documents that do not fit into the context, which all models share."""
     verdict: Verdict
@@ -156,22 +168,41 @@ def _on_corpus(runs: Mapping[Method, Sequence[Run]], corpus: str) -> dict[Method
 def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, TaskResult]:
     first = next(iter(runs.values()))[0]
     asked = first.evaluation.tasks[task]
+    documents: dict[TaskFigure, dict[Method, list[Documents]]] = {
+        figure: {method: [run.tasks[figure][task] for run in own] for method, own in runs.items()}
+        for figure, by_task in first.tasks.items()
+        if task in by_task
+    }
     verdicts = dict.fromkeys(runs, Verdict(None, {}, False))
-    if task in first.tasks and asked.kind != "other":
-        documents = {method: [run.tasks[task] for run in own] for method, own in runs.items()}
-        verdicts = _verdicts(documents, task, lower_is_better=asked.kind == "perplexity")
+    if asked.kind == "accuracy":
+        verdicts = _verdicts(documents["correct"], task, lower_is_better=False)
+    elif asked.kind == "perplexity":
+        losses = {
+            method: [each._replace(sums=-each.sums) for each in own]
+            for method, own in documents["log_likelihood"].items()
+        }
+        verdicts = _verdicts(losses, task, lower_is_better=True)
+
+    def compared(name: Literal["log_likelihood", "margin"], method: Method) -> Compared | None:
+        figures = [figure for run in runs[method] if (figure := getattr(run.evaluation.tasks[task], name))]
+        if not figures:
+            return None
+        others = documents.get(name, {})
+        return Compared(spread([each.value for each in figures]), _from_baseline(others, method, task))
+
     results = {}
     for method, own in runs.items():
         facts = [run.evaluation.tasks[task] for run in own]
         figures = [each.metrics[asked.metric] for each in facts]
         errors = [each.standard_error for each in figures if each.standard_error is not None]
-        likelihoods = [each.log_likelihood.value for each in facts if each.log_likelihood]
         results[method] = TaskResult(
             metric=asked.metric,
             kind=asked.kind,
             value=spread([each.value for each in figures]),
             standard_error=fmean(errors) if errors else None,
-            log_likelihood=spread(likelihoods) if likelihoods else None,
+            metrics={name: fmean(each.metrics[name].value for each in facts) for name in asked.metrics},
+            log_likelihood=compared("log_likelihood", method),
+            margin=compared("margin", method),
             cut=asked.cut,
             verdict=verdicts[method],
         )
@@ -185,12 +216,14 @@ def _verdicts(
     best = min(means, key=lambda method: means[method] if lower_is_better else -means[method])
     gaps = {method: difference(documents[best], own, where) for method, own in documents.items() if method != best}
     supported = bool(gaps) and len(documents[best]) > 1 and all(gap and gap.excludes_zero for gap in gaps.values())
-    baseline = documents.get(BASELINE)
     return {
         method: Verdict(
-            difference(own, baseline, where) if baseline and method != BASELINE else None,
-            gaps if method == best else {},
-            supported and method == best,
+            _from_baseline(documents, method, where), gaps if method == best else {}, supported and method == best
         )
-        for method, own in documents.items()
+        for method in documents
     }
+
+
+def _from_baseline(documents: Mapping[Method, Sequence[Documents]], method: Method, where: str) -> Interval | None:
+    baseline, own = documents.get(BASELINE), documents.get(method)
+    return difference(own, baseline, where) if baseline and own and method != BASELINE else None

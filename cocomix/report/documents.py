@@ -4,9 +4,9 @@ Documents of one package, or pieces of one book, are alike: what a method gains 
 say less of other text than as many of different origin, and an interval has whole groups of them for its sample.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,10 @@ from cocomix.report.statistics import Interval, paired_difference
 EVALUATIONS = Path("artifacts/evaluations")
 
 
+TaskFigure = Literal["correct", "log_likelihood", "margin"]
+"""Of `cocomix.evaluation.downstream.DocumentScore`."""
+
+
 class Documents(NamedTuple):
     """One model on the documents of a corpus or a task, summed by group, in the groups' order: arrays of one length."""
 
@@ -28,7 +32,7 @@ class Documents(NamedTuple):
     weights: NDArray[np.float64]
     """How much each counts: predicted tokens; words of a word perplexity; documents."""
     sums: NDArray[np.float64]
-    """Cross-entropy in nats, or right answers."""
+    """Cross-entropy in nats, right answers, .."""
 
 
 def read_corpora(evaluation: Artifact) -> dict[str, Documents]:
@@ -37,16 +41,14 @@ def read_corpora(evaluation: Artifact) -> dict[str, Documents]:
     return _by(table, "corpus", "group", table["tokens"].to_numpy().astype(np.float64), table["loss"].to_numpy())
 
 
-def read_tasks(evaluation: Artifact, perplexities: Collection[str]) -> dict[str, Documents]:
-    """What decides each task's metric: right answers, and of `perplexities` the loss on the text.
-
-    Tasks without either, such as those that generate, are left out.
-    """
+def read_tasks(evaluation: Artifact) -> dict[TaskFigure, dict[str, Documents]]:
+    """Each figure on the documents of the tasks that have it."""
     table = pq.read_table(evaluation.file("tasks.parquet"))
-    is_perplexity = np.isin(np.array(table["task"].to_pylist()), list(perplexities))
-    correct, likelihood = (table[each].to_numpy() for each in ("correct", "log_likelihood"))
-    found = _by(table, "task", "document", table["weight"].to_numpy(), np.where(is_perplexity, -likelihood, correct))
-    return {task: each for task, each in found.items() if not np.isnan(each.sums).any()}
+    found = {}
+    for figure in get_args(TaskFigure):
+        by_task = _by(table, "task", "document", table["weight"].to_numpy(), table[figure].to_numpy())
+        found[figure] = {task: each for task, each in by_task.items() if not np.isnan(each.sums).any()}
+    return found
 
 
 def difference(runs: Sequence[Documents], others: Sequence[Documents], where: str) -> Interval | None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from cocomix.artifact import MANIFEST, Artifact
 from cocomix.checked import parse, read_json
 from cocomix.errors import UserError
-from cocomix.report.documents import EVALUATIONS, Documents, read_corpora, read_tasks
+from cocomix.report.documents import EVALUATIONS, Documents, TaskFigure, read_corpora, read_tasks
 
 
 class Facts(BaseModel):
@@ -208,6 +208,8 @@ class TaskFacts(Facts):
     """By lm-eval's names."""
     log_likelihood: Figure | None
     """Of the right answer, nats, a document."""
+    margin: Figure | None
+    """Of that over the best wrong answer."""
     cut: int
     """Documents that do not fit into the model's context."""
 
@@ -268,8 +270,8 @@ class Run(NamedTuple):
     curve: Curve
     documents: dict[str, Documents]
     """By corpus."""
-    tasks: dict[str, Documents]
-    """By task."""
+    tasks: dict[TaskFigure, dict[str, Documents]]
+    """By figure and task; empty without tasks."""
 
 
 METRICS, PLOTS = Path("metrics"), Path("plots")
@@ -327,9 +329,7 @@ def read_run(method: str, seed: int) -> Run:
         measured,
         _read_curve(curve),
         read_corpora(documents),
-        read_tasks(documents, [task for task, each in measured.tasks.items() if each.kind == "perplexity"])
-        if measured.tasks
-        else {},
+        read_tasks(documents) if measured.tasks else {},
     )
 
 

@@ -132,9 +132,10 @@ def _write_evaluation(name: str, loss: float, tasks: Sequence[TaskScore]) -> Non
 
 
 def _accuracy(task: str, metric: str, right: int) -> TaskScore:
-    documents = [DocumentScore(each, float(each < right), -2.0, 0.1, 1.0) for each in range(DOCUMENTS)]
-    figure = Figure(right / DOCUMENTS, 0.05)
-    return TaskScore(task, metric, {metric: figure}, Figure(-2.0, 0.1), None, 0, documents)
+    share = right / DOCUMENTS
+    documents = [DocumentScore(each, float(each < right), share - 2, share / 2, 1.0) for each in range(DOCUMENTS)]
+    figures = {metric: Figure(share, 0.05), "brier": Figure(1 - share, None)}
+    return TaskScore(task, metric, figures, Figure(share - 2, 0.1), Figure(share / 2, 0.1), 0, documents)
 
 
 def _perplexity(loss: float) -> TaskScore:

@@ -176,7 +176,8 @@ def test_several_seeds_show_their_spread(folder: Path) -> None:
 
 def test_what_intervals_have_for_their_sample_is_counted_in_groups(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "in pairs (25 groups of validation, 25 groups of test; resampled 2,000 times, with the tails" in " ".join(html.split())
+    groups = "25 groups of validation, 25 groups of test; resampled 2,000 times, with the tails that few of them have)"
+    assert f"in pairs ({groups}" in " ".join(html.split())
     assert json.loads(Path("metrics/compare.json").read_text())["methods"]["ntp"]["corpora"]["test"]["groups"] == 25
 
 
@@ -212,7 +213,8 @@ def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(fold
         assert positions == sorted(positions)
         assert "Pause tokens did not come down" in text
         assert "distillation includes the base model's forward pass" in text
-        assert "next-token prediction (208, in 13 heads) and knowledge distillation (208, in 13 heads) have the hidden width" in text
+        widths = "next-token prediction (208, in 13 heads) and knowledge distillation (208, in 13 heads)"
+        assert f"{widths} have the hidden width" in text
         assert "they hold about as many parameters as CoCoMix (192, in 6 heads)" in text
     assert html.count('class="headline"') == 1
 
@@ -397,6 +399,21 @@ def test_the_table_has_tasks_beside_texts_with_intervals_of_the_difference(folde
     assert re.findall(r"<strong>(.*?)</strong>", html) == ["21.14", "21.14", "21.1", "90.0", "45.0"]
     assert html.count('<svg role="img"') == 10
     assert "hellaswag: Next-token prediction 30.0%" in html
+
+
+def test_the_log_likelihood_of_right_answers_and_its_margin_have_intervals_too(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, right={"ntp": 12, "cocomix": 36})
+    table = rows(html, "Log-likelihood")
+    assert table["Log-likelihood"] == ["hellaswag", "margin", "piqa", "margin", "lambada openai"]
+    assert table["Next-token prediction"] == ["-1.700", "0.150", "-1.850", "0.075", "-4.000"]
+    likelihood, margin, *_, lambada = table["CoCoMix"]
+    assert likelihood == "-1.100 +0.600 +0.600 to +0.600"
+    assert margin == "0.450 +0.300 +0.300 to +0.300"
+    assert lambada.startswith("-3.000 +1.000 ")
+    task = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]["tasks"]["hellaswag"]
+    assert task["log_likelihood"]["value"]["mean"] == pytest.approx(-1.1)
+    assert task["margin"]["difference"]["low"] == pytest.approx(0.3)
+    assert task["metrics"] == pytest.approx({"acc_norm": 0.9, "brier": 0.1})
 
 
 def test_a_metric_that_is_no_share_is_shown_as_it_is_and_enters_no_mean_figure_or_comparison(folder: Path) -> None:
