@@ -5,7 +5,8 @@ are active:
 
     sae          2 d C + 8 d k: encoder; then decoder and both gradients, of active latents only
     attribution  F forward, F - f backward to the layer, 2 d C encoder, 2 d k slopes; with `integrated` forward and
-                 backward again each step, with `ablation` F - f for each latent
+                 backward again each step, with `ablation` F - f for each latent; the f that several
+                 of these share is left out
 """
 
 from cocomix.params import AttributionParams

@@ -49,6 +49,12 @@ def ablation_scores(
 
 def _next_token(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, values: Tensor, indices: Tensor) -> Tensor:
     """The scores of a window, ids [context]: [context, k], of the next token's loss at each position."""
+    scores = torch.zeros_like(values)
+    # Active ones first: there are as many passes as the position with most of them has.
+    order = values.eq(0).sort(dim=1, stable=True).indices[:, : int(values.count_nonzero(1).max())]
+    if not order.numel():
+        return scores
+    values, indices = values.gather(1, order), indices.gather(1, order)
     others = keys_values(model, ids[None])
     with positions_apart(model, others):
         before = _losses(model, sae, ids, torch.zeros(1, *ids.shape, sae.config.d_model, device=ids.device))
@@ -56,18 +62,19 @@ def _next_token(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, val
             _losses(model, sae, ids, values.T[ranks, :, None] * sae.decoder[indices.T[ranks]])
             for ranks in torch.split(torch.arange(values.shape[1]), micro_batch(len(ids)))
         ]
-    return (before - torch.cat(after)).T
+    return scores.scatter_(1, order, (before - torch.cat(after)).T)
 
 
 def _sequence(
     model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, values: Tensor, indices: Tensor, position: int
 ) -> Tensor:
     """The scores [k] of one position of a window, ids [context], of the window's loss."""
-    directions = values[position, :, None] * sae.decoder[indices[position]]
+    active = values[position].nonzero()[:, 0]
+    directions = values[position, active, None] * sae.decoder[indices[position, active]]
     removed = directions.new_zeros(1 + len(directions), len(ids), sae.config.d_model)
     removed[1:, position] = directions
     losses = torch.cat([_losses(model, sae, ids, part) for part in torch.split(removed, micro_batch(len(ids)))]).sum(1)
-    return losses[0] - losses[1:]
+    return torch.zeros_like(values[position]).index_copy(0, active, losses[0] - losses[1:])
 
 
 def _losses(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, removed: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 import signal
+from typing import get_args
 
 import pytest
 import torch
@@ -8,12 +9,33 @@ from torch import Tensor
 from cocomix import interrupt
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.score import integrated_scores, loss_gradient, scores_of
-from cocomix.base import residual_at, residual_edited
+from cocomix.base import blocks_of, residual_at, residual_edited
 from cocomix.interrupt import Interrupted
 from cocomix.params import Scope
+from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.sae.sparse import weighted_sum
 from tests.attribution.conftest import LAYER, K, Setting
 from tests.conftest import CONTEXT
+
+
+@pytest.fixture
+def sparse(setting: Setting) -> Setting:
+    """With an autoencoder of which as many latents are active as there are: from none to many."""
+    sae = setting.sae
+    relu = SparseAutoencoder(sae.config.model_copy(update={"architecture": "relu", "k": 1})).requires_grad_(False)
+    relu.load_state_dict(sae.state_dict())
+    relu.latent_bias -= 1.5
+    return setting._replace(sae=relu)
+
+
+def rows_of(setting: Setting, scope: Scope, ids: Tensor) -> tuple[Latents, Tensor, int]:
+    """What `ablation_scores` gives, and the windows that it puts through the block above the layer."""
+    rows: list[int] = []
+    above = blocks_of(setting.model)[LAYER]
+    hook = above.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    latents, scores = ablation_scores(setting.model, setting.sae, ids, scope)
+    hook.remove()
+    return latents, scores, sum(rows)
 
 
 def losses_of(setting: Setting, ids: Tensor, residual: Tensor) -> Tensor:
@@ -52,6 +74,34 @@ def test_only_the_places_that_are_asked_for_are_ablated(setting: Setting) -> Non
     every, some = every.view(2, CONTEXT, K), some.view(2, CONTEXT, K)
     torch.testing.assert_close(some[:, places], every[:, places])
     assert some.count_nonzero(1).max() <= len(places)
+
+
+def test_only_active_latents_are_ablated(sparse: Setting) -> None:
+    ids = sparse.ids(3)
+    latents, scores, rows = rows_of(sparse, "sequence", ids)
+    active = (latents.values != 0).sum(1).view(3, CONTEXT)
+    assert active.min() == 0
+    assert active.min() < active.float().mean() < 0.7 * latents.values.shape[1]
+    assert rows == int((1 + active[:, :-1]).sum())
+    _, by_token, passes = rows_of(sparse, "next_token", ids)
+    assert passes == int((2 + active.amax(1)).sum())
+    residual = residual_at(sparse.model, ids[[0]], LAYER)[0]
+    std = sparse.sae.normalize(residual).std
+    before, position = losses_of(sparse, ids[0], residual), int(active[0, :-1].argmax())
+    for index in latents.values[position].nonzero()[:, 0].tolist():
+        removed = torch.zeros_like(residual)
+        direction = sparse.sae.decoder[latents.indices[position, index]]
+        removed[position] = latents.values[position, index] * std[position] * direction
+        change = before - losses_of(sparse, ids[0], residual - removed)
+        assert float(scores[position, index]) == pytest.approx(float(change.sum()), abs=2e-5)
+        assert float(by_token[position, index]) == pytest.approx(float(change[position]), abs=2e-5)
+    assert (scores != 0).sum() <= active.sum()
+
+
+def test_a_window_without_active_latents_has_no_scores(sparse: Setting) -> None:
+    sparse.sae.latent_bias -= 100
+    for scope in get_args(Scope):
+        assert not ablation_scores(sparse.model, sparse.sae, sparse.ids(2), scope)[1].any()
 
 
 @pytest.mark.parametrize("scope", ["sequence", "next_token"])
