@@ -138,7 +138,7 @@ class Learner:
     def _aux_loss(self, x: Tensor, error: Tensor) -> Tensor:
         """AuxK: the dead latents reconstruct what is left, so that they get a gradient and revive."""
         dead = (self._tokens_since_fired > self._params.dead_tokens).nonzero().squeeze(1)
-        if not len(dead):
+        if not len(dead) or not self._params.aux_weight:
             return x.new_zeros(())
         sae, centered = self.sae, x - self.sae.pre_bias
         encoder, bias = sae.encoder.index_select(0, dead), sae.latent_bias.index_select(0, dead)

@@ -284,6 +284,15 @@ def test_the_aux_loss_trains_the_encoder_of_dead_latents(store: ActivationStore)
     assert (grad[4:] == 0).all()
 
 
+def test_dead_latents_that_weigh_nothing_leave_no_trace(store: ActivationStore) -> None:
+    run = learner(store, aux_weight=0.0)
+    run._tokens_since_fired[:4] = 2000
+    with torch.no_grad():
+        run.sae.latent_bias[:4] = torch.nan  # what the dead would reconstruct is no number
+    x = run.sae.normalize(batch(store)).x
+    assert run._aux_loss(x, torch.randn_like(x)) == 0
+
+
 def test_nothing_is_lost_when_no_latent_is_dead_or_nothing_is_left_to_explain(store: ActivationStore) -> None:
     run = learner(store)
     x = run.sae.normalize(batch(store)).x
