@@ -34,6 +34,8 @@ class Shard(NamedTuple):
 def plan(tokens: Tokens, split: Split, params: ActivationsParams) -> list[Shard]:
     """Deal as many positions of a split as are asked for, in whole windows, into shards; all, where there are fewer.
 
+    A shard of which nothing is kept is left out.
+
     Raises:
         UserError: when nothing is left of the split, or a token to drop is not in the vocabulary.
     """
@@ -42,9 +44,11 @@ def plan(tokens: Tokens, split: Split, params: ActivationsParams) -> list[Shard]
     seeds = [params.seed, SPLITS.index(split)]
     chosen = np.random.default_rng(seeds).permutation(len(tokens.windows(split)))
     counts: list[int] = []
+    total = 0
     for at in range(0, len(chosen), COUNTED_WINDOWS):
         counts += kept(tokens, split, chosen[at : at + COUNTED_WINDOWS], params, dropped).sum(1).tolist()
-        if sum(counts) >= budget:
+        total += sum(counts[at:])
+        if total >= budget:
             break
     ends = np.cumsum(counts)
     if not len(ends) or not ends[-1]:
@@ -57,14 +61,9 @@ def plan(tokens: Tokens, split: Split, params: ActivationsParams) -> list[Shard]
     chosen = chosen[: np.searchsorted(ends, budget) + 1]
     size = max(1, params.shard_tokens // tokens.context)
     return [
-        Shard(
-            f"{split}-{number:05d}.parquet",
-            split,
-            np.sort(chosen[at : at + size]),
-            [*seeds, number],
-            sum(counts[at : min(at + size, len(chosen))]),
-        )
+        Shard(f"{split}-{number:05d}.parquet", split, np.sort(chosen[at : at + size]), [*seeds, number], rows)
         for number, at in enumerate(range(0, len(chosen), size))
+        if (rows := sum(counts[at : min(at + size, len(chosen))]))
     ]
 
 

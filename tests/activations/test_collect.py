@@ -128,10 +128,20 @@ def test_bf16_holds_what_fp16_cannot(setting: Setting) -> None:
     assert 65504 < largest < float("inf")
 
 
-def test_activations_that_are_not_finite_are_an_error_that_names_the_site(setting: Setting) -> None:
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+def test_activations_that_are_not_finite_are_an_error_that_names_the_site(setting: Setting, dtype: str) -> None:
     setting.model.transformer.wte.weight.fill_(torch.nan)
     with pytest.raises(UserError, match=r"activations\.sites: resid_post_2: .* not finite"):
-        setting.collect(but(dtype="bf16"))
+        setting.collect(but(dtype=dtype))
+
+
+def test_a_shard_of_which_nothing_is_kept_is_no_file(setting: Setting) -> None:
+    dropped = np.unique(setting.tokens.windows("train")[0]).tolist()
+    artifact = setting.collect(but(tokens=10**6, dtype="int8", shard_tokens=CONTEXT, drop_tokens=dropped))
+    files = artifact.names(SITE + "train-")
+    assert 0 < len(files) < 96
+    assert all(pq.read_metadata(artifact.file(each)).num_rows for each in files)
+    assert artifact.about["tokens"]["train"] == (~np.isin(setting.tokens.windows("train"), dropped)).sum()
 
 
 def test_dropped_positions_and_tokens_are_not_stored_and_the_others_are_as_before(setting: Setting) -> None:
