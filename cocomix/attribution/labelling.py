@@ -14,7 +14,7 @@ from cocomix import distributed
 from cocomix.artifact import Work
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.apart import check_positions_apart
-from cocomix.attribution.labels import SUPERVISION, Labels, label_type, write_labels
+from cocomix.attribution.labels import LARGEST_SCORE, SUPERVISION, Labels, label_type, write_labels
 from cocomix.attribution.score import (
     Labelled,
     activations_of,
@@ -106,7 +106,8 @@ def label_windows(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, p
     shape = (*ids.shape, params.k_attr)
     # -1 becomes the type's maximum.
     concepts = labelled.concepts.cpu().numpy().astype(dtype).reshape(shape)
-    return Labels(concepts, labelled.scores.half().cpu().numpy().reshape(shape))
+    scores = labelled.scores.clamp(-LARGEST_SCORE, LARGEST_SCORE).half()
+    return Labels(concepts, scores.cpu().numpy().reshape(shape))
 
 
 def _strongest(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams) -> Labelled:

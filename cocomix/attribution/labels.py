@@ -1,9 +1,9 @@
 """The concept labels on disk: one Parquet row a token window, in the order of the windows.
 
 Column `concepts` holds the window's labels as raw bytes, unsigned integers [context, k_attr], best first; column
-`scores` their attribution scores, fp16 [context, k_attr]. A place without a label holds the integer type's maximum
-and a score of 0: all places of a window's last position, which has no next token, and the last places of a position
-with fewer than k_attr concepts of the wanted sign.
+`scores` their attribution scores, fp16 [context, k_attr], larger ones cut to fp16's largest number. A place without a
+label holds the integer type's maximum and a score of 0: all places of a window's last position, which has no next
+token, and the last places of a position with fewer than k_attr concepts of the wanted sign.
 """
 
 import json
@@ -23,6 +23,7 @@ from cocomix.params import Method
 from cocomix.tokens.windows import Split
 
 SUPERVISION = "supervision.json"
+LARGEST_SCORE = float(np.finfo(np.float16).max)
 ROW_GROUP_WINDOWS = 256
 """Windows that are read at a time."""
 

@@ -95,6 +95,13 @@ def test_every_way_of_scoring_labels_all_positions_but_the_last(setting: Setting
     assert signs[options.get("sign", "released")][given].all()
 
 
+def test_scores_beyond_what_fp16_holds_are_cut_to_its_largest_number(setting: Setting) -> None:
+    setting.sae.encoder *= 1e6
+    params = PARAMS.model_copy(update={"score": "activation"})
+    scores = label_windows(setting.model, setting.sae, setting.ids(2), params).scores
+    assert scores.max() == np.finfo(np.float16).max
+
+
 def test_test_windows_are_not_labelled(setting: Setting) -> None:
     assert labelled(setting).names("test") == []
 
