@@ -64,7 +64,8 @@ def run(params: Params) -> None:
     )
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
     sweeps = read_sweeps(Artifact(STEERING).file("effects.parquet"))
-    tuned = tuning(params, [run for path in sweep_files() for run in read_sweep(path)])
+    swept = [run for path in sweep_files() for run in read_sweep(path)]
+    tuned = tuning(params, pipeline.shapes.widths, swept)
 
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {
@@ -139,7 +140,7 @@ def page(
         lowest=lowest(results),
         matching=matching(results, params.pretrain),
         variant=variant(params.pretrain.cocomix),
-        weights={each.method: own_weight(each.method, params.pretrain) for each in results},
+        weights={each.method: own_weight(each.method, decisive(params)) for each in results},
         tuned=tuned,
         tuned_says=tuned_says(tuned) if tuned else "",
         swatches={method: Markup(swatch(method)) for method in NAMES},

@@ -18,8 +18,8 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 def run(params: Params) -> None:
     """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration.
 
-    metrics/shapes.json says what the concepts come from: the dictionary's size, and the FLOPs of the base model's
-    forward pass a token, whole and up to the layer of the concepts.
+    metrics/shapes.json says how wide each is, and what the concepts come from: the dictionary's size, and the FLOPs of
+    the base model's forward pass a token, whole and up to the layer of the concepts.
     """
     tokens = Tokens(ARTIFACTS / "tokens")
     base, sae = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
@@ -34,9 +34,11 @@ def run(params: Params) -> None:
             base_flops=forward_flops(model, tokens.context),
             base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),
         )
+        found = shapes(section, tokens, sources)
         with work.write("shapes.json") as pending:
-            pending.path.write_bytes(to_json(shapes(section, tokens, sources)))
+            pending.path.write_bytes(to_json(found))
         sizes = {
+            "widths": {method: shape["n_embd"] for method, shape in found.items()},
             "context": tokens.context,
             "latents": sources.latents,
             "base_flops": sources.base_flops,

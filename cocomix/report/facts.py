@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from cocomix.artifact import MANIFEST, Artifact
 from cocomix.checked import parse, read_json
 from cocomix.errors import UserError
+from cocomix.params import Method
 from cocomix.report.documents import EVALUATIONS, Documents, TaskFigure, read_corpora, read_tasks
 
 
@@ -127,6 +128,8 @@ class AtlasFacts(StageFacts):
 class ShapeFacts(StageFacts):
     """metrics/shapes.json; FLOPs of the base model's forward pass, a token."""
 
+    widths: dict[Method, int]
+    """Of the hidden states of each method's model."""
     context: int
     latents: int
     base_flops: int

@@ -9,7 +9,7 @@ import numpy as np
 
 from cocomix.checked import parse, read_json
 from cocomix.errors import UserError
-from cocomix.params import Method, Params, PretrainParams
+from cocomix.params import Method, Params
 from cocomix.report.efficiency import Spread, equal_flops, loss_at, spread
 from cocomix.report.facts import METRICS, Curve, Facts
 
@@ -36,11 +36,6 @@ class SweepRun(Facts):
     """metrics/evaluate/<method>-<seed>.json."""
     curve: dict[str, list[float]]
     """The learning curve, by the fields of `Curve`."""
-
-    @property
-    def weight(self) -> float | None:
-        """Of the method's own loss; None: it has none."""
-        return float(self.params["pretrain"][self.method][WEIGHTS[self.method]]) if self.method in WEIGHTS else None
 
     @property
     def validation_loss(self) -> float:
@@ -84,7 +79,7 @@ class Tuning(NamedTuple):
 
 
 def sweep_files() -> list[Path]:
-    """What sweeps have written into the project's folder; none, where none has run."""
+    """What sweeps have written into the project's folder, by name; none, where none has run."""
     return sorted(SWEEPS.glob("*.json"))
 
 
@@ -107,22 +102,28 @@ def decisive(params: Params) -> dict[str, Any]:
     )
 
 
-def own_weight(method: Method, pretrain: PretrainParams) -> float | None:
-    """The weight of a method's own loss; None: it has none."""
-    weight: float | None = getattr(getattr(pretrain, method), WEIGHTS[method]) if method in WEIGHTS else None
-    return weight
+def own_weight(method: Method, params: Mapping[str, Any]) -> float | None:
+    """The weight of a method's own loss, of `decisive` parameters; None: it has none."""
+    return float(params["pretrain"][method][WEIGHTS[method]]) if method in WEIGHTS else None
 
 
-def tuning(params: Params, runs: Sequence[SweepRun]) -> Tuning | None:
-    """What was tried of each method's own weight, all but such weights being as in `params`; None: nothing."""
+def tuning(params: Params, widths: Mapping[Method, int], runs: Sequence[SweepRun]) -> Tuning | None:
+    """What was tried of each method's own weight, all else that makes its model being as in `params`; None: nothing.
+
+    Args:
+        widths: of the models, which for some methods depend on another's section.
+        runs: of several with the same method, weight and seed, the last one counts.
+    """
     found: dict[Method, dict[float | None, dict[int, SweepRun]]] = {}
     others: dict[Method, set[str]] = {}
-    shared = _without_weights(decisive(params))
+    now = decisive(params)
     for run in runs:
-        theirs = _without_weights(run.params)
-        if theirs == shared:
-            found.setdefault(run.method, {}).setdefault(run.weight, {})[run.seed] = run
-        elif _without_section(theirs, run.method) == _without_section(shared, run.method):
+        if _shared(run.params) != _shared(now) or run.pretrain.get("d_model") != widths.get(run.method):
+            continue
+        if _own(run.params, run.method) == _own(now, run.method):
+            weight = own_weight(run.method, run.params)
+            found.setdefault(run.method, {}).setdefault(weight, {})[run.seed] = run
+        else:
             own = json.dumps(run.params["pretrain"][run.method], sort_keys=True)
             others.setdefault(run.method, set()).add(own)
     tried: dict[Method, dict[float | None, list[SweepRun]]] = {}
@@ -136,7 +137,7 @@ def tuning(params: Params, runs: Sequence[SweepRun]) -> Tuning | None:
     flops = equal_flops(run.learning_curve for run in every)
     methods = [each for each in get_args(Method) if each in tried]
     return Tuning(
-        [trial for method in methods for trial in _trials(method, tried[method], params.pretrain, flops)],
+        [trial for method in methods for trial in _trials(method, tried[method], own_weight(method, now), flops)],
         flops,
         same_code=len({run.code for run in every}) == 1,
         others={method: len(others[method]) for method in get_args(Method) if method in others},
@@ -144,7 +145,7 @@ def tuning(params: Params, runs: Sequence[SweepRun]) -> Tuning | None:
 
 
 def _trials(
-    method: Method, by_weight: Mapping[float | None, Sequence[SweepRun]], pretrain: PretrainParams, flops: float
+    method: Method, by_weight: Mapping[float | None, Sequence[SweepRun]], used: float | None, flops: float
 ) -> list[Trial]:
     losses = {weight: spread([run.validation_loss for run in some]) for weight, some in by_weight.items()}
     best = min(losses, key=lambda weight: losses[weight].mean)
@@ -156,21 +157,22 @@ def _trials(
             losses[weight],
             loss_at([run.learning_curve for run in by_weight[weight]], flops),
             lowest=len(losses) > 1 and weight == best,
-            used=weight == own_weight(method, pretrain),
+            used=weight == used,
         )
         for weight in sorted(losses, key=lambda weight: weight or 0.0)
     ]
 
 
-def _without_weights(params: dict[str, Any]) -> dict[str, Any]:
-    """Of `decisive` parameters, what else can decide the validation loss."""
-    pretrain = params["pretrain"]
-    own = {
-        method: {key: value for key, value in pretrain[method].items() if key != weight}
-        for method, weight in WEIGHTS.items()
-    }
-    return params | {"pretrain": pretrain | own, "evaluate": {"stride": params["evaluate"]["stride"]}}
+def _shared(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `decisive` parameters, what can decide the validation loss of any method.
+
+    Another version of the code may know fewer or more: its runs differ, and are no error.
+    """
+    pretrain = {key: value for key, value in params.get("pretrain", {}).items() if key not in get_args(Method)}
+    return {**params, "pretrain": pretrain, "evaluate": {"stride": params.get("evaluate", {}).get("stride")}}
 
 
-def _without_section(params: dict[str, Any], method: Method) -> dict[str, Any]:
-    return params | {"pretrain": params["pretrain"] | {method: None}}
+def _own(params: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    """A method's section, without its weight."""
+    section = params["pretrain"].get(method, {})
+    return {key: value for key, value in section.items() if key != WEIGHTS.get(method)}

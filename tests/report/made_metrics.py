@@ -19,13 +19,14 @@ from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
 from cocomix.evaluation.tables import write_documents, write_examples, write_tasks
 from cocomix.explain.atlas import CONCEPTS, VOCABULARY
-from cocomix.params import FILE
+from cocomix.params import FILE, Method
 from cocomix.steering.effect import Effect, Measured, effects_table
 
 DOCUMENTS = 40
 GROUPS = 25
 """Of the documents of a corpus."""
 TOKENS = [1000 * step for step in range(1, 11)]
+WIDTHS: dict[Method, int] = {"ntp": 208, "kd": 208, "pause": 192, "cocomix": 192}
 FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "cocomix": 1.5e7}
 
 
@@ -50,7 +51,9 @@ def write_pipeline() -> None:
     labels = {"positions": 29795, "full_share": 0.998, "label_entropy": 8.7, "distinct_concepts": 1011}
     _write("attribution", labels | {"most_frequent": 3, "most_frequent_share": 0.031})
     _write("explain", {"fired": 1000, "auc": 0.87})
-    _write("shapes", {"context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800})
+    _write(
+        "shapes", {"widths": WIDTHS, "context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800}
+    )
 
 
 def write_run(method: str, seed: int, losses: Sequence[float], right: int | None = None) -> None:
@@ -66,7 +69,7 @@ def write_run(method: str, seed: int, losses: Sequence[float], right: int | None
         {
             "method": method,
             "seed": seed,
-            "d_model": {"ntp": 208, "kd": 208}.get(method, 192),
+            "d_model": WIDTHS[method],
             "n_head": {"ntp": 13, "kd": 13}.get(method, 6),
             "parameters": {"stored": 2_590_000, "active": 2_090_000},
             "tokens": TOKENS[-1],

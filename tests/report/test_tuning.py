@@ -8,24 +8,28 @@ from typing import Any
 import pytest
 
 from cocomix.errors import UserError
-from cocomix.params import FILE, load
+from cocomix.params import FILE, Method, load
 from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep, tuning
 from cocomix.report.wording import tuned_says
 from flows.settings import settings, tasks
-from tests.report.made_metrics import write_params
+from tests.report.made_metrics import WIDTHS, write_params
 
 PROJECT = Path(__file__).parents[2]
 
 
 def entry(
-    setting: str, values: dict[str, Any], method: str, seed: int, params: dict[str, Any], loss: float
+    setting: str, values: dict[str, Any], method: Method, seed: int, params: dict[str, Any], loss: float
 ) -> dict[str, Any]:
     """What a sweep notes of a run, whose loss falls from 8 on the way."""
     score = {"loss": loss, "perplexity": 1.0, "bits_per_byte": 1.0}
     cost = {"ntp": 10.0, "cocomix": 15.0}.get(method, 12.0)
     curve = {"tokens": [1, 2, 3], "flops": [cost, 2 * cost, 3 * cost], "seconds": [1, 2, 3], "loss": [8, 7, loss]}
     known = {"setting": setting, "values": values, "method": method, "seed": seed, "params": params, "code": "c"}
-    return known | {"pretrain": {}, "evaluate": {"validation": score, "test": score}, "curve": curve}
+    return known | {
+        "pretrain": {"d_model": WIDTHS[method]},
+        "evaluate": {"validation": score, "test": score},
+        "curve": curve,
+    }
 
 
 def swept(losses: dict[str, float], *grid: str, seeds: tuple[int, ...] = (0,)) -> None:
@@ -42,7 +46,7 @@ def swept(losses: dict[str, float], *grid: str, seeds: tuple[int, ...] = (0,)) -
 
 
 def found() -> Tuning:
-    made = tuning(load(), read_sweep(SWEEPS / "made.json"))
+    made = tuning(load(), WIDTHS, read_sweep(SWEEPS / "made.json"))
     assert made
     return made
 
@@ -84,6 +88,39 @@ def test_what_a_method_was_tried_with_besides_its_weight_is_counted_also_when_it
     assert "were tried too" not in tuned_says(found())
 
 
+def test_what_others_were_tried_with_is_still_known_when_another_form_of_cocomix_has_been_chosen(folder: Path) -> None:
+    swept({"added 0.1": 4.0})
+    FILE.write_text(FILE.read_text().replace("    mixing: interleave  ", "    mixing: add  "))
+    assert tried(found()) == [("ntp", None), *GRID]
+    best = next(each for each in found().trials if each.method == "cocomix" and each.lowest)
+    assert (best.weight, best.loss.mean) == (0.1, 4.0)
+
+
+def test_runs_of_models_of_another_width_are_left_out(folder: Path) -> None:
+    swept({})
+    made = tuning(load(), WIDTHS | {"ntp": 216}, read_sweep(SWEEPS / "made.json"))
+    assert made
+    assert tried(made) == GRID
+
+
+def test_runs_of_another_version_of_the_parameters_are_left_out(folder: Path) -> None:
+    swept({})
+    before, entries = found(), json.loads((SWEEPS / "made.json").read_text())
+    for lacking in ("evaluate", "pretrain"):
+        params = {key: value for key, value in entries[0]["params"].items() if key != lacking}
+        entries.append(entries[0] | {"seed": 1, "params": params | {"other": {}}})
+    (SWEEPS / "made.json").write_text(json.dumps(entries))
+    assert found() == before
+
+
+def test_of_a_run_that_is_there_twice_the_last_one_counts(folder: Path) -> None:
+    swept({})
+    entries = json.loads((SWEEPS / "made.json").read_text())
+    again = entry("again", {}, "ntp", 0, entries[0]["params"], 3.0)
+    (SWEEPS / "made.json").write_text(json.dumps([*entries, again]))
+    assert [each.loss.mean for each in found().trials if each.method == "ntp"] == [3.0]
+
+
 def test_what_was_tried_is_still_known_when_the_best_weights_have_been_written_into_the_parameters(
     folder: Path,
 ) -> None:
@@ -111,7 +148,7 @@ def test_losses_are_also_compared_after_the_compute_that_all_have_spent(folder: 
 
 def test_runs_under_other_parameters_are_left_out(folder: Path) -> None:
     swept({}, "pretrain.training.steps=20")
-    assert tuning(load(), read_sweep(SWEEPS / "made.json")) is None
+    assert tuning(load(), WIDTHS, read_sweep(SWEEPS / "made.json")) is None
 
 
 def test_runs_stay_when_something_besides_the_validation_loss_is_measured_otherwise(folder: Path) -> None:
@@ -128,7 +165,7 @@ def test_runs_stay_when_something_besides_the_validation_loss_is_measured_otherw
     FILE.write_text(text)
     assert found() == before
     FILE.write_text(text.replace("stride: null ", "stride: 64 "))
-    assert tuning(load(), read_sweep(SWEEPS / "made.json")) is None
+    assert tuning(load(), WIDTHS, read_sweep(SWEEPS / "made.json")) is None
 
 
 def test_weights_are_compared_by_the_seeds_that_all_of_them_have(folder: Path) -> None:
