@@ -149,9 +149,8 @@ def scores_of_all(sae: SparseAutoencoder, gradient: Gradient, k_attr: int, sign:
         normalized = sae.normalize(residual)
         values = torch.addmm(sae.latent_bias, normalized.x - sae.pre_bias, sae.encoder.T)
         scores = (slope @ sae.decoder.T).mul_(values).mul_(normalized.std)
-        best = strength(scores, sign).topk(k_attr, dim=1).indices
-        latents = Latents(best, values.gather(1, best))
-        parts.append(strongest(sae.as_concepts(latents), scores.gather(1, best), k_attr, sign))
+        every = torch.arange(values.shape[1], device=values.device).expand_as(values)
+        parts.append(strongest(sae.as_concepts(Latents(every, values)), scores, k_attr, sign))
     return Labelled(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 

@@ -81,7 +81,7 @@ def look(
     ids = torch.from_numpy(tokens.windows(shard.split)[shard.windows].astype(np.int64)).flatten()
     return Seen(
         fired.concepts.bincount(minlength=concepts),
-        fired.concepts.bincount(fired.strengths.double(), minlength=concepts),
+        fired.concepts.cpu().bincount(fired.strengths.cpu().double(), minlength=concepts),
         ids.bincount(minlength=tokens.vocab_size),
         with_surroundings(strongest),
         with_surroundings(pool),

@@ -118,9 +118,10 @@ class _Variance:
 
     def add(self, x: Tensor, decoded: Tensor) -> None:
         self._rows += len(x)
-        self._sum += x.double().sum(0).cpu()
-        self._squares += float(x.double().square().sum())
-        self._errors += float((x - decoded).double().square().sum())
+        error, x = (x - decoded).cpu().double(), x.cpu().double()  # not all devices have float64
+        self._sum += x.sum(0)
+        self._squares += float(x.square().sum())
+        self._errors += float(error.square().sum())
 
     def mean(self) -> Tensor:
         return (self._sum / self._rows).float()
@@ -140,26 +141,31 @@ def splice(
         params: of the store; positions that it leaves out, the autoencoder does not know: they stay as they are.
     """
     edits = {
-        "base": lambda residual: residual,
         "spliced": lambda residual: sae(residual.float().flatten(0, 1)).view_as(residual),
         "mean_ablated": lambda residual: mean.to(residual.device).expand_as(residual),
     }
     windows = tokens.windows("validation")[: -(-SPLICED_TOKENS // tokens.context)]
     per_batch, dropped = micro_batch(tokens.context), dropped_ids(tokens, params)
-    losses, divergences = dict.fromkeys(edits, 0.0), dict.fromkeys(edits, 0.0)
+    losses, divergences = dict.fromkeys(("base", *edits), 0.0), dict.fromkeys(edits, 0.0)
+
+    def log_shares(ids: Tensor) -> Tensor:
+        with autocast():
+            logits = model(input_ids=ids, use_cache=False).logits
+        return logits[:, :-1].flatten(0, 1).log_softmax(1, dtype=torch.float32)
+
     with progress("sae: splicing", len(windows) * tokens.context, "tokens") as bar:
         for at in range(0, len(windows), per_batch):
             ids = torch.from_numpy(windows[at : at + per_batch].astype(np.int64)).to(device())
             stored = kept(tokens, "validation", np.arange(at, at + len(ids)), params, dropped)
             where = torch.from_numpy(stored).to(device())
+            following = ids[:, 1:].flatten()
+            base = log_shares(ids)
+            losses["base"] += float(F.nll_loss(base, following, reduction="sum"))
             for name, edit in edits.items():
-                with residual_edited(model, sae.config.layer, _only(where, edit), sae.config.location), autocast():
-                    logits = model(input_ids=ids, use_cache=False).logits
-                log_shares = logits[:, :-1].flatten(0, 1).log_softmax(1, dtype=torch.float32)
-                if name == "base":
-                    base = log_shares
-                losses[name] += float(F.nll_loss(log_shares, ids[:, 1:].flatten(), reduction="sum"))
-                divergences[name] += float(F.kl_div(log_shares, base, reduction="sum", log_target=True))
+                with residual_edited(model, sae.config.layer, _only(where, edit), sae.config.location):
+                    edited = log_shares(ids)
+                losses[name] += float(F.nll_loss(edited, following, reduction="sum"))
+                divergences[name] += float(F.kl_div(edited, base, reduction="sum", log_target=True))
             bar.advance(ids.numel())
     predictions = len(windows) * (tokens.context - 1)
     return Splice(
