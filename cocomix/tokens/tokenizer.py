@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from cocomix.artifact import digest_of
 from cocomix.errors import UserError
@@ -61,11 +61,15 @@ def read_texts(parquet: pq.ParquetFile, row_group: int) -> list[str]:
 
 
 def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a hub id or folder.
+    """The tokenizer of a hub id or folder, with none but the end-of-document token of its special ones.
+
+    Documents are packed with that alone, so a text must not begin with another when the model is used either.
 
     Raises:
         UserError: when there is none, or it has no fast implementation or no end-of-document token.
     """
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = load_tokenizer("tokenize.pretrained", name, revision)
     if not tokenizer.is_fast:
         raise UserError(
@@ -73,7 +77,9 @@ def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenize.pretrained: {name!r}: has no EOS token, which ends documents")
-    return tokenizer
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token)
 
 
 def pretrained_digest(params: TokenizeParams) -> str:

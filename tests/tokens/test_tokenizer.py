@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.errors import UserError
@@ -62,6 +62,25 @@ def test_a_folder_is_loaded_and_its_digest_follows_its_files(tmp_path: Path) -> 
     assert before
     (folder / "tokenizer_config.json").write_text("{}")
     assert pretrained_digest(params) != before
+
+
+def test_a_pretrained_tokenizer_begins_no_text_with_a_token_of_its_own(tmp_path: Path) -> None:
+    trained = train_tokenizer(TEXTS, 300)
+    trained.add_special_tokens(["<s>"])
+    special = [("<s>", trained.token_to_id("<s>"))]
+    begin = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=special)
+    trained.post_processor = processors.Sequence([processors.ByteLevel(), begin])
+    theirs = PreTrainedTokenizerFast(tokenizer_object=trained, bos_token="<s>", eos_token=END_OF_DOCUMENT)
+    theirs.save_pretrained(tmp_path / "theirs")
+    load_pretrained(str(tmp_path / "theirs"), None).save_pretrained(tmp_path / "ours")
+    ours = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    text = "  The 1st sentence, naïve."
+    ids = theirs(text)["input_ids"]
+    assert ids[0] == theirs.bos_token_id
+    assert ours(text)["input_ids"] == ids[1:]
+    assert ours.decode(ids[1:]) == text
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert (ours.bos_token_id, ours.eos_token_id) == (None, 0)  # lm-eval puts the latter before texts then
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
