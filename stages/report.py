@@ -172,10 +172,11 @@ def page(
 def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | None) -> str:
     """The table that `make run` ends with."""
     header = ["method", "width", "parameters (active)", "tokens", "training", "validation loss", "test loss"]
-    rows = [[*header, "test perplexity", "to NTP's final loss"]]
+    has_savings = any(each.saving for each in results)
+    rows = [[*header, "test perplexity", *["to NTP's final loss"] * has_savings]]
     for each in results:
         training, saving = each.runs[0].training, each.saving
-        needs = "" if each.method == BASELINE else "not reached"
+        needs = "not reached" if saving else ""
         if saving and saving.spent:
             needs = f"{si(saving.spent.tokens.mean)} tokens, {saving.spent.tokens_saved.mean:.0%} saved"
         elif saving and saving.reached:
@@ -190,7 +191,7 @@ def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | Non
                 over_seeds(each.corpora["validation"].loss, ".3f"),
                 over_seeds(each.corpora["test"].loss, ".3f"),
                 over_seeds(each.corpora["test"].perplexity, ".1f"),
-                needs,
+                *[needs] * has_savings,
             ]
         )
     text = [" ".join(each) for each in answers(results)]

@@ -262,6 +262,8 @@ def test_without_the_baseline_the_methods_are_still_ranked(folder: Path) -> None
         assert "CoCoMix ended at a test loss of 3.000, pause tokens at 4.200." in text
         assert "Next-token prediction, with which they would be compared, was not trained." in text
     assert "nothing to compare it with" not in html
+    assert "to NTP's final loss" not in summary
+    assert "not reached" not in summary
 
 
 def test_a_variant_of_cocomix_is_called_one(folder: Path) -> None:
@@ -466,6 +468,16 @@ def test_losses_are_compared_by_equal_compute_with_and_without_what_is_learned_f
     run(load())
     table = rows(Path("artifacts/report/index.html").read_text(), "Method", "equal")
     assert (table["Pause tokens"], table["Next-token prediction"]) == (["not yet evaluated"], ["4.000", "10.0 k"])
+
+
+def test_a_method_whose_supervision_alone_costs_as_much_is_said_to_be_one(folder: Path) -> None:
+    report({"ntp": [4.0], "cocomix": [3.0]})
+    path = Path("metrics/base.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"flops": 1e12}))
+    run(load())
+    table = rows(Path("artifacts/report/index.html").read_text(), "Method", "equal")
+    assert table["CoCoMix"][2:] == ["supervision alone costs as much"]
+    assert table["Next-token prediction"][2:] == ["4.000", "10.0 k"]
 
 
 def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
