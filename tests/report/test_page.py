@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cocomix.artifact import Artifact
 from cocomix.errors import UserError
@@ -277,7 +278,7 @@ def test_a_variant_of_cocomix_is_called_one(folder: Path) -> None:
 
 
 def test_weights_and_start_are_said_beside_the_papers(folder: Path) -> None:
-    html, summary = report({"kd": [4.0], "cocomix": [3.0]}, ("kl_weight: 0.1", "kl_weight: 0.5"))
+    html, summary = report({"kd": [4.0], "cocomix": [3.0]}, ("kl_weight: 1.0", "kl_weight: 0.5"))
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
         assert "CoCoMix weighs its concept loss by 0.3 (paper: 0.1). Its head starts tied (released code: " in text
         assert "weighs the divergence by 0.5 (paper: 0.1)" in text
@@ -478,6 +479,19 @@ def test_a_method_whose_supervision_alone_costs_as_much_is_said_to_be_one(folder
     table = rows(Path("artifacts/report/index.html").read_text(), "Method", "equal")
     assert table["CoCoMix"][2:] == ["supervision alone costs as much"]
     assert table["Next-token prediction"][2:] == ["4.000", "10.0 k"]
+
+
+def test_size_and_training_of_the_models_are_said_beside_the_base_models(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    text, pretrain = " ".join(Page(html).text.split()), load().pretrain
+    training = f"{pretrain.training.steps:,} steps of {pretrain.training.batch_size} windows of 128 tokens"
+    assert f"{pretrain.model.n_layer} blocks; {training}" in text
+    assert "1.33 k parameters, where the models that are compared have 2.59 M;" in text.replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    settings = re.search(r"<pre [^>]*>(pretrain:.*?)</pre>", html, re.DOTALL)
+    assert settings
+    assert yaml.safe_load(settings[1]) == {"pretrain": pretrain.model_dump(mode="json")}
 
 
 def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
