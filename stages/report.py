@@ -83,8 +83,8 @@ def run(params: Params) -> None:
         ARTIFACTS / "report",
         {str(path): digest_of(path) for path in files} | {TEMPLATE.name: digest_of(TEMPLATE)},
         params.report.model_dump()
-        | _comparison(params)
         | {
+            "pretrain": params.pretrain.model_dump(mode="json"),
             "decisive": decisive(params),
             "attribution": params.attribution.model_dump(
                 include={"score", "sign", "scope", "value", "integrated_steps"}
@@ -165,7 +165,7 @@ def page(
         if sweeps
         else None,
         stages=usages,
-        settings=yaml.safe_dump({"pretrain": _comparison(params)}, sort_keys=False).strip(),
+        settings=yaml.safe_dump({"pretrain": params.pretrain.model_dump(mode="json")}, sort_keys=False).strip(),
     )
 
 
@@ -201,11 +201,6 @@ def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | Non
         text.append(f"This is a variant of CoCoMix: {differs}.")
     paragraphs = [textwrap.fill(each, 110) for each in text]
     return "\n\n".join([table(rows), *paragraphs, f"The whole page: {ARTIFACTS}/report/index.html"]) + "\n"
-
-
-def _comparison(params: Params) -> dict[str, Any]:
-    """The parameters of the comparison itself."""
-    return params.pretrain.model_dump(include={"methods", "seeds", "match", "kd", "cocomix"})
 
 
 if __name__ == "__main__":
