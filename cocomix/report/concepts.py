@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from cocomix.artifact import Artifact
 from cocomix.explain.atlas import Atlas
 from cocomix.report.documents import EVALUATIONS
-from cocomix.report.facts import ConceptFacts, MixingFacts
+from cocomix.report.facts import ConceptFacts
 
 
 class Concept(NamedTuple):
@@ -39,19 +39,7 @@ class Example(NamedTuple):
 
 def mean_concepts(runs: Sequence[ConceptFacts]) -> ConceptFacts:
     """Each figure's mean over runs of one method."""
-
-    def over(name: str) -> float:
-        return fmean(getattr(run, name) for run in runs)
-
-    mixings = [run.mixing for run in runs if run.mixing]
-    return ConceptFacts(
-        cross_entropy=over("cross_entropy"),
-        recall_at_k=over("recall_at_k"),
-        recall_at_labels=over("recall_at_labels"),
-        never_predicted=over("never_predicted"),
-        ignored=None if runs[0].ignored is None else over("ignored"),
-        mixing=_mean_mixing(mixings) if mixings else None,
-    )
+    return ConceptFacts.model_validate(_mean([run.model_dump() for run in runs]))
 
 
 def read_examples(name: str) -> list[Example]:
@@ -85,20 +73,11 @@ def read_examples(name: str) -> list[Example]:
     return examples
 
 
-def _mean_mixing(runs: Sequence[MixingFacts]) -> MixingFacts:
-    def over(name: str) -> float:
-        return fmean(getattr(run, name) for run in runs)
-
-    def over_each(name: str) -> list[float]:
-        return [fmean(each) for each in zip(*(getattr(run, name) for run in runs), strict=True)]
-
-    return MixingFacts(
-        windows=runs[0].windows,
-        as_it_is=over("as_it_is"),
-        zeroed=over("zeroed"),
-        shuffled=over("shuffled"),
-        mean=over("mean"),
-        told_by_uncertainty=over_each("told_by_uncertainty"),
-        told_at_random=over_each("told_at_random"),
-        told_others=over("told_others"),
-    )
+def _mean(values: Sequence[Any]) -> Any:
+    """Of JSON values that are alike: figure by figure."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([each[key] for each in values]) for key in first}
+    if isinstance(first, list):
+        return [_mean(each) for each in zip(*values, strict=True)]
+    return None if first is None else fmean(values)
