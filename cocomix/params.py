@@ -446,7 +446,9 @@ class CocomixParams(Section):
     concept_head: Literal["released", "equations"]
     """released: the hidden state is normalised and the concept scaled back, as the code does; equations: neither."""
     concept_init: Literal["tied", "normal"]
-    """tied: unit-norm predictor rows and compress = 0.75 x their transpose; normal: N(0, 0.02), as released."""
+    """tied: unit-norm predictor rows and compress = tied_scale x their transpose; normal: N(0, 0.02), as released."""
+    tied_scale: Annotated[float, Field(gt=0)]
+    """How strongly the mixed vector is a copy of the hidden state at a tied start."""
     stop_gradient: bool
     """Whether the language model's loss leaves the prediction alone."""
     concept_weight: Annotated[float, Field(ge=0)]

@@ -76,6 +76,7 @@ def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary
         "concept_k": cocomix.concept_k,
         "concept_head": cocomix.concept_head,
         "concept_init": cocomix.concept_init,
+        "tied_scale": cocomix.tied_scale,
         "stop_gradient": cocomix.stop_gradient,
         "base_width": sources.base_width,
     }

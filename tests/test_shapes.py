@@ -16,6 +16,7 @@ COCOMIX = CocomixParams(
     concept_k=8,
     concept_head="released",
     concept_init="tied",
+    tied_scale=0.5,
     stop_gradient=False,
     concept_weight=0.3,
     hidden_loss="l2",

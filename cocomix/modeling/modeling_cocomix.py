@@ -35,9 +35,6 @@ from .concept_edits import ConceptEdits, Concepts, is_by_row
 from .configuration_cocomix import CoCoMixConfig
 from .mixers import ConceptHead, HiddenHead, Mixture, PauseVector
 
-TIED_SCALE = 0.75
-"""Compress over predictor at the tied start. Not tuned."""
-
 
 @dataclass
 class CoCoMixOutput(ModelOutput):
@@ -164,7 +161,7 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
                 rows = F.normalize(torch.randn_like(module.predictor.weight), dim=1)
                 init.copy_(module.predictor.weight, rows)
             if tied and mixes:
-                init.copy_(module.compress.weight, TIED_SCALE * rows)
+                init.copy_(module.compress.weight, self.config.tied_scale * rows)
 
 
 class CoCoMixModel(CoCoMixPreTrainedModel):

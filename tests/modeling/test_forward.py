@@ -255,10 +255,10 @@ def test_a_tuple_is_given_on_request(asked: str) -> None:
 
 
 def test_the_tied_start_has_unit_rows_and_their_scaled_transpose_and_the_normal_start_has_neither() -> None:
-    tied = tiny(initializer_range=0.02).transformer.mixer
+    tied = tiny(initializer_range=0.02, tied_scale=0.5).transformer.mixer
     normal = tiny(initializer_range=0.02, concept_init="normal").transformer.mixer
     torch.testing.assert_close(tied.predictor.weight.norm(dim=1), torch.ones(40))
-    torch.testing.assert_close(tied.compress.weight, 0.75 * tied.predictor.weight)
+    torch.testing.assert_close(tied.compress.weight, 0.5 * tied.predictor.weight)
     assert normal.predictor.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert normal.compress.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
