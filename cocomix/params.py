@@ -449,6 +449,8 @@ class CocomixParams(Section):
     """tied: unit-norm predictor rows and compress = tied_scale x their transpose; normal: N(0, 0.02), as released."""
     tied_scale: Annotated[float, Field(gt=0)]
     """How strongly the mixed vector is a copy of the hidden state at a tied start."""
+    learned_scale: bool
+    """Whether a learned number, 1 at first, multiplies what compress makes of the predicted concepts."""
     stop_gradient: bool
     """Whether the language model's loss leaves the prediction alone."""
     concept_weight: Annotated[float, Field(ge=0)]
@@ -460,6 +462,8 @@ class CocomixParams(Section):
     def _agree(self) -> Self:
         if self.stop_gradient and self.mixing == "none":
             raise ValueError("stop_gradient must be false with mixing: none, which already keeps the two apart")
+        if self.learned_scale and (self.mixing == "none" or self.predicts == "hidden"):
+            raise ValueError("learned_scale must be false where no concepts are mixed")
         if self.concept_weight == 0 and (self.stop_gradient or self.mixing == "none"):
             raise ValueError(
                 "concept_weight: 0 with mixing: none or stop_gradient: true leaves nothing to train the head"

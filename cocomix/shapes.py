@@ -77,6 +77,7 @@ def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary
         "concept_head": cocomix.concept_head,
         "concept_init": cocomix.concept_init,
         "tied_scale": cocomix.tied_scale,
+        "learned_scale": cocomix.learned_scale,
         "stop_gradient": cocomix.stop_gradient,
         "base_width": sources.base_width,
     }
@@ -169,7 +170,7 @@ def parameters_of(shape: Mapping[str, Any]) -> Parameters:
     match shape["predicts"]:
         case "concepts":
             pre_bias = d if mixes or shape["concept_head"] == "released" else 0
-            stored += latents * d + latents + pre_bias + mixes * latents * d
+            stored += latents * d + latents + pre_bias + mixes * latents * d + shape.get("learned_scale", False)
             return Parameters(stored, stored - mixes * (latents - shape["concept_k"]) * d)
         case "hidden":
             width = shape["base_width"]

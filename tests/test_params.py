@@ -142,6 +142,9 @@ def test_another_autoencoder_is_the_first_but_for_what_is_given(
 def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     text = SHIPPED.read_text().replace("mixing: interleave ", "mixing: none ")
+    path.write_text(text.replace("learned_scale: false", "learned_scale: true"))
+    with pytest.raises(UserError, match=r"pretrain.cocomix: learned_scale must be false where no concepts are mixed"):
+        load(path)
     path.write_text(text.replace("concept_weight: 0.3", "concept_weight: 0.0"))
     with pytest.raises(
         UserError, match=r"pretrain.cocomix: concept_weight: 0 with mixing: none or stop_gradient: true"

@@ -17,6 +17,7 @@ COCOMIX = CocomixParams(
     concept_head="released",
     concept_init="tied",
     tied_scale=0.5,
+    learned_scale=False,
     stop_gradient=False,
     concept_weight=0.3,
     hidden_loss="l2",

@@ -19,13 +19,14 @@ class CoCoMixConfig(GPT2Config):
         concept_layer: blocks below the concept head. At least 1: generation counts past tokens in the cache of
             block 0, which must hold one entry a token.
         num_concepts: C, the size of the dictionary that the concepts come from, with `predicts: concepts`; so are the
-            next four.
+            next five.
         concept_k: predicted concepts that are mixed into the continuous concept.
         concept_head: `released`: the hidden state is normalised before the prediction, and the continuous concept
             is scaled back, as the released code does; `equations`: neither (paper Eq. 2 and 3).
         concept_init: `tied`: predictor rows of unit norm and compress = tied_scale times their transpose, so that
             mixing starts as a coarse copy of the hidden state; `normal`: N(0, initializer_range), as the released code.
         tied_scale: see `concept_init`.
+        learned_scale: whether a learned number, 1 at first, multiplies what compress makes of the predicted concepts.
         stop_gradient: whether the language model's loss leaves the prediction alone: it still trains what is made
             of the prediction, with `released` also the pre-bias, which both share.
         base_width: width of the hidden state that is predicted, with `predicts: hidden`.
@@ -41,6 +42,7 @@ class CoCoMixConfig(GPT2Config):
     concept_head: Literal["released", "equations"] = "released"
     concept_init: Literal["tied", "normal"] = "tied"
     tied_scale: float = 0.75
+    learned_scale: bool = False
     stop_gradient: bool = False
     base_width: int = 768
 

@@ -51,6 +51,8 @@ class ConceptHead(nn.Module):
         if config.mixing != "none":
             # Row = concept: only the rows of the predicted concepts are read.
             self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
+            if config.learned_scale:
+                self.scale = nn.Parameter(torch.ones(1))
 
     def forward(
         self,
@@ -105,7 +107,7 @@ class ConceptHead(nn.Module):
     def _compressed(self, concepts: _Predicted) -> Tensor:
         strengths = concepts.strengths.detach() if self.config.stop_gradient else concepts.strengths
         vector: Tensor = self.compress(concepts.indices, per_sample_weights=strengths.to(self.compress.weight.dtype))
-        return vector
+        return self.scale * vector if self.config.learned_scale else vector
 
 
 class HiddenHead(nn.Module):

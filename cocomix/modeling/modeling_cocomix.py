@@ -157,6 +157,8 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
                 init.zeros_(module.pre_bias)
             if mixes:
                 init.normal_(module.compress.weight, mean=0.0, std=self.config.initializer_range)
+            if hasattr(module, "scale"):
+                init.ones_(module.scale)
             if tied:
                 rows = F.normalize(torch.randn_like(module.predictor.weight), dim=1)
                 init.copy_(module.predictor.weight, rows)

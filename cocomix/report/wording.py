@@ -273,6 +273,7 @@ def variant(cocomix: CocomixParams) -> str:
         (cocomix.mixing == "none", "it predicts, but mixes nothing in"),
         (cocomix.mixing == "add", "what it predicts is added to the token's state, not interleaved"),
         (cocomix.mixing == "interleave_with_state", "the interleaved position also holds the token's state"),
+        (cocomix.learned_scale, "a learned number scales what is mixed"),
         (not cocomix.concept_weight, "nothing teaches it what to predict: the weight of that loss is 0"),
         (cocomix.stop_gradient, "the language model's loss leaves the prediction alone"),
         (cocomix.concept_head == "equations", "its head neither normalises nor rescales"),

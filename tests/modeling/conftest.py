@@ -18,6 +18,7 @@ VARIANTS = (
         for mixing, stop in product(MIXINGS, (False, True))
         if not (mixing == "none" and stop)
     ]
+    + [{"mixing": mixing, "learned_scale": True} for mixing in MIXINGS if mixing != "none"]
     + [{"predicts": "nothing"}]
 )
 """Every model that the configuration allows."""

@@ -53,7 +53,7 @@ def mixture(mixer: nn.Module, config: CoCoMixConfig, hidden: Tensor) -> tuple[Te
     if config.mixing == "none":
         return None, z
     kept = torch.zeros_like(z).scatter(-1, z.topk(config.concept_k).indices, 1.0) * shelter(z)
-    concept = kept @ mixer.compress.weight + mixer.pre_bias
+    concept = kept @ mixer.compress.weight * (mixer.scale if config.learned_scale else 1) + mixer.pre_bias
     return (concept * std + mean if released else concept), z
 
 
