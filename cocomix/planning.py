@@ -141,7 +141,7 @@ def estimate(params: Params, text: Text) -> dict[str, Estimate]:
         "report": Estimate(disk=5e4, memory=100e6),
     }
     models = shapes(params.pretrain, words, sources)
-    found["steer"] = _steer(params, models["cocomix"], base)
+    found["steer"] = _steer(params, shape_of("cocomix", models), base)
     for method in params.pretrain.methods:
         shape = shape_of(method, models)
         for seed in params.pretrain.seeds:

@@ -94,10 +94,10 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
     }
 
 
-def shapes(params: PretrainParams, tokens: Vocabulary, sources: Sources) -> dict[Method, Shape]:
+def shapes(params: PretrainParams, tokens: Vocabulary, sources: Sources) -> dict[Method, Shape | None]:
     """The shape of each method's model; those of `ntp` and `kd` as wide as `params.match` asks.
 
-    Without `kd` where the base model's forward pass alone costs what is to be matched: see `shape_of`.
+    None for `kd` where the base model's forward pass alone costs what is to be matched: see `shape_of`.
     """
     cocomix = cocomix_shape(params.model, params.cocomix, tokens, sources)
     hidden = params.cocomix.predicts == "hidden"
@@ -109,28 +109,28 @@ def shapes(params: PretrainParams, tokens: Vocabulary, sources: Sources) -> dict
 
         return gpt2_shape(params.model if params.match == "width" else widened(params.model, cost, target), tokens)
 
-    found: dict[Method, Shape] = {
+    is_too_dear = params.match == "flops" and sources.base_flops >= target
+    return {
         "ntp": matched(0),
+        "kd": None if is_too_dear else matched(sources.base_flops),
         "pause": pause_shape(params.model, params.pause, tokens),
         "cocomix": cocomix,
     }
-    if params.match != "flops" or sources.base_flops < target:
-        found["kd"] = matched(sources.base_flops)
-    return found
 
 
-def shape_of(method: Method, found: Mapping[Method, Shape]) -> Shape:
+def shape_of(method: Method, found: Mapping[Method, Shape | None]) -> Shape:
     """One of `shapes`.
 
     Raises:
         UserError: when no width gives `kd` CoCoMix's training FLOPs.
     """
-    if method not in found:
+    shape = found[method]
+    if shape is None:
         raise UserError(
             f"pretrain.match: flops: a token costs the base model of {method} more than all of CoCoMix's training on "
             "it, so that no width is left to match; another match may be: stored, active, width"
         )
-    return found[method]
+    return shape
 
 
 def widened(model: ModelParams, cost: Callable[[ModelParams], int], target: int) -> ModelParams:

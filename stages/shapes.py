@@ -16,7 +16,7 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
-    """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration.
+    """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration, or null.
 
     metrics/shapes.json says how wide each is, and what the concepts come from: the dictionary's size, and the FLOPs of
     the base model's forward pass a token, whole and up to the layer of the concepts.
@@ -38,7 +38,7 @@ def run(params: Params) -> None:
         with work.write("shapes.json") as pending:
             pending.path.write_bytes(to_json(found))
         sizes = {
-            "widths": {method: shape["n_embd"] for method, shape in found.items()},
+            "widths": {method: shape["n_embd"] for method, shape in found.items() if shape},
             "context": tokens.context,
             "latents": sources.latents,
             "base_flops": sources.base_flops,
