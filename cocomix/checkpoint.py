@@ -36,13 +36,14 @@ def load(folder: Path) -> dict[str, Any] | None:
     """The state of the newest checkpoint that is whole; none: None. Damaged ones are removed: they would be kept in
     the place of whole ones."""
     for path in _newest_first(folder):
-        with suppress(FileNotFoundError):  # another process of this training has found it damaged
+        # No file: another process of this training has found it damaged, and removed it. Not unpickled: it holds more
+        # than `save` writes, which is not read: it could run.
+        with suppress(FileNotFoundError, UnpicklingError):
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest()[:16] == path.stem.rpartition("-")[2]:
-                with suppress(UnpicklingError):  # it holds more than `save` writes, which is not read: it could run
-                    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-            say(f"warning: {path} is damaged; going on from the checkpoint before it")
-            path.unlink(missing_ok=True)
+                return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        say(f"warning: {path} is damaged; going on from the checkpoint before it")
+        path.unlink(missing_ok=True)
     return None
 
 
