@@ -18,6 +18,9 @@ from cocomix.device import bf16
 GROUP = 8
 """Scores that are first compared by their maximum (measured: 8 is best from 1024 to 32768 latents)."""
 
+FEW = 512
+"""Scores of a position whose largest are found in one step (measured on a CPU: best from 1024 to 32768 latents)."""
+
 SPARSE = 1 / 8
 """Share of the rows up to which their products alone are faster (measured: 1/11 to 1/8, at 1024 and 4096 latents)."""
 
@@ -48,7 +51,7 @@ def top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int, *, by_size: boo
         by_size: compare absolute values.
     """
     scores = _scores(x, weight, bias)
-    return _top_k(scores.abs_() if by_size else scores, k)
+    return largest(scores.abs_() if by_size else scores, k)
 
 
 @torch.no_grad()
@@ -114,6 +117,27 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
     return above.kthvalue(len(above) - k + 1).values
 
 
+def largest(scores: Tensor, k: int) -> Tensor:
+    """The places of the k largest scores of each row, in no order: int64 [n, k].
+
+    In steps, several times as fast as in one: they are in the k columns of a [GROUP, latents / GROUP] grid with the
+    largest maxima.
+
+    Args:
+        scores: [n, latents].
+    """
+    n, latents = scores.shape
+    columns = latents // GROUP
+    if latents <= FEW or latents % GROUP or columns < k:
+        return _select(scores, k)
+    grid = scores.view(n, GROUP, columns)
+    best = largest(grid.amax(1), k)
+    candidates = grid.gather(2, best[:, None].expand(-1, GROUP, -1)).flatten(1)
+    chosen = _select(candidates, k)
+    row = chosen // k
+    return best.gather(1, chosen - row * k) + row * columns
+
+
 def partial_sums(values: Tensor, weight: Tensor, indices: Tensor, ends: list[int]) -> Tensor:
     """As `weighted_sum`, in parts: of the rows before the first end, from there to the second, and so on.
 
@@ -141,22 +165,18 @@ def partial_sums(values: Tensor, weight: Tensor, indices: Tensor, ends: list[int
     return sums.view(n, len(ends) + 1, -1)[:, :-1]
 
 
-def _top_k(scores: Tensor, k: int) -> Tensor:
-    """The places of the k largest scores of each row: int64 [n, k].
-
-    In two steps, up to twice as fast as one: the k largest are in the k columns of a [GROUP, latents / GROUP] grid
-    with the largest maxima.
-    """
-    n, latents = scores.shape
-    columns = latents // GROUP
-    if latents % GROUP or columns < k:
+def _select(scores: Tensor, k: int) -> Tensor:
+    """As `largest`, in one step."""
+    latents = scores.shape[1]
+    if scores.device.type != "cpu" or scores.dtype != torch.bfloat16 or latents > 2**16:
         return scores.topk(k, dim=1, sorted=False).indices
-    grid = scores.view(n, GROUP, columns)
-    best = grid.amax(1).topk(k, dim=1, sorted=False).indices
-    candidates = grid.gather(2, best[:, None].expand(-1, GROUP, -1)).flatten(1)
-    chosen = candidates.topk(k, dim=1, sorted=False).indices
-    row = chosen // k
-    return best.gather(1, chosen - row * k) + row * columns
+    # NumPy selects among integers with vector instructions, in a quarter of topk's time: the score's bits, in such an
+    # order that they compare as integers, and below them its place.
+    bits = scores.view(torch.int16)
+    keys = (bits ^ ((bits >> 15) & 0x7FFF)).int() << 16
+    keys |= torch.arange(latents, dtype=torch.int32)
+    keys.numpy().partition(latents - k)
+    return keys[:, latents - k :].long() & 0xFFFF
 
 
 def _scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

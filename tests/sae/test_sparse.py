@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from cocomix.sae.sparse import (
     dots,
     indices_above,
     kth_largest,
+    largest,
     partial_sums,
     pays,
     top_indices,
@@ -107,6 +108,30 @@ def test_the_top_indices_are_those_of_the_dense_products(n: int, latents: int, d
     x, weight, bias = normal(n, 4).detach(), normal(latents, 4, seed=1).detach(), normal(latents, seed=2).detach()
     expected = (x @ weight.T + bias).topk(k).indices
     torch.testing.assert_close(top_indices(x, weight, bias, k).sort(1).values, expected.sort(1).values)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.sampled_from([(8, 1), (64, 8), (65, 8), (256, 32), (24, 5), (600, 1), (1024, 32), (8192, 20), (7, 7)]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    ties=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_largest_are_found_in_steps(seed: int, shape: tuple[int, int], dtype: torch.dtype, ties: bool) -> None:
+    latents, k = shape
+    scores = torch.randn(5, latents, generator=torch.Generator().manual_seed(seed))
+    scores = (scores.round() if ties else scores).to(dtype)
+    places = largest(scores, k)
+    assert torch.equal(scores.gather(1, places).sort(descending=True).values, scores.topk(k).values)
+    assert all(len(row.unique()) == k for row in places)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinities_and_zeros_have_their_places_among_the_largest(dtype: torch.dtype) -> None:
+    inf = float("inf")
+    scores = torch.tensor([[-inf, 0.0, -1.0, inf, -0.0, -2.0], [-inf] * 5 + [-3.0]], dtype=dtype)
+    found = scores.gather(1, largest(scores, 3)).sort(descending=True).values
+    assert found.tolist() == [[inf, 0.0, 0.0], [-3.0, -inf, -inf]]
 
 
 def test_bf16_selection_changes_only_rows_that_are_about_equal_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
