@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from cocomix.explain import Atlas, Card
 from cocomix.explain.predictions import Predicting, Predictions, predicting
@@ -376,6 +376,19 @@ def test_a_card_shows_what_the_language_model_makes_of_the_concept(
         page.press("#search", "Enter")
         expect(page.locator("#card h2")).to_contain_text(str(silent))
         expect(page.locator("#card")).to_contain_text(f"at none of {told.positions} positions")
+
+
+def test_one_may_search_before_the_page_knows_its_model(session: Session, page: Page) -> None:
+    held: list[Route] = []
+    with serving(session) as address:
+        page.route("**/api/about", lambda route: held.append(route))
+        page.goto(f"http://{address}/")
+        page.fill("#search", "3")
+        page.press("#search", "Enter")
+        expect(page.locator("#found b >> nth=0")).to_have_text("3")
+        held[0].continue_()
+        expect(page.locator("#card h2")).to_contain_text("3")
+        finished(page)
 
 
 def test_the_exported_atlas_opens_from_disk_and_finds_what_the_atlas_finds(

@@ -5,6 +5,7 @@ import { startSteering, steerBy, stopWriting, write } from "./steer.js";
 
 const [prompt, tokens] = ["prompt", "tokens"].map(byId);
 const state = { about: null, text: "", positions: [], selected: 0, concept: null, strengths: null, names: new Map() };
+const known = json("/api/about").then((about) => { state.about = about; }); // one may type and search before it is
 
 // Reading -----------------------------------------------------------------------------------------------------------
 
@@ -12,6 +13,7 @@ const read = latest(byId("reading-error"), async (signal) => {
   byId("count").textContent = "reading …";
   stopWriting();
   try {
+    await known;
     const text = prompt.value;
     const positions = await json("/api/read", { text }, signal);
     Object.assign(state, { text, positions, strengths: null });
@@ -150,6 +152,7 @@ const choose = latest(byId("found-count"), async (signal, concept) => {
   }
   if (concept === null) return;
   await weigh(signal);
+  await known;
   const panel = byId("card");
   const steer = el("button", { type: "button", class: "primary", click: () => steerBy(concept) }, `Steer ${concept}`);
   if (!state.about.atlas) {
@@ -236,7 +239,7 @@ for (const button of document.querySelectorAll("[data-copies]")) {
   });
 }
 
-state.about = await json("/api/about");
+await known;
 const { about } = state;
 byId("about").textContent = `${about.model}: ${about.concepts.toLocaleString("en")} concepts, ${about.context} tokens of context`
   + (about.atlas ? "" : "; no atlas, so no meanings") + (about.labels ? "" : "; no base model, so no labels");
