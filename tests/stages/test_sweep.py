@@ -35,6 +35,7 @@ def state(project: Project) -> dict[str, bytes]:
     return {name: content for name, content in contents.items() if not name.startswith("metrics/sweep/")}
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_settings_and_leaves_the_project_as_it_was(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     before = state(project)
