@@ -93,7 +93,7 @@ class _Predict(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, k: int, differentiate: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, classes, dtype = len(x), len(weight), _matmul_dtype(x)
+        n, classes, dtype = len(x), len(weight), matmul_dtype(x)
         loss = torch.zeros((), device=x.device)
         strengths = x.new_empty(n, k)
         indices = labels.new_empty(n, k)
@@ -130,7 +130,7 @@ class _Predict(torch.autograd.Function):
         if k:
             grad_x += F.embedding_bag(indices, weight, per_sample_weights=grad_strengths.to(weight.dtype), mode="sum")
             grad_bias.index_add_(0, indices.flatten(), grad_strengths.flatten().to(weight.dtype))
-            rows = _block(len(x), k * x.shape[1], x.device)
+            rows = rows_at_once(len(x), k * x.shape[1], x.device)
             for xs, slopes, classes in zip(
                 *(torch.split(each, rows) for each in (x, grad_strengths, indices)), strict=True
             ):
@@ -148,7 +148,7 @@ def _to_slopes(scores: Tensor, labels: Tensor) -> Tensor:
         scores: [n, classes]. labels: int64 [n, m], negative where there is none.
     """
     loss = torch.zeros((), device=scores.device)
-    rows = _block(len(scores), scores.shape[1], scores.device)
+    rows = rows_at_once(len(scores), scores.shape[1], scores.device)
     for block, wanted in zip(torch.split(scores, rows), torch.split(labels, rows), strict=True):
         valid = wanted >= 0
         share = valid / valid.sum(-1, keepdim=True).clamp(min=1)
@@ -162,11 +162,12 @@ def _to_slopes(scores: Tensor, labels: Tensor) -> Tensor:
     return loss
 
 
-def _block(rows: int, width: int, device: torch.device) -> int:
+def rows_at_once(rows: int, width: int, device: torch.device) -> int:
     """How many of `rows` rows of `width` numbers to work on at once."""
     return max(1, min(rows, (BLOCK if device.type == "cpu" else CHUNK) // width))
 
 
-def _matmul_dtype(x: Tensor) -> torch.dtype:
+def matmul_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product with `x` is computed in."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -44,7 +44,8 @@ class Chosen(NamedTuple):
 def top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int, *, by_size: bool = False) -> Tensor:
     """The rows of `weight` with the k largest `x @ weight.T + bias`, in no order: int64 [n, k].
 
-    Where fewer than k are positive, the others may be any. The products are bf16 where the hardware has it: only rows that are about equal to the k-th can change places.
+    Where fewer than k are positive, the others may be any. The products are bf16 where the hardware has it: only rows
+    that are about equal to the k-th can change places.
 
     Args:
         x: [n, d]. weight: [latents, d]. bias: [latents].
@@ -172,7 +173,7 @@ def _select(scores: Tensor, k: int) -> Tensor:
     latents = scores.shape[1]
     if scores.dtype != torch.int16 or latents > 2**16:
         return scores.topk(k, dim=1, sorted=False).indices
-    # NumPy selects among integers with vector instructions, in a quarter of topk's time: scores, with their places below.
+    # NumPy selects among integers with vector instructions, in a quarter of topk's time: scores, their places below.
     keys = scores.int() << 16
     keys |= torch.arange(latents, dtype=torch.int32)
     keys.numpy().partition(latents - k)

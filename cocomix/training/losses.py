@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from cocomix.modeling.kernels import chunks, linear_cross_entropy
+from cocomix.modeling.kernels import linear_cross_entropy
 from cocomix.params import HiddenDistance
 
 NO_LABEL = -1
@@ -61,38 +60,6 @@ def distillation_loss(logits: Tensor, base_logits: Tensor) -> Tensor:
     """
     student, base = (each.flatten(0, -2).log_softmax(-1, dtype=torch.float32) for each in (logits, base_logits))
     return F.kl_div(student, base, reduction="sum", log_target=True)
-
-
-def fused_distillation_losses(
-    hidden: Tensor, head: Tensor, windows: Tensor, base_logits: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`next_token_loss` and `distillation_loss` of the logits `hidden @ head.T`, a few windows at a time.
-
-    Where there is more than one chunk, its logits are computed again in the backward pass. The two losses can have any
-    factors, so that their gradients cannot be made beforehand, as `linear_cross_entropy` does.
-
-    Args:
-        hidden: [batch, context, d_model].
-        head: [vocab, d_model].
-        windows: token ids, int64 [batch, context].
-        base_logits: [batch, context, vocab].
-    """
-
-    def losses(hidden: Tensor, head: Tensor, windows: Tensor, base_logits: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(hidden, head)
-        return next_token_loss(logits, windows), distillation_loss(logits[:, :-1], base_logits[:, :-1])
-
-    parts = chunks(len(windows), base_logits[0].numel())
-    if len(parts) == 1:
-        return losses(hidden, head, windows, base_logits)
-    tokens, divergence = zip(
-        *(
-            checkpoint(losses, hidden[some], head, windows[some], base_logits[some], use_reentrant=False)
-            for some in parts
-        ),
-        strict=True,
-    )
-    return torch.stack(tokens).sum(), torch.stack(divergence).sum()
 
 
 def hidden_loss(predicted: Tensor, hidden: Tensor, distance: HiddenDistance) -> Tensor:

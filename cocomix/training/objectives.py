@@ -10,8 +10,8 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from cocomix.base import forward_flops, residual_at
 from cocomix.modeling import CoCoMixForCausalLM, flops_per_token
 from cocomix.params import HiddenDistance
+from cocomix.training.distillation import fused_distillation_losses
 from cocomix.training.losses import (
-    fused_distillation_losses,
     fused_next_token_loss,
     hidden_loss,
     labelled_positions,
@@ -24,7 +24,10 @@ class Losses(NamedTuple):
     tokens: Tensor
     """Next-token cross-entropy in nats, summed over the windows' tokens but the last ones."""
     auxiliary: Tensor | None = None
-    """What the method minimises besides, summed over `supervised` positions; none: nothing."""
+    """What the method minimises besides, summed over `supervised` positions; none: nothing.
+
+    Without a gradient where that of `tokens` is the gradient of both (`fused_distillation_losses`).
+    """
 
 
 class NextToken(nn.Module):
@@ -65,7 +68,7 @@ class Distillation(nn.Module):
             # A pretrained base model's vocabulary may be padded.
             wanted = self._base[0](input_ids=windows, use_cache=False).logits[..., : len(head)]
         hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
-        return Losses(*fused_distillation_losses(hidden, head, windows, wanted))
+        return Losses(*fused_distillation_losses(hidden, head, windows, wanted, self.auxiliary_weight))
 
     def supervised(self, windows: Tensor) -> int:
         """Positions behind the auxiliary loss."""

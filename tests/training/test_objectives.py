@@ -31,11 +31,15 @@ def cocomix(**options: Any) -> CoCoMixForCausalLM:
 
 def assert_same(losses: Losses, expected: Losses, model: torch.nn.Module) -> None:
     """In value, and in the gradient of a sum in which each has a factor of its own."""
-    gradients = []
-    for each in (losses, expected):
-        total = 0.7 * each.tokens + (0.2 * each.auxiliary if each.auxiliary is not None else 0.0)
-        gradients.append(torch.autograd.grad(total, list(model.parameters()), materialize_grads=True))
     torch.testing.assert_close(losses, expected)
+    one, other = (
+        0.7 * each.tokens + (0.2 * each.auxiliary if each.auxiliary is not None else 0.0) for each in (losses, expected)
+    )
+    assert_same_gradient(one, other, model)
+
+
+def assert_same_gradient(one: torch.Tensor, other: torch.Tensor, model: torch.nn.Module) -> None:
+    gradients = (torch.autograd.grad(each, list(model.parameters()), materialize_grads=True) for each in (one, other))
     for pair in zip(*gradients, strict=True):
         torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-4)
 
@@ -71,8 +75,10 @@ def test_distillation_adds_the_divergence_from_the_base_model_whose_vocabulary_m
     model, base = gpt2(), prepared(gpt2(vocab_size=40))
     windows = torch.randint(0, 32, (3, 8))
     logits, wanted = model(windows).logits, base(windows).logits[..., :32]
-    expected = Losses(token_loss(logits, windows), distillation_loss(logits[:, :-1], wanted[:, :-1]))
-    assert_same(Distillation(model, base, 0.5)(windows), expected, model)
+    found = Distillation(model, base, 0.5)(windows)
+    tokens, divergence = token_loss(logits, windows), distillation_loss(logits[:, :-1], wanted[:, :-1])
+    torch.testing.assert_close(found, Losses(tokens, divergence))
+    assert_same_gradient(found.tokens, tokens + 0.5 * divergence, model)
 
 
 def test_hidden_mixing_adds_the_distance_to_the_base_models_hidden_state() -> None:
