@@ -83,11 +83,11 @@ def test_the_fused_distillation_losses_equal_those_of_the_logits_in_value_and_gr
         logits = torch.nn.functional.linear(hidden, head)
         expected = next_token_loss(logits, windows), distillation_loss(logits[:, :-1], base_logits[:, :-1])
     for pair in zip(found, expected, strict=True):
-        torch.testing.assert_close(*pair, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(*pair)
     totals = found[0], expected[0] + kl_weight * expected[1]
     for pair in zip(*(torch.autograd.grad(0.7 * each, (hidden, head)) for each in totals), strict=True):
         # In bf16, the gradient of the head is rounded chunk by chunk.
-        torch.testing.assert_close(*pair, atol=1e-1 if bf16 else 1e-4, rtol=4e-2 if bf16 else 1e-4)
+        torch.testing.assert_close(*pair, atol=5e-2 if bf16 else 1e-5, rtol=2e-2 if bf16 else 1e-5)
 
 
 def test_the_divergence_weighs_by_the_base_models_probabilities() -> None:
