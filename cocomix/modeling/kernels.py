@@ -153,13 +153,18 @@ def _to_slopes(scores: Tensor, labels: Tensor) -> Tensor:
         valid = wanted >= 0
         share = valid / valid.sum(-1, keepdim=True).clamp(min=1)
         wanted = wanted.clamp(min=0)
-        probabilities = block.softmax(-1, dtype=torch.float32)
-        # By the largest score, whose probability cannot underflow.
-        log_sum = block.amax(-1).float() - probabilities.amax(-1).log()
+        probabilities, log_sum = softmax(block)
         mean = (block.gather(-1, wanted) * share).sum(-1)
         loss += ((log_sum - mean) * valid.any(-1)).sum()
         block.copy_(probabilities.scatter_add_(-1, wanted, -share))
     return loss
+
+
+def softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The probabilities of scores [n, classes], and the logarithm of the sum of their exponentials [n], in float32."""
+    probabilities = scores.softmax(-1, dtype=torch.float32)
+    # By the largest score, whose probability cannot underflow.
+    return probabilities, scores.amax(-1).float() - probabilities.amax(-1).log()
 
 
 def rows_at_once(rows: int, width: int, device: torch.device) -> int:

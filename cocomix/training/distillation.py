@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cocomix.modeling.kernels import chunks, matmul_dtype, rows_at_once
+from cocomix.modeling.kernels import chunks, matmul_dtype, rows_at_once, softmax
 
 
 def fused_distillation_losses(
@@ -39,20 +39,19 @@ class _Distill(torch.autograd.Function):
         ctx: Any, head: Tensor, x: Tensor, nexts: Tensor, base_scores: Tensor, kl_weight: float, differentiate: bool
     ) -> tuple[Tensor, Tensor]:
         head_cast = head.to(matmul_dtype(x))
-        tokens, divergence = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+        losses = torch.zeros(2, device=x.device)
         if differentiate:
             grad_head, grad_x = torch.zeros_like(head), torch.empty_like(x)
             ctx.save_for_backward(grad_head, grad_x)
         for some in chunks(len(x), len(head)):
             x_cast = x[some].to(head_cast.dtype)
             scores = x_cast @ head_cast.T
-            parts = _to_slopes(scores, nexts[some], base_scores[some], kl_weight)
-            tokens += parts[0]
-            divergence += parts[1]
+            losses += _to_slopes(scores, nexts[some], base_scores[some], kl_weight)
             if differentiate:
                 counts = (nexts[some] >= 0)[:, None]
                 grad_x[some] = (scores @ head_cast) * counts
                 grad_head += scores.T @ (x_cast * counts)
+        tokens, divergence = losses[0].clone(), losses[1].clone()
         ctx.mark_non_differentiable(divergence)
         return tokens, divergence
 
@@ -63,8 +62,8 @@ class _Distill(torch.autograd.Function):
         return grad_head.mul_(grad), grad_x.mul_(grad), None, None, None, None
 
 
-def _to_slopes(scores: Tensor, nexts: Tensor, base_scores: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
-    """Replace scores by the slopes of tokens + kl_weight * divergence in them, and return the two.
+def _to_slopes(scores: Tensor, nexts: Tensor, base_scores: Tensor, kl_weight: float) -> Tensor:
+    """Replace scores by the slopes of tokens + kl_weight * divergence in them, and return the two: [2].
 
     Rows without a next token count nothing in the losses, and have slopes that mean nothing.
 
@@ -72,18 +71,16 @@ def _to_slopes(scores: Tensor, nexts: Tensor, base_scores: Tensor, kl_weight: fl
         scores, base_scores: [n, vocab].
         nexts: int64 [n], negative where there is none.
     """
-    tokens, divergence = torch.zeros((), device=scores.device), torch.zeros((), device=scores.device)
+    losses = torch.zeros(2, device=scores.device)
     rows = rows_at_once(len(scores), scores.shape[1], scores.device)
     for block, wanted, base in zip(*(torch.split(each, rows) for each in (scores, nexts, base_scores)), strict=True):
         counts, wanted = wanted >= 0, wanted.clamp(min=0)[:, None]
-        probabilities = block.softmax(-1, dtype=torch.float32)
-        # By the largest score, whose probability cannot underflow.
-        log_sum = block.amax(-1).float() - probabilities.amax(-1).log()
-        tokens += ((log_sum - block.gather(-1, wanted).squeeze(-1)) * counts).sum()
+        probabilities, log_sum = softmax(block)
+        tokens = log_sum - block.gather(-1, wanted).squeeze(-1)
         logs = base.log_softmax(-1, dtype=torch.float32)
         base_probabilities = logs.exp()
-        cross = logs.sub_(block).mul_(base_probabilities).sum(-1)
-        divergence += ((cross + log_sum) * counts).sum()
+        divergence = logs.sub_(block).mul_(base_probabilities).sum(-1) + log_sum
+        losses += (torch.stack([tokens, divergence]) * counts).sum(1)
         slopes = probabilities.mul_(1 + kl_weight).sub_(base_probabilities, alpha=kl_weight)
         block.copy_(slopes.scatter_add_(-1, wanted, torch.full_like(log_sum, -1)[:, None]))
-    return tokens, divergence
+    return losses

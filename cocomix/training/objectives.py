@@ -11,11 +11,7 @@ from cocomix.base import forward_flops, residual_at
 from cocomix.modeling import CoCoMixForCausalLM, flops_per_token
 from cocomix.params import HiddenDistance
 from cocomix.training.distillation import fused_distillation_losses
-from cocomix.training.losses import (
-    fused_next_token_loss,
-    hidden_loss,
-    labelled_positions,
-)
+from cocomix.training.losses import fused_next_token_loss, hidden_loss, labelled_positions
 
 
 class Losses(NamedTuple):
