@@ -2,9 +2,9 @@
 
 A folder a site, `<site>/<split>-<number>.parquet`; the same row of the same file is the same position of the text at
 every site. Column `x` holds a vector as raw bytes (little-endian fp16, the bits of bf16, or int8: the file's metadata
-says which, see `cocomix.activations.coding`): `FixedSizeBinary` without compression, dictionary or statistics reads at
-memory speed and without a copy, where a Parquet list of numbers does not. `token`, `document` and `position` say where
-the vector comes from. Any Parquet reader can open the files: `numpy.frombuffer(row["x"], "<f2")`.
+says which, see `cocomix.activations.coding`). `FixedSizeBinary` without compression, dictionary or statistics, a row
+group in one page, lies in the file as it does in memory, and is read straight into it. `token`, `document` and
+`position` say where the vector comes from. Any Parquet reader can open the files: `numpy.frombuffer(row["x"], "<f2")`.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cocomix.activations.coding import READ, STORED, Coded, Scale, as_tensor, decoded, metadata_of, scale_of
+from cocomix.activations.coding import MADE, READ, Coded, Scale, as_tensor, decoded, metadata_of, scale_of
 from cocomix.artifact import Artifact
-from cocomix.columns import raw_column, rows_of
+from cocomix.columns import raw_column
+from cocomix.errors import UserError
 from cocomix.params import Site
 from cocomix.tokens.windows import Split
 
@@ -30,6 +31,8 @@ MIXED_GROUPS = 8
 """Row groups that are read and shuffled together."""
 FOOTERS = 1024
 """Files whose footers are kept in memory, some 20 kB each."""
+PAGE_HEADER = 48
+"""Bytes before the values of a page at most: its header, and that no value is missing."""
 
 
 class Activations(NamedTuple):
@@ -55,6 +58,8 @@ def write_activations(path: Path, activations: Activations, row_group_tokens: in
         table.replace_schema_metadata(metadata_of(Coded(activations.x, activations.scale))),
         path,
         row_group_size=row_group_tokens,
+        max_rows_per_page=row_group_tokens,
+        data_page_size=row_group_tokens * activations.x[0].nbytes,
         compression={"x": "none", "token": "zstd", "document": "zstd", "position": "zstd"},
         use_dictionary=False,
         write_statistics=False,
@@ -86,7 +91,9 @@ class ActivationStore:
         """All vectors, a row group at a time: [rows, d_model] float32."""
         for name, rows in self._files(split).items():
             for group in self._groups(name, rows):
-                yield as_tensor(np.array(self._read(group))).float()
+                vectors = np.empty((group.rows, self.d_model), READ[self._dtype])
+                self._read(group, vectors)
+                yield as_tensor(vectors).float()
 
     def batches(self, split: Split, batch_size: int, *, seed: int, epoch: int = 0, start: int = 0) -> Iterator[Tensor]:
         """One epoch in random order, its incomplete last batch left out.
@@ -101,21 +108,21 @@ class ActivationStore:
         Yields:
             [batch_size, d_model] float32.
         """
-        pieces: list[Tensor] = []
-        missing = batch_size
-        for vectors in self._mixes(split, [seed, epoch], skip=start * batch_size):
-            while len(vectors):
-                piece, vectors = vectors[:missing], vectors[missing:]
-                pieces.append(piece.to(torch.float32, copy=True))
-                missing -= len(piece)
-                if not missing:
-                    yield torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-                    pieces, missing = [], batch_size
+        batch, filled = torch.empty(batch_size, self.d_model), 0
+        taken = torch.empty(batch_size, self.d_model, dtype=MADE[self._dtype])  # small enough for the core's cache
+        for vectors, order in self._mixes(split, [seed, epoch], skip=start * batch_size):
+            while len(order):
+                rows, order = order[: batch_size - filled], order[batch_size - filled :]
+                batch[filled : filled + len(rows)] = torch.index_select(vectors, 0, rows, out=taken[: len(rows)])
+                filled += len(rows)
+                if filled == batch_size:
+                    yield batch
+                    batch, filled = torch.empty_like(batch), 0
 
-    def _mixes(self, split: Split, seed: list[int], skip: int) -> Iterator[Tensor]:
-        """The vectors of a few row groups at a time in their random order, [rows, d_model]; read one ahead.
+    def _mixes(self, split: Split, seed: list[int], skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The vectors of a few row groups at a time, [rows, d_model], and in which order to take them; read one ahead.
 
-        A mix is overwritten once the next is asked for.
+        The vectors are overwritten once the next are asked for.
         """
         mixes = []
         for number, chosen in enumerate(self._mixed_groups(split, np.random.default_rng(seed))):
@@ -128,7 +135,7 @@ class ActivationStore:
         shape = MIXED_GROUPS * self._row_group_tokens, self.d_model
         buffers = [np.empty(shape, READ[self._dtype]) for _ in "ab"]
         with ThreadPoolExecutor(1, "activations") as reader:
-            ahead: Future[Tensor] | None = None
+            ahead: Future[tuple[Tensor, Tensor]] | None = None
             for number, mix in enumerate(mixes):
                 now, ahead = ahead, reader.submit(self._mix, buffers[number % 2], *mix)
                 if now:
@@ -149,12 +156,13 @@ class ActivationStore:
             for at in range(0, len(groups), MIXED_GROUPS):
                 yield groups[at : at + MIXED_GROUPS]
 
-    def _mix(self, buffer: NDArray[Any], groups: list["RowGroup"], seed: list[int], skip: int) -> Tensor:
-        ends = np.cumsum([group.rows for group in groups])
-        places = np.random.default_rng(seed).permutation(ends[-1])
-        for group, end in zip(groups, ends, strict=True):
-            buffer[places[end - group.rows : end]] = self._read(group)
-        return as_tensor(buffer[skip : ends[-1]])
+    def _mix(self, buffer: NDArray[Any], groups: list["RowGroup"], seed: list[int], skip: int) -> tuple[Tensor, Tensor]:
+        end = 0
+        for group in groups:
+            self._read(group, buffer[end : end + group.rows])
+            end += group.rows
+        places = np.random.default_rng(seed).permutation(end)
+        return as_tensor(buffer), torch.from_numpy(np.argsort(places)[skip:])
 
     def _files(self, split: Split) -> dict[str, int]:
         """The rows of the files of a split, by name."""
@@ -164,14 +172,18 @@ class ActivationStore:
         size = self._row_group_tokens
         return [RowGroup(name, number, min(size, rows - number * size)) for number in range(-(-rows // size))]
 
-    def _read(self, group: "RowGroup") -> NDArray[Any]:
-        """A row group, decoded: [rows, d_model]."""
-        # Parsing the footer and handing work to threads would cost as much as the reading.
-        footer = self._footer(group.file)
-        with pq.ParquetFile(self._artifact.file(group.file), metadata=footer, pre_buffer=False) as file:
-            (vectors,) = file.read_row_group(group.number, columns=["x"], use_threads=False).column("x").chunks
-            scale = scale_of(file.schema_arrow.metadata) if self._dtype == "int8" else None
-        return decoded(rows_of(vectors, STORED[self._dtype], (self.d_model,)), scale)
+    def _read(self, group: "RowGroup", into: NDArray[Any]) -> None:
+        """Read a row group, decoded, into an array [rows, d_model]."""
+        stored: NDArray[Any] = into if self._dtype != "int8" else np.empty(into.shape, np.int8)
+        path, footer = self._artifact.file(group.file), self._footer(group.file)
+        page = footer.row_group(group.number).column(0)
+        header = page.total_compressed_size - stored.nbytes
+        with path.open("rb") as file:
+            file.seek(page.data_page_offset + header)
+            if header > PAGE_HEADER or file.readinto(stored.data) < stored.nbytes:
+                raise UserError(f"{path}: its vectors are not as this version stores them; run stage activations again")
+        if stored is not into:
+            into[:] = decoded(stored, scale_of(footer.metadata or {}))
 
 
 class RowGroup(NamedTuple):

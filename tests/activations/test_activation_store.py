@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from cocomix.activations.store import MIXED_GROUPS, Activations, ActivationStore, write_activations
 from cocomix.artifact import Artifact, Work
+from cocomix.errors import UserError
 
 ROW_GROUP, D_MODEL = 4, 3
 FILES = [4 * ROW_GROUP * MIXED_GROUPS, 2 * ROW_GROUP + 1, 3]
@@ -94,3 +98,39 @@ def test_any_parquet_reader_can_use_the_files(store: ActivationStore) -> None:
     number = FILES[0] + 2
     np.testing.assert_array_equal(np.frombuffer(row["x"], "<f2"), np.array([number, number / 2, -number], np.float16))
     assert (row["token"], row["document"], row["position"]) == (number, number, number)
+
+
+def stored(folder: Path, write: Callable[[Path, Activations], None], x: Activations, row_group: int) -> ActivationStore:
+    with Work("activations", folder / "out", {}, {}, root=folder / "work") as work:
+        with work.write("resid_post_1/train-00000.parquet") as pending:
+            write(pending.path, x)
+            pending.rows = len(x.x)
+        about = {"sites": ["resid_post_1"], "dtype": "fp16", "row_group_tokens": row_group, "mixed_shards": None}
+        work.finish({"d_model": x.x.shape[1]} | about)
+        work.publish()
+    return ActivationStore(Artifact(folder / "out"))
+
+
+def wide(rows: int, d_model: int) -> Activations:
+    number = np.arange(rows, dtype=np.uint32)
+    return Activations(np.random.default_rng(0).standard_normal((rows, d_model)).astype(np.float16), *[number] * 3)
+
+
+@pytest.mark.parametrize(("rows", "d_model"), [(60_000, 3), (3000, 1024)], ids=["many", "wide"])
+def test_row_groups_beyond_the_usual_size_of_a_page_are_read(tmp_path: Path, rows: int, d_model: int) -> None:
+    x, row_group = wide(rows, d_model), 2 * rows // 3
+    store = stored(tmp_path, lambda path, x: write_activations(path, x, row_group), x, row_group)
+    np.testing.assert_array_equal(torch.cat(list(store.in_order("train"))).numpy(), x.x.astype(np.float32))
+    (batch,) = store.batches("train", rows, seed=0)
+    assert sorted(map(tuple, batch[:, :3].tolist())) == sorted(map(tuple, x.x[:, :3].astype(np.float32).tolist()))
+
+
+def test_files_with_several_pages_in_a_row_group_are_refused(tmp_path: Path) -> None:
+    def write(path: Path, x: Activations) -> None:
+        write_activations(tmp_path / "one page", x, 1000)
+        table = pq.read_table(tmp_path / "one page")
+        pq.write_table(table, path, row_group_size=1000, compression="none", use_dictionary=False, data_page_size=4096)
+
+    store = stored(tmp_path, write, wide(1000, 64), 1000)
+    with pytest.raises(UserError, match=r"train-00000.parquet: .*run stage activations again"):
+        next(store.in_order("train"))
