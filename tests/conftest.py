@@ -1,5 +1,6 @@
 """Shared fixtures: small artifacts of exactly the real layout, in a temporary project folder."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ CONTEXT, VOCAB = 16, 64
 hypothesis.settings.register_profile("same", derandomize=True)  # the same examples each time: no luck in CI
 hypothesis.settings.load_profile("same")
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, as then would its children
 
 
 @pytest.fixture(autouse=True)

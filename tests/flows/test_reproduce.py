@@ -124,11 +124,9 @@ def test_a_stage_that_another_process_works_on_is_busy(project: Path) -> None:
 
 
 CALLER = """
-import signal
 from flows import reproduce as module
 from flows.reproduce import reproduce
 module.GRACE_SECONDS = float({grace})
-signal.signal(signal.SIGINT, signal.default_int_handler)  # these tests may run where it is ignored
 reproduce("wait", print)
 """
 
