@@ -10,6 +10,8 @@ read_over_unmixed         of `read`, where SAELens's come in the order of the te
 write                     the same of writing a file
 write_at_most             the same of writing the vectors' bytes alone to a plain file: no format writes faster
 size                      bytes over SAELens's, which have no document and position
+write_default             as `write`, each as it is by default: SAELens's in float32 (above in fp16, as ours)
+size_default              as `size`, likewise
 stage_over_forward        seconds of the stage over those of the bare forward pass through the blocks below
                           the layer (not the whole model: the stage computes no more), at the default's shape
 stage_over_forward_cpu    the same in CPU seconds, the writer thread's included
@@ -19,6 +21,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +40,7 @@ from cocomix.params import ActivationsParams
 from cocomix.tokens.windows import Tokens
 
 ROWS, WIDE, FILES, BATCH = 65_536, 768, 4, 2048
-SAELENS, SAELENS_WINDOWS = Path("saelens"), 32
+SAELENS, SAELENS_DEFAULT, SAELENS_WINDOWS = Path("saelens"), Path("saelens_default"), 32
 CONTEXT, VOCAB, WINDOWS = 128, 4096, 4096
 PARAMS = ActivationsParams(
     sites=["resid_post_2"],
@@ -78,10 +81,12 @@ def read_and_write() -> dict[str, float]:
         for _ in store.batches("train", BATCH, seed=0):
             pass
 
+    full = x.astype(np.float32)
     seconds = medians(
         {
             "write": lambda: write_activations(Path("written"), activations, PARAMS.row_group_tokens),
-            "saelens_write": lambda: _saelens_write(x, token),
+            "saelens_write": lambda: _saelens_write(SAELENS, x, token),
+            "saelens_write_default": lambda: _saelens_write(SAELENS_DEFAULT, full, token),
             "plain_write": lambda: x.tofile("plain"),
             "read": read,
             "saelens_read": lambda: list(map(len, _saelens_batches())),
@@ -99,17 +104,23 @@ def read_and_write() -> dict[str, float]:
         "read_over_unmixed": FILES * seconds["saelens_read"].cpu / seconds["read"].cpu,
         "write": seconds["saelens_write"].cpu / seconds["write"].cpu,
         "write_at_most": seconds["saelens_write"].cpu / seconds["plain_write"].cpu,
-        "size": size / sum(each.stat().st_size for each in SAELENS.rglob("*") if each.is_file()),
+        "size": size / _bytes(SAELENS),
+        "write_default": seconds["saelens_write_default"].cpu / seconds["write"].cpu,
+        "size_default": size / _bytes(SAELENS_DEFAULT),
     }
 
 
-def _saelens_write(x: NDArray[np.float16], token: NDArray[np.uint32]) -> None:
+def _bytes(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+
+
+def _saelens_write(folder: Path, x: NDArray[Any], token: NDArray[np.uint32]) -> None:
     """Windows as rows, as `sae_lens.CacheActivationsRunner` makes them."""
-    columns = {"x": Array2D((CONTEXT, WIDE), "float16"), "token_ids": Sequence(Value("int32"), length=CONTEXT)}
+    columns = {"x": Array2D((CONTEXT, WIDE), str(x.dtype)), "token_ids": Sequence(Value("int32"), length=CONTEXT)}
     windows = torch.from_numpy(x).view(-1, CONTEXT, WIDE)
     ids = torch.from_numpy(token.astype(np.int32)).view(-1, CONTEXT)
     dataset = Dataset.from_dict({"x": windows, "token_ids": ids}, features=Features(columns))
-    dataset.save_to_disk(str(SAELENS), num_shards=1)
+    dataset.save_to_disk(str(folder), num_shards=1)
 
 
 def _saelens_batches() -> Iterator[Tensor]:
