@@ -29,6 +29,7 @@ from cocomix.report.wording import (
     answers,
     caveats,
     duration,
+    inside,
     labels,
     loss_weight,
     lowest,
@@ -123,6 +124,7 @@ def page(
     concepts = {each.method: mean_concepts(each.concepts) for each in results if each.concepts}
     needed = {source for each in results for source in each.sources}
     seed = params.pretrain.seeds[0]
+    reference = next((each for each in results if each.method == BASELINE), results[0])
     return environment.get_template(TEMPLATE.name).render(
         title=params.report.title,
         label_runs=params.report.label_runs,
@@ -146,7 +148,8 @@ def page(
         swatches={method: Markup(swatch(method)) for method in NAMES},
         pipeline=pipeline,
         results=results,
-        reference=results[0].runs[0].training,
+        reference=reference.runs[0].training,
+        reference_name=inside(reference.method),
         costs={source: cost for source, cost in spent.items() if source in needed},
         supervised=[NAMES[each.method] for each in results if each.sources],
         curves=[Markup(learning_curves(results, against)) for against in ("tokens", "flops", "seconds")],
@@ -179,6 +182,8 @@ def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | Non
         needs = "not reached" if saving else ""
         if saving and saving.spent:
             needs = f"{si(saving.spent.tokens.mean)} tokens, {saving.spent.tokens_saved.mean:.0%} saved"
+        elif saving and saving.reached == saving.seeds:
+            needs = "before the first evaluation"
         elif saving and saving.reached:
             needs = f"in {saving.reached} of {saving.seeds} seeds"
         rows.append(

@@ -71,21 +71,20 @@ class Saving(NamedTuple):
     reached: int
     """Those in which the loss was reached."""
     spent: Spent | None
-    """None, unless all reached it: a mean of some would be that of the lucky seeds."""
+    """None, unless all reached it, after their first evaluation: a mean of some would be that of the lucky seeds."""
 
 
 def reach(curve: Curve, loss: float) -> Reach | None:
-    """Where a learning curve first comes down to `loss`, linear between its points; None: nowhere.
+    """Where a learning curve first comes down to `loss`, linear between its points; None: nowhere, or before the first.
 
     The learning rate is still high there: a schedule that ended at this point would have needed less.
     """
     below = (curve.loss <= loss).nonzero()[0]
-    if not len(below):
+    if not len(below) or not below[0]:
         return None
     end = int(below[0])
-    start = max(0, end - 1)
-    drop = curve.loss[start] - curve.loss[end]
-    share = (curve.loss[start] - loss) / drop if drop > 0 else 1.0
+    start = end - 1
+    share = (curve.loss[start] - loss) / (curve.loss[start] - curve.loss[end])
     spent = (curve.tokens, curve.flops, curve.seconds)
     return Reach(*(float(each[start] + share * (each[end] - each[start])) for each in spent))
 
@@ -137,13 +136,15 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
     Args:
         supervision: what a run of the method owes for what it learns from, besides its training.
     """
+    finals = [float(run.curve.loss[-1]) for run in baseline]
+    reached = sum(bool(run.curve.loss.min() <= final) for run, final in zip(runs, finals, strict=True))
     pairs = [
         (found, against.training)
-        for run, against in zip(runs, baseline, strict=True)
-        if (found := reach(run.curve, float(against.curve.loss[-1])))
+        for run, against, final in zip(runs, baseline, finals, strict=True)
+        if (found := reach(run.curve, final))
     ]
     if len(pairs) < len(runs):
-        return Saving(len(runs), len(pairs), None)
+        return Saving(len(runs), reached, None)
     owed = supervision.seconds
     spent = Spent(
         tokens=spread([found.tokens for found, _ in pairs]),
@@ -157,4 +158,4 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
         if owed is None
         else spread([(found.seconds + owed) / training.seconds for found, training in pairs]),
     )
-    return Saving(len(runs), len(pairs), spent)
+    return Saving(len(runs), reached, spent)

@@ -1,6 +1,8 @@
 """The figures of the report."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,15 +11,20 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from cocomix.params import Method
-from cocomix.report.comparison import BASELINE, MethodResult
-from cocomix.report.drawing import COLORS, INK, MARKERS, MUTED, drawing, line_of
+from cocomix.report.comparison import BASELINE, MethodResult, TaskResult
+from cocomix.report.drawing import COLORS, INK, MARKERS, MUTED, Drawing, drawing, line_of
 from cocomix.report.efficiency import reach
 from cocomix.report.facts import Curve, MixingFacts
+from cocomix.report.statistics import Interval
 from cocomix.report.wording import NAMES, PREFIXES, power_of_1000, signed
 
 Axis = Literal["tokens", "flops", "seconds"]
 _EARLY = 1 / 3
 """Share of the training that sets the top of the picture: before, losses fall so far that they hide the rest."""
+
+
+_LABEL = 20
+"""Letters of a line of a row's label: a longer label has several."""
 
 
 class _Scale(NamedTuple):
@@ -42,7 +49,8 @@ def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
         for result in results:
             curve, color = _mean(result), COLORS[result.method]
             spent = _spent(curve, against) / scale.unit
-            axes.plot(spent, curve.loss, linestyle=line_of(result.method), color=color, linewidth=1.8)
+            marker = MARKERS[result.method] if len(spent) == 1 else None
+            axes.plot(spent, curve.loss, marker=marker, linestyle=line_of(result.method), color=color, linewidth=1.8)
             if len(result.runs) > 1:
                 by_seed = np.stack([run.curve.loss for run in result.runs])
                 axes.fill_between(spent, by_seed.min(0), by_seed.max(0), color=color, alpha=0.2, linewidth=0)
@@ -61,30 +69,27 @@ def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
 
 def differences(results: Sequence[MethodResult]) -> str:
     """Differences in loss from the baseline on each corpus, with their intervals; empty: there are none."""
-    others = [each for each in results if each.method != BASELINE]
-    rows = [
-        (corpus, result.method, interval)
-        for corpus in results[0].corpora
-        for result in others
-        if (interval := result.corpora[corpus].verdict.difference)
+    corpora = list(results[0].corpora)
+    found = {
+        result.method: [result.corpora[corpus].verdict.difference for corpus in corpora]
+        for result in results
+        if result.method != BASELINE
+    }
+    told = [
+        f"{NAMES[method]} on {corpus} {each.mean:+.3f}"
+        for method, intervals in found.items()
+        for corpus, each in zip(corpora, intervals, strict=True)
+        if each
     ]
-    if not rows:
+    if not told:
         return ""
-    told = ", ".join(f"{NAMES[method]} on {corpus} {each.mean:+.3f}" for corpus, method, each in rows)
-    title = f"Difference in loss from {NAMES[BASELINE].lower()}, nats a token: {told}."
-    with drawing("differences", title, 4.8, 0.75 + 0.3 * len(rows)) as made:
+    title = f"Difference in loss from {NAMES[BASELINE].lower()}, nats a token: {', '.join(told)}."
+    with _dots("differences", title, corpora, found) as made:
         axes = made.axes
-        for row, (_, method, interval) in enumerate(rows):
-            axes.plot([interval.low, interval.high], [row, row], color=COLORS[method], linewidth=2)
-            axes.plot([interval.mean], [row], MARKERS[method], color=COLORS[method], markersize=5.5)
         axes.axvline(0, color=MUTED, linewidth=0.9)
-        axes.set_yticks(range(len(rows)), [f"{NAMES[method]}, {corpus}" for corpus, method, _ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(round(value, 9), "g")))
         axes.set_xlabel("difference in loss (nats a token)")
-        axes.grid(visible=True, axis="x")
-        axes.spines["left"].set_visible(False)
     return made.svg
 
 
@@ -97,27 +102,41 @@ def accuracies(results: Sequence[MethodResult]) -> str:
         f"{task}: {', '.join(f'{NAMES[each.method]} {each.tasks[task].value.mean:.1%}' for each in results)}"
         for task in tasks
     ]
-    apart = 0.7 / len(results)
-    height = 0.75 + 0.2 * len(results) * (1 + len(tasks))
-    with drawing("tasks", f"Accuracy in tasks. {'; '.join(told)}.", 4.8, height) as made:
+    found = {result.method: [_with_error(result.tasks[task]) for task in tasks] for result in results}
+    with _dots("tasks", f"Accuracy in tasks. {'; '.join(told)}.", tasks, found) as made:
+        made.axes.xaxis.set_major_locator(MaxNLocator(5))
+        made.axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        made.axes.set_xlabel("accuracy")
+    return made.svg
+
+
+def _with_error(task: TaskResult) -> Interval:
+    mean, error = task.value.mean, task.standard_error or 0.0
+    return Interval(mean, mean - error, mean + error)
+
+
+@contextmanager
+def _dots(
+    name: str, title: str, rows: Sequence[str], found: Mapping[Method, Sequence[Interval | None]]
+) -> Iterator[Drawing]:
+    """A `drawing` of one line a row and method, from low to high with a marker at the mean, and a legend."""
+    labels = [textwrap.fill(row.replace("_", " "), _LABEL) for row in rows]
+    height = max(0.2 * (1 + len(found)), 0.18 * max(label.count("\n") + 2 for label in labels))
+    with drawing(name, title, 4.8, 0.75 + 0.2 * len(found) + height * len(rows)) as made:
         axes = made.axes
-        for number, result in enumerate(results):
-            color, marker = COLORS[result.method], MARKERS[result.method]
-            values = [result.tasks[task].value.mean for task in tasks]
-            errors = [result.tasks[task].standard_error or 0.0 for task in tasks]
-            rows = np.arange(len(tasks)) + (number - (len(results) - 1) / 2) * apart
-            axes.errorbar(
-                values, rows, xerr=errors, fmt=marker, color=color, markersize=5.5, label=NAMES[result.method]
-            )
-        axes.set_yticks(range(len(tasks)), [each.replace("_", " ") for each in tasks])
-        axes.set_ylim(len(tasks) - 0.5, -0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-        axes.set_xlabel("accuracy")
+        for number, (method, intervals) in enumerate(found.items()):
+            shift = 0.7 * ((number + 0.5) / len(found) - 0.5)
+            for row, each in enumerate(intervals):
+                if each:
+                    axes.plot([each.low, each.high], [row + shift] * 2, color=COLORS[method], linewidth=1.6)
+                    axes.plot([each.mean], [row + shift], MARKERS[method], color=COLORS[method], markersize=5.5)
+            axes.plot([], [], MARKERS[method] + "-", color=COLORS[method], markersize=5.5, label=NAMES[method])
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=True, axis="x")
         axes.spines["left"].set_visible(False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    return made.svg
+        yield made
 
 
 def told(method: Method, mixing: MixingFacts) -> str:

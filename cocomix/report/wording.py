@@ -84,13 +84,13 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
         answers = [_answer(each, baseline) for each in sorted(others, key=lambda each: each.method != "cocomix")]
         best = min(results, key=_test_loss)
         if len(others) > 1:
-            lowest = f"The lowest test loss of all is that of {_inside(best.method)}, {_test_loss(best):.3f}."
+            lowest = f"The lowest test loss of all is that of {inside(best.method)}, {_test_loss(best):.3f}."
             answers[0] = answers[0]._replace(details=f"{answers[0].details} {lowest}")
         return answers
     if len(results) == 1:
         return []
     best, *rest = sorted(results, key=_test_loss)
-    losses = ", ".join(f"{_inside(each.method)} at {_test_loss(each):.3f}" for each in rest)
+    losses = ", ".join(f"{inside(each.method)} at {_test_loss(each):.3f}" for each in rest)
     return [
         Answer(
             f"{NAMES[best.method]} ended at a test loss of {_test_loss(best):.3f}, {losses}.",
@@ -100,7 +100,7 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
 
 
 def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
-    name, other = NAMES[result.method], _inside(BASELINE)
+    name, other = NAMES[result.method], inside(BASELINE)
     saving, ours, theirs = result.saving, result.runs[0].training, baseline.runs[0].training
     assert saving is not None
     cost = ours.flops_per_token / theirs.flops_per_token
@@ -112,6 +112,11 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
         )
         compute += f", so that it had spent {saving.spent.flops_ratio.mean:.2f} times the compute of {other} by then"
         compute += _with_supervision(result, saving.spent)
+    elif saving.reached == saving.seeds:
+        headline = (
+            f"{name} came down to the final validation loss of {other} before it was first evaluated: how soon was "
+            "not measured."
+        )
     elif saving.reached:
         headline = (
             f"{name} came down to the final validation loss of {other} in only {saving.reached} of "
@@ -150,12 +155,12 @@ def lowest(results: Sequence[MethodResult]) -> str:
         for result in results:
             gaps = result.corpora[corpus].verdict.differences.items()
             others = [
-                f"{signed(gap.mean, '.3f')} ({within(gap, '.3f')}) from {_inside(method)}"
+                f"{signed(gap.mean, '.3f')} ({within(gap, '.3f')}) from {inside(method)}"
                 for method, gap in gaps
                 if gap and BASELINE not in (method, result.method)
             ]
             if others:
-                said.append(f"The lowest loss on {corpus} is that of {_inside(result.method)}: {', '.join(others)}.")
+                said.append(f"The lowest loss on {corpus} is that of {inside(result.method)}: {', '.join(others)}.")
     return " ".join(said)
 
 
@@ -166,11 +171,13 @@ def _test_loss(result: MethodResult) -> float:
 def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tuning | None) -> str:
     """What the answers have in common: how far they can be trusted, what is counted, what departs from the paper."""
     count, methods = len(results[0].runs), [each.method for each in results]
-    chance = (
-        "This is one seed: the intervals are about which documents are read, and not about what another seed would do."
-        if count == 1
-        else f"These are means of {count} seeds; the intervals are about other documents and other seeds."
-    )
+    chance = "This is one seed" if count == 1 else f"These are means of {count} seeds"
+    if len(results) > 1:
+        chance += (
+            ": the intervals are about which documents are read, and not about what another seed would do"
+            if count == 1
+            else "; the intervals are about other documents and other seeds"
+        )
     chosen = ["Loss weights were compared on the validation split; the final losses are of the test split."]
     counted = []
     if "kd" in methods:
@@ -179,7 +186,7 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tu
         counted.append("The training compute of CoCoMix includes the base model's forward pass to the regressed layer.")
     elif "cocomix" in methods:
         counted.append("The training compute of CoCoMix is without the making of the concepts unless it is said.")
-    return " ".join([chance, *(chosen if tuned else []), *counted, *_settings(methods, pretrain)])
+    return " ".join([f"{chance}.", *(chosen if tuned else []), *counted, *_settings(methods, pretrain)])
 
 
 def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
@@ -202,13 +209,14 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
     matched = [method for method in sizes if method in ("ntp", "kd")]
     if pretrain.match == "width" or not matched:
         width = next(iter(trained.values()))
-        return f"The hidden states of all models are {width.d_model} wide, in {width.n_head} heads."
+        all_of = "all models" if len(trained) > 1 else "the model"
+        return f"The hidden states of {all_of} are {width.d_model} wide, in {width.n_head} heads."
     alike = {
         "stored": "hold about as many parameters as",
         "active": "hold about as many active parameters as",
         "flops": "need about as many training FLOPs a token as",
     }[pretrain.match]
-    listed = " and ".join(f"{_inside(method)} ({sizes[method]})" for method in matched)
+    listed = " and ".join(f"{inside(method)} ({sizes[method]})" for method in matched)
     own = f" ({sizes['cocomix']})" if "cocomix" in sizes else f" of width {pretrain.model.d_model}, not trained here"
     return f"Models of {listed} have the hidden width with which they {alike} CoCoMix{own}."
 
@@ -250,16 +258,16 @@ def tuned_says(tuned: Tuning) -> str:
     said = []
     if len(grids) > 1:
         alike = len({tuple(each.weight for each in trials) for trials in grids.values()}) == 1
-        listed = " and ".join(map(_inside, grids))
+        listed = " and ".join(map(inside, grids))
         said.append(f"The grid of {listed} is {'the same' if alike else 'not the same: one had more chances'}.")
     if tuned.others:
-        counts = " and ".join(f"{count} of {_inside(method)}" for method, count in tuned.others.items())
+        counts = " and ".join(f"{count} of {inside(method)}" for method, count in tuned.others.items())
         said.append(f"Settings that differ in more than the weight were tried too: {counts}.")
     for method, trials in grids.items():
         best = next((each for each in trials if each.lowest), None)
         if best and not best.used:
             said.append(
-                f"The lowest loss of {_inside(method)} is with {best.weight:g}, which is not the weight in params.yaml."
+                f"The lowest loss of {inside(method)} is with {best.weight:g}, which is not the weight in params.yaml."
             )
     if not tuned.same_code:
         said.append("Not all of these runs were made by the same version of the code.")
@@ -281,7 +289,7 @@ def variant(cocomix: CocomixParams) -> str:
     return "; ".join(text for holds, text in differs if holds)
 
 
-def _inside(method: Method) -> str:
+def inside(method: Method) -> str:
     """The name inside of a sentence."""
     name = NAMES[method]
     return name if method == "cocomix" else name.lower()

@@ -12,7 +12,9 @@ import yaml
 
 from cocomix.artifact import Artifact
 from cocomix.errors import UserError
-from cocomix.params import FILE, load
+from cocomix.params import FILE, Method, load
+from cocomix.report.figures import _dots
+from cocomix.report.statistics import Interval
 from stages.report import run
 from tests.report.made_metrics import falling, write_params, write_pipeline, write_run, write_steering
 from tests.report.test_tuning import swept
@@ -153,6 +155,46 @@ def test_nothing_is_said_to_be_saved_where_only_some_seeds_got_there(folder: Pat
     assert summary.splitlines()[2].endswith("  in 1 of 3 seeds")
     assert rows(html, "Method", "efficiency")["CoCoMix"] == ["not in every seed in 10.0 k tokens", "1 of 3"]
     assert "A dot marks" not in html
+
+
+def test_nothing_is_said_to_be_saved_where_the_first_evaluation_came_too_late(folder: Path) -> None:
+    report({"ntp": [4.0], "cocomix": [3.0]})
+    for path in Path("plots/pretrain").glob("*.csv"):
+        header, *_, last = path.read_text().splitlines()
+        path.write_text(f"{header}\n{last}\n")
+    run(load())
+    html, summary = (Path("artifacts/report", name).read_text() for name in ("index.html", "summary.txt"))
+    for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
+        assert "before it was first evaluated: how soon was not measured. A token costs it" in text
+        assert "fewer" not in text
+    assert summary.splitlines()[2].endswith("  before the first evaluation")
+    assert rows(html, "Method", "efficiency")["CoCoMix"] == ["before the first evaluation", "1 of 1"]
+
+
+def test_one_method_is_not_said_to_be_compared(folder: Path) -> None:
+    html, _ = report({"cocomix": [3.0]})
+    text = " ".join(Page(html).text.split())
+    assert "This is one seed. " in text
+    assert "all models" not in text
+    assert "times the training of CoCoMix" in text
+
+
+def test_costs_are_shares_of_the_baseline_wherever_it_is_listed(folder: Path) -> None:
+    html, _ = report({"cocomix": [3.0], "ntp": [4.0]})
+    assert "a share of the training compute of next-token prediction, 100 GFLOP" in " ".join(Page(html).text.split())
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns where there is no room
+@pytest.mark.parametrize("name", ["validation", "c4_en_validation_shards_0_to_15_2024-06", "w" * 40])
+def test_rows_of_figures_have_room_for_long_names(name: str) -> None:
+    methods: list[Method] = ["ntp", "kd", "pause", "cocomix"]
+    found = {method: [Interval(0.1, 0.0, 0.2), None, Interval(0.1, 0.0, 0.2)] for method in methods}
+    with _dots("rows", "Rows", [name, "test", name], found) as made:
+        pass
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', made.svg)[1])  # type: ignore[index]
+    axes = re.search(r'id="rows-patch_2">\s*<path d="M ([\d.]+) [\d.]+ \s*L ([\d.]+)', made.svg)
+    assert axes
+    assert float(axes[2]) - float(axes[1]) > 0.45 * width
 
 
 def test_a_method_that_is_better_than_the_one_it_is_about_is_named_first_of_all(folder: Path) -> None:
