@@ -24,10 +24,13 @@ from cocomix.runtime import runtime
 PARTS: dict[Location, tuple[str, ...]] = {
     # The norm that reads the stream between attention and MLP.
     "resid_mid": ("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm"),
-    "attn_out": ("attn", "self_attn", "attention", "self_attention"),
-    "mlp_out": ("mlp", "feed_forward"),
+    "attn_out": ("post_self_attn_layernorm", "attn", "self_attn", "attention", "self_attention"),
+    "mlp_out": ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp", "feed_forward"),
 }
-"""What the module at a location is called in a block, the first that is there."""
+"""What the module at a location is called in a block, the first that is there.
+
+Where a block normalises what it adds to the residual stream, the output of that norm is what attention or MLP adds.
+"""
 
 
 def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
@@ -99,6 +102,8 @@ def part_of(model: PreTrainedModel, site: Site) -> nn.Module:
     if site.location == "resid_post":
         return block
     names = PARTS[site.location]
+    if site.location == "attn_out" and hasattr(block, "post_feedforward_layernorm"):
+        names = ("post_attention_layernorm",)  # elsewhere it is the norm that reads the stream before the MLP
     for name in names:
         if (part := getattr(block, name, None)) is not None:
             return part

@@ -42,6 +42,8 @@ ORIGIN_BYTES = 5
 """Beside each stored activation: token, document and position, compressed."""
 SCORE_BITS = 13
 """Of a label's score, compressed; its number takes log2 C bits."""
+FORWARD_TOKENS = 2048
+"""Of a forward pass of a frozen model, `cocomix.base.micro_batch` on a CPU."""
 LIBRARIES = 500e6
 """Memory of a process that has only imported torch and transformers."""
 INTERVENTIONS = 12
@@ -134,7 +136,7 @@ def estimate(params: Params, text: Text) -> dict[str, Estimate]:
         ),
         "base": _base(params, base, whole, text),
         "activations": _activations(params, base, blocks, stored),
-        "sae": _saes(params, base["n_embd"], sources.base_flops_to_layer, stored),
+        "sae": _saes(params, base["n_embd"], words, sources.base_flops_to_layer, stored),
         "attribution": _attribution(params, sources, base, windows, words),
         "explain": _explain(params, sources, words, text),
         "shapes": Estimate(disk=2000),
@@ -198,21 +200,24 @@ def _activations(params: Params, base: Shape, blocks: float, stored: dict[str, f
     row = base["n_embd"] * (1 if section.dtype == "int8" else 2) + ORIGIN_BYTES
     rows = stored["validation"] + section.keep * stored["train"]
     to_last = _to_layer(blocks, base, max(Site.parse(each).layer for each in section.sites))
+    # Two shards at all sites, and what coding takes at one.
+    gathered = 2 * len(section.sites) * 4 + 16 if section.dtype == "int8" else 2 * len(section.sites) * 2 + 4
     return Estimate(
         flops=to_last * rows,
         disk=row * rows * len(section.sites),
-        memory=LIBRARIES + 4 * parameters_of(base).stored + 4 * section.shard_tokens * base["n_embd"],
+        memory=LIBRARIES + 4 * parameters_of(base).stored + gathered * section.shard_tokens * base["n_embd"],
     )
 
 
-def _saes(params: Params, width: int, to_layer: float, stored: dict[str, float]) -> Estimate:
+def _saes(params: Params, width: int, words: Vocabulary, to_layer: float, stored: dict[str, float]) -> Estimate:
     def weights(section: SaeParams) -> int:
         return 2 * width * section.latents + section.latents + width
 
     sections = [params.sae, *params.sae.others().values()]
     disk = 4 * sum(map(weights, sections))
+    splicing = 4 * words.vocab_size * (3 * FORWARD_TOKENS + 5 * words.context)
     if params.sae.source == "published":
-        return Estimate(disk=disk, memory=LIBRARIES + 2 * disk)
+        return Estimate(disk=disk, memory=LIBRARIES + 2 * disk + splicing)
     steps = sum(sae_flops(width, each.latents, each.k) * each.epochs for each in sections)
     again = 0 if params.activations.keep else to_layer * max(each.epochs for each in sections)
     batch = 8 * params.sae.batch_size * sum(each.latents for each in sections)
@@ -220,7 +225,7 @@ def _saes(params: Params, width: int, to_layer: float, stored: dict[str, float])
         flops=(steps + again) * stored["train"],
         disk=disk,
         scratch=2 * 3 * disk,
-        memory=LIBRARIES + 4 * disk + batch,
+        memory=LIBRARIES + max(4 * disk + batch, disk + splicing),
     )
 
 
@@ -233,7 +238,10 @@ def _attribution(
         flops=attribution_flops(params.attribution, sources, params.sae.latents, params.sae.k, words.context)
         * positions,
         disk=label * params.attribution.k_attr * positions,
-        memory=LIBRARIES + 4 * parameters_of(base).stored + 16 * sources.base_width * params.sae.latents,
+        memory=LIBRARIES
+        + 4 * parameters_of(base).stored
+        + 16 * sources.base_width * params.sae.latents
+        + 8 * words.vocab_size * FORWARD_TOKENS,
     )
 
 

@@ -5,6 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -17,6 +21,8 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -185,10 +191,39 @@ def test_blocks_without_a_stream_between_attention_and_mlp_are_an_error(model: P
     check_sites(parallel, [Site("attn_out", 1), Site("mlp_out", 2)])
 
 
+NORMALISED = SHAPE | {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("model", "in_the_middle"),
+    [
+        (Gemma2ForCausalLM(Gemma2Config(**NORMALISED)), True),
+        (Olmo2ForCausalLM(Olmo2Config(**NORMALISED)), False),
+        (Glm4ForCausalLM(Glm4Config(**NORMALISED)), True),
+    ],
+    ids=["gemma2", "olmo2", "glm4"],
+)
+def test_what_attention_and_mlp_add_is_taken_behind_their_norms(
+    model: PreTrainedModel, ids: torch.Tensor, in_the_middle: bool
+) -> None:
+    model.eval().requires_grad_(False)
+    sites = [Site.parse(each) for each in ("resid_post_1", "attn_out_2", "mlp_out_2", "resid_post_2")]
+    check_sites(model, sites)
+    entered, attention, mlp, left = activations_at(model, ids, sites)
+    torch.testing.assert_close(entered + attention + mlp, left, rtol=1e-4, atol=1e-5)
+    shift = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
+    with residual_edited(model, 2, lambda x: x + shift, "mlp_out"):
+        torch.testing.assert_close(residual_after(model, ids, 2), left + shift, rtol=1e-4, atol=1e-5)
+    if in_the_middle:
+        check_sites(model, [Site("resid_mid", 2)])
+        (middle,) = activations_at(model, ids, [Site("resid_mid", 2)])
+        torch.testing.assert_close(entered + attention, middle, rtol=1e-4, atol=1e-5)
+
+
 def test_a_part_that_blocks_do_not_have_is_an_error_that_names_the_site(model: PreTrainedModel) -> None:
     for block in blocks_of(model):
         del block.mlp
-    with pytest.raises(UserError, match=r"mlp_out_1: the blocks of .* have none of mlp, feed_forward"):
+    with pytest.raises(UserError, match=r"mlp_out_1: the blocks of .* have none of .*, mlp, feed_forward"):
         check_sites(model, [Site("mlp_out", 1)])
 
 

@@ -58,8 +58,8 @@ def encoded(x: Tensor, dtype: Dtype) -> Coded:
     middle, step = (low + high) / 2, (high - low) / (2 * LEVELS)
     step = step.where(step > 0, 1.0)
     bits = ((x - middle) / step).round_().clamp_(-LEVELS, LEVELS)
-    error = float((bits * step + middle - x).double().square().sum())
-    variance = float(x.double().var(0, correction=0).sum()) * len(x)
+    error = float((bits * step + middle - x).square_().sum())
+    variance = float(x.var(0, correction=0).sum()) * len(x)
     scale = Scale(step.cpu().numpy(), middle.cpu().numpy(), error / variance if variance else 0.0)
     return Coded(bits.to(torch.int8).cpu().numpy(), scale)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from cocomix import distributed
 from cocomix.activations.coding import MADE, STORED, encoded, scale_of
 from cocomix.activations.plan import Shard, dropped_ids, kept, plan
-from cocomix.activations.store import Activations, write_activations
+from cocomix.activations.store import PAGE_BYTES, Activations, write_activations
 from cocomix.artifact import Work
 from cocomix.base import activations_at, check_documents_apart, check_sites, documents_apart, micro_batch
 from cocomix.device import autocast
@@ -37,7 +37,7 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
 
     Raises:
         UserError: when a site is not there, documents cannot be kept apart, the disk is too small, or `dtype` cannot
-            hold the activations.
+            hold the activations, or a row group is too large.
     """
     sites = [Site.parse(each) for each in params.sites]
     check_sites(model, sites)
@@ -45,11 +45,17 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
         window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
         check_documents_apart(model, window.to(model.device), sites)
     d_model = model.config.hidden_size
+    vector_bytes = np.dtype(STORED[params.dtype]).itemsize * d_model
+    most = PAGE_BYTES // vector_bytes
+    if min(params.row_group_tokens, params.shard_tokens) > most:
+        raise UserError(
+            f"activations.row_group_tokens: {params.row_group_tokens}: allowed: at most {most} of {d_model} dimensions"
+        )
     train, validation = plan(tokens, "train", params), plan(tokens, "validation", params)
     shards = [*train, *validation] if params.keep else validation
     mine = shards[runtime().rank :: runtime().world_size]
     missing = [shard for shard in mine if not all(work.has(_name(site, shard)) for site in sites)]
-    row_bytes = np.dtype(STORED[params.dtype]).itemsize * d_model + ORIGIN_BYTES
+    row_bytes = vector_bytes + ORIGIN_BYTES
     written = sum(record.rows or 0 for record in work.records().values())
     _check_disk(work, len(sites) * sum(shard.rows for shard in shards) * row_bytes, written * row_bytes)
 

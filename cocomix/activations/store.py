@@ -31,6 +31,8 @@ MIXED_GROUPS = 8
 """Row groups that are read and shuffled together."""
 FOOTERS = 1024
 """Files whose footers are kept in memory, some 20 kB each."""
+PAGE_BYTES = 2**31 - 64
+"""Of a page at most, by Parquet's format, less its levels."""
 PAGE_HEADER = 48
 """Bytes before the values of a page at most: its header, and that no value is missing."""
 
@@ -59,7 +61,7 @@ def write_activations(path: Path, activations: Activations, row_group_tokens: in
         path,
         row_group_size=row_group_tokens,
         max_rows_per_page=row_group_tokens,
-        data_page_size=row_group_tokens * activations.x[0].nbytes,
+        data_page_size=activations.x[:row_group_tokens].nbytes,
         compression={"x": "none", "token": "zstd", "document": "zstd", "position": "zstd"},
         use_dictionary=False,
         write_statistics=False,
@@ -132,7 +134,7 @@ class ActivationStore:
             skip = max(0, skip - rows)
 
         # One is read while the other is taken from: fresh memory for each mix would cost as much as the reading.
-        shape = MIXED_GROUPS * self._row_group_tokens, self.d_model
+        shape = max((sum(group.rows for group in mix[0]) for mix in mixes), default=0), self.d_model
         buffers = [np.empty(shape, READ[self._dtype]) for _ in "ab"]
         with ThreadPoolExecutor(1, "activations") as reader:
             ahead: Future[tuple[Tensor, Tensor]] | None = None
@@ -178,10 +180,12 @@ class ActivationStore:
         path, footer = self._artifact.file(group.file), self._footer(group.file)
         page = footer.row_group(group.number).column(0)
         header = page.total_compressed_size - stored.nbytes
+        if not 0 < header <= PAGE_HEADER or page.compression != "UNCOMPRESSED":
+            raise UserError(f"{path}: its vectors are not as this version stores them; run stage activations again")
         with path.open("rb") as file:
             file.seek(page.data_page_offset + header)
-            if header > PAGE_HEADER or file.readinto(stored.data) < stored.nbytes:
-                raise UserError(f"{path}: its vectors are not as this version stores them; run stage activations again")
+            if file.readinto(stored.data) < stored.nbytes:
+                raise UserError(f"{path}: cut off; run stage activations again")
         if stored is not into:
             into[:] = decoded(stored, scale_of(footer.metadata or {}))
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.artifact import Artifact
@@ -130,7 +131,9 @@ def _scored(
 
     def sampled(latents: Latents, scores: Tensor, sign: Sign) -> Scored:
         latents, scores = Latents(latents.indices[rows], latents.values[rows]), scores[rows]
-        labels = strongest(sae.as_concepts(latents), scores, k_attr, sign)
+        labels = strongest(sae.as_concepts(latents), scores, min(k_attr, scores.shape[1]), sign)
+        missing = 0, k_attr - labels.concepts.shape[1]
+        labels = Labelled(F.pad(labels.concepts, missing, value=-1), F.pad(labels.scores, missing))
         return Scored(labels, latents, strength(scores, sign))
 
     yield ORACLE, sampled(*ablation_scores(model, sae, windows, scope, places), sign)

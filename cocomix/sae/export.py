@@ -21,9 +21,14 @@ def main() -> None:
     parser.add_argument("--also", metavar="NAME", help="one of sae.also instead, by its name")
     arguments = parser.parse_args()
     try:
-        save_for(load_sae(Artifact(arguments.artifact), arguments.also), arguments.out, arguments.format)
+        artifact = Artifact(arguments.artifact)
+        if artifact.manifest.stage != "sae":
+            raise UserError(f"{artifact.path}: of stage {artifact.manifest.stage}; allowed: the folder of stage sae")
+        save_for(load_sae(artifact, arguments.also), arguments.out, arguments.format)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":

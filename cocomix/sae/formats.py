@@ -46,6 +46,7 @@ _SPARSIFY_LOCATIONS: dict[str | None, Location] = {
     None: "resid_post",
     ".attn": "attn_out",
     ".self_attn": "attn_out",
+    ".attention": "attn_out",
     ".mlp": "mlp_out",
 }
 """Of modules, whose output it is."""
@@ -172,7 +173,7 @@ def _openai(path: Path) -> _Foreign:
     # The file does not say it: with the activation TopK, inputs are normalised.
     config = {"d_model": d_model, "latents": latents, "k": activation.count("k"), "normalize": "token"}
     site = None
-    if published := re.search(r"(resid_\w+)_v5_\w+/autoencoders/(\d+)\.pt$", path.as_posix()):
+    if published := re.search(r"(resid_\w+)_v5_\w+/(?:autoencoders/)?(\d+)\.pt$", path.as_posix()):
         if published[1] not in _OPENAI_LOCATIONS:
             raise UserError(f"{path}: {published[1]!r}: allowed: {', '.join(_OPENAI_LOCATIONS)}")
         site = Site(_OPENAI_LOCATIONS[published[1]], int(published[2]) + 1)
@@ -186,6 +187,7 @@ def _sae_lens(folder: Path) -> _Foreign:
         shape = {"architecture": "topk", "k": _Fields(config.source, config["activation_fn_kwargs"]).count("k")}
     else:
         architecture = config.require("architecture", *_SAE_LENS_ARCHITECTURES)
+        config.require("activation_fn_str", "relu")
         shape = {"architecture": _SAE_LENS_ARCHITECTURES[architecture]}
         if architecture in ("topk", "abstopk"):
             shape["k"] = config.count("k")
@@ -197,6 +199,10 @@ def _sae_lens(folder: Path) -> _Foreign:
     latent_bias, pre_bias = weights.tensor("b_enc", latents), weights.tensor("b_dec", d_model)
     if config.require("apply_b_dec_to_input", True, False) is False:
         latent_bias = latent_bias + encoder @ pre_bias
+    if _centred(config):
+        # Its input had its mean over the dimensions taken off, which the encoder can do as well.
+        mean = encoder.mean(1, keepdim=True)
+        encoder, latent_bias = encoder - mean, latent_bias - mean.squeeze(1) * pre_bias.sum()
     if config.require("finetuning_scaling_factor", False, True):
         decoder = decoder * weights.tensor("scaling_factor", latents)[:, None]
     if config.require("rescale_acts_by_decoder_norm", False, True):
@@ -208,6 +214,16 @@ def _sae_lens(folder: Path) -> _Foreign:
         # Theirs is behind a ReLU.
         tensors["threshold"] = weights.tensor("threshold", latents).clamp(min=0)
     return _Foreign(shape, tensors, _sae_lens_site(config))
+
+
+def _centred(config: _Fields) -> bool:
+    """Whether it was trained on TransformerLens's centred residual stream, which Hugging Face's models do not have."""
+    since_6, before = config.get("metadata") or {}, config
+    for said in (since_6, before):
+        arguments = said.get("model_from_pretrained_kwargs") or {}
+        if arguments.get("center_writing_weights"):
+            return True
+    return False
 
 
 def _sae_lens_site(config: _Fields) -> Site | None:

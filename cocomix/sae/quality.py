@@ -148,24 +148,26 @@ def splice(
     per_batch, dropped = micro_batch(tokens.context), dropped_ids(tokens, params)
     losses, divergences = dict.fromkeys(("base", *edits), 0.0), dict.fromkeys(edits, 0.0)
 
-    def log_shares(ids: Tensor) -> Tensor:
+    def logits_of(ids: Tensor) -> Tensor:
         with autocast():
-            logits = model(input_ids=ids, use_cache=False).logits
-        return logits[:, :-1].flatten(0, 1).log_softmax(1, dtype=torch.float32)
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits[:, :-1]
 
     with progress("sae: splicing", len(windows) * tokens.context, "tokens") as bar:
         for at in range(0, len(windows), per_batch):
             ids = torch.from_numpy(windows[at : at + per_batch].astype(np.int64)).to(device())
             stored = kept(tokens, "validation", np.arange(at, at + len(ids)), params, dropped)
             where = torch.from_numpy(stored).to(device())
-            following = ids[:, 1:].flatten()
-            base = log_shares(ids)
-            losses["base"] += float(F.nll_loss(base, following, reduction="sum"))
+            logits = {"base": logits_of(ids)}
             for name, edit in edits.items():
                 with residual_edited(model, sae.config.layer, _only(where, edit), sae.config.location):
-                    edited = log_shares(ids)
-                losses[name] += float(F.nll_loss(edited, following, reduction="sum"))
-                divergences[name] += float(F.kl_div(edited, base, reduction="sum", log_target=True))
+                    logits[name] = logits_of(ids)
+            for window, following in enumerate(ids[:, 1:]):  # one at a time: each takes 4 bytes a logit, a few times
+                shares = {name: each[window].log_softmax(1, dtype=torch.float32) for name, each in logits.items()}
+                for name, each in shares.items():
+                    losses[name] += float(F.nll_loss(each, following, reduction="sum"))
+                for name in edits:
+                    divergences[name] += float(F.kl_div(shares[name], shares["base"], reduction="sum", log_target=True))
             bar.advance(ids.numel())
     predictions = len(windows) * (tokens.context - 1)
     return Splice(

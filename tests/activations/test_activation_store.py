@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -125,12 +126,29 @@ def test_row_groups_beyond_the_usual_size_of_a_page_are_read(tmp_path: Path, row
     assert sorted(map(tuple, batch[:, :3].tolist())) == sorted(map(tuple, x.x[:, :3].astype(np.float32).tolist()))
 
 
-def test_files_with_several_pages_in_a_row_group_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"data_page_size": 4096},
+        {"compression": "zstd"},
+        {"compression": "snappy"},  # random numbers: about as many bytes as without
+        {"row_group_size": 250},
+    ],
+    ids=str,
+)
+def test_files_of_another_layout_are_refused(tmp_path: Path, layout: dict[str, Any]) -> None:
     def write(path: Path, x: Activations) -> None:
-        write_activations(tmp_path / "one page", x, 1000)
-        table = pq.read_table(tmp_path / "one page")
-        pq.write_table(table, path, row_group_size=1000, compression="none", use_dictionary=False, data_page_size=4096)
+        write_activations(tmp_path / "as ours", x, 500)
+        ours = {"compression": "none", "row_group_size": 500, "use_dictionary": False}
+        pq.write_table(pq.read_table(tmp_path / "as ours"), path, **(ours | layout))
 
-    store = stored(tmp_path, write, wide(1000, 64), 1000)
-    with pytest.raises(UserError, match=r"train-00000.parquet: .*run stage activations again"):
-        next(store.in_order("train"))
+    store = stored(tmp_path, write, wide(1000, 64), 500)
+    for group in store._groups("resid_post_1/train-00000.parquet", 1000):
+        with pytest.raises(UserError, match=r"train-00000.parquet: .*run stage activations again"):
+            store._read(group, np.empty((500, 64), np.float16))
+
+
+def test_a_row_group_that_is_larger_than_the_store_takes_no_more_memory_than_it(tmp_path: Path) -> None:
+    size = 10**9
+    store = stored(tmp_path, lambda path, x: write_activations(path, x, size), wide(100, 8), size)
+    assert len(list(store.batches("train", 10, seed=0))) == 10

@@ -265,6 +265,16 @@ def test_activations_that_fp16_cannot_hold_are_an_error_that_suggests_bf16(setti
         setting.collect()
 
 
+def test_a_row_group_that_parquet_cannot_hold_is_an_error_before_anything_is_computed(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "activations_at", lambda *_: pytest.fail("computed"))
+    with pytest.raises(
+        UserError, match=r"activations\.row_group_tokens: 200000000: allowed: at most 33554431 of 32 dim"
+    ):
+        setting.collect(but(row_group_tokens=200_000_000, shard_tokens=200_000_000))
+
+
 def test_a_layer_that_is_not_there_is_an_error(setting: Setting) -> None:
     with pytest.raises(UserError, match="allowed: 1 to 2"):
         setting.collect(but(sites=["resid_post_3"]))

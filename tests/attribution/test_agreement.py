@@ -54,6 +54,15 @@ def test_each_scope_is_compared_with_its_own_oracle(setting: Setting) -> None:
     assert gradient.short == pytest.approx(np.mean([len(a) < 3 for a, _ in pairs]))
 
 
+def test_more_labels_than_active_concepts_are_compared_with_those_there_are(setting: Setting) -> None:
+    k_attr = setting.sae.config.k + 2
+    params = PARAMS.model_copy(update={"k_attr": k_attr, "value": "pre_activation"})
+    rows = agreement(setting.model, setting.sae, setting.ids(4), torch.tensor([3, 9]), params)
+    short = {each.option: each.short for each in rows if each.scope == "sequence"}
+    assert short["gradient"] == 1
+    assert short["gradient, pre_activation"] < 1
+
+
 @pytest.mark.parametrize("sign", ["released", "helpful", "absolute"])
 def test_ranks_are_by_what_the_sign_calls_strong(setting: Setting, sign: Sign) -> None:
     ids, places = setting.ids(4), torch.tensor([3, 9])

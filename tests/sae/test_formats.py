@@ -89,8 +89,8 @@ def test_an_openai_file_gives_the_published_reconstruction(tmp_path: Path) -> No
 
 
 def test_the_published_path_of_an_openai_file_says_its_layer(tmp_path: Path) -> None:
-    path = openai_file(tmp_path / "gpt2-small/resid_post_mlp_v5_32k/autoencoders/5.pt")
-    assert load_published(path, "openai", layer=1).config.layer == 6
+    for name in ("gpt2-small/resid_post_mlp_v5_32k/autoencoders/5.pt", "published/resid_post_mlp_v5_32k/5.pt"):
+        assert load_published(openai_file(tmp_path / name), "openai", layer=1).config.layer == 6
 
 
 def test_an_openai_file_of_another_location(tmp_path: Path) -> None:
@@ -175,6 +175,17 @@ def test_a_sae_lens_folder_gives_its_reconstruction(
     close(load_published(folder, "sae-lens", layer=9)(X), (latents @ DECODER + PRE_BIAS) * std + mean)
 
 
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+def test_the_centred_input_of_a_sae_lens_folder_is_centred(tmp_path: Path, normalize: str) -> None:
+    arguments = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    ways = {"since 6.0": {"metadata": arguments}, "before": arguments}
+    for name, said in ways.items():
+        folder = sae_lens_folder(tmp_path / name, normalize_activations=normalize, **said)
+        plain = sae_lens_folder(tmp_path / f"{name}, plain", normalize_activations=normalize)
+        sae, expected = (load_published(each, "sae-lens", layer=3) for each in (folder, plain))
+        close(sae(X), expected(X - X.mean(1, keepdim=True)) + (X.mean(1, keepdim=True) if normalize != "none" else 0))
+
+
 def test_a_direction_of_length_0_in_a_sae_lens_folder_stands_for_nothing(tmp_path: Path) -> None:
     decoder = DECODER.clone()
     decoder[3] = 0
@@ -248,6 +259,7 @@ def test_the_hook_of_a_sae_lens_folder_says_its_layer(tmp_path: Path) -> None:
     ("changes", "named"),
     [
         ({"architecture": "gated"}, "architecture: 'gated'"),
+        ({"architecture": "standard", "activation_fn_str": "tanh-relu"}, "activation_fn_str: 'tanh-relu'"),
         ({"normalize_activations": "constant_norm_rescale"}, "normalize_activations: 'constant_norm_rescale'"),
         ({"normalize_activations": True}, "normalize_activations: True"),
         ({"reshape_activations": "hook_z"}, "reshape_activations: 'hook_z'"),

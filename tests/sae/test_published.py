@@ -77,6 +77,26 @@ def test_the_dead_are_those_that_never_fire_in_held_out_text_however_short_the_t
     assert (project / "plots/sae.csv").read_text().splitlines()[-1].split(",")[4] == "0.0"
 
 
+@pytest.mark.parametrize(
+    ("artifact", "out", "says"),
+    [
+        (
+            "artifacts/activations",
+            "out",
+            "artifacts/activations: of stage activations; allowed: the folder of stage sae",
+        ),
+        ("artifacts/sae", "params.yaml", "params.yaml: File exists"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch, artifact: str, out: str, says: str
+) -> None:
+    Path("params.yaml").touch()
+    monkeypatch.setattr(sys, "argv", ["export", artifact, out, "--format", "sae-lens"])
+    with pytest.raises(SystemExit, match=f"^error: {says}$"):
+        export()
+
+
 def test_a_further_autoencoder_is_exported_by_its_name(
     project: Path,
     monkeypatch: pytest.MonkeyPatch,
