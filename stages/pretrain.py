@@ -89,6 +89,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     model.save_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side, tokenizer.model_max_length = "left", trained.context
+    tokenizer.init_kwargs["padding_side"] = "left"  # without it, the side is not saved
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(model, trained))
 

@@ -33,6 +33,13 @@ class CoCoMixConfig(GPT2Config):
     """
 
     model_type = "cocomix"
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "last_hidden_state",
+        "concept_logits",
+        "concept_loss",
+        "base_hidden",
+    ]
 
     predicts: Literal["concepts", "hidden", "nothing"] = "concepts"
     mixing: Literal["interleave", "interleave_with_state", "add", "none"] = "interleave"

@@ -151,19 +151,18 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PauseVector):
             init.normal_(module.vector, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, nn.EmbeddingBag):  # `compress`: stays so where the rest of the head is loaded
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         if isinstance(module, ConceptHead):
-            mixes, tied = hasattr(module, "compress"), self.config.concept_init == "tied"
             if hasattr(module, "pre_bias"):
                 init.zeros_(module.pre_bias)
-            if mixes:
-                init.normal_(module.compress.weight, mean=0.0, std=self.config.initializer_range)
             if hasattr(module, "scale"):
                 init.ones_(module.scale)
-            if tied:
+            if self.config.concept_init == "tied":
                 rows = F.normalize(torch.randn_like(module.predictor.weight), dim=1)
                 init.copy_(module.predictor.weight, rows)
-            if tied and mixes:
-                init.copy_(module.compress.weight, self.config.tied_scale * rows)
+                if hasattr(module, "compress"):
+                    init.copy_(module.compress.weight, self.config.tied_scale * rows)
 
 
 class CoCoMixModel(CoCoMixPreTrainedModel):
@@ -209,7 +208,8 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         Args:
             input_ids: [batch, seq], or `inputs_embeds`: [batch, seq, d_model].
             attention_mask: 1 for tokens, 0 for padding: [batch, past + seq].
-            position_ids: [batch, seq]; default: counted from the cache's length.
+            position_ids: [batch, seq]; default: counted from the cache's length. Where they begin anew, so does a
+                document that sees none before it, as in other models: without `attention_mask` and cache.
             past_key_values: a `CoCoMixCache`.
             concept_labels: concepts of each position, int64 [batch, seq, k_attr], negative where there is none.
             concept_edits: changes to the predicted concepts before they are mixed (`concept_edits.py`), for all rows or
@@ -223,13 +223,14 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             past_key_values = CoCoMixCache(self.config)
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
+        documents = position_ids
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
 
         hidden = self.drop(inputs_embeds + self.wpe(position_ids))
         lower, upper = self.h[: self.config.concept_layer], self.h[self.config.concept_layer :]
-        mask = self._mask(hidden, attention_mask, past_key_values, layer=0)
+        mask = self._mask(hidden, attention_mask, past_key_values, documents, layer=0)
         for block in lower:
             hidden = block(hidden, past_key_values, mask, **kwargs)
 
@@ -246,7 +247,9 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         if self.config.interleaves:
             if attention_mask is not None:
                 attention_mask = attention_mask.repeat_interleave(2, dim=-1)
-            mask = self._mask(hidden, attention_mask, past_key_values, layer=self.config.concept_layer)
+            if documents is not None:
+                documents = torch.stack([2 * documents, 2 * documents + 1], dim=-1).flatten(1)
+            mask = self._mask(hidden, attention_mask, past_key_values, documents, layer=self.config.concept_layer)
         for block in upper:
             hidden = block(hidden, past_key_values, mask, **kwargs)
 
@@ -275,13 +278,21 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             vector = vector + hidden
         return torch.stack([hidden, vector], dim=2).flatten(1, 2)
 
-    def _mask(self, hidden: Tensor, attention_mask: Tensor | None, cache: Cache | None, layer: int) -> Tensor | None:
-        # No position_ids: the library would read the doubled ones as packed documents, and separate the pairs.
+    def _mask(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+        documents: Tensor | None,
+        layer: int,
+    ) -> Tensor | None:
+        """Of blocks that see [batch, length] positions; `documents` [batch, length] begins anew with each document."""
         mask: Tensor | None = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=attention_mask,
             past_key_values=cache,
+            position_ids=documents,
             layer_idx=layer,
         )
         return mask
@@ -366,6 +377,17 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             expand_size, *args, **model_kwargs
         )
         return expanded
+
+    def _get_candidate_generator(self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        # An assistant need not mix concepts, nor these: its guesses are without edits, and are checked with them.
+        model_kwargs = {name: each for name, each in model_kwargs.items() if name != "concept_edits"}
+        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As for any model, where a token is one position."""
+        if self.config.interleaves:
+            raise ValueError("the paged cache of continuous batching cannot hold a CoCoMix model's two lengths")
+        return super().init_continuous_batching(*args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
         if self.config.interleaves:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -208,14 +209,17 @@ def model(request: pytest.FixtureRequest) -> CoCoMixForCausalLM:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"prefill_chunk_size": 3}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": None}],
-    ids=lambda each: next(iter(each), "greedy"),
+    [
+        *({}, {"prefill_chunk_size": 3}, {"prompt_lookup_num_tokens": 3}),
+        *({"assistant_model": {}}, {"assistant_model": {"mixing": "none"}}),
+    ],
+    ids=str,
 )
 def test_edited_greedy_generation_takes_the_likeliest_token_of_the_edited_full_forward(
-    model: CoCoMixForCausalLM, options: dict[str, object]
+    model: CoCoMixForCausalLM, options: dict[str, Any]
 ) -> None:
     if "assistant_model" in options:
-        options = {"assistant_model": tiny(n_layer=3, concept_layer=1).double()}
+        options = {"assistant_model": tiny(n_layer=3, concept_layer=1, **options["assistant_model"]).double()}
     prompt = ids(1, 4).repeat(1, 2)
     generated = model.generate(prompt, **PLAIN, **options, concept_edits=STRONG)
     assert generated.tolist() == greedy(model, prompt, STRONG).tolist()

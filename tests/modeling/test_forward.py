@@ -1,11 +1,13 @@
 """The forward pass, in double precision against the equations written out."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.modeling import CoCoMixCache, CoCoMixConfig, CoCoMixForCausalLM
@@ -202,6 +204,21 @@ def test_left_padding_changes_no_row_of_logits(variant: dict[str, object], atten
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     padded = model(F.pad(tokens, (4, 0), value=7), attention_mask=mask, position_ids=positions)
     torch.testing.assert_close(padded.logits[:, 4:], model(tokens).logits, **EXACT)
+
+
+def test_documents_whose_positions_begin_anew_do_not_see_each_other(variant: dict[str, object], attention: str) -> None:
+    model, tokens = tiny(**variant, attn_implementation=attention).double(), ids(2, 9)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0, 1]]).expand(2, -1)
+    packed = model(tokens, position_ids=positions, use_cache=False).logits
+    for document in (slice(0, 3), slice(3, 7), slice(7, 9)):
+        torch.testing.assert_close(packed[:, document], model(tokens[:, document]).logits, **EXACT)
+
+
+def test_the_librarys_trainer_collects_the_logits_alone(tmp_path: Path) -> None:
+    rows = [{"input_ids": row, "labels": row} for row in ids(3, 8).tolist()]
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+    predicted = Trainer(tiny(), arguments).predict(rows)
+    assert predicted.predictions.shape == (3, 8, 61)
 
 
 def test_embeddings_can_be_given_instead_of_tokens() -> None:

@@ -74,6 +74,11 @@ def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward(model: 
     assert len({tuple(row[4:]) for row in generated.tolist()}) == 3  # the prompts are read
 
 
+def test_continuous_batching_is_refused_where_a_token_is_two_positions() -> None:
+    with pytest.raises(ValueError, match="the paged cache of continuous batching cannot hold"):
+        tiny().generate_batch([[1, 2, 3]])
+
+
 @pytest.mark.parametrize(
     "options",
     [{"num_beams": 3}, {"prefill_chunk_size": 3}, {"cache_implementation": "dynamic"}, {"repetition_penalty": 1.3}],

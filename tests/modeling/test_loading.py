@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel, Trained
 from cocomix.tokens import Origin
@@ -66,6 +66,16 @@ def test_the_same_model_is_saved_as_the_same_bytes_and_so_is_what_is_loaded_from
     assert files(first) == files(second) == files(third)
 
 
+@pytest.mark.parametrize("change", [{"num_concepts": 30}, {"mixing": "interleave"}], ids=named)
+def test_what_of_the_concept_head_is_not_in_the_folder_begins_anew(tmp_path: Path, change: dict[str, object]) -> None:
+    tiny(mixing="none" if "mixing" in change else "interleave").save_pretrained(tmp_path)
+    for _ in range(3):  # memory that nothing was written to is often zero
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, **change, ignore_mismatched_sizes=True)
+        spread = loaded.transformer.mixer.compress.weight.std()
+        assert 0.5 < spread / loaded.config.initializer_range < 2
+        assert loaded(ids(2, 8)).logits.isfinite().all()
+
+
 def test_a_model_loads_without_the_package_and_computes_the_same_bits(tmp_path: Path) -> None:
     chosen = [{}, {"mixing": "add", "concept_head": "equations"}, {"predicts": "hidden"}, {"predicts": "nothing"}]
     assert all(any(change.items() <= each.items() for each in VARIANTS) for change in chosen)
@@ -97,6 +107,7 @@ def test_the_text_generation_pipeline_takes_batches_from_a_folder_as_the_stage_w
     model, tokenizer = tiny(vocab_size=270), load_trained(tmp_path / "trained.json")
     trained = Trained("cocomix-0", "cocomix", Origin("files"), 48, tokens=1, flops=1.0, validation_loss=1.0)
     write_model(tmp_path / "model", model, tokenizer, trained)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").padding_side == "left"
     generate = pipeline("text-generation", model=str(tmp_path / "model"))
     assert generate.tokenizer.model_max_length == model.config.n_positions
     options = {"max_new_tokens": 4, "do_sample": False, "return_full_text": False}
