@@ -163,7 +163,7 @@ class ActivationStore:
         for group in groups:
             self._read(group, buffer[end : end + group.rows])
             end += group.rows
-        places = np.random.default_rng(seed).permutation(end)
+        places = np.random.default_rng(seed).permutation(end)  # where each vector is to stand
         return as_tensor(buffer), torch.from_numpy(np.argsort(places)[skip:])
 
     def _files(self, split: Split) -> dict[str, int]:
