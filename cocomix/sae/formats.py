@@ -68,6 +68,10 @@ class _Fields:
     def get(self, name: str, default: Any = None) -> Any:
         return self._fields.get(name, default)
 
+    def inner(self, name: str) -> "_Fields":
+        """The fields in a field, which may be missing."""
+        return _Fields(self.source, self._fields.get(name) or {})
+
     def require(self, name: str, *allowed: Any) -> Any:
         """The field's value, or the first of the allowed ones where it is missing."""
         value = self._fields.get(name, allowed[0])
@@ -218,18 +222,13 @@ def _sae_lens(folder: Path) -> _Foreign:
 
 def _centred(config: _Fields) -> bool:
     """Whether it was trained on TransformerLens's centred residual stream, which Hugging Face's models do not have."""
-    since_6, before = config.get("metadata") or {}, config
-    for said in (since_6, before):
-        arguments = said.get("model_from_pretrained_kwargs") or {}
-        if arguments.get("center_writing_weights"):
-            return True
-    return False
+    places = config.inner("metadata"), config  # since 6.0, and before
+    return any(each.inner("model_from_pretrained_kwargs").get("center_writing_weights") for each in places)
 
 
 def _sae_lens_site(config: _Fields) -> Site | None:
     """From the name of TransformerLens's hook, in `metadata` since 6.0."""
-    metadata = _Fields(config.source, config.get("metadata", {}))
-    hook = metadata.get("hook_name") or config.get("hook_name") or config.get("hook_point")
+    hook = config.inner("metadata").get("hook_name") or config.get("hook_name") or config.get("hook_point")
     if not hook:
         return None
     named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", str(hook))
