@@ -200,8 +200,8 @@ def _activations(params: Params, base: Shape, blocks: float, stored: dict[str, f
     row = base["n_embd"] * (1 if section.dtype == "int8" else 2) + ORIGIN_BYTES
     rows = stored["validation"] + section.keep * stored["train"]
     to_last = _to_layer(blocks, base, max(Site.parse(each).layer for each in section.sites))
-    # Two shards at all sites, and what coding takes at one.
-    gathered = 2 * len(section.sites) * 4 + 16 if section.dtype == "int8" else 2 * len(section.sites) * 2 + 4
+    made, coding = (4, 16) if section.dtype == "int8" else (2, 4)  # bytes of a number
+    gathered = 2 * len(section.sites) * made + coding  # of two shards at all sites, and of one being coded
     return Estimate(
         flops=to_last * rows,
         disk=row * rows * len(section.sites),

@@ -223,7 +223,8 @@ def test_what_attention_and_mlp_add_is_taken_behind_their_norms(
 def test_a_part_that_blocks_do_not_have_is_an_error_that_names_the_site(model: PreTrainedModel) -> None:
     for block in blocks_of(model):
         del block.mlp
-    with pytest.raises(UserError, match=r"mlp_out_1: the blocks of .* have none of .*, mlp, feed_forward"):
+    names = "post_feedforward_layernorm, post_mlp_layernorm, mlp, feed_forward"
+    with pytest.raises(UserError, match=f"mlp_out_1: the blocks of .* have none of {names}"):
         check_sites(model, [Site("mlp_out", 1)])
 
 
