@@ -29,7 +29,7 @@ from cocomix.steering.project import default_model, load_extractor, load_labels,
 from cocomix.steering.reading import Concept, concepts, encode
 from cocomix.steering.show import Stream, meanings, side_by_side, table_of
 from cocomix.steering.syntax import Written, parse_edit
-from cocomix.steering.writing import Sampling, continuation
+from cocomix.steering.writing import Sampling, checked_temperature, continuation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,8 +114,12 @@ def explore(options: argparse.Namespace, console: Console) -> None:
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
-    if options.tokens < 1 or options.temperature < 0:
-        raise UserError("--tokens must be 1 or more, --temperature 0 or more")
+    if options.tokens < 1:
+        raise UserError("--tokens must be 1 or more")
+    try:
+        checked_temperature(options.temperature)
+    except ValueError as error:
+        raise UserError(f"--temperature {options.temperature:g}: {error}") from None
     if not 0 <= options.seed < 2**63:
         raise UserError("--seed must be from 0 to 2^63 - 1")
     return Sampling(options.tokens, 0.0 if options.greedy else options.temperature, options.seed)

@@ -66,10 +66,10 @@ class StageProgress:
 
 def parameters(overrides: Mapping[str, Any]) -> None:
     """Show params.yaml as this run uses it."""
-    given = "".join(f"- `{key}: {json.dumps(value)}`\n" for key, value in overrides.items())
-    title = f"Given for this run:\n\n{given}\n" if given else ""
+    given = "\n".join(f"{key}: {json.dumps(value)}" for key, value in overrides.items())
+    title = f"Given for this run:\n\n{_fenced(given)}\n\n" if given else ""
     with _if_possible():
-        create_markdown_artifact(f"{title}```yaml\n{FILE.read_text()}\n```", "parameters", "params.yaml of this run")
+        create_markdown_artifact(title + _fenced(FILE.read_text()), "parameters", "params.yaml of this run")
 
 
 def metrics(stage: str, files: Iterable[Path]) -> None:
@@ -86,7 +86,7 @@ def metrics(stage: str, files: Iterable[Path]) -> None:
         if stage == REPORT.name and (summary := REPORT / "summary.txt").exists():
             address = os.environ.get(REPORT_URL) or (REPORT / "index.html").absolute().as_uri()
             create_markdown_artifact(
-                f"[The report]({address}) (`{REPORT / 'index.html'}`)\n\n```\n{summary.read_text()}\n```",
+                f"[The report]({address}) (`{REPORT / 'index.html'}`)\n\n{_fenced(summary.read_text())}",
                 "report",
                 "The comparison of the language models",
             )
@@ -95,7 +95,7 @@ def metrics(stage: str, files: Iterable[Path]) -> None:
 def comparison(sweep: str, table: str) -> None:
     """Show what a sweep has found so far."""
     with _if_possible():
-        create_markdown_artifact(f"```\n{table}\n```", _key("sweep", sweep), f"The settings of sweep {sweep}, compared")
+        create_markdown_artifact(_fenced(table), _key("sweep", sweep), f"The settings of sweep {sweep}, compared")
 
 
 @contextmanager
@@ -104,6 +104,12 @@ def _if_possible() -> Iterator[None]:
         yield
     except (httpx.HTTPError, PrefectException) as error:
         get_run_logger().warning(f"not shown in Prefect: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _fenced(text: str) -> str:
+    """Text as a block of code, which no backticks in it can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _key(kind: str, stage: str) -> str:

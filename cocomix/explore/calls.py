@@ -3,23 +3,27 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from cocomix.explore import limits
 from cocomix.steering.syntax import Written
-from cocomix.steering.writing import Sampling
+from cocomix.steering.writing import Sampling, checked_temperature
 
 
 class Continuation(BaseModel):
     """A text to continue."""
 
-    text: str
-    edits: list[str] = []
+    model_config = ConfigDict(extra="forbid")
+
+    text: limits.Text
+    edits: Annotated[list[limits.Edit], Field(max_length=limits.EDITS)] = []
     before_selection: bool = False
     base: bool = False
     """Whether the base model continues it, edited through its autoencoder."""
-    tokens: int = Field(40, ge=1)
-    temperature: float = Field(0.8, ge=0, le=10)
+    tokens: int = Field(40, ge=1, le=limits.TEXT_CHARACTERS)
+    temperature: Annotated[float, AfterValidator(checked_temperature)] = 0.8
     seed: int = Field(0, ge=0, lt=2**63)
 
     @property

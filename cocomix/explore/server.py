@@ -2,7 +2,8 @@
 
 Other pages in the same browser can send requests to a loopback port, and by rebinding a name to 127.0.0.1 even read the
 answers. So requests must name this host, and bodies must be JSON, which other origins may not send without permission;
-none is given. The content security policy lets the page load and run its own files only.
+none is given. The content security policy lets the page load and run its own files only. What a request may ask for is
+limited (`limits`): whatever it holds, the answer is {"error": one line} with a status of 4xx, and the server goes on.
 """
 
 import asyncio
@@ -14,17 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
+from fastapi import Path as PathPart
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cocomix.errors import UserError
+from cocomix.explore import limits
 from cocomix.explore.calls import Continuation
 from cocomix.explore.plain import plain
 from cocomix.explore.session import Session
@@ -44,18 +48,21 @@ HEADERS = {
 class Text(BaseModel):
     """A text to read."""
 
-    text: str
+    model_config = ConfigDict(extra="forbid")
+
+    text: limits.Text
 
 
 class Weighed(Text):
     """A text, and a concept to look for in it."""
 
-    concept: int
+    concept: Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def application(session: Session) -> FastAPI:
     """The page and what it asks for. What is wrong with a request is answered by {"error": one line}."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(limits.LimitedBody)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
     @app.middleware("http")
@@ -71,7 +78,12 @@ def application(session: Session) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, status_code=422)
+        key, what = ascii(first["loc"][-1]).strip("'"), first["msg"].removeprefix("Value error, ")
+        return JSONResponse({"error": f"{key[: limits.EDIT_CHARACTERS]}: {what}"}, status_code=422)
+
+    @app.exception_handler(HTTPException)
+    async def refused_by_library(_request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
 
     @app.get("/api/about")
     def about() -> JSONResponse:
@@ -86,11 +98,11 @@ def application(session: Session) -> FastAPI:
         return JSONResponse(session.strengths(asked.text, asked.concept))
 
     @app.get("/api/search")
-    def search(text: str) -> JSONResponse:
+    def search(text: Annotated[str, Query(max_length=limits.SEARCH_CHARACTERS)]) -> JSONResponse:
         return JSONResponse(plain(session.search(text)))
 
     @app.get("/api/concepts/{number}")
-    def concept(number: int) -> JSONResponse:
+    def concept(number: Annotated[int, PathPart(ge=0, lt=2**31)]) -> JSONResponse:
         card = plain(session.concept(number))
         return JSONResponse({**card, "predicted": plain(session.predictions(number))})
 
@@ -153,13 +165,22 @@ def serve(session: Session, port: int, announce: Callable[[str], None]) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, port))
+        except OverflowError:
+            raise UserError(f"--port {port}: must be from 0 to 65535; 0 takes one that is free") from None
         except OSError as error:
             raise UserError(f"--port {port}: {error.strerror}; 0 takes one that is free") from None
         listening.listen()
         announce(f"http://{HOST}:{listening.getsockname()[1]}/")
-        config = uvicorn.Config(application(session), log_level="warning", timeout_graceful_shutdown=10)
         with suppress(KeyboardInterrupt):  # which uvicorn passes on, when all is ended
-            _Server(config, session).run(sockets=[listening])
+            _Server(settings(session), session).run(sockets=[listening])
+
+
+def settings(session: Session) -> uvicorn.Config:
+    """How the application is served."""
+    limit = limits.CONNECTIONS
+    return uvicorn.Config(
+        application(session), log_level="warning", limit_concurrency=limit, timeout_graceful_shutdown=10
+    )
 
 
 class _Server(uvicorn.Server):

@@ -101,7 +101,8 @@ class Session:
         Raises:
             UserError: when the text is empty or too long, or there is no such concept.
         """
-        if not 0 <= concept < (known := self._model.config.num_concepts):
+        known = self._model.config.num_concepts
+        if not 0 <= concept < known:
             raise UserError(f"concept {concept}: there are {known}, from 0 to {known - 1}")
         with self._busy, torch.no_grad():
             found = self._model.concepts(encode(self._model, text, self._tokenizer))

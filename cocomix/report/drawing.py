@@ -1,5 +1,6 @@
 """Plots as inline SVG, in the colours and the font of the page around them, with text that can be selected."""
 
+import html
 import io
 import re
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ MARKERS: dict[Method, str] = {"ntp": "s", "kd": "D", "pause": "^", "cocomix": "o
 
 _STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar in a name is no formula
     "font.family": "sans-serif",
     "font.size": 10.5,
     "text.color": INK,
@@ -96,4 +98,4 @@ def _inline(svg: str, name: str, title: str) -> str:
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)

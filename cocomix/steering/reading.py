@@ -99,9 +99,12 @@ def encode(
     """Token ids of a text, on the model's device: int64 [1, seq].
 
     Raises:
-        UserError: when it is empty, or longer than the model can read with `new_tokens` more.
+        UserError: when it is empty, no Unicode, or longer than the model can read with `new_tokens` more.
     """
-    ids: list[int] = tokenizer(text).input_ids if isinstance(text, str) else text
+    try:
+        ids: list[int] = tokenizer(unicode_text(text)).input_ids if isinstance(text, str) else text
+    except ValueError as error:
+        raise UserError(f"the text is {error}") from None
     limit = model.config.max_position_embeddings
     if not ids:
         raise UserError("the text is empty; give at least one token")
@@ -109,6 +112,19 @@ def encode(
         more = f" and {new_tokens} new ones" if new_tokens else ""
         raise UserError(f"the text has {len(ids)} tokens{more}; the model reads at most {limit}")
     return torch.tensor([ids], device=model.device)
+
+
+def unicode_text(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        ValueError: when it holds a lone surrogate: JSON can spell one, a command line that is no UTF-8 becomes one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not Unicode at character {error.start}: a lone surrogate") from None
+    return text
 
 
 @torch.no_grad()

@@ -10,13 +10,17 @@
 import re
 from dataclasses import replace
 
+import torch
+
 from cocomix.errors import UserError
 from cocomix.modeling.concept_edits import Ablate, Scale, Set, Swap
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+WHOLE = r"\d{1,9}"  # Python reads no number of thousands of digits
 EDIT = re.compile(
-    rf"(?P<concept>\d+)(?:x(?P<factor>{NUMBER})|=(?P<strength>{NUMBER})|~(?P<other>\d+))"
-    r"(?:@(?P<start>\d+)?(?P<range>:(?P<stop>\d+)?)?)?"
+    rf"(?P<concept>{WHOLE})(?:x(?P<factor>{NUMBER})|=(?P<strength>{NUMBER})|~(?P<other>{WHOLE}))"
+    rf"(?:@(?P<start>{WHOLE})?(?P<range>:(?P<stop>{WHOLE})?)?)?",
+    re.ASCII,
 )
 
 
@@ -46,12 +50,15 @@ def parse_edit(text: str, num_concepts: int, *, before_selection: bool = False) 
     concept, start = int(found["concept"]), int(found["start"] or 0)
     stop = int(found["stop"]) if found["stop"] else None if found["range"] or not found["start"] else start + 1
     edit: Written
+    number = float(found["factor"] or found["strength"] or 0)
+    if abs(number) > torch.finfo(torch.float32).max:
+        raise UserError(f"edit {text!r}: {number:g} is beyond what 32 bits hold, 3.4e38")
     if found["factor"]:
-        edit = Scale(concept, float(found["factor"]), before_selection)
+        edit = Scale(concept, number, before_selection)
     elif found["other"]:
         edit = Swap(concept, int(found["other"]))
-    elif float(found["strength"]) == 0:
+    elif number == 0:
         edit = Ablate(concept, before_selection)
     else:
-        edit = Set(concept, float(found["strength"]))
+        edit = Set(concept, number)
     return replace(edit, start=start, stop=stop)

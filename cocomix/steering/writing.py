@@ -15,8 +15,24 @@ class Sampling(NamedTuple):
     tokens: int = 40
     """New ones at most."""
     temperature: float = 0.8
-    """0: the likeliest token each time."""
+    """0: the likeliest token each time; else within `TEMPERATURES`."""
     seed: int = 0
+
+
+TEMPERATURES = (0.01, 10.0)
+"""Below, logits overflow when they are divided by it; above, all tokens are about as likely."""
+
+
+def checked_temperature(temperature: float) -> float:
+    """The temperature itself.
+
+    Raises:
+        ValueError: when it is neither 0 nor within `TEMPERATURES`; also for NaN.
+    """
+    least, most = TEMPERATURES
+    if temperature != 0 and not least <= temperature <= most:
+        raise ValueError(f"must be 0, or from {least:g} to {most:g}")
+    return temperature
 
 
 def continuation(

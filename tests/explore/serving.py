@@ -7,7 +7,7 @@ from threading import Thread
 
 import uvicorn
 
-from cocomix.explore.server import application
+from cocomix.explore.server import settings
 from cocomix.explore.session import Session
 
 
@@ -15,8 +15,8 @@ from cocomix.explore.session import Session
 def serving(session: Session) -> Iterator[str]:
     """Inside, it answers; gives host and port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(application(session), log_level="warning", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(settings(session))
+        server.config.timeout_graceful_shutdown = 1
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

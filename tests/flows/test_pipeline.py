@@ -77,7 +77,7 @@ def test_a_run_publishes_its_parameters_figures_and_progress(project: Path, serv
     written = Path("params.yaml").read_text()
     assert written.count("#") == comments
     published = artifacts(final)
-    assert published["parameters"] == f"Given for this run:\n\n- `sae.seed: 7`\n\n```yaml\n{written}\n```"
+    assert published["parameters"] == f"Given for this run:\n\n```\nsae.seed: 7\n```\n\n```\n{written}\n```"
     table = json.loads(published["metrics-number"])
     assert {"metric": "number", "value": "7"} in table
     assert {"metric": "of.many", "value": "100 values"} in table

@@ -27,6 +27,12 @@ GROUPS = 25
 """Of the documents of a corpus."""
 TOKENS = [1000 * step for step in range(1, 11)]
 WIDTHS: dict[Method, int] = {"ntp": 208, "kd": 208, "pause": 192, "cocomix": 192}
+LABELS = ["", "names of months", "<b>"]
+"""Of the atlas' concepts."""
+TEXTS = [".", " end", " <middle>", " of", "Start"]
+"""Of its tokens."""
+CORPORA: list[str] = []
+"""Further text that models are measured on."""
 FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "cocomix": 1.5e7}
 
 
@@ -99,7 +105,7 @@ def write_run(method: str, seed: int, losses: Sequence[float], right: int | None
         {
             "validation": score,
             "test": score,
-            "corpora": {},
+            "corpora": dict.fromkeys(CORPORA, score),
             "tasks": {each.task: asdict(replace(each, documents=[])) for each in tasks},
             "concepts": concepts if method == "cocomix" else None,
         },
@@ -125,7 +131,7 @@ def _write_evaluation(name: str, loss: float, tasks: Sequence[TaskScore]) -> Non
     example = Example([4, 3], 2, [1, 0], [1], [1, 2], [0.75, 0.25])
     with Work(f"evaluate@{name}", Path("artifacts/evaluations") / name, {}, {"loss": loss}) as work:
         with work.write("documents.parquet") as pending:
-            write_documents(pending.path, {"validation": documents, "test": documents})
+            write_documents(pending.path, dict.fromkeys(["validation", "test", *CORPORA], documents))
         with work.write("examples.parquet") as pending:
             write_examples(pending.path, [example])
         with work.write("tasks.parquet") as pending:
@@ -149,8 +155,8 @@ def _perplexity(loss: float) -> TaskScore:
 
 def write_atlas() -> None:
     """Five tokens and three concepts."""
-    concepts = {"concept": [0, 1, 2], "label": ["", "names of months", "<b>"]}
-    vocabulary = {"token": [*range(5)], "text": [".", " end", " <middle>", " of", "Start"], "count": [1] * 5}
+    concepts = {"concept": [0, 1, 2], "label": LABELS}
+    vocabulary = {"token": [*range(5)], "text": TEXTS, "count": [1] * 5}
     with Work("explain", Path("artifacts/atlas"), {}, {}) as work:
         for name, columns in {CONCEPTS: concepts, VOCABULARY: vocabulary}.items():
             with work.write(name) as pending:

@@ -1,14 +1,19 @@
 """The page in a real browser."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.report.test_page import FOUR, report
+from cocomix.params import load
+from cocomix.report.tuning import SWEEPS
+from tests.report import made_metrics
+from tests.report.test_page import FOUR, SHIPPED, report
 from tests.report.test_tuning import swept
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -61,6 +66,43 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         swept({"interleaved 0.1": 3.0})
         report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
     return (folder / "artifacts/report/index.html").as_uri()
+
+
+HOSTILE = """"><img src=x onerror="window.hurt=1"><script>window.hurt=1</script></svg>' $x$ {{ 7 * 7 }} &lt;"""
+
+
+def test_text_from_elsewhere_stays_text_wherever_it_enters_the_page(
+    browser: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made_metrics, "LABELS", [f"label {each} {HOSTILE}" for each in range(3)])
+    monkeypatch.setattr(made_metrics, "TEXTS", [f"token {each} {HOSTILE}" for each in range(5)])
+    monkeypatch.setattr(made_metrics, "CORPORA", [f"corpus {HOSTILE}"])
+    accuracy = made_metrics._accuracy
+    monkeypatch.setattr(made_metrics, "_accuracy", lambda task, *rest: accuracy(f"{task} {HOSTILE}", *rest))
+    swept({"interleaved 0.1": 3.0})
+    sweep = SWEEPS / "made.json"
+    entries = json.loads(sweep.read_text())
+    sweep.write_text(json.dumps([{**each, "setting": f"{each['setting']} {HOSTILE}"} for each in entries]))
+    title = f"title {HOSTILE}"
+    shipped = load(SHIPPED).report.title
+    report(FOUR, (f"title: {shipped}", f"title: {json.dumps(title)}"), right=dict.fromkeys(FOUR, 12))
+    shown = browser.new_page()
+    trouble: list[str] = []
+    for event in ("console", "pageerror", "dialog"):
+        shown.on(event, lambda what: trouble.append(str(what)))
+    shown.goto((folder / "artifacts/report/index.html").as_uri())
+    assert shown.evaluate("window.hurt") is None
+    assert shown.locator("img, script, [onerror]").count() == 0
+    assert trouble == []
+    text = shown.evaluate("document.body.textContent")
+    for what in ("title", "label 1", "token 0", "corpus", "hellaswag"):
+        assert f"{what} {HOSTILE}" in " ".join(text.split()), what
+    drawn = " ".join(shown.locator("svg").all_text_contents())
+    assert "$x$" in " ".join(drawn.split())  # a dollar is no formula
+    said = [each.get_attribute("aria-label") for each in shown.locator("svg[role=img]").all()]
+    assert any(f"hellaswag {HOSTILE}" in each for each in said)
+    assert any(f"corpus {HOSTILE}" in each for each in said)
+    shown.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
