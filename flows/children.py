@@ -51,12 +51,16 @@ def start(
     )
 
 
-def stop(child: "subprocess.Popen[bytes]") -> None:
-    """End a child in its own way, or else by force."""
+def stop(child: "subprocess.Popen[bytes]", within: float = STOP_SECONDS) -> None:
+    """End a child in its own way, or else by force.
+
+    Args:
+        within: seconds.
+    """
     if child.poll() is None:
         child.send_signal(signal.SIGINT)
         try:
-            child.wait(STOP_SECONDS)
+            child.wait(within)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

@@ -84,7 +84,7 @@ def _start_server() -> str:
 
     def end() -> None:
         ended.set()
-        stop(server)
+        stop(server, within=5)
 
     def watch() -> None:
         server.wait()
