@@ -38,7 +38,7 @@ from cocomix.errors import UserError
 from flows import signals
 from flows.owner import check_owner, owner_tag
 from flows.pipeline import pipeline
-from flows.server import RUNNER_PID, check_server
+from flows.server import RUNNER_PID, check_proxies, check_server
 from flows.sweep import sweep
 from flows.workspace import alone
 
@@ -129,6 +129,7 @@ def main() -> None:
     with signals.end_in_order():
         try:
             found = deployments()
+            check_proxies()
             check_server()
             check_owner([each.full_name for each in found])
             with alone(wait=True):

@@ -14,7 +14,13 @@ from prefect import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_UI_URL,
+    get_current_settings,
+    temporary_settings,
+)
 
 from cocomix.errors import UserError
 from cocomix.parent import end_with_parent
@@ -55,11 +61,12 @@ def run_here(run: Callable[[], State[Any]]) -> None:
     """
     with signals.end_in_order():
         try:
-            settings = {}
+            check_proxies()
+            settings: dict[Any, Any] = {}
             if PREFECT_API_URL.value():
                 check_server()
             else:
-                settings[PREFECT_API_URL] = f"{_start_server()}/api"
+                settings = {PREFECT_API_URL: f"{_start_server()}/api", PREFECT_UI_URL: ""}  # it has no UI
             signals.bound(AT_WORK)
             with temporary_settings(settings):
                 state = run()
@@ -94,6 +101,18 @@ def _start_server() -> str:
     atexit.register(end)  # it runs after Prefect's own, which tell the server the last
     Thread(target=watch, daemon=True).start()
     return address
+
+
+def check_proxies() -> None:
+    """See that HTTP clients can be made under the proxies of the environment, even those that ask loopback only.
+
+    Raises:
+        UserError: when a proxy is of a kind that there is not.
+    """
+    try:
+        httpx.Client().close()
+    except (ValueError, httpx.InvalidURL) as error:
+        raise UserError(f"http_proxy, https_proxy or all_proxy: {error}") from None
 
 
 def check_server() -> None:

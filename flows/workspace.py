@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -83,7 +82,7 @@ def dvc_at_work() -> str:
         locks = json.loads(Path(".dvc/tmp/rwlock").read_bytes())
     except (FileNotFoundError, ValueError):  # none, or being written
         return ""
-    holders = [*locks["write"].values(), *chain(*locks["read"].values())]
+    holders = [*locks.get("write", {}).values(), *chain(*locks.get("read", {}).values())]
     return next((f"process {each['pid']}: {each['cmd']}" for each in holders if _is_dvc(each["pid"])), "")
 
 
@@ -124,7 +123,8 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
                     say(f"{busy}: waiting for it to end")
                 time.sleep(0.2)
         lock.truncate(0)
-        lock.write(f"process {os.getpid()}: {shlex.join(['python', *sys.orig_argv[1:]])}")
+        command = " ".join(" ".join(sys.orig_argv[1:]).split())
+        lock.write(f"process {os.getpid()}: python {command}")
         lock.flush()
         drop_torn_locks(say)
         if BEFORE.exists():

@@ -102,7 +102,7 @@ def test_it_waits_for_a_flow_at_work_in_the_folder_and_says_so(folder: Path, ser
         assert "waiting" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert said == ""
+    assert said == "stopped by SIGINT\n"
     assert process.returncode == 128 + signal.SIGINT
 
 
