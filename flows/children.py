@@ -98,8 +98,14 @@ def start_server(command: list[str], address: str, environment: Mapping[str, str
     except BaseException:
         server.kill()
         raise
+    said = log.read_bytes()[begin:].decode(errors="replace").strip()
+    status = server.poll()
     server.kill()
-    reason = _reason(log.read_bytes()[begin:].decode(errors="replace"))
+    if status is None:
+        reason = f"it has not answered for {START_SECONDS:.0f} s"
+    else:
+        found = [first or second for first, second in _REASON.findall(said)] or said.splitlines()
+        reason = found[-1].strip() if found else f"it ended with status {status}"
     raise UserError(f"Prefect's server did not start: {reason}; see {log} (its database: {home / 'prefect.db'})")
 
 
@@ -119,10 +125,3 @@ def _check_database(file: Path) -> None:
         raise UserError(f"{file}: Prefect's server needs this database: {error}") from None
     except sqlite3.DatabaseError as error:
         raise UserError(f"{file}: {error}; move it away, and Prefect's server starts a new one") from None
-
-
-def _reason(said: str) -> str:
-    found = [first or second for first, second in _REASON.findall(said)]
-    if not found:
-        return f"it has not answered for {START_SECONDS:.0f} s" if not said.strip() else said.splitlines()[-1]
-    return found[-1].strip()
