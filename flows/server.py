@@ -39,8 +39,7 @@ class _Stops(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to show a record."""
         in_flight = isinstance(sys.exc_info()[1], TerminationSignal)
-        cancelled = record.getMessage().startswith("Finished in state Cancelled")
-        is_of_stop = signals.is_ending() or in_flight or cancelled
+        is_of_stop = in_flight or record.getMessage().startswith("Finished in state Cancelled")
         return not is_of_stop or (record.levelno < logging.ERROR and bool(deployment.id))
 
 

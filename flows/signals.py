@@ -1,5 +1,6 @@
 """How a command ends by Ctrl-C, SIGTERM or a closed terminal: in seconds, with one line and the status of a shell."""
 
+import logging
 import os
 import signal
 import sys
@@ -48,14 +49,8 @@ def end_in_order() -> Iterator[None]:
 
 def end_because(line: str) -> None:
     """End this process, with status 1, as a signal does; from any thread."""
-    global _ending
-    _ending = _ending or (line, 1)
+    _end(line, 1)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def is_ending() -> bool:
-    """Whether a signal has come."""
-    return _ending is not None
 
 
 def bound(at_work: AbstractContextManager[Any]) -> None:
@@ -95,11 +90,17 @@ def leave(number: int, _frame: FrameType | None = None) -> NoReturn:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    global _ending, _interrupted
-    _ending = _ending or _of(number)
+    global _interrupted
+    _end(*_of(number))
     if not _interrupted:
         _interrupted = True
         raise KeyboardInterrupt
+
+
+def _end(line: str, status: int) -> None:
+    global _ending
+    _ending = _ending or (line, status)
+    logging.disable()  # one line is enough
 
 
 def _of(number: int) -> tuple[str, int]:
