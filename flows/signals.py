@@ -40,11 +40,13 @@ def end_in_order() -> Iterator[None]:
     except BaseException:
         if not _ending:
             raise
+    finally:
+        if not _ending:
+            for each, handler in before.items():
+                signal.signal(each, handler)
     if _ending:
         _say(_ending[0])
         sys.exit(_ending[1])
-    for each, handler in before.items():
-        signal.signal(each, handler)
 
 
 def end_because(line: str) -> None:
