@@ -5,11 +5,11 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
 run: .venv/ready          ## the whole pipeline, going on where it was, and its summary
-	dvc --wait-for-lock repro
+	python -m flows.dvc --wait-for-lock repro
 	@cat artifacts/report/summary.txt
 
 report: .venv/ready       ## the page, brought up to date and opened; without a display, its path
-	dvc --wait-for-lock repro report
+	python -m flows.dvc --wait-for-lock repro report
 	@python -c "import sys, webbrowser; webbrowser.open('file://' + sys.argv[1]) or print(sys.argv[1])" $(CURDIR)/artifacts/report/index.html
 
 test: .venv/ready         ## everything that CI checks

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 
 # Loaded here, since a process that has just been forked should load nothing.
@@ -24,15 +23,3 @@ def end_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it ended before we asked
         os.kill(os.getpid(), by)
-
-
-def end_with_this_process(child: int) -> None:
-    """Have a process stopped when this one ends, even by SIGKILL: for a child that cannot ask for it itself.
-
-    Args:
-        child: its process id.
-    """
-    at_end, _ = os.pipe()  # the other end is this process's alone, and closed by its end only
-    watch = ["sh", "-c", 'read -r _; kill "$0"', str(child)]
-    subprocess.Popen(watch, stdin=at_end, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    os.close(at_end)

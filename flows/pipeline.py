@@ -1,6 +1,7 @@
 """The pipeline as a Prefect flow, a task for each DVC stage: `python -m flows.pipeline [STAGE ...]`."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -9,7 +10,8 @@ from typing import Annotated, Any, get_args
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.exceptions import TerminationSignal
+from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import WithJsonSchema
 from ruamel.yaml import YAML, YAMLError
@@ -49,7 +51,7 @@ def stage(node: Stage, changed: bool, title: str) -> State[None]:  # noqa: ARG00
     """Bring one stage up to date.
 
     Its state is Completed, Restored (from DVC's run cache) or Up to date; or else Failed. Busy (another DVC holds what
-    it needs) and Killed are failures that are tried again, with growing delays.
+    it needs) and Killed are failures that are tried again, with growing delays. Cancelled: a signal came.
 
     Args:
         changed: whether the stage may have something to do. DVC decides, and is only asked then.
@@ -57,8 +59,11 @@ def stage(node: Stage, changed: bool, title: str) -> State[None]:  # noqa: ARG00
     """
     if not changed:
         return Completed(name=UP_TO_DATE, message="nothing changed")
-    with one_at_a_time() if node.gpu and has_gpu() else nullcontext():
-        result = _run(node.name)
+    try:
+        with one_at_a_time() if node.gpu and has_gpu() else nullcontext():
+            result = _run(node.name)
+    except (KeyboardInterrupt, TerminationSignal):
+        return Cancelled()  # and not Crashed, as Prefect would say
     if result.outcome in ("ran", "restored"):
         publish.metrics(node.name, node.metrics)
     match result.outcome:
@@ -141,6 +146,8 @@ def bring_up_to_date(nodes: Iterable[Stage], title: str = "") -> State[None]:
         states[node.name] = state = stage(
             node, changed, f"{node.name} {title}".rstrip(), wait_for=inputs, return_state=True
         )
+        if state.is_cancelled():
+            raise TerminationSignal(signal.SIGTERM)  # as if it had come just now, to the flow
         if not state.is_completed():
             return Failed(message=f"{node.name}: {state.message}")
     return Completed(message=", ".join(_tally(list(states.values()))))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Literal, NamedTuple
 
 GRACE_SECONDS = 8.0
@@ -36,6 +37,10 @@ _NO_MEMORY = re.compile(
 _KILLERS = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGBUS}
 
 
+AT_WORK = Lock()
+"""Held while a stage is at work, or is given its time to stop."""
+
+
 class Result(NamedTuple):
     """How a stage ended."""
 
@@ -54,11 +59,16 @@ def reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, 
         log: is given each line that DVC and the stage write, when it is written.
         environment: variables that are other than in this process.
     """
+    with AT_WORK:
+        return _reproduce(stage, log, environment or {})
+
+
+def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, str]) -> Result:
     kills = _kills_for_memory()
     process = subprocess.Popen(
         # A finished stage is lost when DVC cannot take its lock to record it: hence --wait-for-lock.
         [sys.executable, "-u", "-m", "flows.dvc", "--wait-for-lock", "repro", "--single-item", stage],
-        env=_environment() | dict(environment or {}),
+        env=_environment() | dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

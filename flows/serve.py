@@ -3,7 +3,9 @@
 One run after another. A run whose process was lost, with this one or with the machine, goes on first.
 """
 
+import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -33,9 +35,10 @@ from pydantic import BaseModel
 
 from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
+from flows import signals
 from flows.owner import check_owner, owner_tag
 from flows.pipeline import pipeline
-from flows.server import RUNNER_PID, check_server
+from flows.server import RUNNER_PID, check_proxies, check_server
 from flows.sweep import sweep
 from flows.workspace import alone
 
@@ -123,28 +126,37 @@ def main() -> None:
     """The command line."""
     if "PREFECT_API_URL" not in os.environ:
         sys.exit("error: PREFECT_API_URL must be a server's address; `python -m flows.ui` starts one and this as well")
-    try:
-        found = deployments()
-        check_server()
-        check_owner([each.full_name for each in found])
-        with alone(wait=True):
-            resume_lost([each.name for each in found])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    with signals.end_in_order():
+        try:
+            found = deployments()
+            check_proxies()
+            check_server()
+            check_owner([each.full_name for each in found])
+            with alone(wait=True):
+                resume_lost([each.name for each in found])
+        except UserError as error:
+            sys.exit(f"error: {error}")
     os.environ[RUNNER_PID] = str(os.getpid())
-    status = 1
+    for name in ("prefect.runner", "prefect.flows"):
+        logging.getLogger(name).addFilter(_is_news)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which asyncio replaces by its own
     try:
         serve(*found, limit=1, pause_on_shutdown=False, print_starting_message=False)
-        status = 0
+        signals.leave(signal.SIGINT)
+    except KeyboardInterrupt:
+        signals.leave(signal.SIGINT)
     except SystemExit:  # Prefect's way to end by SIGTERM
-        status = 0
+        signals.leave(signal.SIGTERM)
     except Exception:
         traceback.print_exc()
     finally:
         # Returning is waiting for threads, and one of Prefect's may wait for ever where its server is gone too.
-        os._exit(status)
+        os._exit(1)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what Prefect repeats every two seconds while a run waits, nor how this program ends, which it says itself."""
+    return not re.search(r"scheduled runs skipped|^SIGTERM received|^Received KeyboardInterrupt", record.getMessage())
 
 
 if __name__ == "__main__":

@@ -1,22 +1,50 @@
 """The Prefect server that a flow reports to, and the process that it runs for."""
 
+import atexit
+import logging
 import os
-import signal
+import socket
 import sys
 from collections.abc import Callable
+from threading import Event, Thread
 from typing import Any
 
 import httpx
 from prefect import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_UI_URL,
+    get_current_settings,
+    temporary_settings,
+)
 
 from cocomix.errors import UserError
-from cocomix.parent import end_with_parent, end_with_this_process
+from cocomix.parent import end_with_parent
+from flows import signals
+from flows.children import server_log, start_server, stop
+from flows.loopback import LOOPBACK
+from flows.reproduce import AT_WORK
 
 RUNNER_PID = "RUNNER_PID"
 """The environment variable with the process that starts runs of deployments, if it is `flows.serve`."""
+
+
+class _Stops(logging.Filter):
+    """Prefect takes a stop for a crash. A run that is cancelled shows no error; a command says one line by itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show a record."""
+        in_flight = isinstance(sys.exc_info()[1], TerminationSignal)
+        is_of_stop = in_flight or record.getMessage().startswith("Finished in state Cancelled")
+        return not is_of_stop or (record.levelno < logging.ERROR and bool(deployment.id))
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_Stops())
 
 
 def end_with_runner() -> None:
@@ -30,20 +58,60 @@ def run_here(run: Callable[[], State[Any]]) -> None:
 
     Its server is the one at PREFECT_API_URL; where none is set, one that starts here and ends with this process.
     """
-    # Prefect passes SIGTERM on to the handler that it found; exiting, rather than dying, also ends Prefect's server.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with signals.end_in_order():
+        try:
+            check_proxies()
+            settings: dict[Any, Any] = {}
+            if PREFECT_API_URL.value():
+                check_server()
+            else:
+                settings = {PREFECT_API_URL: f"{_start_server()}/api", PREFECT_UI_URL: ""}  # it has no UI
+            signals.bound(AT_WORK)
+            with temporary_settings(settings):
+                state = run()
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        if not state.is_completed():
+            sys.exit(f"error: {state.message}")
+
+
+def _start_server() -> str:
+    """Start a server that ends with this process; its address."""
+    with socket.create_server((LOOPBACK[0], 0)) as probe:
+        port = probe.getsockname()[1]
+    address = f"http://{LOOPBACK[0]}:{port}"
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command += ["--host", LOOPBACK[0], "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    kind = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    home = PREFECT_HOME.value()
+    server = start_server(command, address, os.environ | settings | kind | {"PREFECT_HOME": str(home)})
+    ended = Event()
+
+    def end() -> None:
+        ended.set()
+        stop(server, within=5)
+
+    def watch() -> None:
+        server.wait()
+        if not ended.is_set():
+            signals.end_because(f"error: Prefect's server ended by itself; see {server_log(home)}")
+
+    atexit.register(end)  # it runs after Prefect's own, which tell the server the last
+    Thread(target=watch, daemon=True).start()
+    return address
+
+
+def check_proxies() -> None:
+    """See that HTTP clients can be made under the proxies of the environment, even those that ask loopback only.
+
+    Raises:
+        UserError: when a proxy is of a kind that there is not.
+    """
     try:
-        if PREFECT_API_URL.value():
-            check_server()
-        else:
-            _start_server()
-        state = run()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    if not state.is_completed():
-        sys.exit(f"error: {state.message}")
+        httpx.Client().close()
+    except (ValueError, httpx.InvalidURL) as error:
+        raise UserError(f"http_proxy, https_proxy or all_proxy: {error}") from None
 
 
 def check_server() -> None:
@@ -74,13 +142,3 @@ def _trouble(error: BaseException) -> str:
         case _:  # other versions
             what = str(error)
     return f"PREFECT_API_URL: {address}: {what}"
-
-
-def _start_server() -> None:
-    """The server that Prefect itself would start and end, but that would stay where this process is killed."""
-    from prefect.server.api.server import SubprocessASGIServer  # seconds, which no run of a worker needs
-
-    server = SubprocessASGIServer()
-    server.start()
-    if server.server_process:
-        end_with_this_process(server.server_process.pid)

@@ -2,15 +2,17 @@
 
 import fcntl
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 from dvc.dvcfile import Lockfile
 from dvc.exceptions import DvcException
 from dvc.lock import LockError, make_lock
@@ -74,6 +76,23 @@ def lock_is_torn() -> bool:
         return True
 
 
+def dvc_at_work() -> str:
+    """A process of DVC that works in this folder, by DVC's list of locks; empty if none does."""
+    try:
+        locks = json.loads(Path(".dvc/tmp/rwlock").read_bytes())
+    except (FileNotFoundError, ValueError):  # none, or being written
+        return ""
+    holders = [*locks.get("write", {}).values(), *chain(*locks.get("read", {}).values())]
+    return next((f"process {each['pid']}: {each['cmd']}" for each in holders if _is_dvc(each["pid"])), "")
+
+
+def _is_dvc(process: int) -> bool:
+    """Whether a process is there, and is not another one with the number of a DVC that was killed."""
+    with suppress(psutil.Error):
+        return any("dvc" in word for word in psutil.Process(process).cmdline())
+    return False
+
+
 @contextmanager
 def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iterator[None]:
     """Keep other flows, sweeps and presets, which would change parameters underneath, out of the project's folder.
@@ -89,19 +108,24 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
         UserError: when another one is at work, and this does not wait.
     """
     IN_USE.parent.mkdir(parents=True, exist_ok=True)
-    with IN_USE.open("w") as lock:
+    with IN_USE.open("a+") as lock:
         for attempt in count():
             try:
                 # Asked again and again: a signal that comes just before a call that blocks would not end it.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                busy = "another flow or sweep is at work in this folder"
+                lock.seek(0)
+                busy = f"another run is at work in this folder ({lock.read()})"
                 if not wait:
                     raise UserError(f"{busy}; wait for it") from None
                 if not attempt:
                     say(f"{busy}: waiting for it to end")
                 time.sleep(0.2)
+        lock.truncate(0)
+        command = " ".join(" ".join(sys.orig_argv[1:]).split())
+        lock.write(f"process {os.getpid()}: python {command}")
+        lock.flush()
         drop_torn_locks(say)
         if BEFORE.exists():
             _end_sweep(say, killed=True)

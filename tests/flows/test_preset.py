@@ -173,7 +173,7 @@ def test_values_that_contradict_each_other_are_refused(params: Path) -> None:
 def test_a_preset_is_not_written_underneath_a_flow_or_sweep(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = params.read_bytes()
     monkeypatch.setattr("sys.argv", ["preset", "smoke"])
-    with alone(), pytest.raises(SystemExit, match=r"^error: another flow or sweep is at work in this folder; wait"):
+    with alone(), pytest.raises(SystemExit, match=r"^error: another run is at work in this folder \(process .*; wait"):
         main()
     assert params.read_bytes() == before
     main()

@@ -1,3 +1,4 @@
+import logging
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled
 
-from flows.serve import ATTEMPTS, deployments, resume_lost
+from flows.serve import ATTEMPTS, _is_news, deployments, resume_lost
 from flows.workspace import alone
 from tests.flows.conftest import ROOT
 
@@ -102,8 +103,14 @@ def test_it_waits_for_a_flow_at_work_in_the_folder_and_says_so(folder: Path, ser
         assert "waiting" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert said == ""
+    assert said == "stopped by SIGINT\n"
     assert process.returncode == 128 + signal.SIGINT
+
+
+def test_a_run_that_waits_is_not_said_every_two_seconds() -> None:
+    said = ["1 scheduled runs skipped (at capacity)", "Runner 'x' submitting flow run 'y'"]
+    records = [logging.makeLogRecord({"msg": f"%s{each}", "args": ("",)}) for each in said]
+    assert [_is_news(each) for each in records] == [False, True]
 
 
 def _run(client: SyncPrefectClient, deployment: UUID, state: object) -> UUID:

@@ -86,7 +86,8 @@ def test_a_sweep_waits_for_another_one_of_the_folder(run: Callable[..., Any], ca
         process.stdout.readline()
         assert run("sae.seed=3").is_completed()
         assert process.poll() == 0
-    assert "another flow or sweep is at work in this folder: waiting for it to end" in caplog.messages
+    said = f"another run is at work in this folder (process {process.pid}: python -c {' '.join(holder.split())})"
+    assert f"{said}: waiting for it to end" in caplog.messages
 
 
 def test_a_wrong_setting_fails_the_flow_in_one_line_before_anything_runs(run: Callable[..., Any]) -> None:

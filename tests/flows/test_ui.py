@@ -1,5 +1,6 @@
 """Prefect on this machine, as `make ui` starts it: real processes, killed for real."""
 
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +20,14 @@ from uuid import UUID
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterLevel,
+)
+from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.states import Cancelling
 
 from tests.flows.conftest import ROOT, set_params
@@ -54,6 +62,24 @@ class Ui:
 
     def read(self, run: UUID) -> FlowRun:
         return self.client.read_flow_run(run)
+
+    def states_of_tasks(self, run: UUID) -> dict[str, str]:
+        """The states of a run's tasks, by their names, once all are recorded to have ended."""
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        tasks: list[TaskRun] = []
+
+        def have_ended() -> bool:
+            tasks[:] = self.client.read_task_runs(flow_run_filter=of_run)
+            return bool(tasks) and all(each.state and each.state.is_final() for each in tasks)
+
+        until(have_ended)
+        return {each.name: each.state_name or "" for each in tasks}
+
+    def errors(self, run: UUID) -> list[str]:
+        """What a run logged as errors."""
+        level = LogFilterLevel(ge_=logging.ERROR)
+        logs = self.client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]), level=level))
+        return [each.message for each in logs]
 
     def until_state(self, run: UUID, name: str) -> None:
         until(lambda: self.read(run).state_name == name)
@@ -156,6 +182,8 @@ def test_a_run_is_started_cancelled_and_leaves_no_process(waiting_project: Path)
         prefect.client.set_flow_run_state(run, Cancelling())
         assert ends(stage)
         prefect.until_state(run, "Cancelled")
+        assert prefect.states_of_tasks(run)["wait"] == "Cancelled"
+        assert prefect.errors(run) == []
         assert not any("flows.dvc" in command_of(each) for each in descendants(prefect.process.pid))
         Path("pid").unlink()
         prefect.run(stages=["wait"], mode="only")  # at work when Ctrl-C comes

@@ -184,6 +184,6 @@ def test_what_another_dvc_holds_can_be_read(finished: Path) -> None:
 
 
 def test_the_folder_has_one_user_at_a_time_and_who_is_not_to_wait_is_refused(finished: Path) -> None:
-    message = r"^another flow or sweep is at work in this folder; wait for it$"
+    message = rf"^another run is at work in this folder \(process {os.getpid()}: python .*\); wait for it$"
     with alone(), pytest.raises(UserError, match=message), kept():
         pass

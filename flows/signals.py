@@ -1,0 +1,115 @@
+"""How a command ends by Ctrl-C, SIGTERM or a closed terminal: in seconds, with one line and the status of a shell."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from threading import Thread
+from types import FrameType
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+QUIET = "STARTED_BY"
+"""The environment variable with the process that says the line in place of its children."""
+PATIENCE_SECONDS = 15.0
+"""After the running stage has ended: for what is left to be put right, and to be told to a server."""
+
+_ending: tuple[str, int] | None = None
+"""The line and the exit status, since this process is to end."""
+_interrupted = False
+
+
+def end_at_once() -> None:
+    """From now on a signal ends this process: while nothing is at work, nothing needs to be put right."""
+    _handle(leave)
+
+
+@contextmanager
+def end_in_order() -> Iterator[None]:
+    """Within, the first signal raises KeyboardInterrupt, further ones do nothing; then this process exits.
+
+    Prefect's own handler, which it installs for SIGTERM during a flow, raises another exception and calls this one.
+    """
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    try:
+        _handle(_interrupt)
+        yield
+    except BaseException:
+        if not _ending:
+            raise
+    finally:
+        if not _ending:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+    if _ending:
+        _say(_ending[0])
+        sys.exit(_ending[1])
+
+
+def end_because(line: str) -> None:
+    """End this process, with status 1, as a signal does; from any thread."""
+    _end(line, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def bound(at_work: AbstractContextManager[Any]) -> None:
+    """See that this process ends some seconds after a signal, whatever the main thread waits for by then.
+
+    Args:
+        at_work: can be entered when no stage is at work, which has its own time to stop.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # told also of a signal that others handle
+
+    def watch() -> None:
+        while (number := os.read(read, 1)[0]) not in SIGNALS:
+            pass
+        with at_work:
+            pass
+        time.sleep(PATIENCE_SECONDS)
+        line, status = _ending or _of(number)
+        _say(line)
+        os._exit(status)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    for each in SIGNALS:
+        if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:  # nohup
+            signal.signal(each, handler)
+
+
+def leave(number: int, _frame: FrameType | None = None) -> NoReturn:
+    """Say by which signal this process ends, and end it."""
+    line, status = _of(number)
+    _say(line)
+    os._exit(status)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    global _interrupted
+    _end(*_of(number))
+    if not _interrupted:
+        _interrupted = True
+        raise KeyboardInterrupt
+
+
+def _end(line: str, status: int) -> None:
+    global _ending
+    _ending = _ending or (line, status)
+    logging.disable()  # one line is enough
+
+
+def _of(number: int) -> tuple[str, int]:
+    return f"stopped by {signal.Signals(number).name}", 128 + number
+
+
+def _say(line: str) -> None:
+    if os.environ.get(QUIET) != str(os.getppid()):
+        with suppress(OSError):  # a terminal that is closed
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())
