@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,11 @@ import httpx
 from prefect import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from cocomix.errors import UserError
 from cocomix.parent import end_with_parent, end_with_this_process
+from flows.gate import LOOPBACK, command
 
 RUNNER_PID = "RUNNER_PID"
 """The environment variable with the process that starts runs of deployments, if it is `flows.serve`."""
@@ -80,7 +82,14 @@ def _start_server() -> None:
     """The server that Prefect itself would start and end, but that would stay where this process is killed."""
     from prefect.server.api.server import SubprocessASGIServer  # seconds, which no run of a worker needs
 
-    server = SubprocessASGIServer()
+    class Gated(SubprocessASGIServer):
+        def _run_uvicorn_command(self) -> "subprocess.Popen[bytes]":
+            assert self.port
+            kind = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+            settings = get_current_settings().to_environment_variables(exclude_unset=True)
+            return subprocess.Popen(command(LOOPBACK[0], self.port, "error"), env=os.environ | kind | settings)
+
+    server = Gated()
     server.start()
     if server.server_process:
         end_with_this_process(server.server_process.pid)

@@ -35,6 +35,7 @@ from cocomix.report.wording import duration, over_seeds, si, table
 from cocomix.sources import digest_of_sources
 from flows import publish
 from flows.dag import plan
+from flows.owner import check_definition
 from flows.pipeline import bring_up_to_date
 from flows.server import end_with_runner, run_here
 from flows.settings import Task, settings, tasks
@@ -56,6 +57,7 @@ def sweep(
     end_with_runner()
     say = get_run_logger().warning
     try:
+        check_definition("flows.sweep.sweep")
         with kept(wait=True, say=say) as write_params:
             results, asked = _asked(name, grid, methods, seeds)
             failed = run(results, asked, write_params)

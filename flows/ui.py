@@ -19,18 +19,24 @@ import time
 import urllib.request
 from contextlib import suppress
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO
 
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from cocomix.artifact import Artifact
 from cocomix.errors import UserError
 from cocomix.parent import end_with_parent
+from flows.gate import LOOPBACK, Gate, command
 
 HOME = Path(".prefect")
 REPORT = Path("artifacts/report")
 REPORT_URL = "REPORT_URL"
 """The environment variable with the address that the report is served at, if it is."""
-LOOPBACK = ("127.0.0.1", "localhost")
 START_SECONDS = 120.0
 STOP_SECONDS = 40.0
 """Prefect itself gives a run 30 s to stop."""
@@ -72,8 +78,7 @@ def _run() -> None:
     children: list[subprocess.Popen[bytes]] = []
     try:
         with (HOME / "server.log").open("ab") as log:
-            server = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-            children.append(_start(server, environment, log))
+            children.append(_start(command(host, port), environment, log))
         _wait_for(f"{address}/api/health", children[0])
         children.append(_start([sys.executable, "-m", "flows.serve"], environment, None))
         _serve_report(port + 1)
@@ -137,13 +142,22 @@ def _wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
     raise UserError(f"Prefect's server did not start; see {HOME / 'server.log'}")
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None: ...
-
-
 def _serve_report(port: int) -> None:
-    pages = ThreadingHTTPServer(("127.0.0.1", port), partial(_Quiet, directory=str(REPORT)))
-    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    server = uvicorn.Server(uvicorn.Config(Gate(report_pages(), port), log_level="error"))
+    listening = socket.create_server((LOOPBACK[0], port))
+    threading.Thread(target=server.run, args=([listening],), daemon=True).start()
+
+
+def report_pages() -> Starlette:
+    """Serves the files that the report's manifest names, as long as their content is what the stage wrote."""
+    return Starlette(routes=[Route("/", _report_file), Route("/{name}", _report_file)])
+
+
+def _report_file(request: Request) -> Response:
+    try:
+        return FileResponse(Artifact(REPORT).file(request.path_params.get("name", "index.html")))
+    except UserError as error:
+        return PlainTextResponse(f"{error}\n", 404)
 
 
 if __name__ == "__main__":
