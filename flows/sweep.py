@@ -194,8 +194,10 @@ def _asked(name: str, grid: Sequence[str], methods: Sequence[Method], seeds: Seq
     """The name of the results, and the models to train."""
     file = Path(name) if name.endswith((".yaml", ".yml")) else None
     results = file.stem if file else name
-    if not results.isprintable() or (not file and set(results) & set("=/")):
+    if not name.isprintable() or (not file and set(results) & set("=/")):
         raise UserError(f"{name}: no name of a sweep; it must be a name, or a file of settings")
+    if file and not file.resolve().is_relative_to(Path.cwd()):
+        raise UserError(f"{name}: must lie in this folder")  # or a run from the UI could read any file
     return results, tasks(settings(file, grid), methods, seeds)
 
 
