@@ -1,4 +1,7 @@
-"""Whose a server's deployments are: they are known by names, and of two clones one would take the other's runs."""
+"""Whose a server's deployments are: they are known by names, and of two clones one would take the other's runs.
+
+And whether they are still what the project defines: who reaches the server can change them.
+"""
 
 import re
 import socket
@@ -7,13 +10,17 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
 from prefect import get_client
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import deployment, flow_run
 
 from cocomix.errors import UserError
 
+SET_FOLDER = "prefect.deployments.steps.set_working_directory"
+"""The one step that `prefect deploy` gives the project's deployments."""
 LATELY = timedelta(minutes=1)
 """A worker asks for runs every 15 s, and `flows.serve` every 2 s."""
 
@@ -46,13 +53,43 @@ def check_owner(names: Iterable[str]) -> None:
     with get_client(sync_client=True) as client:
         for name in names:
             with suppress(ObjectNotFound):
-                deployment = client.read_deployment_by_name(name)
-                for owner in _owners(deployment):
-                    if _is_another(owner, deployment):
+                found = client.read_deployment_by_name(name)
+                for owner in _owners(found):
+                    if _is_another(owner, found):
                         advice = "give those in prefect.yaml other names, or, if that one is to serve no more,"
                         raise UserError(
                             f"deployment {name} belongs to {owner}; {advice} `prefect deployment delete {name}`"
                         )
+
+
+def check_definition(entrypoint: str) -> None:
+    """Within a run of a deployment: see that the deployment is one that the project defines.
+
+    Args:
+        entrypoint: of the flow that runs. Nothing that the deployment says is done; so a run of one that says more than
+            the project is refused.
+
+    Raises:
+        UserError: when it has another entrypoint, or steps, a path, a storage or job variables of its own.
+    """
+    if not deployment.id:
+        return
+    with get_client(sync_client=True) as client:
+        found = client.read_deployment(UUID(deployment.id))
+        run = client.read_flow_run(UUID(flow_run.id))
+    foreign = {
+        "entrypoint": found.entrypoint != entrypoint,
+        "pull_steps": any(list(step) != [SET_FOLDER] for step in found.pull_steps or []),
+        "path": found.path not in (None, "."),
+        "storage_document_id": found.storage_document_id,
+        "infrastructure_document_id": found.infrastructure_document_id,
+        "job_variables": found.job_variables or run.job_variables,
+    }
+    if names := [name for name, is_foreign in foreign.items() if is_foreign]:
+        raise UserError(
+            f"deployment {flow_run.flow_name}/{deployment.name}: {', '.join(names)}: not as prefect.yaml defines it; "
+            "nothing was run; start `make ui` again, or deploy it again"
+        )
 
 
 def _owners(deployment: DeploymentResponse) -> Iterator[_Owner]:

@@ -22,6 +22,7 @@ from flows import publish
 from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time
 from flows.overrides import Overrides, flat, override
+from flows.owner import check_definition
 from flows.reproduce import Result, reproduce
 from flows.server import end_with_runner, run_here
 from flows.workspace import alone
@@ -113,6 +114,7 @@ def pipeline(
     end_with_runner()
     log = get_run_logger()
     try:
+        check_definition("flows.pipeline.pipeline")
         with alone(wait=True, say=log.warning):
             return _pipeline(stages, mode, overrides)
     except UserError as error:

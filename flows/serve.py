@@ -1,8 +1,10 @@
 """Offer the deployments of prefect.yaml to a Prefect server, and run here what it asks for: `python -m flows.serve`.
 
-One run after another. A run whose process was lost, with this one or with the machine, goes on first.
+A run is one of this folder's own flows, whatever the server says that the deployment is. One run after another. A run
+whose process was lost, with this one or with the machine, goes on first.
 """
 
+import asyncio
 import logging
 import os
 import re
@@ -12,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Literal
 
-from prefect import Flow, get_client, serve
+from prefect import Flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -27,7 +29,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import TerminationSignal
+from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.types.entrypoint import EntrypointType
@@ -67,19 +70,21 @@ class _File(BaseModel):
     deployments: list[_Deployment]
 
 
-def deployments() -> list[RunnerDeployment]:
-    """What prefect.yaml defines."""
+def deployments() -> list[tuple[Flow[..., Any], dict[str, Any]]]:
+    """What prefect.yaml defines: flows, and the arguments that deploy them."""
     path = Path("prefect.yaml")
     return [
-        RunnerDeployment.from_flow(
+        (
             FLOWS[each.entrypoint],
-            name=each.name,
-            description=each.description,
-            parameters=each.parameters,
-            schedules=[Cron(at.cron, timezone=at.timezone, active=at.active) for at in each.schedules],
-            concurrency_limit=each.concurrency_limit,
-            tags=[owner_tag()],
-            entrypoint_type=EntrypointType.MODULE_PATH,
+            {
+                "name": each.name,
+                "description": each.description,
+                "parameters": each.parameters,
+                "schedules": [Cron(at.cron, timezone=at.timezone, active=at.active) for at in each.schedules],
+                "concurrency_limit": each.concurrency_limit,
+                "tags": [owner_tag()],
+                "entrypoint_type": EntrypointType.MODULE_PATH,
+            },
         )
         for each in parse(_File, read_yaml(path), str(path)).deployments
     ]
@@ -131,9 +136,9 @@ def main() -> None:
             found = deployments()
             check_proxies()
             check_server()
-            check_owner([each.full_name for each in found])
+            check_owner([f"{flow.name}/{arguments['name']}" for flow, arguments in found])
             with alone(wait=True):
-                resume_lost([each.name for each in found])
+                resume_lost([arguments["name"] for _, arguments in found])
         except UserError as error:
             sys.exit(f"error: {error}")
     os.environ[RUNNER_PID] = str(os.getpid())
@@ -141,11 +146,15 @@ def main() -> None:
         logging.getLogger(name).addFilter(_is_news)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which asyncio replaces by its own
     try:
-        serve(*found, limit=1, pause_on_shutdown=False, print_starting_message=False)
+        runner = Runner(limit=1, pause_on_shutdown=False)
+        for flow, arguments in found:
+            # A flow that is given, and not a deployment, is what runs; nothing is loaded as a deployment says.
+            runner.add_flow(flow, **arguments)
+        asyncio.run(runner.start())
         signals.leave(signal.SIGINT)
     except KeyboardInterrupt:
         signals.leave(signal.SIGINT)
-    except SystemExit:  # Prefect's way to end by SIGTERM
+    except (SystemExit, TerminationSignal):  # the first is Prefect's way to end by SIGTERM
         signals.leave(signal.SIGTERM)
     except Exception:
         traceback.print_exc()

@@ -24,7 +24,7 @@ from prefect.settings import (
 
 from cocomix.errors import UserError
 from cocomix.parent import end_with_parent
-from flows import signals
+from flows import gate, signals
 from flows.children import server_log, start_server, stop
 from flows.loopback import LOOPBACK
 from flows.reproduce import AT_WORK
@@ -80,9 +80,8 @@ def _start_server() -> str:
     with socket.create_server((LOOPBACK[0], 0)) as probe:
         port = probe.getsockname()[1]
     address = f"http://{LOOPBACK[0]}:{port}"
-    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    command += ["--host", LOOPBACK[0], "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-    kind = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    command = gate.command(LOOPBACK[0], port, "error")
+    kind = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     home = PREFECT_HOME.value()
     server = start_server(command, address, os.environ | settings | kind | {"PREFECT_HOME": str(home)})

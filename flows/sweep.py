@@ -35,6 +35,7 @@ from cocomix.report.wording import duration, over_seeds, si, table
 from cocomix.sources import digest_of_sources
 from flows import publish
 from flows.dag import plan
+from flows.owner import check_definition
 from flows.pipeline import bring_up_to_date
 from flows.server import end_with_runner, run_here
 from flows.settings import Task, settings, tasks
@@ -56,6 +57,7 @@ def sweep(
     end_with_runner()
     say = get_run_logger().warning
     try:
+        check_definition("flows.sweep.sweep")
         with kept(wait=True, say=say) as write_params:
             results, asked = _asked(name, grid, methods, seeds)
             failed = run(results, asked, write_params)
@@ -192,8 +194,10 @@ def _asked(name: str, grid: Sequence[str], methods: Sequence[Method], seeds: Seq
     """The name of the results, and the models to train."""
     file = Path(name) if name.endswith((".yaml", ".yml")) else None
     results = file.stem if file else name
-    if not results.isprintable() or (not file and set(results) & set("=/")):
+    if not name.isprintable() or (not file and set(results) & set("=/")):
         raise UserError(f"{name}: no name of a sweep; it must be a name, or a file of settings")
+    if file and not file.resolve().is_relative_to(Path.cwd()):
+        raise UserError(f"{name}: must lie in this folder")  # or a run from the UI could read any file
     return results, tasks(settings(file, grid), methods, seeds)
 
 

@@ -17,19 +17,23 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from cocomix.artifact import Artifact
 from cocomix.errors import UserError
-from flows import signals
+from flows import gate, signals
 from flows.children import server_log, start, start_server, stop
-from flows.loopback import ask_directly
+from flows.loopback import LOOPBACK, ask_directly
 
 REPORT = Path("artifacts/report")
 REPORT_URL = "REPORT_URL"
 """The environment variable with the address that the report is served at, if it is."""
-LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def main() -> None:
@@ -54,9 +58,9 @@ def _run() -> None:
         raise UserError(f"PREFECT_SERVER_API_HOST: {host}: others can reach it: set PREFECT_SERVER_API_AUTH_STRING too")
     for each in (port, port + 1):
         _check_free(each)
-    here = "127.0.0.1" if host == "0.0.0.0" else host
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     ask_directly(here)
-    address, report = f"http://{here}:{port}", f"http://127.0.0.1:{port + 1}"
+    address, report = f"http://{gate.netloc(here, port)}", f"http://127.0.0.1:{port + 1}"
     environment = os.environ | {
         "PREFECT_API_URL": f"{address}/api",
         REPORT_URL: report,
@@ -66,8 +70,7 @@ def _run() -> None:
         environment["PREFECT_API_AUTH_STRING"] = password
     children: list[subprocess.Popen[bytes]] = []
     try:
-        server = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-        children.append(start_server(server, address, environment))
+        children.append(start_server(gate.command(host, port), address, environment))
         children.append(start([sys.executable, "-m", "flows.serve"], environment, ends_by=signal.SIGTERM))
         _serve_report(port + 1)
         print(f"Prefect: {address}\nreport:  {report}\nCtrl-C ends both, and what runs.", flush=True)
@@ -98,13 +101,22 @@ def _check_free(port: int) -> None:
             ) from None
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None: ...
-
-
 def _serve_report(port: int) -> None:
-    pages = ThreadingHTTPServer(("127.0.0.1", port), partial(_Quiet, directory=str(REPORT)))
-    threading.Thread(target=pages.serve_forever, daemon=True).start()
+    server = uvicorn.Server(uvicorn.Config(gate.Gate(report_pages(), port), log_level="error"))
+    listening = socket.create_server((LOOPBACK[0], port))
+    threading.Thread(target=server.run, args=([listening],), daemon=True).start()
+
+
+def report_pages() -> Starlette:
+    """Serves the files that the report's manifest names, as long as their content is what the stage wrote."""
+    return Starlette(routes=[Route("/", _report_file), Route("/{name}", _report_file)])
+
+
+def _report_file(request: Request) -> Response:
+    try:
+        return FileResponse(Artifact(REPORT).file(request.path_params.get("name", "index.html")))
+    except UserError as error:
+        return PlainTextResponse(f"{error}\n", 404)
 
 
 if __name__ == "__main__":

@@ -45,14 +45,14 @@ class Trial:
 
     def kill_run(self) -> None:
         """Kill the run's process, and retry it as the UI does."""
-        below = self._kill("prefect.engine")
+        below = self._kill("spawn_main")
         self._prefect.until_state(self._run, "Crashed")
         assert [each for each in below if not ends(each)] == []
         self._prefect.client.set_flow_run_state(self._run, AwaitingRetry(), force=True)
 
     def kill_server(self) -> None:
         """Kill Prefect's server, and start all of it again."""
-        self._kill_and_restart("prefect server")
+        self._kill_and_restart("flows.gate")
 
     def kill_what_serves(self) -> None:
         """Kill what runs the deployments, and start all of it again."""

@@ -15,9 +15,9 @@ from cocomix.params import load
 from flows.overrides import flat, nested, override
 from flows.pipeline import pipeline
 from flows.preset import read
-from flows.serve import deployments
 from tests.flows.conftest import ROOT
 from tests.flows.test_preset import shipped
+from tests.flows.test_serve import deployed
 
 KEYS = st.text("abc", min_size=1, max_size=3)
 FORM = pipeline.parameters.model_dump_for_openapi()
@@ -117,7 +117,7 @@ def test_what_no_parameter_can_be_is_refused_with_what_is_allowed(overrides: obj
 
 def test_the_server_starts_no_run_with_a_wrong_value(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    deployment = deployments()[0]
+    deployment = deployed()[0]
     deployment.entrypoint = None  # nothing is to run
     deployment.name = "overridden"
     id: Any = deployment.apply()

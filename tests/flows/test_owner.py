@@ -15,6 +15,7 @@ from cocomix.errors import UserError
 from flows import serve
 from flows.owner import check_owner, owner_tag
 from tests.flows.conftest import ROOT
+from tests.flows.test_serve import deployed
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def clones(tmp_path: Path) -> tuple[Path, Path]:
 def register(folder: Path) -> str:
     """What `flows.serve` does with its first deployment; the name."""
     os.chdir(folder)
-    deployment = serve.deployments()[0]
+    deployment = deployed()[0]
     deployment.apply()
     return deployment.full_name
 

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from prefect.deployments.runner import RunnerDeployment
 from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled
 
 from flows.serve import ATTEMPTS, _is_news, deployments, resume_lost
@@ -23,8 +24,13 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+def deployed() -> list[RunnerDeployment]:
+    """The deployments of prefect.yaml, as they are sent to the server."""
+    return [flow.to_deployment(**arguments) for flow, arguments in deployments()]  # type: ignore[misc]
+
+
 def test_deployments_are_those_of_prefect_yaml(in_project: None) -> None:
-    found = {each.name: each for each in deployments()}
+    found = {each.name: each for each in deployed()}
     assert {name: each.entrypoint for name, each in found.items()} == {
         "manual": "flows.pipeline.pipeline",
         "stage": "flows.pipeline.pipeline",
@@ -39,7 +45,7 @@ def test_deployments_are_those_of_prefect_yaml(in_project: None) -> None:
 
 
 def test_the_form_offers_the_stages_of_dvc_yaml(in_project: None) -> None:
-    schema = deployments()[0]._parameter_openapi_schema
+    schema = deployed()[0]._parameter_openapi_schema
     offered = schema.properties["stages"]["items"]["enum"]
     stages = re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
     assert [each for each in offered if "@" not in each] == stages
@@ -47,7 +53,7 @@ def test_the_form_offers_the_stages_of_dvc_yaml(in_project: None) -> None:
 
 
 def test_of_runs_without_a_process_the_last_goes_on_and_the_others_end(in_project: None, server: str) -> None:
-    deployment = deployments()[0]
+    deployment = deployed()[0]
     deployment.entrypoint = None  # nothing is to run
     name = f"test-{Path.cwd().stat().st_ino}"
     deployment.name = name
@@ -70,7 +76,7 @@ def test_of_runs_without_a_process_the_last_goes_on_and_the_others_end(in_projec
 
 
 def test_a_run_that_was_lost_before_it_began_goes_on_and_one_of_the_future_waits(in_project: None, server: str) -> None:
-    deployment = deployments()[0]
+    deployment = deployed()[0]
     deployment.entrypoint = None  # nothing is to run
     deployment.name = "lost-before-it-began"
     tomorrow = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))

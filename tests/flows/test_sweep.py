@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from prefect.states import Completed
 
+from cocomix.errors import UserError
 from cocomix.report.tuning import SweepRun
 from flows import sweep as module
 from flows.settings import Task
@@ -94,6 +96,20 @@ def test_a_wrong_setting_fails_the_flow_in_one_line_before_anything_runs(run: Ca
     final = run("sae.sed=1")
     assert final.message.endswith("sae.sed: unknown key; did you mean 'seed'?")
     assert tasks(final) == []
+
+
+@pytest.mark.parametrize("name", ["/etc/hosts.yaml", "../beside.yaml", "sweeps/../../beside.yml", "linked.yaml"])
+def test_a_file_outside_the_folder_is_not_read(folder: Path, name: str) -> None:
+    Path("linked.yaml").symlink_to(folder.parent / "beside.yaml")
+    (folder.parent / "beside.yaml").write_text("secret: value")
+    with pytest.raises(UserError, match=f"^{re.escape(name)}: must lie in this folder$"):
+        module._asked(name, (), (), ())
+
+
+@pytest.mark.parametrize("name", ["../../beside", "/etc/hosts", "a=b", "two\nlines", "nul\0.yaml"])
+def test_what_is_no_name_is_refused_in_one_line(folder: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no name of a sweep"):
+        module._asked(name, (), (), ())
 
 
 def test_a_result_of_parameters_that_a_person_edited_meanwhile_does_not_count(

@@ -195,9 +195,7 @@ def test_a_run_is_started_cancelled_and_leaves_no_process(waiting_project: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
-@pytest.mark.parametrize(
-    "victim", ["wait.py", "flows.dvc", "prefect.engine", "flows.serve", "flows.ui", "prefect server"]
-)
+@pytest.mark.parametrize("victim", ["wait.py", "flows.dvc", "spawn_main", "flows.serve", "flows.ui", "flows.gate"])
 def test_a_run_survives_kill_9_of(waiting_project: Path, victim: str) -> None:
     port = free_port()
     process = start(port)
@@ -209,13 +207,13 @@ def test_a_run_survives_kill_9_of(waiting_project: Path, victim: str) -> None:
     below = descendants(process.pid)
     killed = process.pid if victim == "flows.ui" else of_command(victim, process.pid)
     os.kill(killed, signal.SIGKILL)
-    assert ends(stage) or victim == "prefect server"
+    assert ends(stage) or victim == "flows.gate"
     if victim in ("wait.py", "flows.dvc"):
         prefect.until_state(run, "Completed")  # by itself
-    elif victim == "prefect.engine":
+    elif victim == "spawn_main":
         prefect.until_state(run, "Crashed")
     # A lost runner or server takes everything along.
-    if victim not in ("wait.py", "flows.dvc", "prefect.engine"):
+    if victim not in ("wait.py", "flows.dvc", "spawn_main"):
         process.wait(PATIENCE)
         assert [each for each in below if not ends(each)] == []
     else:

@@ -1,0 +1,136 @@
+"""Who may ask the servers on this machine: their own pages, and programs. And Prefect's server, behind that.
+
+Any page in a browser can send requests to a loopback port. If it rebinds its own name to 127.0.0.1, it can read the
+answers too. So a request must name this server as its host, and where the browser says which page a request is from,
+that must be a page of this server. `cocomix.explore` follows the same rule.
+"""
+
+import argparse
+import ipaddress
+import socket
+import sys
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.config import LOG_LEVELS
+
+from flows.loopback import LOOPBACK
+
+EVERYWHERE = ("0.0.0.0", "::")
+HEADERS = {
+    "Content-Security-Policy": "frame-ancestors 'self'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Gate:
+    """An ASGI application that passes on what its own pages and programs ask, and refuses other requests.
+
+    A wrong host is answered by 421, a page of another origin by 403. No answer permits another origin to read it.
+
+    Args:
+        app: what answers the other requests.
+        port: that it listens at.
+        host: that it listens at. If that is every address of the machine, a request may name any address, or the
+            machine's name: nobody can rebind an address.
+        public: what browsers call it, `name:port` or `name`, where that is something else, such as a proxy's name.
+    """
+
+    def __init__(self, app: ASGIApp, port: int, host: str = LOOPBACK[0], public: str = "") -> None:
+        self._app, self._port, self._any_address = app, port, host in EVERYWHERE
+        names = {*LOOPBACK, host} | ({socket.gethostname(), socket.getfqdn()} if self._any_address else set())
+        self._own = {netloc(name.lower(), port) for name in names} | ({public.lower()} if public else set())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse to."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif refusal := self._refusal(scope):
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, _without_permissions(send))
+
+    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        headers = Headers(scope=scope)
+        hosts = [host.lower() for host in headers.getlist("host")]
+        if len(hosts) != 1 or not self._is_own(hosts[0]):
+            return PlainTextResponse("the Host of this request is another server\n", 421, HEADERS)
+        own_pages = {f"{scheme}://{each}" for each in (*self._own, hosts[0]) for scheme in ("http", "https")}
+        if not own_pages.issuperset(origin.lower() for origin in headers.getlist("origin")):
+            return PlainTextResponse("the Origin of this request is another server's page\n", 403, HEADERS)
+        # Not every request has an Origin: those for pictures, scripts and frames have none.
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not _follows_a_link(scope, headers):
+            return PlainTextResponse("this request is from another server's page\n", 403, HEADERS)
+        return None
+
+    def _is_own(self, place: str) -> bool:
+        return place in self._own or (self._any_address and _is_address(place, self._port))
+
+
+def netloc(host: str, port: int) -> str:
+    """A host, which may be an IPv6 address, and a port, as an address on the web has them."""
+    name = f"[{host}]" if ":" in host else host
+    return name if port == 80 else f"{name}:{port}"  # browsers leave out the default
+
+
+def _is_address(place: str, port: int) -> bool:
+    host = place.removesuffix(f":{port}")
+    try:
+        return netloc(str(ipaddress.ip_address(host.strip("[]"))), port) == place
+    except ValueError:
+        return False
+
+
+def _follows_a_link(scope: Scope, headers: Headers) -> bool:
+    is_page = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return is_page and scope.get("method") in ("GET", "HEAD")
+
+
+def _without_permissions(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name in headers.keys():  # noqa: SIM118 (they change meanwhile)
+                if name.startswith("access-control-"):
+                    del headers[name]
+            for name, text in HEADERS.items():
+                headers.append(name, text)
+        await send(message)
+
+    return sent
+
+
+def command(host: str, port: int, log_level: str = "warning") -> list[str]:
+    """The command that runs Prefect's server behind the gate, as its environment and prefect.toml say."""
+    return [sys.executable, "-m", "flows.gate", "--host", host, "--port", str(port), "--log-level", log_level]
+
+
+def main() -> None:
+    """The command line: what `prefect server start` runs, behind the gate."""
+    parser = argparse.ArgumentParser(prog="python -m flows.gate", description="Prefect's server behind the gate.")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", required=True, type=int)
+    parser.add_argument("--log-level", required=True, choices=LOG_LEVELS)
+    given = parser.parse_args()
+    from prefect.server.api.server import create_app  # seconds, which who uses the gate alone does not need
+    from prefect.settings import get_current_settings
+
+    server = get_current_settings().server
+    public = urlsplit(server.ui.api_url or "").netloc
+    uvicorn.run(
+        Gate(create_app(final=True), given.port, given.host, public),
+        host=given.host,
+        port=given.port,
+        log_level=given.log_level,
+        timeout_keep_alive=server.api.keepalive_timeout,
+        ws_ping_interval=server.api.websocket_ping_interval,
+        ws_ping_timeout=server.api.websocket_ping_timeout,
+    )
+
+
+if __name__ == "__main__":
+    main()
