@@ -26,6 +26,13 @@ def end_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
         os.kill(os.getpid(), by)
 
 
+def outlive_parent() -> None:
+    """Take back `end_with_parent`."""
+    PR_SET_PDEATHSIG = 1  # noqa: N806
+    if _LIBC:
+        _LIBC.prctl(PR_SET_PDEATHSIG, 0)
+
+
 def end_with_this_process(child: int) -> None:
     """Have a process stopped when this one ends, even by SIGKILL: for a child that cannot ask for it itself.
 
