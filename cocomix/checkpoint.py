@@ -19,7 +19,7 @@ from cocomix.artifact import digest_of, rename
 from cocomix.progress import say
 
 KEPT = 2
-PIECE = 2**25
+PIECE = 2**23
 """Bytes that are written at a time; each is a sign of life, once it is on the disk."""
 
 

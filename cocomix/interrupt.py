@@ -70,7 +70,8 @@ def _watch(told: int, leave: Callable[[signal.Signals], NoReturn]) -> None:
     while True:
         again = select.select([told], [], [], 0.1)[0] and os.read(told, 1)
         now = time.monotonic()
-        is_still = now - max(since, _last_sign) > WAIT_SECONDS + 2 * _longest_gap
+        patience = WAIT_SECONDS + 2 * _longest_gap if _last_sign else 1.0  # nothing is begun, and nothing lost
+        is_still = now - max(since, _last_sign) > patience
         if is_still or (again and now - since > ECHO_SECONDS):
             leave(first)
 

@@ -1,8 +1,15 @@
 """A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE | lockstep]`."""
 
+import sys
+
+if __name__ == "__main__":  # as stages/__init__.py does
+    from stages.early import end_by_signals, end_with_dvc
+
+    end_by_signals()
+    end_with_dvc()
+
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
