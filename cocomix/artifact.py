@@ -34,7 +34,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from cocomix import distributed, interrupt
 from cocomix.errors import UserError
-from cocomix.lock import ROOT, Held, Lock
+from cocomix.lock import ROOT, HeldError, Lock
 from cocomix.progress import say
 from cocomix.runtime import runtime
 from cocomix.sources import digest_of_sources
@@ -394,7 +394,7 @@ def _hold(path: Path, stage: str) -> Lock:
     while True:
         try:
             return Lock(path)
-        except Held as held:
+        except HeldError as held:
             if not held.is_stopping:
                 raise UserError(
                     f"{stage}: process {held.holder} is already at work on this stage; wait for it"

@@ -29,7 +29,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     aside = folder / ".checkpoint.aside"
     with aside.open("wb") as file, ThreadPoolExecutor(1) as hasher, _without_checksums():
         out = _Digesting(file, hasher)
-        torch.save(state, out)
+        torch.save(state, out)  # type: ignore[arg-type]  # of a file, it writes only
         out.sync()
     # The digest is part of the name: one rename makes both true.
     rename(aside, folder / f"step-{step:09d}-{out.digest.hexdigest()[:16]}.pt")

@@ -19,23 +19,20 @@ from cocomix.runtime import runtime
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 PATIENCE = timedelta(days=7)
 """A process may wait for as long as another computes. That one has died is noticed by who started them."""
 
-SAY_AFTER = 10.0
-"""Seconds of waiting for others to start, before it is said; then twice as many, and so on."""
-
 MASTER_SOCKET = "MASTER_SOCKET"
-"""The number of an inherited socket that is bound to MASTER_PORT, if there is one: then nobody else can take the port."""
+"""The number of an inherited socket that is bound to MASTER_PORT, if there is one, so that nobody else takes it."""
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", MASTER_SOCKET)
 
 _REMEDY = "torchrun sets it; to run without torchrun, unset RANK and WORLD_SIZE"
 
 
-class Lost(UserError):
+class LostError(UserError):
     """Another process has gone. Whoever started them all says why."""
 
 
@@ -100,7 +97,7 @@ def join() -> None:
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:  # such as an interface that is not there
         words = " ".join(str(error).split("\n")[0].split())
-        kind = Lost if is_broken_connection(error) else UserError
+        kind = LostError if is_broken_connection(error) else UserError
         raise kind(f"RANK {rank} cannot join the other processes: {words}") from None
 
 
@@ -112,7 +109,8 @@ def is_broken_connection(error: BaseException) -> bool:
 
 def _meet(rank: int, size: int) -> "Store":
     """Wait until all processes have come to the store of the first one, or to torchrun's."""
-    from torch.distributed import DistError, PrefixStore, TCPStore
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # torch exports it not by name
+    from torch.distributed.distributed_c10d import PrefixStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     wait = _Wait(f"at {host}:{port}")
@@ -121,15 +119,17 @@ def _meet(rank: int, size: int) -> "Store":
     while not is_host and not _answers(host, port):
         wait.again(f"RANK {rank} of {size} waits for RANK 0, which does not answer")
     try:
-        store = TCPStore(
-            host,
-            port,
-            is_master=is_host,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=30),
-            master_listen_fd=listener,
+        store = PrefixStore(
+            "cocomix",
+            TCPStore(
+                host,
+                port,
+                is_master=is_host,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=30),
+                master_listen_fd=listener,
+            ),
         )
-        store = PrefixStore("cocomix", store)
         if store.compare_set("size", "", str(size)) != str(size).encode():
             raise UserError(f"WORLD_SIZE: {size}: RANK 0 at {host}:{port} says {store.get('size').decode()}")
         if store.add(f"rank {rank}", 1) > 1:
@@ -144,7 +144,7 @@ def _meet(rank: int, size: int) -> "Store":
     except DistError as error:
         if is_host:
             raise UserError(f"MASTER_ADDR, MASTER_PORT: {host}:{port}: {str(error).splitlines()[0]}") from None
-        raise Lost(f"RANK {rank}: {host}:{port} answers no longer, where RANK 0 should be") from None
+        raise LostError(f"RANK {rank}: {host}:{port} answers no longer, where RANK 0 should be") from None
     store.set_timeout(PATIENCE)
     return store
 
@@ -172,10 +172,10 @@ def _answers(host: str, port: int) -> bool:
 
 
 class _Wait:
-    """Waiting for others, which is said after some seconds."""
+    """Waiting for others, which is said after some seconds, then after twice as many, and so on."""
 
     def __init__(self, where: str) -> None:
-        self._where, self._started, self._after = where, time.monotonic(), SAY_AFTER
+        self._where, self._started, self._after = where, time.monotonic(), runtime().log_seconds
 
     def again(self, what: str | None) -> None:
         """Wait a moment for `what`, or if None, for what another process says."""

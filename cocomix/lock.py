@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path("artifacts/.work")
 
 
-class Held(Exception):
+class HeldError(Exception):
     """Another process holds the lock."""
 
     def __init__(self, content: str) -> None:
@@ -26,7 +26,7 @@ class Lock:
     """A lock file (flock), held until `close` or the end of the process.
 
     Raises:
-        Held: when another process holds it.
+        HeldError: when another process holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class Lock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
-            raise Held(self._file.read()) from None
+            raise HeldError(self._file.read()) from None
         self._write(str(os.getpid()))
         _held = self
 

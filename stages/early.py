@@ -1,4 +1,4 @@
-"""What a stage does before it imports what it needs, which takes seconds: it ends with DVC, and by a signal in one line."""
+"""What a stage does before its imports, which take seconds: it ends with DVC, and by a signal in one line."""
 
 import os
 import signal

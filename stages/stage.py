@@ -70,7 +70,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
     except Exception as error:
         trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
         if runtime().world_size > 1:
-            if trouble is None or isinstance(error, distributed.Lost) or distributed.is_broken_connection(error):
+            if trouble is None or isinstance(error, distributed.LostError) or distributed.is_broken_connection(error):
                 # Collectives break when another process ends. Then whoever started us stops us within this time,
                 # and the other one has said why.
                 time.sleep(1)

@@ -85,7 +85,8 @@ def whole_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
     for name, weight in objective.named_parameters(remove_duplicate=False):
         same = first.setdefault(weight, name)
         model[name] = model[same] if same != name else _gathered(model[name])
-    for each in state["state"].values():
+    moments: dict[str, dict[str, Any]] = state["state"]  # type: ignore[assignment]
+    for each in moments.values():
         each |= {key: _gathered(value) for key, value in each.items()}
     return model, state
 
