@@ -75,6 +75,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
                 # and the other one has said why.
                 time.sleep(1)
             if interrupt.received() or not first_to_end():
+                time.sleep(1)  # so that the launcher sees the status of the first one first
                 _leave(1)
         if trouble is None:
             raise

@@ -1,4 +1,4 @@
-"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE | lockstep | save S]`."""
+"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE|lockstep|save N]`."""
 
 import sys
 
