@@ -22,6 +22,7 @@ from rich.text import Text
 from transformers.utils import logging
 
 from cocomix.artifact import MANIFEST
+from cocomix.distributed import stand_alone
 from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixConfig
 from cocomix.steering.autoencoder import concepts_edited, editing
@@ -34,6 +35,7 @@ from cocomix.steering.writing import Sampling, checked_temperature, continuation
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what is wrong with it is one line."""
+    stand_alone()
     options = _parser().parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -17,23 +17,25 @@ until other work of the stage succeeds: hard links cost no disk, and a crash bef
 nothing either.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from cocomix import distributed
+from cocomix import distributed, interrupt
 from cocomix.errors import UserError
+from cocomix.lock import ROOT, HeldError, Lock
+from cocomix.progress import say
 from cocomix.runtime import runtime
 from cocomix.sources import digest_of_sources
 
@@ -192,7 +194,7 @@ class Work:
         inputs: Mapping[str, str],
         params: Mapping[str, Any],
         side: Mapping[str, Path] | None = None,
-        root: Path = Path("artifacts/.work"),
+        root: Path = ROOT,
     ) -> None:
         self.stage, self.out, self._side_targets = stage, out, dict(side or {})
         self.inputs, self._params = dict(inputs), dict(params)
@@ -202,7 +204,7 @@ class Work:
         self.path = self._home / key
         self._aside = self.path / "writing"
         self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
-        self._lock: IO[str] | None = None
+        self._lock: Lock | None = None
 
     def __enter__(self) -> Self:
         if runtime().rank == 0:
@@ -347,6 +349,11 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     aside = path.with_name(f".{path.name}.aside")
     aside.write_bytes(content)
     _sync(aside)
+    rename(aside, path)
+
+
+def rename(aside: Path, path: Path) -> None:
+    """Put a file that is on the disk in its place, for good."""
     aside.replace(path)
     _sync(path.parent)
 
@@ -381,16 +388,19 @@ def _link(source: Path, target: Path) -> None:
         _sync(target)
 
 
-def _hold(path: Path, stage: str) -> IO[str]:
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise UserError(
-            f"{stage}: process {file.read().strip()} is already at work on this stage; wait for it"
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+def _hold(path: Path, stage: str) -> Lock:
+    """The lock of a stage; one that is stopping gives it away when it has saved its work, and is waited for."""
+    has_said = False
+    while True:
+        try:
+            return Lock(path)
+        except HeldError as held:
+            if not held.is_stopping:
+                raise UserError(
+                    f"{stage}: process {held.holder} is already at work on this stage; wait for it"
+                ) from None
+            if not has_said:
+                say(f"{stage}: waiting for process {held.holder}, which was stopped and saves its work")
+                has_said = True
+        interrupt.check()
+        time.sleep(0.1)

@@ -1,30 +1,82 @@
-"""Training checkpoints: whole or not there; a damaged newest one falls back to the one before."""
+"""Training checkpoints: whole or not there; a damaged newest one falls back to the one before.
+
+A checkpoint is as large as the training state, so it is written, hashed and read without a second one in memory.
+"""
 
 import hashlib
-import io
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from cocomix.artifact import write_atomically
+from cocomix import interrupt
+from cocomix.artifact import digest_of, rename
 from cocomix.progress import say
 
 KEPT = 2
+PIECE = 2**23
+"""Bytes that are written at a time; each is a sign of life, once it is on the disk."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Save `state` (tensors, numbers, text, and containers of them) as the checkpoint after `step` steps."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getbuffer()  # no copy
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".checkpoint.aside"
+    with aside.open("wb") as file, ThreadPoolExecutor(1) as hasher, _without_checksums():
+        out = _Digesting(file, hasher)
+        torch.save(state, out)  # type: ignore[arg-type]  # of a file, it writes only
+        out.sync()
     # The digest is part of the name: one rename makes both true.
-    write_atomically(folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt", content)
+    rename(aside, folder / f"step-{step:09d}-{out.digest.hexdigest()[:16]}.pt")
     for old in _newest_first(folder)[KEPT:]:
         os.unlink(old)
+
+
+class _Digesting:
+    """A file whose content is hashed while it is written."""
+
+    def __init__(self, file: IO[bytes], hasher: ThreadPoolExecutor) -> None:
+        self.digest = hashlib.sha256()
+        self._file, self._hasher, self._unsynced = file, hasher, 0
+
+    def write(self, content: memoryview) -> int:
+        for start in range(0, len(content), PIECE):
+            piece = content[start : start + PIECE]
+            hashed = self._hasher.submit(self.digest.update, piece) if len(piece) > 2**16 else None
+            self._file.write(piece)
+            self._unsynced += len(piece)
+            if self._unsynced >= PIECE:
+                self.sync()
+            if hashed:
+                hashed.result()
+            else:
+                self.digest.update(piece)
+        return len(content)
+
+    def sync(self) -> None:
+        self.flush()
+        os.fsync(self._file)
+        self._unsynced = 0
+        interrupt.alive()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """Let torch.save not compute its own checksums, which torch.load never compares: the digest is better."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def newest(folder: Path) -> Path | None:
@@ -34,14 +86,17 @@ def newest(folder: Path) -> Path | None:
 
 def load(folder: Path) -> dict[str, Any] | None:
     """The state of the newest checkpoint that is whole; none: None. Damaged ones are removed: they would be kept in
-    the place of whole ones."""
+    the place of whole ones.
+
+    Its tensors are the file, mapped into memory: what of them is changed is copied, and nothing before that; several
+    processes of a machine share the rest.
+    """
     for path in _newest_first(folder):
         # No file: another process of this training has found it damaged, and removed it. Not unpickled: it holds more
         # than `save` writes, which is not read: it could run.
         with suppress(FileNotFoundError, UnpicklingError):
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest()[:16] == path.stem.rpartition("-")[2]:
-                return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            if digest_of(path)[:16] == path.stem.rpartition("-")[2]:
+                return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         say(f"warning: {path} is damaged; going on from the checkpoint before it")
         path.unlink(missing_ok=True)
     return None

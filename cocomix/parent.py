@@ -23,3 +23,10 @@ def end_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it ended before we asked
         os.kill(os.getpid(), by)
+
+
+def outlive_parent() -> None:
+    """Take back `end_with_parent`."""
+    PR_SET_PDEATHSIG = 1  # noqa: N806
+    if _LIBC:
+        _LIBC.prctl(PR_SET_PDEATHSIG, 0)

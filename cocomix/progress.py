@@ -32,6 +32,7 @@ class Progress:
 
     def __init__(self, task: str, total: int | None, unit: str, done: int = 0, *, lockstep: bool = False) -> None:
         on_terminal = sys.stderr.isatty()
+        interrupt.begin()
         self._lockstep = lockstep
         self._lines = runtime().rank == 0 and not on_terminal
         self._next_line = time.monotonic() + runtime().log_seconds
@@ -56,6 +57,7 @@ class Progress:
         Raises:
             Interrupted: when a stop was asked for; with `lockstep`, in all processes at the same unit.
         """
+        interrupt.alive()
         if shown:
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(amount)

@@ -19,6 +19,7 @@ PLUMBING = frozenset(
         "cocomix.errors",
         "cocomix.gpus",
         "cocomix.interrupt",
+        "cocomix.lock",
         "cocomix.params",
         "cocomix.parent",
         "cocomix.progress",
@@ -26,6 +27,7 @@ PLUMBING = frozenset(
         "cocomix.sources",
         "cocomix.workers",
         "stages",
+        "stages.early",
         "stages.launch",
         "stages.stage",
     }

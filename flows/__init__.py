@@ -11,6 +11,10 @@ if sys.argv[0] == "-m":  # Python is still looking for the program, which is one
     signals.end_at_once()
     # A server started here must not depend on what other projects, or other versions, have left in ~/.prefect.
     os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").absolute()))
+from cocomix.distributed import stand_alone  # noqa: E402 (after the signals are handled)
+
+# Left over in a shell, torchrun's variables would make a stage wait for others.
+stand_alone()
 # Prefect reads this switch from the environment only; the others are in prefect.toml.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 ask_directly(*LOOPBACK)

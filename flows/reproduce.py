@@ -5,14 +5,22 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Literal, NamedTuple
 
+from cocomix.lock import signs_of_life
+
 GRACE_SECONDS = 8.0
-"""What a stage gets to stop at a safe point. Prefect kills a cancelled flow after 30 s."""
+"""What a stage gets to stop at a safe point, since its last sign of life (`cocomix.lock`).
+
+Prefect kills a cancelled flow after 30 s; a stage that is still saving then finishes that by itself, and the next one
+waits for it.
+"""
 
 Outcome = Literal["ran", "restored", "up to date", "failed"]
 
@@ -128,17 +136,32 @@ def _environment() -> dict[str, str]:
 
 
 def _stop(process: "subprocess.Popen[str]", log: Callable[[str], None]) -> None:
-    """End DVC and its stage, which may be at work although DVC is dead."""
+    """End DVC and its stage, which may be at work although DVC is dead; one that is saving its work may end that."""
     _signal_group(process, signal.SIGINT)
+    start, signs = time.monotonic(), set[tuple[int, int]]()
+    deadline, has_said = start + GRACE_SECONDS, False
     try:
-        rest, _ = process.communicate(timeout=GRACE_SECONDS)  # until the last of them has ended
-        for line in filter(None, rest.splitlines()):
-            log(line)
-    except subprocess.TimeoutExpired:
-        pass
+        while time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired):
+                rest, _ = process.communicate(timeout=0.2)  # until the last of them has ended
+                for line in filter(None, rest.splitlines()):
+                    log(line)
+                break
+            if (new := signs_of_life(partial(_is_in_group, process.pid))) != signs:
+                signs, deadline = new, time.monotonic() + GRACE_SECONDS
+            if not has_said and time.monotonic() > start + GRACE_SECONDS:
+                log("the stage saves its work; waiting for it")
+                has_said = True
     finally:
         _signal_group(process, signal.SIGKILL)
         process.wait()
+
+
+def _is_in_group(leader: int, process: int) -> bool:
+    try:
+        return os.getpgid(process) == leader
+    except ProcessLookupError:
+        return False
 
 
 def _signal_group(leader: "subprocess.Popen[str]", number: signal.Signals) -> None:

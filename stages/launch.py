@@ -11,18 +11,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from cocomix.parent import end_with_parent
+from cocomix.distributed import MASTER_SOCKET
+from cocomix.interrupt import ECHO_SECONDS
+from cocomix.lock import signs_of_life
+from cocomix.parent import end_with_parent, outlive_parent
+from stages.early import END_CLAIM
 
 GRACE_SECONDS = 30.0
-"""After one process has failed, the time that the others have to stop by themselves."""
-
-END_CLAIM = "STAGE_END_CLAIM"
-"""Names a file; the process that creates it is the first to end before its time."""
+"""After one process has failed, the time that the others have to stop by themselves, since the last sign of life."""
 
 
 def launch(processes: int) -> int:
@@ -31,71 +31,68 @@ def launch(processes: int) -> int:
     Returns:
         The exit status: 0, or that of the first process that failed (128 + the signal that ended it).
     """
+    children: list[subprocess.Popen[bytes]] = []
+    stops: list[float] = []
+
+    def relay(number: int, _frame: FrameType | None) -> None:
+        outlive_parent()  # its death must not count as the second signal
+        stops.append(time.monotonic())
+        for child in children:
+            child.send_signal(number)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, relay)
     with tempfile.TemporaryDirectory() as folder:
-        children = _start(processes, Path(folder) / "claimed")
-        stop: list[int] = []
-
-        def relay(number: int, _frame: FrameType | None) -> None:
-            stop.append(number)
-            for child in children:
-                child.send_signal(number)
-
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, relay)
-        status = _wait(children, stop)
-    if status < 0 and not stop:
+        _start(processes, Path(folder) / "claimed", children)
+        if stops:  # it came before all had been started
+            relay(signal.SIGTERM, None)
+        status = _wait(children, stops)
+    if status < 0 and not stops:
         remedy = "; out of memory? A smaller COCOMIX_MICRO_BATCH needs less" if status == -signal.SIGKILL else ""
         print(f"error: a process was ended by {signal.Signals(-status).name}{remedy}", file=sys.stderr)
     return status if status >= 0 else 128 - status
 
 
-def first_to_end() -> bool:
-    """Whether no other process of this job has failed, or been stopped, before: the first one says why."""
-    claim = os.environ.get(END_CLAIM)
-    with suppress(FileExistsError):
-        if claim:
-            Path(claim).touch(exist_ok=False)
-        return True
-    return False
+def _start(processes: int, claim: Path, children: list[subprocess.Popen[bytes]]) -> None:
+    """Start the processes, and add each to `children` at once."""
+    with socket.socket() as meeting:  # bound, so that nobody takes the port before the first process listens there
+        meeting.bind(("127.0.0.1", 0))
+        shared = os.environ | {
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(meeting.getsockname()[1]),
+            MASTER_SOCKET: str(meeting.fileno()),
+            END_CLAIM: str(claim),
+        }
+        if sys.platform == "linux":
+            shared.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo otherwise wants the host name to resolve
+        for rank in range(processes):
+            child = subprocess.Popen(
+                [sys.executable, *sys.orig_argv[1:]],
+                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                pass_fds=() if rank else (meeting.fileno(),),
+                preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # safe: this process has no threads
+            )
+            children.append(child)
 
 
-def _start(processes: int, claim: Path) -> list[subprocess.Popen[bytes]]:
-    shared = os.environ | {
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        END_CLAIM: str(claim),
-    }
-    if sys.platform == "linux":
-        shared.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo otherwise wants the host name to resolve
-    return [
-        subprocess.Popen(
-            [sys.executable, *sys.orig_argv[1:]],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # safe: this process has no threads
-        )
-        for rank in range(processes)
-    ]
-
-
-def _wait(children: list[subprocess.Popen[bytes]], stop: list[int]) -> int:
+def _wait(children: list[subprocess.Popen[bytes]], stops: list[float]) -> int:
     """Wait for all; when one fails, stop the others, unless they have been told already."""
-    first, deadline = 0, float("inf")
+    pids = {child.pid for child in children}
+    first, deadline, signs = 0, float("inf"), set[tuple[int, int]]()
     while None in (statuses := [child.poll() for child in children]):
         if not first and (first := next(filter(None, statuses), 0)):
             deadline = time.monotonic() + GRACE_SECONDS
-            if not stop:
+            if not stops:
                 for child in children:
                     child.terminate()
+        if first and (new := signs_of_life(pids.__contains__)) != signs:
+            signs, deadline = new, time.monotonic() + GRACE_SECONDS
+        if stops and stops[-1] - stops[0] > ECHO_SECONDS:  # one that does not obey the second signal either
+            deadline = min(deadline, stops[-1] + ECHO_SECONDS)
         if time.monotonic() > deadline:
             for child in children:
                 child.kill()
         time.sleep(0.05)
     return first or next(filter(None, statuses), 0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

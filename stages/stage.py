@@ -22,12 +22,13 @@ from cocomix.checked import read_yaml
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import FILE, Params, load
-from cocomix.parent import end_with_parent
 from cocomix.progress import say
 from cocomix.runtime import runtime
-from stages.launch import first_to_end, launch
+from stages.early import end_now, first_to_end
+from stages.launch import launch
 
 ARTIFACTS = Path("artifacts")
+KEPT = f"what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there"
 
 Compute = Callable[[Work], Mapping[str, Any]]
 
@@ -43,35 +44,38 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
     The exit status is 0, 2 after bad input or a full disk (one line says what), or 128 + the signal that stopped it.
     """
     try:
+        distributed.check_variables() if shared else distributed.stand_alone()
         runtime()
     except UserError as error:  # here, since what handles errors below asks it too
-        print(f"error: {error}", file=sys.stderr)
+        if first_to_end():
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
         params = load()
-        _die_with_dvc()
         if shared and "RANK" not in os.environ and (processes := _processes()) > 1:
             sys.exit(launch(processes))
         _share_cores()
         keep_freed_memory()
-        interrupt.install()
+        if runtime().world_size > 1:
+            interrupt.watch(_leave_at_once)
         distributed.join()
+        interrupt.install()
         run(params)
         _check_parameters(params)
     except Interrupted as stop:
         interrupt.ignore()
         if first_to_end():
-            how = f"what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there"
-            print(f"{stop}; {how}", file=sys.stderr)
+            print(f"{stop}; {KEPT}", file=sys.stderr)
         _leave(stop.exit_code)
     except Exception as error:
         trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
         if runtime().world_size > 1:
-            if trouble is None:
+            if trouble is None or isinstance(error, distributed.LostError) or distributed.is_broken_connection(error):
                 # Collectives break when another process ends. Then whoever started us stops us within this time,
                 # and the other one has said why.
                 time.sleep(1)
             if interrupt.received() or not first_to_end():
+                time.sleep(1)  # so that the launcher sees the status of the first one first
                 _leave(1)
         if trouble is None:
             raise
@@ -162,8 +166,15 @@ def _leave(status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _leave_at_once(received: signal.Signals) -> NoReturn:
+    """End the process, in a thread, while it waits for others."""
+    end_now(received, f"before it came to a safe point; {KEPT}")
+
+
 def _machine_trouble(error: Exception) -> str | None:
     """What to tell the user when the machine, and not the program, is at fault."""
+    if distributed.is_broken_connection(error):
+        return f"RANK {runtime().rank}: another process has ended, so that this one cannot go on; {KEPT}"
     number, words = _number_of(error), " ".join(str(error).split())
     is_short = re.search(r"\d requested and \d+ written", words)  # NumPy's
     free = shutil.disk_usage(ARTIFACTS if ARTIFACTS.exists() else Path()).free
@@ -220,12 +231,3 @@ def _check_parameters(read: Params) -> None:
         value = attrgetter(key)
         if value(now) != value(read):
             raise UserError(f"{FILE}: {key} changed while this stage was at work; run it again: nothing is lost")
-
-
-def _die_with_dvc() -> None:
-    """A killed `dvc repro` must not leave its stage running. DVC is the parent: see `exec` in dvc.yaml."""
-    if "DVC_STAGE" in os.environ and "RANK" not in os.environ:
-        parent = os.getppid()
-        if os.getsid(parent) != os.getsid(0):  # adopted: DVC ended before this line
-            sys.exit(128 + signal.SIGTERM)
-        end_with_parent(parent, signal.SIGTERM)

@@ -1,8 +1,15 @@
-"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE | lockstep]`."""
+"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE|lockstep|save N]`."""
+
+import sys
+
+if __name__ == "__main__":  # as stages/__init__.py does
+    from stages.early import end_by_signals, end_with_dvc
+
+    end_by_signals()
+    end_with_dvc()
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +17,11 @@ from typing import Any
 
 from cocomix.artifact import Work
 from cocomix.errors import UserError
+from cocomix.interrupt import Interrupted
 from cocomix.params import Params
 from cocomix.progress import progress
 from cocomix.runtime import runtime
+from stages import launch
 from stages.stage import main, produce
 
 FILES = 12
@@ -22,8 +31,9 @@ OUT = Path("artifacts/toy")
 def run(_params: Params) -> None:
     with Path("pids").open("a") as pids:
         pids.write(f"{os.getpid()}\n")
-    if sys.argv[1:] == ["shared", "lockstep"]:
-        walk_in_step()
+    if sys.argv[1:2] == ["shared"] and sys.argv[2:3] in (["lockstep"], ["save"]):
+        with Work("toy", OUT, {}, {}) as work:
+            walk_in_step(work)
     produce("toy", OUT, {}, {}, compute, {"metrics.json": Path("metrics/toy.json")})
 
 
@@ -42,13 +52,31 @@ def compute(work: Work) -> Mapping[str, Any]:
     return {"files": FILES}
 
 
-def walk_in_step() -> None:
+def walk_in_step(work: Work) -> None:
     """Count steps in a file a process, until told to stop; each process takes its own time for a step."""
     with progress("toy", None, "steps", lockstep=True) as bar, Path(f"steps-{runtime().rank}").open("w") as steps:
-        while True:
-            print(file=steps, flush=True)
-            time.sleep(0.001 + 0.01 * runtime().rank)
-            bar.advance(1)
+        try:
+            while True:
+                print(file=steps, flush=True)
+                time.sleep(0.001 + 0.01 * runtime().rank)
+                bar.advance(1)
+        except Interrupted:
+            if sys.argv[2] == "save" and runtime().rank == 0:
+                save_slowly(work, float(sys.argv[3]))
+            raise
+
+
+def save_slowly(work: Work, seconds: float) -> None:
+    """Save a checkpoint of 20 pieces to a disk that takes so long for each."""
+    from cocomix import checkpoint
+
+    def slow(_file: object) -> None:
+        time.sleep(seconds)
+
+    checkpoint.PIECE = 2**16
+    checkpoint.os.fsync = slow  # type: ignore[attr-defined]
+    Path("saving").touch()
+    checkpoint.save(work.scratch, 1, {"content": bytes(20 * 2**16)})
 
 
 def get_into(trouble: list[str]) -> None:
@@ -60,4 +88,5 @@ def get_into(trouble: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    launch.GRACE_SECONDS = float(os.environ.get("TOY_GRACE", launch.GRACE_SECONDS))
     main(run, shared=sys.argv[1] == "shared")

@@ -44,6 +44,7 @@ from cocomix.attribution.score import (
     strongest,
 )
 from cocomix.base import load_base, micro_batch
+from cocomix.distributed import stand_alone
 from cocomix.errors import UserError
 from cocomix.params import AttributionParams, Scope, Sign, load
 from cocomix.progress import progress
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: when an artifact is missing, or there is no such number of positions.
     """
+    stand_alone()
     parser = argparse.ArgumentParser(prog="python -m cocomix.attribution.agreement")
     parser.add_argument("--positions", type=int, default=256, help=f"to compare, {PER_WINDOW} of a window")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.artifact import write_atomically
+from cocomix.distributed import stand_alone
 from cocomix.errors import UserError
 from cocomix.explain import Atlas
 from cocomix.explain.predictions import Predicting, predicting
@@ -29,6 +30,7 @@ GROUP = 64
 
 def main() -> None:
     """Run the command; what is wrong with it is one line."""
+    stand_alone()
     parser = argparse.ArgumentParser("python -m cocomix.explore.export", description=__doc__)
     parser.add_argument("out", type=Path, help="the page to write, such as atlas.html")
     parser.add_argument("--atlas", type=Path, default=Path("artifacts/atlas"), help="default: artifacts/atlas")

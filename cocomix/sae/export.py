@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from cocomix.artifact import Artifact
+from cocomix.distributed import stand_alone
 from cocomix.errors import UserError
 from cocomix.params import SaeFormat
 from cocomix.sae.autoencoder import load_sae
@@ -14,6 +15,7 @@ from cocomix.sae.formats import save_for
 
 def main() -> None:
     """Read the command line, and write the folder."""
+    stand_alone()
     parser = argparse.ArgumentParser(prog="python -m cocomix.sae.export", description=__doc__)
     parser.add_argument("artifact", type=Path, help="the folder of stage sae: artifacts/sae")
     parser.add_argument("out", type=Path, help="the folder to write")

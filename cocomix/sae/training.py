@@ -51,6 +51,7 @@ class SaeTraining:
             raise UserError(f"sae.batch_size: {size}: the store holds {rows} activations")
         if size < runtime().world_size:
             raise UserError(f"sae.batch_size: {size}: must not be below the processes ({runtime().world_size})")
+        self._saved_step = -1
         self._steps = self._params.epochs * self._epoch_steps
         tokens = self._steps * size
         for each in sorted({params.dead_tokens for _, params in wanted if params.aux_weight}):
@@ -105,7 +106,8 @@ class SaeTraining:
             distributed.average(*learner.sae.state_dict().values())
 
     def _save(self) -> None:
-        if runtime().rank == 0:
+        if runtime().rank == 0 and self.learners[0].step != self._saved_step:
+            self._saved_step = self.learners[0].step
             state = {"learners": [each.state() for each in self.learners]}
             checkpoint.save(self._folder, self.learners[0].step, state)
 

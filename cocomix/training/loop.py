@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from cocomix import checkpoint, distributed
+from cocomix import checkpoint, distributed, interrupt
 from cocomix.base import micro_batch
 from cocomix.device import autocast, device, peak_flops, peak_memory, send, tf32
 from cocomix.errors import UserError
@@ -146,7 +146,7 @@ class Training:
         self._weights = [each for each in objective.parameters() if each.requires_grad]
         self._optimizer = adamw(objective, params)
         self._order = WindowOrder(len(train.windows), params.batch_size, seed)
-        self._step, self._seconds = 0, 0.0
+        self._step, self._seconds, self._saved_step = 0, 0.0, -1
         self._curve: list[CurveRow] = []
         self._loss_sum, self._loss_count = 0.0, 0
         self._next: Batch | None = None
@@ -204,6 +204,7 @@ class Training:
         scale = runtime().world_size
         loss = torch.zeros((), device=device())
         for number, part in enumerate(batch.parts):
+            interrupt.alive()
             with last_micro_batch(self._run, number == len(batch.parts) - 1):
                 with autocast():
                     losses = self._run(*part)
@@ -255,6 +256,7 @@ class Training:
         tokens_loss, tokens, auxiliary_loss, supervised = 0.0, 0.0, 0.0, 0.0
         rows = self._eval_rows[runtime().rank :: runtime().world_size]
         for some in _split(rows, min(self._params.batch_size, micro_batch(self._context))):
+            interrupt.alive()
             batch = self._validation.batch(some)
             with autocast():
                 losses = self._evaluated(*(send(each) for each in batch))
@@ -280,6 +282,9 @@ class Training:
         )
 
     def _save(self) -> None:
+        if self._saved_step == self._step:  # stopped just after it was saved
+            return
+        self._saved_step = self._step
         model, optimizer = whole_state(self._objective, self._optimizer)
         if runtime().rank != 0:
             return

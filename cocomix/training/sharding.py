@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
+from cocomix import interrupt
 from cocomix.device import device
 from cocomix.runtime import runtime
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+WHOLE = StateDictOptions(full_state_dict=True)
 
 
 class Root(nn.Module):
@@ -74,8 +75,29 @@ def clip(weights: list[nn.Parameter], largest: float) -> Tensor:
 
 
 def whole_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The states of both by name, whole, on the CPU of the first process, however they are spread; all must call."""
-    return get_state_dict(objective, optimizer, options=WHOLE)
+    """The states of both by name, whole in the first process, however they are spread; all must call.
+
+    What is not in shares is no copy: save it before the next step. Shares are gathered one by one onto the CPU of the
+    first process, those of a weight with several names once.
+    """
+    model, state = get_state_dict(objective, optimizer)
+    first: dict[nn.Parameter, str] = {}
+    for name, weight in objective.named_parameters(remove_duplicate=False):
+        same = first.setdefault(weight, name)
+        model[name] = model[same] if same != name else _gathered(model[name])
+    moments: dict[str, dict[str, Any]] = state["state"]  # type: ignore[assignment]
+    for each in moments.values():
+        each |= {key: _gathered(value) for key, value in each.items()}
+    return model, state
+
+
+def _gathered(value: Any) -> Any:
+    """A tensor in shares whole, on the CPU of the first process, and None in the others; anything else as it is."""
+    if not isinstance(value, DTensor):
+        return value
+    interrupt.alive()
+    whole = value.full_tensor()
+    return whole.cpu() if runtime().rank == 0 else None
 
 
 def set_whole_state(

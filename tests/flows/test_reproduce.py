@@ -176,6 +176,48 @@ def test_a_signal_to_the_caller_ends_a_stage_that_stops_for_nothing_though_its_d
     assert said.splitlines()[-1] == "KeyboardInterrupt"  # what ended the call is what it raises
 
 
+SAVING = """
+import os, pathlib, signal, time
+from cocomix import interrupt
+from cocomix.artifact import Work
+from cocomix.parent import end_with_parent
+end_with_parent(os.getppid(), signal.SIGTERM)
+interrupt.install()
+with Work("number", pathlib.Path("artifacts/number"), {}, {}):
+    pathlib.Path("pid").write_text(str(os.getpid()))
+    while not interrupt.received():
+        time.sleep(0.01)
+    pathlib.Path("saving").touch()
+    for _ in range(30):
+        time.sleep(0.1)
+        interrupt.alive()
+    pathlib.Path("saved").touch()
+raise SystemExit(130)
+"""
+
+
+@pytest.mark.parametrize("again", [[], [signal.SIGINT], [signal.SIGKILL]], ids=["waits", "twice", "killed"])
+def test_a_caller_waits_for_a_stage_that_saves_its_work_and_the_stage_outlives_a_killed_caller(
+    project: Path, again: list[signal.Signals]
+) -> None:
+    Path("number.py").write_text(SAVING)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER.format(grace=1).replace('"wait"', '"number"')],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stage = wait_for_pid()
+    caller.send_signal(signal.SIGINT)
+    while not Path("saving").exists():
+        time.sleep(0.01)
+    for each in again:
+        time.sleep(1.2)  # longer than an echo may take
+        caller.send_signal(each)
+    caller.wait(60)
+    assert ends(stage)
+    assert Path("saved").exists() == (signal.SIGINT not in again)
+
+
 def wait_for_pid() -> int:
     """The process of the stage `wait`, when it has begun."""
     deadline = time.monotonic() + 120
