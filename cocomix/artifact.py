@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -154,6 +154,9 @@ class Artifact:
             raise self._damage(name, f"has {size} bytes, not {record.bytes}")
 
     def _damage(self, name: str, what: str) -> UserError:
+        with suppress(FileNotFoundError):
+            if digest_of(self.path / MANIFEST) != self.digest:
+                return UserError(f"{self.path} was made anew while it was read; run this again")
         # DVC's cache may share the file by a hard link, and it trusts what is read-only: it would bring the damage
         # back. What is writable it checks, and drops.
         with suppress(PermissionError):
@@ -200,6 +203,9 @@ class Work:
         key = _digest_of_json({"fingerprint": self._fingerprint, "code": _digest_of_program()})[:16]
         self._home = root / stage
         self.path = self._home / key
+        self.confirm_inputs: Callable[[], None] = lambda: None
+        """Checks that files outside are what the key says: for after they were read, before what came of them is
+        kept."""
         self._aside = self.path / "writing"
         self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
         self._lock: IO[str] | None = None
@@ -333,12 +339,6 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digests_of(path: Path) -> dict[str, str]:
-    """SHA-256 of the files in a folder, or of one file, by name."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return {each.name: digest_of(each) for each in files if each.is_file()}
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

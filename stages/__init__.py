@@ -4,6 +4,11 @@ import os
 import signal
 import sys
 
+from cocomix import sources
+
+CODE = sources.states()
+"""Of the files, before the modules of a stage are imported from them."""
+
 if sys.argv[0] == "-m":  # a stage is starting
     os.environ["TQDM_DISABLE"] = "1"  # the bars of libraries; ours say for themselves whether they are shown
     # Read when torch is loaded. Threads that wait by spinning cost 25 times their work where another program needs
