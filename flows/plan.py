@@ -103,7 +103,9 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     why = reasons(stages)
     needs = estimate(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
     rates = _measured_rates(stages, content)
-    return [_planned(stage, why[name], needs[name], params, rates, gpu) for name, stage in stages.items()]
+    return [
+        _planned(stage, why[name], needs.get(name, Estimate()), params, rates, gpu) for name, stage in stages.items()
+    ]
 
 
 def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
@@ -113,7 +115,7 @@ def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
     """
     found: dict[str, Why] = {}
     for stage in stages.values():
-        before = [need for need in stage.needs if found[need].runs != "no"]
+        before = [need for need in stage.needs if found[need].runs != "no" and stages[need].writes is None]
         surely = [need for need in before if found[need].runs == "yes" and need not in stage.reads_keys_of]
         if stage.reasons:
             never = "never run" in stage.reasons
