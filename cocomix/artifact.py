@@ -240,12 +240,7 @@ class Work:
 
     def records(self) -> dict[str, FileRecord]:
         """What has been finished so far, by any process of the job: by name."""
-        path = self.path / "journal.jsonl"
-        records: dict[str, FileRecord] = {}
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            with suppress(ValidationError):  # blank, or torn: the files it spoke of are written again
-                records |= JournalEntry.model_validate_json(line).files
-        return records
+        return read_journal(self.path / "journal.jsonl")
 
     @contextmanager
     def write(self, name: str) -> Iterator[PendingFile]:
@@ -333,6 +328,15 @@ class Work:
     def _is_intact(self, name: str, record: FileRecord) -> bool:
         path = self.files / name
         return path.is_file() and path.stat().st_size == record.bytes and digest_of(path) == record.sha256
+
+
+def read_journal(path: Path) -> dict[str, FileRecord]:
+    """The files that a journal says are finished, by name."""
+    records: dict[str, FileRecord] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValidationError):  # blank, or torn: the files it spoke of are written again
+            records |= JournalEntry.model_validate_json(line).files
+    return records
 
 
 def digest_of(path: Path) -> str:

@@ -63,7 +63,6 @@ def read(params: bytes | None = None) -> dict[str, Stage]:
     if lock_is_torn():
         raise UserError(f"{LOCK}: not whole, as after a kill of DVC; remove it, as a flow does: {WITHOUT_LOCK}")
 
-
     @cache
     def digests() -> dict[str, str | None]:
         return external.digests(load() if params is None else parse(Params, read_preset(params), str(FILE)))
