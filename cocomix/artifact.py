@@ -12,9 +12,9 @@ and code, so that what a killed process left is found again by the same work and
     scratch/    checkpoints; dropped when the artifact is published
     manifest.json   written when all is there
 
-`publish` links the files into a new directory and renames it onto the artifact's place. The work folder stays
-until other work of the stage succeeds: hard links cost no disk, and a crash before DVC has noted the result costs
-nothing either.
+`publish` links the files into a new directory, or copies small ones, and renames it onto the artifact's place. The
+work folder stays until other work of the stage succeeds: hard links cost no disk, and a crash before DVC has noted the
+result costs nothing either.
 """
 
 import fcntl
@@ -38,6 +38,8 @@ from cocomix.runtime import runtime
 from cocomix.sources import digest_of_sources
 
 MANIFEST = "manifest.json"
+COPIED_BYTES = 1 << 26
+"""An artifact of at most so many is published as a copy, so that what is written into it leaves the work whole."""
 
 
 def _stay_inside(name: str) -> str:
@@ -280,10 +282,11 @@ class Work:
         manifest = Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
         staging = self._home / "publishing"
         shutil.rmtree(staging, ignore_errors=True)
+        linked = sum(each.bytes for each in manifest.files.values()) > COPIED_BYTES
         for name in manifest.files:
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link(self.files / name, target)
+            _place(self.files / name, target, link=linked)
         shutil.copyfile(self.path / MANIFEST, staging / MANIFEST)
         for folder in (staging, *(each for each in staging.rglob("*") if each.is_dir())):
             _sync(folder)
@@ -377,10 +380,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # a file system without hard links
+def _place(source: Path, target: Path, *, link: bool) -> None:
+    if link:
+        try:
+            target.hardlink_to(source)
+        except OSError:  # a file system without hard links
+            link = False
+    if not link:
         shutil.copyfile(source, target)
         _sync(target)
 

@@ -3,8 +3,9 @@
 Nothing runs, and nothing is written but digests of large files outside, which are kept (`cocomix/digests.py`). That an
 artifact lacks a file, or a part of one, is said too; that its bytes are altered, with `--verify`.
 
-What a stage needs is computed from the parameters (`cocomix/planning.py`). How long it takes is its operations over a rate: on this machine that of the longest finished stage of its kind, else of the
-longest training, else an assumed one; on a named GPU an assumed share of its peak.
+What a stage needs is computed from the parameters (`cocomix/planning.py`). How long it takes is its operations over a
+rate: on this machine that of the longest finished stage of its kind, else of the longest training, else an assumed one;
+on a named GPU an assumed share of its peak.
 """
 
 import argparse
