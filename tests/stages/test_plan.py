@@ -54,6 +54,7 @@ def test_a_changed_parameter_is_named_with_what_follows_from_it(finished: Projec
     # Next-token prediction reads one key of what attribution writes, which will be the same.
     assert found["pretrain@ntp-0"].runs == "perhaps"
     assert [name for name, each in found.items() if each.runs == "no"] == ["corpus", "tokenize", "base", "activations"]
+    assert found["check"].why == ("sae.k: 8 -> 7",)  # it reads all parameters
 
 
 def test_missing_results_changed_code_and_new_stages_are_named(finished: Project, tmp_path: Path) -> None:
@@ -83,6 +84,6 @@ def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -
     command = ("python", "-m", "flows.plan", "--gpu", "a100")
     printed = project.run(*command)
     stages = json.loads(project.run(*command, "--json"))["stages"]
-    assert "report: report.title: " in printed
-    assert f"1 of {len(stages)} stages would run" in printed
-    assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["report"]
+    assert "check, report: report.title: " in printed
+    assert f"2 of {len(stages)} stages would run" in printed
+    assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["check", "report"]
