@@ -12,9 +12,9 @@ and code, so that what a killed process left is found again by the same work and
     scratch/    checkpoints; dropped when the artifact is published
     manifest.json   written when all is there
 
-`publish` links the files into a new directory and renames it onto the artifact's place. The work folder stays
-until other work of the stage succeeds: hard links cost no disk, and a crash before DVC has noted the result costs
-nothing either.
+`publish` links the files into a new directory, or copies small ones, and renames it onto the artifact's place. The
+work folder stays until other work of the stage succeeds: hard links cost no disk, and a crash before DVC has noted the
+result costs nothing either.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -40,6 +40,8 @@ from cocomix.runtime import runtime
 from cocomix.sources import digest_of_sources
 
 MANIFEST = "manifest.json"
+COPIED_BYTES = 1 << 26
+"""An artifact of at most so many is published as a copy, so that what is written into it leaves the work whole."""
 
 
 def _stay_inside(name: str) -> str:
@@ -156,6 +158,9 @@ class Artifact:
             raise self._damage(name, f"has {size} bytes, not {record.bytes}")
 
     def _damage(self, name: str, what: str) -> UserError:
+        with suppress(FileNotFoundError):
+            if digest_of(self.path / MANIFEST) != self.digest:
+                return UserError(f"{self.path} was made anew while it was read; run this again")
         # DVC's cache may share the file by a hard link, and it trusts what is read-only: it would bring the damage
         # back. What is writable it checks, and drops.
         with suppress(PermissionError):
@@ -202,6 +207,9 @@ class Work:
         key = _digest_of_json({"fingerprint": self._fingerprint, "code": _digest_of_program()})[:16]
         self._home = root / stage
         self.path = self._home / key
+        self.confirm_inputs: Callable[[], None] = lambda: None
+        """Checks that files outside are what the key says: for after they were read, before what came of them is
+        kept."""
         self._aside = self.path / "writing"
         self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
         self._lock: Lock | None = None
@@ -236,12 +244,7 @@ class Work:
 
     def records(self) -> dict[str, FileRecord]:
         """What has been finished so far, by any process of the job: by name."""
-        path = self.path / "journal.jsonl"
-        records: dict[str, FileRecord] = {}
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            with suppress(ValidationError):  # blank, or torn: the files it spoke of are written again
-                records |= JournalEntry.model_validate_json(line).files
-        return records
+        return read_journal(self.path / "journal.jsonl")
 
     @contextmanager
     def write(self, name: str) -> Iterator[PendingFile]:
@@ -281,10 +284,11 @@ class Work:
         manifest = Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
         staging = self._home / "publishing"
         shutil.rmtree(staging, ignore_errors=True)
+        linked = sum(each.bytes for each in manifest.files.values()) > COPIED_BYTES
         for name in manifest.files:
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link(self.files / name, target)
+            _place(self.files / name, target, link=linked)
         shutil.copyfile(self.path / MANIFEST, staging / MANIFEST)
         for folder in (staging, *(each for each in staging.rglob("*") if each.is_dir())):
             _sync(folder)
@@ -331,16 +335,19 @@ class Work:
         return path.is_file() and path.stat().st_size == record.bytes and digest_of(path) == record.sha256
 
 
+def read_journal(path: Path) -> dict[str, FileRecord]:
+    """The files that a journal says are finished, by name."""
+    records: dict[str, FileRecord] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValidationError):  # blank, or torn: the files it spoke of are written again
+            records |= JournalEntry.model_validate_json(line).files
+    return records
+
+
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digests_of(path: Path) -> dict[str, str]:
-    """SHA-256 of the files in a folder, or of one file, by name."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return {each.name: digest_of(each) for each in files if each.is_file()}
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -380,10 +387,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # a file system without hard links
+def _place(source: Path, target: Path, *, link: bool) -> None:
+    if link:
+        try:
+            target.hardlink_to(source)
+        except OSError:  # a file system without hard links
+            link = False
+    if not link:
         shutil.copyfile(source, target)
         _sync(target)
 

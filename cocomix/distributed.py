@@ -197,6 +197,11 @@ def maximum(value: int) -> int:
     return int(shared)
 
 
+def agree(value: int) -> bool:
+    """Whether all processes, all of which must ask, have the same `value`."""
+    return maximum(value) == -maximum(-value)
+
+
 def totals(*values: float) -> list[float]:
     """Each value summed over the processes, all of which must ask; over the CPU, in float64."""
     if runtime().world_size == 1:

@@ -1,12 +1,20 @@
 """The source files that decide what a stage makes: those its module imports, however deep, without the plumbing.
 
 `Work` keys unfinished work by their digest, and the tests hold the dependencies in dvc.yaml to the same set.
+
+A stage runs the code that was there when it started, whatever becomes of the files. So a stage holds on to it: `hold`
+makes all digests those of that code, and `check` says whether the files still have it.
 """
 
 import ast
 import hashlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import NamedTuple
+
+from cocomix.errors import UserError
 
 PACKAGES = ("cocomix", "stages")
 PLUMBING = frozenset(
@@ -15,8 +23,10 @@ PLUMBING = frozenset(
         "cocomix.artifact",
         "cocomix.checked",
         "cocomix.device",
+        "cocomix.digests",
         "cocomix.distributed",
         "cocomix.errors",
+        "cocomix.external",
         "cocomix.gpus",
         "cocomix.interrupt",
         "cocomix.lock",
@@ -29,6 +39,7 @@ PLUMBING = frozenset(
         "stages",
         "stages.early",
         "stages.launch",
+        "stages.reads",
         "stages.stage",
     }
 )
@@ -36,30 +47,122 @@ PLUMBING = frozenset(
 
 ROOT = Path(__file__).parents[1]
 
+State = tuple[int, ...]
+"""Size, times and inode of a file: another one after it was written or replaced, also with its old time."""
+
+
+class Source(NamedTuple):
+    """A file of ours, as it was read."""
+
+    state: State
+    imports: frozenset[str]
+    """Names in our packages that may be modules."""
+    digest: str
+    """Of the code; comments and layout do not count."""
+
+
+HELD: dict[Path, Source] = {}
+"""The code that this process runs, once it is held."""
+
 
 def sources(entry: Path) -> dict[str, Path]:
     """The modules behind the program `entry`, itself included, by name; imports inside functions count too."""
-    found = {"__main__": entry}
-    waiting = [entry]
-    while waiting:
-        for name in _imports(waiting.pop()):
-            if name not in found and name not in PLUMBING and (path := _path(name)):
-                found[name] = path
-                waiting.append(path)
-    return found
+    return {name: path for name, (path, _) in _walk(entry).items()}
 
 
 def digest_of_sources(entry: Path) -> str:
     """Digest of `sources(entry)`; comments and layout do not count."""
     digest = hashlib.sha256()
-    for name, path in sorted(sources(entry).items()):
-        digest.update(f"{name}\n{ast.dump(ast.parse(path.read_bytes()))}\n".encode())
+    for name, (_, source) in sorted(_walk(entry).items()):
+        digest.update(f"{name}\n{source.digest}\n".encode())
     return digest.hexdigest()
 
 
-def _imports(path: Path) -> Iterator[str]:
+def states() -> dict[Path, State]:
+    """The state of every module's file in our packages, to be taken before they are imported."""
+    return {path: state_of(path) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+
+
+def state_of(path: Path) -> State:
+    """The state of a file.
+
+    Raises:
+        OSError: when it is not there.
+    """
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+
+
+def hold(entry: Path, before: Mapping[Path, State]) -> None:
+    """From now on, digests are those of the code behind `entry` as it is now, which must be what was imported.
+
+    Args:
+        before: `states()` from before any of it was imported.
+
+    Raises:
+        UserError: when a file was written since then; and later, where one is imported that has changed.
+    """
+    HELD.update(_walk(entry).values())
+    for path, source in HELD.items():
+        if before.get(path, source.state) != source.state:
+            raise UserError(f"{_shown(path)} changed while this stage started; run it again")
+    sys.meta_path.insert(0, _Guard())
+
+
+def check() -> None:
+    """Check that the files still have the code that is held.
+
+    Raises:
+        UserError: when one has not.
+    """
+    for path in HELD:
+        _check(path)
+
+
+def _check(path: Path) -> None:
+    held = HELD[path]
+    try:
+        same = state_of(path) == held.state or _parse(path).digest == held.digest
+    except (OSError, SyntaxError, ValueError):
+        same = False
+    if not same:
+        raise UserError(f"{_shown(path)} changed while this stage was at work; run it again: nothing is lost")
+
+
+class _Guard(MetaPathFinder):
+    """Refuses to import, late, what is no longer the code that is held."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:  # noqa: ARG002
+        if name.partition(".")[0] in PACKAGES and (file := _path(name)) in HELD:
+            assert file
+            _check(file)
+
+
+def _walk(entry: Path) -> dict[str, tuple[Path, Source]]:
+    found: dict[str, tuple[Path, Source]] = {}
+    waiting: dict[str, Path] = {"__main__": entry}
+    while waiting:
+        name, path = waiting.popitem()
+        found[name] = path, HELD.get(path) or _parse(path)
+        for each in found[name][1].imports - found.keys() - PLUMBING:
+            if file := _path(each):
+                waiting[each] = file
+    return found
+
+
+def _parse(path: Path) -> Source:
+    state = state_of(path)
+    tree = ast.parse(path.read_bytes())
+    return Source(state, frozenset(_imports(path, tree)), hashlib.sha256(ast.dump(tree).encode()).hexdigest())
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def _imports(path: Path, tree: ast.AST) -> Iterator[str]:
     """Names in our packages that may be modules: of `from cocomix.sae import loss` also `cocomix.sae.loss`."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]
         elif isinstance(node, ast.ImportFrom):

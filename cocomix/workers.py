@@ -3,12 +3,15 @@
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
+from cocomix import sources
 from cocomix.runtime import runtime
 
 Item = TypeVar("Item")
@@ -26,11 +29,11 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         yield from map(function, items)
         return
     # Spawned, not forked: a fork copies the locks of the thread pools of arrow and tokenizers as they happen to be.
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start)
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start, initargs=(sources.HELD,))
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(pool.submit(_apply, function, item))
             if len(waiting) > 2 * count:
                 yield waiting.popleft().result()
         while waiting:
@@ -39,8 +42,20 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
-def _start() -> None:
+def _apply(function: Callable[[Item], Result], item: Item) -> Result:
+    _check_code()
+    return function(item)
+
+
+@cache
+def _check_code() -> None:
+    """Check once, after the imports, that this process has loaded the code that its parent runs."""
+    sources.check()
+
+
+def _start(held: Mapping[Path, sources.Source]) -> None:
     """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    sources.HELD.update(held)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_follow_parent, daemon=True).start()
 

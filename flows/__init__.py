@@ -11,7 +11,7 @@ if sys.argv[0] == "-m":  # Python is still looking for the program, which is one
     signals.end_at_once()
     # A server started here must not depend on what other projects, or other versions, have left in ~/.prefect.
     os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").absolute()))
-from cocomix.distributed import stand_alone  # noqa: E402 (after the signals are handled)
+from cocomix.distributed import stand_alone
 
 # Left over in a shell, torchrun's variables would make a stage wait for others.
 stand_alone()

@@ -1,7 +1,8 @@
-"""Why DVC would run a stage, in words; also with parameters that are not in params.yaml."""
+"""Why DVC would run a stage, in words; also with files of another content: params.yaml, and what `check` will write."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -10,28 +11,38 @@ from dvc.dependency import Dependency, ParamsDependency
 from dvc.fs import LocalFileSystem
 from dvc.stage import Stage
 
+from cocomix import external
 from cocomix.params import FILE
 
 Status = Sequence[Mapping[str, Mapping[str, Any]] | str]
 """What DVC says of a stage: `{"changed deps": {path: what}}`, `{"changed outs": ..}`, `changed command`."""
 
 
-class WithParams(LocalFileSystem):
-    """This machine's files, with another content of params.yaml.
+class WithContents(LocalFileSystem):
+    """This machine's files, some of which have another content where DVC reads parameters from them, as text.
+
+    Where it computes a digest, which it keeps for later, they are as they are.
 
     Args:
-        params: the content.
+        contents: what gives the content, which is asked when it is needed, by file.
     """
 
-    def __init__(self, params: bytes) -> None:
+    def __init__(self, contents: Mapping[Path, Callable[[], bytes]]) -> None:
         super().__init__()
-        self._params = params
+        self._contents = {path.absolute(): content for path, content in contents.items()}
 
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> IO[Any]:
         """A file, opened."""
-        if Path(path).absolute() != FILE.absolute():
+        content = self._contents.get(Path(path).absolute())
+        if content is None or "b" in mode:
             return super().open(path, mode=mode, **kwargs)
-        return io.BytesIO(self._params) if "b" in mode else io.StringIO(self._params.decode())
+        return io.StringIO(content().decode())
+
+    def exists(self, path: str | list[str], callback: Any = None, batch_size: int | None = None) -> bool | list[bool]:
+        """Whether a file is there."""
+        if isinstance(path, str) and Path(path).absolute() in self._contents:
+            return True
+        return super().exists(path, callback, batch_size)
 
 
 def ran(stage: Stage) -> bool:
@@ -62,10 +73,19 @@ def reasons(stage: Stage, status: Status) -> list[str]:
     found = []
     for entry in status:
         if isinstance(entry, str):
-            found.append("its command changed" if entry == "changed command" else entry)
+            found += {"changed command": ["its command changed"], "always changed": []}.get(entry, [entry])
         else:
             found += _changed_files(stage, entry)
     return found
+
+
+def found_outside(digests: Mapping[str, str | None]) -> list[str]:
+    """What the parameters name outside the project that is no longer as external.json says, if it is there."""
+    try:
+        before = _flat(json.loads(external.FILE.read_bytes()))
+    except (FileNotFoundError, ValueError):
+        return []
+    return [f"what {key} names changed" for key, digest in digests.items() if before.get(key) != digest]
 
 
 def _changed_files(stage: Stage, entry: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -74,6 +94,8 @@ def _changed_files(stage: Stage, entry: Mapping[str, Mapping[str, Any]]) -> Iter
     for path, what in entry.get("changed deps", {}).items():
         if path == str(FILE):
             yield from chain.from_iterable(_changed_params(dep) for dep in _params_of(stage))
+        elif path == str(external.FILE) and isinstance(what, Mapping):
+            yield from (f"what {key} names changed" for key in what)
         elif isinstance(what, Mapping):
             yield from (f"{path}: {key}" for key in what)
         else:

@@ -1,7 +1,8 @@
 """The pipeline as DVC sees it: dvc.yaml is the only definition."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,8 +11,12 @@ from typing import Any, Literal
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from cocomix import external
+from cocomix.checked import parse
 from cocomix.errors import UserError, suggestion
-from flows.changes import WithParams, only_keys, ran_with, reasons
+from cocomix.params import FILE, Params, load
+from flows.changes import WithContents, found_outside, only_keys, ran_with, reasons
+from flows.preset import read as read_preset
 from flows.workspace import LOCK, WITHOUT_LOCK, lock_is_torn
 
 Mode = Literal["upstream", "only", "downstream"]
@@ -38,6 +43,12 @@ class Stage:
     """What changed, in words."""
     ran_with: Mapping[str, Any] = field(default_factory=dict)
     """The parameters of its last run, by key."""
+    writes: bytes | None = None
+    """Of the stage `check`: the external.json that it will write, which `changed` of the others takes account of."""
+
+    def as_foreseen(self) -> bool:
+        """Whether it has written what `writes` says."""
+        return self.writes is not None and external.FILE.exists() and external.FILE.read_bytes() == self.writes
 
 
 def read(params: bytes | None = None) -> dict[str, Stage]:
@@ -51,8 +62,16 @@ def read(params: bytes | None = None) -> dict[str, Stage]:
     """
     if lock_is_torn():
         raise UserError(f"{LOCK}: not whole, as after a kill of DVC; remove it, as a flow does: {WITHOUT_LOCK}")
+
+    @cache
+    def digests() -> dict[str, str | None]:
+        return external.digests(load() if params is None else parse(Params, read_preset(params), str(FILE)))
+
+    contents = {external.FILE: lambda: external.to_json(digests())}
+    if params is not None:
+        contents[FILE] = lambda: params
     try:
-        with TemporaryDirectory() as own, Repo(fs=WithParams(params) if params else None, _wait_for_lock=True) as repo:
+        with TemporaryDirectory() as own, Repo(fs=WithContents(contents), _wait_for_lock=True) as repo:
             repo.tmp_dir = own  # for a list of locks: who only reads needs none of others, and no whole one
             graph = repo.index.graph
             status = repo.status()
@@ -72,10 +91,19 @@ def read(params: bytes | None = None) -> dict[str, Stage]:
                 )
                 for stage in graph
             }
+            for stage in graph:
+                if any(Path(out.fs_path) == external.FILE.parent.absolute() for out in stage.outs):
+                    stages[stage.addressing] = _looked_ahead(stages[stage.addressing], digests())
     except DvcException as error:
         raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
     order = TopologicalSorter({name: stages[name].needs for name in sorted(stages)}).static_order()
     return {name: stages[name] for name in order}
+
+
+def _looked_ahead(stage: Stage, digests: Mapping[str, str | None]) -> Stage:
+    """The stage `check`, which DVC always runs: here, it has changed where it will not find what it found before."""
+    why = stage.reasons + tuple(found_outside(digests))
+    return replace(stage, changed=bool(why), reasons=why, writes=external.to_json(digests))
 
 
 def select(dag: Mapping[str, Stage], targets: Iterable[str], mode: Mode = "upstream") -> list[Stage]:

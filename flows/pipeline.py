@@ -141,15 +141,18 @@ def bring_up_to_date(nodes: Iterable[Stage], title: str = "") -> State[None]:
         title: of the tasks, besides the names of their stages.
     """
     states: dict[str, State[Any]] = {}
+    unsure = set[str]()  # what ran: those that read it may have changed
     # One after another in the main thread: there signals, and so a cancellation, reach the running stage.
     for node in nodes:
         inputs = [states[name] for name in node.needs if name in states]
-        changed = node.changed or any(state.name != UP_TO_DATE for state in inputs)
+        changed = node.changed or not unsure.isdisjoint(node.needs)
         states[node.name] = state = stage(
             node, changed, f"{node.name} {title}".rstrip(), wait_for=inputs, return_state=True
         )
         if state.is_cancelled():
             raise TerminationSignal(signal.SIGTERM)  # as if it had come just now, to the flow
+        if state.name != UP_TO_DATE and not node.as_foreseen():
+            unsure.add(node.name)
         if not state.is_completed():
             return Failed(message=f"{node.name}: {state.message}")
     return Completed(message=", ".join(_tally(list(states.values()))))

@@ -1,8 +1,11 @@
 """What would run and why, and what it needs: `python -m flows.plan [--preset NAME] [--gpu H100] [--json]`.
 
-Nothing runs and nothing is written. What a stage needs is computed from the parameters (`cocomix/planning.py`). How
-long it takes is its operations over a rate: on this machine that of the longest finished stage of its kind, else of the
-longest training, else an assumed one; on a named GPU an assumed share of its peak.
+Nothing runs, and nothing is written but digests of large files outside, which are kept (`cocomix/digests.py`). That an
+artifact lacks a file, or a part of one, is said too; that its bytes are altered, with `--verify`.
+
+What a stage needs is computed from the parameters (`cocomix/planning.py`). How long it takes is its operations over a
+rate: on this machine that of the longest finished stage of its kind, else of the longest training, else an assumed one;
+on a named GPU an assumed share of its peak.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from cocomix.runtime import runtime
 from flows import dag
 from flows.overrides import nested
 from flows.preset import content_of, read, sections, with_values
+from flows.verify import REMEDY, cut_short, verify
 
 UTILISATION = 0.3
 """Share of a GPU's peak that is taken to be reached. Assumed, not measured."""
@@ -103,7 +107,9 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     why = reasons(stages)
     needs = estimate(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
     rates = _measured_rates(stages, content)
-    return [_planned(stage, why[name], needs[name], params, rates, gpu) for name, stage in stages.items()]
+    return [
+        _planned(stage, why[name], needs.get(name, Estimate()), params, rates, gpu) for name, stage in stages.items()
+    ]
 
 
 def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
@@ -113,7 +119,7 @@ def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
     """
     found: dict[str, Why] = {}
     for stage in stages.values():
-        before = [need for need in stage.needs if found[need].runs != "no"]
+        before = [need for need in stage.needs if found[need].runs != "no" and stages[need].writes is None]
         surely = [need for need in before if found[need].runs == "yes" and need not in stage.reads_keys_of]
         if stage.reasons:
             never = "never run" in stage.reasons
@@ -280,18 +286,23 @@ def main() -> None:
     parser.add_argument("--preset", help="plan with the parameters of a preset, leaving params.yaml as it is")
     parser.add_argument("--gpu", default="H100", help=f"a kind of GPU to estimate for: {', '.join(GPUS)}")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--verify", action="store_true", help="first read everything, as python -m flows.verify")
     given = parser.parse_args()
     try:
         gpu = gpu_named(given.gpu)
         if gpu is None:
             raise UserError(f"--gpu {given.gpu}: not known; {suggestion(given.gpu, GPUS)}")
         planned = plan(given.preset, gpu)
+        damaged = list(map(str, verify())) if given.verify else cut_short()
     except UserError as error:
         sys.exit(f"error: {error}")
     if given.json:
-        print(json.dumps({"gpu": given.gpu, "stages": [asdict(each) for each in planned]}, indent=2))
+        stages = [asdict(each) for each in planned]
+        print(json.dumps({"gpu": given.gpu, "stages": stages, "damaged": damaged}, indent=2))
     else:
         show(planned, given.gpu, Console())
+    if damaged:
+        sys.exit("\n".join(["damaged:", *damaged, REMEDY]))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from cocomix.report.efficiency import equal_flops, loss_at, spread
 from cocomix.report.facts import read_run, run_files
 from cocomix.report.tuning import SWEEPS, SweepRun, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
-from cocomix.sources import digest_of_sources
+from cocomix.sources import digest_of_sources, states
 from flows import publish
 from flows.dag import plan
 from flows.owner import check_definition
@@ -80,7 +80,7 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     """
     log = get_run_logger()
     done = read(name)
-    code, failed = _digest_of_code(), {}
+    files, code, failed = states(), _digest_of_code(), {}
     if outdated := {each.setting for task in asked if (each := _result_of(task, done)) and each.code != code}:
         listed = ", ".join(sorted(outdated)) or FILE
         log.warning(f"{_path(name)}: the code has changed since {listed}; remove the file to run all again")
@@ -95,6 +95,8 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
                 raise UserError(str(state.message))
             if FILE.read_bytes() != task.content:
                 raise UserError(f"{FILE} was edited meanwhile: the result does not count")
+            if states() != files and _digest_of_code() != code:
+                raise UserError("the code was edited since this sweep began: the result does not count")
         except UserError as error:
             failed[task.title] = str(error)
             log.error(f"failed: {error}")

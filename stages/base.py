@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from cocomix.artifact import Work
+from cocomix.artifact import Artifact, Work
 from cocomix.errors import UserError
 from cocomix.evaluation.language_model import LanguageModelScore, score_text
 from cocomix.evaluation.text import split_text
+from cocomix.external import outside
 from cocomix.modeling import config_of, flops_per_token, parameters
 from cocomix.params import Params
 from cocomix.pretrained import load_model
@@ -36,7 +37,8 @@ def run(params: Params) -> None:
         return {"d_model": model.config.hidden_size, "n_layer": model.config.num_hidden_layers}
 
     side = {"metrics.json": Path("metrics/base.json"), "curve.csv": Path("plots/base.csv")}
-    produce("base", ARTIFACTS / "base", {"tokens": tokens.artifact}, params.base.model_dump(), compute, side)
+    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, **outside("base.pretrained", params)}
+    produce("base", ARTIFACTS / "base", inputs, params.base.model_dump(), compute, side)
 
 
 def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedModel, list[CurveRow]]:

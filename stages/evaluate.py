@@ -64,7 +64,9 @@ def run(params: Params, method: Method, seed: int) -> None:
 
         def score(corpus: str, source: Source) -> TextScore:
             def measure() -> TextScore:
-                return score_text(model, source.read(), section.batch_size, f"{name}: {corpus}", section.stride)
+                text = source.read()
+                work.confirm_inputs()
+                return score_text(model, text, section.batch_size, f"{name}: {corpus}", section.stride)
 
             what = key | {"text": source.digest, "stride": section.stride}
             return once("text", what, measure, TextScore, language_model.__file__, corpora.__file__)
@@ -72,7 +74,7 @@ def run(params: Params, method: Method, seed: int) -> None:
         def score_task(task: str) -> list[TaskScore]:
             def measure() -> list[TaskScore]:
                 limit, batch_size = section.task_limit, section.batch_size
-                return score_tasks(
+                scores = score_tasks(
                     model,
                     tokens.tokenizer(),
                     [task],
@@ -81,6 +83,8 @@ def run(params: Params, method: Method, seed: int) -> None:
                     batch_size=batch_size,
                     name=name,
                 )
+                work.confirm_inputs()
+                return scores
 
             what = {"model": trained.digest, "task": task, "data": tasks[task], "limit": section.task_limit}
             return once("task", what, measure, list[TaskScore], downstream.__file__)

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix.artifact import Artifact, Work, digests_of
+from cocomix.artifact import Artifact, Work
 from cocomix.base import load_base
 from cocomix.explain.making import make_atlas
-from cocomix.params import ExplainParams, Params
+from cocomix.external import outside
+from cocomix.params import Params
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -29,19 +30,11 @@ def run(params: Params) -> None:
     produce(
         "explain",
         ARTIFACTS / "atlas",
-        {"base": base, "sae": trained, "tokens": tokens.artifact, **_label_model_files(params.explain)},
+        {"base": base, "sae": trained, "tokens": tokens.artifact, **outside("explain.model.name", params)},
         params.explain.model_dump(),
         compute,
         {"metrics.json": Path("metrics/explain.json")},
     )
-
-
-def _label_model_files(section: ExplainParams) -> dict[str, str]:
-    """Digests of the files of a label model in a folder, by name; the hub's is known by its revision."""
-    folder = Path(section.model.name or "")
-    if section.labeller == "tokens" or not folder.is_dir():
-        return {}
-    return {f"label model {name}": digest for name, digest in digests_of(folder).items()}
 
 
 if __name__ == "__main__":

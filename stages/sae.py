@@ -8,10 +8,11 @@ from transformers import PreTrainedModel
 
 from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import open_activations
-from cocomix.artifact import Artifact, Work, digests_of
+from cocomix.artifact import Artifact, Work
 from cocomix.base import load_base
 from cocomix.device import device
 from cocomix.errors import UserError
+from cocomix.external import outside
 from cocomix.params import ActivationsParams, Params, SaeParams, Site
 from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
@@ -66,7 +67,7 @@ def run(params: Params) -> None:
     produce(
         "sae",
         ARTIFACTS / "sae",
-        {"activations": activations, "base": base, "tokens": tokens.artifact, **_published_files(params.sae)},
+        {"activations": activations, "base": base, "tokens": tokens.artifact, **outside("sae.published.path", params)},
         params.sae.model_dump(),
         compute,
         {"metrics.json": Path("metrics/sae.json"), "curve.csv": Path("plots/sae.csv")},
@@ -121,16 +122,6 @@ def _published(section: SaeParams, store: ActivationStore) -> SparseAutoencoder:
     if site != store.site:
         raise UserError(f"sae.published: {path} is of {site}; the activations are of {store.site} (activations.sites)")
     return sae.requires_grad_(False).to(device())
-
-
-def _published_files(section: SaeParams) -> dict[str, str]:
-    """Digests of the files of a published autoencoder, by name."""
-    if section.source == "train":
-        return {}
-    path = Path(str(section.published.path))
-    if not path.exists():
-        raise UserError(f"sae.published.path: {path}: no such file or folder")
-    return {f"published {name}": digest for name, digest in digests_of(path).items()}
 
 
 if __name__ == "__main__":

@@ -11,24 +11,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cocomix import distributed, interrupt
+from cocomix import distributed, interrupt, sources
 from cocomix.allocator import keep_freed_memory
 from cocomix.artifact import Artifact, Work, write_atomically
-from cocomix.checked import read_yaml
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
-from cocomix.params import FILE, Params, load
+from cocomix.params import Params, load
 from cocomix.progress import say
 from cocomix.runtime import runtime
+from stages import CODE
 from stages.early import end_now, first_to_end
 from stages.launch import launch
+from stages.reads import Reads
 
 ARTIFACTS = Path("artifacts")
 KEPT = f"what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there"
+
+_reads: Reads | None = None
+"""What this process found when it began; none where a stage is called from another program."""
 
 Compute = Callable[[Work], Mapping[str, Any]]
 
@@ -58,10 +61,11 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         keep_freed_memory()
         if runtime().world_size > 1:
             interrupt.watch(_leave_at_once)
-        distributed.join()
+        reads = _begin(params)
         interrupt.install()
         run(params)
-        _check_parameters(params)
+        if runtime().rank == 0:
+            reads.check()
     except Interrupted as stop:
         interrupt.ignore()
         if first_to_end():
@@ -102,11 +106,14 @@ def produce(
     """
     digests = {name: each if isinstance(each, str) else each.digest for name, each in inputs.items()}
     with Work(stage, out, digests, params, side) as work:
+        if _reads:
+            work.confirm_inputs = _reads.check_files
         if not work.finished:
             with _timed(work.path / "seconds"):
                 about = compute(work)
             peak_memory = distributed.maximum(_peak_memory())
             if runtime().rank == 0:
+                work.confirm_inputs()
                 _add_usage(
                     work, [name for name, place in (side or {}).items() if "metrics" in place.parts], peak_memory
                 )
@@ -220,14 +227,12 @@ def _share_cores() -> None:
         torch.set_num_threads(count)
 
 
-def _check_parameters(read: Params) -> None:
-    """Fail where params.yaml has changed under this stage: DVC notes its values of now as those of the artifact."""
-    if "DVC_STAGE" not in os.environ or runtime().rank:
-        return
-    name, _, item = os.environ["DVC_STAGE"].partition("@")
-    known = read_yaml(Path("dvc.yaml"))["stages"][name]["params"]
-    method, now = item.rpartition("-")[0], load()
-    for key in (each.replace("${item.method}", method) for each in known if isinstance(each, str)):
-        value = attrgetter(key)
-        if value(now) != value(read):
-            raise UserError(f"{FILE}: {key} changed while this stage was at work; run it again: nothing is lost")
+def _begin(params: Params) -> Reads:
+    """Note what is to be read, and join the other processes, which must have found the same."""
+    global _reads
+    sources.hold(Path(str(sys.modules["__main__"].__file__)), CODE)
+    _reads = Reads(params)
+    distributed.join()
+    if not distributed.agree(int(_reads.digest[:15], 16)):
+        raise UserError("the processes of this stage found other code, parameters or inputs each; run it again")
+    return _reads

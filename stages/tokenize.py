@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from cocomix.artifact import Artifact, Work, write_atomically
 from cocomix.errors import UserError
+from cocomix.external import digest_of
 from cocomix.params import Params, TokenizeParams
 from cocomix.progress import say
 from cocomix.splits import SPLITS
@@ -16,7 +17,6 @@ from cocomix.tokens.pack import count_tokens, encode, first_documents, write_win
 from cocomix.tokens.tokenizer import (
     load_pretrained,
     load_trained,
-    pretrained_digest,
     sample_texts,
     train_tokenizer,
 )
@@ -33,6 +33,7 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         tokenizer = _tokenizer(section, corpus, work)
+        work.confirm_inputs()
         with work.write_folder() as folder:
             tokenizer.save_pretrained(folder / "tokenizer")
         eos_id = tokenizer.eos_token_id
@@ -74,7 +75,7 @@ def run(params: Params) -> None:
     produce(
         "tokenize",
         ARTIFACTS / "tokens",
-        {"corpus": corpus, "tokenizer": pretrained_digest(section)},
+        {"corpus": corpus, "tokenizer": digest_of("tokenize.pretrained", params) or ""},
         section.model_dump(mode="json"),
         compute,
         side={"metrics.json": Path("metrics/tokenize.json")},

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cocomix import artifact as module
 from cocomix.artifact import Artifact, FileRecord, Work
 from cocomix.errors import UserError
 
@@ -240,10 +241,45 @@ def test_publishing_replaces_the_old_artifact_and_forgets_other_work(folder: Pat
     assert Artifact(OUT).manifest.params == {"k": 3}
 
 
-def test_publishing_costs_no_disk(folder: Path) -> None:
+def test_publishing_costs_no_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COPIED_BYTES", 1)
     make_all()
     with make_work() as work:
         assert (OUT / "part/1").samefile(work.files / "part/1")
+
+
+def test_what_is_written_into_a_small_artifact_leaves_the_work_whole(folder: Path) -> None:
+    make_all()
+    whole = (OUT / "part/1").read_bytes()
+    with (OUT / "part/1").open("r+b") as file:
+        file.write(b"?")
+    with pytest.raises(UserError, match="altered"):
+        Artifact(OUT).verified()
+    with make_work() as work:
+        assert work.finished
+        work.publish()
+    assert Artifact(OUT).file("part/1").read_bytes() == whole
+
+
+def test_finished_work_that_was_damaged_is_not_published(folder: Path) -> None:
+    make_all()
+    with make_work() as work:
+        path = work.files / "part/1"
+    with path.open("r+b") as file:
+        file.write(b"?")
+    with make_work() as work:
+        assert not work.finished
+        assert not work.has("part/1")
+
+
+def test_an_artifact_that_is_made_anew_while_it_is_read_is_refused_as_that(folder: Path) -> None:
+    make_all()
+    reader = Artifact(OUT)
+    with make_work(params={"k": 9}) as work:
+        write(work, "part/0", b"?")
+        make(work)
+    with pytest.raises(UserError, match=r"was made anew while it was read; run this again$"):
+        reader.verified()
 
 
 def test_a_folder_is_entered_whole_or_not_at_all(folder: Path) -> None:

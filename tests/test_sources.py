@@ -1,9 +1,14 @@
+import importlib
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from cocomix import sources as module
-from cocomix.sources import digest_of_sources, sources
+from cocomix.errors import UserError
+from cocomix.sources import check, digest_of_sources, hold, sources, states
+from cocomix.workers import in_order
 
 
 @pytest.fixture
@@ -59,3 +64,70 @@ def test_the_digest_changes_with_the_code_and_not_with_comments_or_plumbing(
     with (tree / name).open("a") as file:
         file.write(text)
     assert (digest_of_sources(entry) == before) == same
+
+
+@pytest.fixture
+def held(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small project, whose stage has started."""
+    monkeypatch.setattr(module, "HELD", {})
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    hold(tree / "stages/thing.py", states())
+    return tree
+
+
+def test_the_digest_of_a_stage_at_work_is_that_of_the_code_it_runs(held: Path) -> None:
+    entry = held / "stages/thing.py"
+    before = digest_of_sources(entry)
+    (held / "cocomix/sae/train.py").write_text("import cocomix.unused\n")
+    assert digest_of_sources(entry) == before
+    with pytest.raises(UserError, match=r"^cocomix/sae/train.py changed while this stage was at work; run it again"):
+        check()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("cocomix/progress.py", "z = 1\n"), ("cocomix/unused.py", "z = 1\n"), ("cocomix/deep/inner.py", "\n# Why.\n")],
+)
+def test_other_code_and_comments_may_change_while_a_stage_works(held: Path, name: str, text: str) -> None:
+    with (held / name).open("a") as file:
+        file.write(text)
+    check()
+
+
+@pytest.mark.parametrize("content", [None, b"x = (\n", b"\0"])
+def test_code_that_is_gone_or_half_written_has_changed(held: Path, content: bytes | None) -> None:
+    path = held / "cocomix/deep/inner.py"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cocomix/deep/inner.py changed"):
+        check()
+
+
+def test_a_module_that_has_changed_is_not_imported_late(held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = held / "cocomix/sae/train.py"
+    package.write_text("y = 2\n")
+    monkeypatch.delitem(sys.modules, "cocomix.sae.train", raising=False)
+    with pytest.raises(UserError, match=r"cocomix/sae/train.py changed"):
+        importlib.import_module("cocomix.sae.train")
+
+
+def test_code_that_was_written_while_a_stage_started_is_not_taken_for_what_it_runs(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELD", {})
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    before, path = states(), tree / "cocomix/deep/near.py"
+    times = path.stat()
+    path.write_text("y = 3\n")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match=r"^cocomix/deep/near.py changed while this stage started; run it again$"):
+        hold(tree / "stages/thing.py", before)
+
+
+def test_a_worker_that_starts_with_other_code_refuses(held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", "2")
+    assert list(in_order(abs, [-1, -2])) == [1, 2]
+    (held / "cocomix/deep/inner.py").write_text("y = 3\n")
+    with pytest.raises(UserError, match=r"inner.py changed while this stage was at work"):
+        list(in_order(abs, [-1]))

@@ -1,7 +1,6 @@
 """Documents from text files: .txt, .md, .jsonl and .parquet, each plain or .gz or .zst."""
 
 import codecs
-import hashlib
 import io
 import json
 import shutil
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.corpus.store import Document
+from cocomix.digests import digest_of_files
 from cocomix.errors import UserError, suggestion
 from cocomix.params import FilesParams
 from cocomix.progress import progress
@@ -50,9 +50,8 @@ def find_files(paths: list[str]) -> list[Path]:
 
 
 def files_digest(paths: list[str]) -> str:
-    """Digest of the names, sizes and times of the files: with the code, they decide what is read."""
-    states = [(str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in find_files(paths)]
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    """Digest of the files' names and content: with the code, they decide what is read."""
+    return digest_of_files(find_files(paths))
 
 
 def read_files(params: FilesParams) -> Iterator[Document]:

@@ -19,16 +19,25 @@ _BATCH_BYTES = 250_000
 
 
 def corpus_digest(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> str:
-    """What `read_corpus` depends on, besides its code: names, sizes and times of the files, parameters, tokenizer.
+    """What `read_corpus` depends on, besides its code: the files, the parameters and the tokenizer.
 
     Raises:
         UserError: when a path matches no file, or one of an unknown kind.
     """
-    with _named(name):
-        files = files_digest(params.paths)
+    files = digest_of_corpus_files(name, params)
     tokenizer = [tokens.artifact.manifest.files[each].sha256 for each in tokens.artifact.names("tokenizer/")]
     state = [files, params.model_dump(), tokenizer, tokens.context]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def digest_of_corpus_files(name: str, params: EvaluationCorpusParams) -> str:
+    """Digest of the files of the corpus called `name`, their names included.
+
+    Raises:
+        UserError: as `corpus_digest`.
+    """
+    with _named(name):
+        return files_digest(params.paths)
 
 
 def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Text:

@@ -86,6 +86,11 @@ def task_digest(task: str, tasks_dir: Path | None) -> str:
     return hashlib.sha256(version("lm_eval").encode() + examples).hexdigest()
 
 
+def data_folder(task: str) -> str:
+    """The folder of a task's examples, in a `tasks_dir`."""
+    return PAPER_TASKS[task].data if task in PAPER_TASKS else task
+
+
 @cache
 def _manager(definition: str | None) -> Any:
     """lm-eval's tasks: those of one of its folders, or all of them, which takes about ten seconds to read."""
@@ -113,7 +118,7 @@ def _local_file(task: str, tasks_dir: Path) -> Path:
     split = definition.get("test_split") or definition.get("validation_split")
     if split is None:
         raise UserError(f"evaluate.tasks: {task}: a group, or made by a program; with evaluate.tasks_dir, name tasks")
-    file = tasks_dir / (PAPER_TASKS[task].data if task in PAPER_TASKS else task) / f"{split}.jsonl"
+    file = tasks_dir / data_folder(task) / f"{split}.jsonl"
     if not file.is_file():
         raise UserError(f"{file}: no such file, which holds the examples of {task} (evaluate.tasks_dir: {tasks_dir})")
     return file

@@ -145,6 +145,7 @@ def ask(
     total, left = (sum(len(concepts) for concepts, _ in some) for some in (mine, missing))
     with progress("explain: labels", total, "concepts", total - left) as bar:
         model = LabelModel(params.model) if missing else None
+        work.confirm_inputs()
         for concepts, file in missing:
             assert model
             labels = model.write([asked.strongest(concept) for concept in concepts])

@@ -1,6 +1,5 @@
 """The tokenizer: a byte-level BPE of our own, or a pretrained one."""
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,9 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from cocomix.artifact import digest_of
 from cocomix.errors import UserError
-from cocomix.params import TokenizeParams
 from cocomix.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
@@ -80,12 +77,3 @@ def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast
     backend = tokenizer.backend_tokenizer
     backend.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token)
-
-
-def pretrained_digest(params: TokenizeParams) -> str:
-    """What the pretrained tokenizer depends on, besides parameters: the files, if it is a folder's."""
-    folder = Path(params.pretrained or "")
-    if params.source == "train" or not folder.is_dir():
-        return ""
-    states = [f"{path.name} {digest_of(path)}" for path in sorted(folder.iterdir()) if path.is_file()]
-    return hashlib.sha256("\n".join(states).encode()).hexdigest()

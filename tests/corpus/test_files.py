@@ -104,15 +104,14 @@ def test_files_come_in_the_order_of_their_names_and_once(folder: Path) -> None:
     assert [str(path) for path in find_files(["**/*.txt", "*.txt"])] == ["a.txt", "b.txt", "sub/c.txt"]
 
 
-def test_the_digest_changes_with_names_sizes_and_times(folder: Path) -> None:
+def test_the_digest_changes_with_names_and_content(folder: Path) -> None:
     path = Path("a.txt")
     path.write_text("one")
-    os.utime(path, ns=(0, 0))
     digests = [files_digest(["*.txt"])]
-    path.write_text("two")
-    digests.append(files_digest(["*.txt"]))
     os.utime(path, ns=(0, 0))
     assert files_digest(["*.txt"]) == digests[0]
+    path.write_text("two")
+    digests.append(files_digest(["*.txt"]))
     path.rename("b.txt")
     digests.append(files_digest(["*.txt"]))
     assert len(set(digests)) == 3

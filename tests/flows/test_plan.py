@@ -1,12 +1,15 @@
 """What a plan says of changes; what it says of a real project: tests/stages/test_plan.py."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
 
+from cocomix import external
 from cocomix.errors import UserError
 from flows import dag
+from flows.changes import found_outside
 from flows.dag import Stage
 from flows.plan import Why, plan, reasons
 from tests.flows.conftest import ROOT, set_params
@@ -30,6 +33,22 @@ def test_what_follows_from_a_change_runs_and_nothing_else() -> None:
 def test_a_stage_that_reads_keys_only_runs_perhaps_and_so_does_what_follows() -> None:
     found = planned(stage("a", changed="x: 1 -> 2"), stage("b", "a", keys=("a",)), stage("c", "b"))
     assert [found[name].runs for name in "abc"] == ["yes", "perhaps", "perhaps"]
+
+
+def test_what_the_first_stage_will_find_is_known_beforehand() -> None:
+    check = replace(stage("check", changed="x: 1 -> 2"), writes=b"{}")
+    found = planned(check, stage("a", "check", keys=("check",)), stage("b", "check", changed="what x names changed"))
+    assert [found[name].runs for name in ("check", "a", "b")] == ["yes", "no", "yes"]
+    assert found["b"].reasons == ("what x names changed",)
+
+
+def test_what_the_first_stage_found_before_is_compared(folder: Path) -> None:
+    digests = {"base.pretrained": "a", "evaluate.tasks_dir": None}
+    assert found_outside(digests) == []
+    external.FILE.parent.mkdir(parents=True)
+    external.FILE.write_bytes(external.to_json(digests))
+    assert found_outside(digests) == []
+    assert found_outside(digests | {"base.pretrained": "b"}) == ["what base.pretrained names changed"]
 
 
 def test_a_change_of_its_own_makes_it_certain() -> None:

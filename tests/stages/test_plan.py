@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.repo import Repo
 
 from cocomix.params import load
 from cocomix.planning import estimate, measured_text
 from flows.plan import Planned, plan
 from tests.stages.project import OUTS, Project
+from tests.stages.test_pipeline import changed
 
 
 def planned(project: Project, preset: str | None = None) -> dict[str, Planned]:
@@ -54,6 +56,7 @@ def test_a_changed_parameter_is_named_with_what_follows_from_it(finished: Projec
     # Next-token prediction reads one key of what attribution writes, which will be the same.
     assert found["pretrain@ntp-0"].runs == "perhaps"
     assert [name for name, each in found.items() if each.runs == "no"] == ["corpus", "tokenize", "base", "activations"]
+    assert found["check"].why == ("sae.k: 8 -> 7",)  # it reads all parameters
 
 
 def test_missing_results_changed_code_and_new_stages_are_named(finished: Project, tmp_path: Path) -> None:
@@ -83,6 +86,68 @@ def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -
     command = ("python", "-m", "flows.plan", "--gpu", "a100")
     printed = project.run(*command)
     stages = json.loads(project.run(*command, "--json"))["stages"]
-    assert "report: report.title: " in printed
-    assert f"1 of {len(stages)} stages would run" in printed
-    assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["report"]
+    assert "check, report: report.title: " in printed
+    assert f"2 of {len(stages)} stages would run" in printed
+    assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["check", "report"]
+
+
+OUTSIDE: dict[str, tuple[dict[str, Any], str, set[str]]] = {
+    "corpus.files.paths": ({}, "texts/more.txt", {"corpus"}),
+    "tokenize.pretrained": ({"tokenize": {"source": "pretrained", "pretrained": "in"}}, "in/a.json", {"tokenize"}),
+    "base.pretrained": ({"base": {"source": "pretrained", "pretrained": "in"}}, "in/deep/a", {"base"}),
+    "sae.published.path": ({"sae": {"source": "published", "published": {"path": "in.pt"}}}, "in.pt", {"sae"}),
+    "explain.model.name": ({"explain": {"labeller": "model", "model": {"name": "in"}}}, "in/a", {"explain"}),
+    "evaluate.corpora": (
+        {"evaluate": {"corpora": {"more": {"paths": ["in/*.txt"]}}}},
+        "in/a.txt",
+        {"evaluate@ntp-0", "evaluate@cocomix-0"},
+    ),
+    "evaluate.tasks_dir": (
+        {"evaluate": {"tasks": ["wikitext"], "tasks_dir": "in"}},
+        "in/wikitext2_raw/test.jsonl",
+        {"evaluate@ntp-0", "evaluate@cocomix-0"},
+    ),
+}
+"""Parameters that name a file, the file, and the stages that read it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", OUTSIDE)
+def test_what_a_parameter_names_runs_its_stages_again_when_it_changes_as_planned(
+    finished: Project, tmp_path: Path, key: str
+) -> None:
+    changes, name, stages = OUTSIDE[key]
+    project = finished.copy(tmp_path / "project")
+    path = project.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("one")
+    project.change(changes)
+    project.dvc("repro", "check")
+    before = changed(project)
+    path.write_text("two")
+    found = planned(project)
+    assert {each for each, plan in found.items() if f"what {key} names changed" in plan.why} == {"check"} | stages
+    project.dvc("repro", "check")
+    assert changed(project) == before | stages
+    with chdir(project.path), Repo() as repo:
+        status = repo.status()
+    for each in stages:
+        assert any(
+            entry.get("changed deps", {}).get("artifacts/external/external.json", {}).get(key)
+            for entry in status[each]
+            if isinstance(entry, dict)
+        )
+
+
+def test_a_changed_text_is_planned_and_undone_is_not(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    path = project.path / "texts/more.txt"
+    path.write_text("more")
+    found = planned(project)
+    assert [name for name, each in found.items() if each.why == ("what corpus.files.paths names changed",)] == [
+        "check",
+        "corpus",
+    ]
+    assert found["tokenize"].why == ("after corpus",)
+    path.unlink()
+    assert {each.runs for each in planned(project).values()} == {"no"}

@@ -1,0 +1,217 @@
+"""Read everything that DVC and the stages keep, and say what is damaged: `python -m flows.verify [--remove]`.
+
+DVC asks whether a file was written, not whether the disk still holds it, and where artifacts, unfinished work and DVC's
+cache are links to one file, they are damaged together. Each file is read once, however many places it has:
+
+    artifacts/*              against the manifest; the manifest against dvc.lock, or the work that it was made from
+    artifacts/.work/*/*      finished files, against the journal
+    DVC's cache              what dvc.lock names, or with --all everything, against its name
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from pydantic import ValidationError
+
+from cocomix.artifact import MANIFEST, Artifact, Manifest, read_journal
+from cocomix.errors import UserError
+from cocomix.progress import progress
+from flows.workspace import alone
+
+ARTIFACTS = Path("artifacts")
+WORK = ARTIFACTS / ".work"
+REMEDY = "`python -m flows.verify --remove`, then `dvc repro` (or `dvc pull`, where a remote has it)"
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A file, and what its content should be."""
+
+    path: Path
+    kind: Literal["sha256", "md5"]
+    digest: str
+    remove: Path
+    """What to remove where it is another."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what it should be."""
+
+    path: Path
+    what: str
+    remove: Path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+def verify(*, whole_cache: bool = False) -> list[Damage]:
+    """Read everything.
+
+    Args:
+        whole_cache: whether objects of DVC's cache count that dvc.lock does not name.
+    """
+    found, expected = list[Damage](), list[Expected]()
+    with Repo() as repo:
+        cache = Path(repo.cache.local.path)
+        noted = {
+            Path(out.fs_path): str(out.hash_info.value)
+            for out in repo.index.outs
+            if out.use_cache and out.hash_info and out.hash_info.name == "md5"
+        }
+    listed = {path: _children(cache, digest) for path, digest in noted.items()}
+    for each in (*_published(listed), *_work()):
+        if isinstance(each, Damage):
+            found.append(each)
+        else:
+            expected.append(each)
+    objects = set(noted.values()) | {each for known in listed.values() for each in known.values()}
+    paths = cache.glob("??/*") if whole_cache else (_object(cache, each) for each in sorted(objects))
+    expected += [
+        Expected(path, "md5", path.parent.name + path.name.removesuffix(".dir"), path)
+        for path in paths
+        if path.is_file() and not path.name.endswith(".unpacked")
+    ]
+    return found + _read(expected)
+
+
+def cut_short() -> list[str]:
+    """What can be seen without reading: artifacts that lack a file, or a part of it."""
+    found = []
+    for manifest in _manifests():
+        try:
+            Artifact(manifest.parent)
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def remove(damage: Iterable[Damage]) -> None:
+    """Remove what is damaged; of an artifact, all of it, so that DVC asks for it again."""
+    for path in {each.remove for each in damage}:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _manifests() -> list[Path]:
+    found = ARTIFACTS.rglob(MANIFEST)
+    return sorted(each for each in found if not any(part.startswith(".") for part in each.relative_to(ARTIFACTS).parts))
+
+
+def _published(listed: dict[Path, dict[str, str]]) -> Iterator[Damage | Expected]:
+    works = {path.read_bytes() for path in WORK.glob(f"*/*/{MANIFEST}")}
+    for path in _manifests():
+        folder, content = path.parent, path.read_bytes()
+        noted = listed.get(folder.absolute(), {}).get(MANIFEST)
+        if noted and content not in works and hashlib.md5(content).hexdigest() != noted:
+            yield Damage(path, "altered", folder)
+        try:
+            manifest = Manifest.model_validate_json(content)
+        except ValidationError:
+            yield Damage(path, "altered: not a manifest", folder)
+            continue
+        for each in sorted(folder.rglob("*")):
+            name = str(each.relative_to(folder))
+            if each.is_file() and name != MANIFEST and name not in manifest.files:
+                yield Damage(each, "not of this artifact", folder)
+        for name, record in manifest.files.items():
+            if (folder / name).is_file():
+                yield Expected(folder / name, "sha256", record.sha256, folder)
+            else:
+                yield Damage(folder / name, "missing", folder)
+
+
+def _work() -> Iterator[Expected]:
+    for journal in sorted(WORK.glob("*/*/journal.jsonl")):
+        files = journal.parent / "files"
+        for name, record in read_journal(journal).items():
+            if (files / name).is_file():  # what is missing is made again
+                yield Expected(files / name, "sha256", record.sha256, files / name)
+
+
+def _object(cache: Path, digest: str) -> Path:
+    return cache / digest[:2] / digest[2:]
+
+
+def _children(cache: Path, digest: str) -> dict[str, str]:
+    """The files of a folder, and their digests, as DVC's cache lists them; none where the list is damaged."""
+    if not digest.endswith(".dir"):
+        return {}
+    try:
+        content: list[dict[str, Any]] = json.loads(_object(cache, digest).read_bytes())
+        return {each["relpath"]: each["md5"] for each in content}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def _read(expected: Iterable[Expected]) -> list[Damage]:
+    """What is not as expected. A file that has several places is read once."""
+    inodes: dict[tuple[int, int], list[Expected]] = {}
+    size = 0
+    for each in expected:
+        status = each.path.stat()
+        inode = status.st_dev, status.st_ino
+        size += status.st_size if inode not in inodes else 0
+        inodes.setdefault(inode, []).append(each)
+    found = []
+    with progress("verify", size, "B") as bar:
+        for places in inodes.values():
+            digests = {kind: hashlib.new(kind) for kind in {each.kind for each in places}}
+            try:
+                with places[0].path.open("rb") as file:
+                    while chunk := file.read(_CHUNK):
+                        for digest in digests.values():
+                            digest.update(chunk)
+                        bar.advance(len(chunk))
+            except OSError as error:
+                found += [Damage(each.path, f"cannot be read: {error.strerror}", each.remove) for each in places]
+                continue
+            found += [
+                Damage(each.path, "altered since it was written", each.remove)
+                for each in places
+                if digests[each.kind].hexdigest() != each.digest
+            ]
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m flows.verify", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--all", action="store_true", help="also what DVC's cache keeps of earlier runs")
+    parser.add_argument("--remove", action="store_true", help="remove what is damaged, so that `dvc repro` makes it")
+    given = parser.parse_args()
+    try:
+        found = verify(whole_cache=given.all)
+        for each in found:
+            print(each)
+        if not found:
+            print("All is as it was written.")
+        elif given.remove:
+            with alone(wait=False, say=print):
+                remove(found)
+            print("Removed; `dvc repro` makes it again, or `dvc pull` brings it where a remote has it.")
+        else:
+            sys.exit(f"{len(found)} places are damaged: {REMEDY}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except DvcException as error:
+        sys.exit(f"error: dvc.yaml: {' '.join(str(error).split())}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

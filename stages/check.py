@@ -1,0 +1,26 @@
+"""Stage `check`: before anything else, each time: what the parameters name outside the project, as digests."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cocomix import external
+from cocomix.artifact import Work
+from cocomix.params import Params
+from stages.stage import main, produce
+
+
+def run(params: Params) -> None:
+    """Make artifacts/external: external.json, which the stages that read such files depend on by key."""
+    found = external.digests(params)
+
+    def compute(work: Work) -> Mapping[str, Any]:
+        with work.write(external.FILE.name) as pending:
+            pending.path.write_bytes(external.to_json(found))
+        return {}
+
+    inputs = {key: digest for key, digest in found.items() if digest is not None}
+    produce("check", external.FILE.parent, inputs, {}, compute)
+
+
+if __name__ == "__main__":
+    main(run)

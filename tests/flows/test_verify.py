@@ -1,0 +1,111 @@
+"""Bytes that change where nothing was written: what reads everything finds them, and its remedy works."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from cocomix.artifact import Artifact
+from flows.verify import cut_short, main, verify
+from tests.flows.conftest import ROOT
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from cocomix import artifact
+from cocomix.artifact import Work
+artifact.COPIED_BYTES = int(sys.argv[1])
+with Work("thing", Path("artifacts/thing"), {}, {}) as work:
+    for name in ("deep/one", "two"):
+        if not work.has(name):
+            with work.write(name) as pending:
+                pending.path.write_text(name * 100)
+    if not work.finished:
+        work.finish({"shape": [1]})
+    work.publish()
+"""
+
+
+@pytest.fixture(params=[0, 1 << 20], ids=["linked", "copied"])
+def project(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: one artifact, which shares its files with the work, or is a copy."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Repo.init(no_scm=True).close()
+    Path(".dvc/config").write_text("[core]\n    no_scm = True\n[cache]\n    type = hardlink\n")
+    Path("thing.py").write_text(SCRIPT)
+    Path("dvc.yaml").write_text(
+        f"stages:\n  thing:\n    cmd: exec {sys.executable} thing.py {request.param}\n    deps: [thing.py]\n"
+        "    outs: [artifacts/thing]\n"
+    )
+    repro()
+    assert verify(whole_cache=True) == []
+    return folder
+
+
+def repro() -> None:
+    with Repo() as repo:
+        repo.reproduce()
+
+
+def flip(path: Path) -> None:
+    """Change a byte, as a disk does: no time of the file changes."""
+    times, mode = path.stat(), path.stat().st_mode
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+    path.chmod(mode)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "artifacts/thing/deep/one",
+        "artifacts/thing/manifest.json",
+        "artifacts/.work/thing/*/files/two",
+        ".dvc/cache/files/md5/*/*.dir",
+        ".dvc/cache/files/md5/*/*[!r]",
+    ],
+)
+def test_a_flipped_byte_is_found_and_what_is_removed_comes_back_as_it_was(
+    project: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {each: each.read_bytes() for each in Path("artifacts/thing").rglob("*") if each.is_file()}
+    path = next(Path().glob(pattern))
+    flip(path)
+    repro()  # it may say that all is well, and bring the damage back
+    found = {each.path.resolve() for each in verify()}
+    assert path.resolve() in found or not path.exists()
+    monkeypatch.setattr(sys, "argv", ["verify"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert "places are damaged: `python -m flows.verify --remove`, then `dvc repro`" in str(end.value)
+    monkeypatch.setattr(sys, "argv", ["verify", "--remove"])
+    main()
+    repro()
+    assert {each: each.read_bytes() for each in Path("artifacts/thing").rglob("*") if each.is_file()} == before
+    assert verify(whole_cache=True) == []
+    Artifact(Path("artifacts/thing")).verified()
+
+
+def test_files_that_are_missing_cut_or_not_of_the_artifact_are_named(project: Path) -> None:
+    folder = Path("artifacts/thing")
+    for name, content in (("deep/one", None), ("two", b"tw"), ("three", b"")):
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content)
+    assert {str(each) for each in verify()} == {
+        "artifacts/thing/deep/one: missing",
+        "artifacts/thing/two: altered since it was written",
+        "artifacts/thing/three: not of this artifact",
+    }
+    assert cut_short() == ["artifacts/thing/deep/one: missing; remove artifacts/thing and run the stage 'thing' again"]
+
+
+def test_nothing_to_verify_is_no_damage(folder: Path) -> None:
+    Repo.init(no_scm=True).close()
+    assert verify() == []
