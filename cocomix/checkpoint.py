@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from cocomix import distributed
 from cocomix.artifact import write_atomically
+from cocomix.errors import UserError
 from cocomix.progress import say
+from cocomix.runtime import runtime
 
 KEPT = 2
 
@@ -34,16 +37,32 @@ def newest(folder: Path) -> Path | None:
 
 def load(folder: Path) -> dict[str, Any] | None:
     """The state of the newest checkpoint that is whole; none: None. Damaged ones are removed: they would be kept in
-    the place of whole ones."""
-    for path in _newest_first(folder):
-        # No file: another process of this training has found it damaged, and removed it. Not unpickled: it holds more
-        # than `save` writes, which is not read: it could run.
-        with suppress(FileNotFoundError, UnpicklingError):
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest()[:16] == path.stem.rpartition("-")[2]:
-                return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    the place of whole ones. All processes call it together: the first one says which checkpoint it is.
+
+    Raises:
+        UserError: when another process does not find what the first one found.
+    """
+    state = None
+    for path in _newest_first(folder) if runtime().rank == 0 else []:
+        if (state := _read(path)) is not None:
+            break
         say(f"warning: {path} is damaged; going on from the checkpoint before it")
-        path.unlink(missing_ok=True)
+        path.unlink()
+    which = distributed.told(None if state is None else path)
+    if which is not None and state is None:
+        state = _read(distributed.see(which))
+        if state is None:
+            raise UserError(f"{which}: process {runtime().rank} reads something else than the first; share the folder")
+    return state
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The state in a file; none: it is damaged."""
+    # Not unpickled: it holds more than `save` writes, which is not read: it could run.
+    with suppress(UnpicklingError):
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] == path.stem.rpartition("-")[2]:
+            return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     return None
 
 

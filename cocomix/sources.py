@@ -19,6 +19,7 @@ PLUMBING = frozenset(
         "cocomix.errors",
         "cocomix.gpus",
         "cocomix.interrupt",
+        "cocomix.origins",
         "cocomix.params",
         "cocomix.parent",
         "cocomix.progress",

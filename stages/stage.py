@@ -21,6 +21,7 @@ from cocomix.artifact import Artifact, Work, write_atomically
 from cocomix.checked import read_yaml
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
+from cocomix.origins import check_origins
 from cocomix.params import FILE, Params, load
 from cocomix.parent import end_with_parent
 from cocomix.progress import say
@@ -91,16 +92,21 @@ def produce(
     """Make one artifact, going on from what an earlier process left.
 
     Args:
-        inputs: artifacts, or digests of other inputs, by name.
+        inputs: artifacts, or digests of other inputs, by name: see `check_origins`.
         params: what the result depends on, as JSON values.
         compute: does the work in the `Work` it gets, and returns the facts for the manifest's `about`.
         side: see `Work`. A file for metrics/ gets the key `usage`: what the machine gave.
+
+    Raises:
+        UserError: when the inputs do not belong together, or something that was planned is not there in the end.
     """
+    check_origins(inputs)
     digests = {name: each if isinstance(each, str) else each.digest for name, each in inputs.items()}
     with Work(stage, out, digests, params, side) as work:
         if not work.finished:
             with _timed(work.path / "seconds"):
                 about = compute(work)
+            work.wait()
             peak_memory = distributed.maximum(_peak_memory())
             if runtime().rank == 0:
                 _add_usage(

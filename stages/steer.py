@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cocomix.artifact import Artifact, Work
-from cocomix.attribution.labels import ConceptLabels
+from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.base import load_base
 from cocomix.device import device
 from cocomix.errors import UserError
@@ -64,8 +64,9 @@ def run(params: Params) -> None:
         return {"seeds": list(trained)}
 
     side = {"metrics.json": Path("metrics/steer.json"), "steer.csv": Path("plots/steer.csv")}
-    others = {"concepts": concepts} | {f"model {seed}": folder for seed, folder in trained.items()}
-    produce("steer", ARTIFACTS / "steering", inputs | others, section.model_dump(), compute, side)
+    others = {"concepts": concepts} | {f"models/cocomix-{seed}": folder for seed, folder in trained.items()}
+    learned = supervision(concepts, "cocomix") if trained else {}
+    produce("steer", ARTIFACTS / "steering", inputs | others | learned, section.model_dump(), compute, side)
 
 
 def _sweeps(
@@ -119,12 +120,12 @@ def _predicted(
     validation = tokens.windows("validation")
     windows = _drawn(len(validation), min(section.read_windows, len(validation)), section.seed)
     ids = torch.from_numpy(validation[windows].astype(np.int64))
-    rank = runtime().rank
 
     def read() -> list[Predicted]:
-        if rank:
+        unpacked = ConceptLabels(concepts).unpack(tokens, "validation", work.scratch / "labels.npy")
+        if runtime().rank:
             return []
-        of_windows = ConceptLabels(concepts).unpack("validation", work.scratch / "labels.npy")[windows].astype(np.int64)
+        of_windows = unpacked[windows].astype(np.int64)
         name = f"predicted {trained.path.name}"
         model = load_base(trained, tokens.context)
         return predict(model, ids, torch.from_numpy(of_windows), section.promoted, task=name)

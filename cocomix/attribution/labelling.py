@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix import distributed
 from cocomix.artifact import Work
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.apart import check_positions_apart
@@ -73,6 +72,7 @@ def label(
         window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
         check_positions_apart(model, sae.config.layer, window.to(model.device))
     shards = plan(tokens, params.shard_windows)
+    work.plan(each.name for each in shards)
     mine = shards[runtime().rank :: runtime().world_size]
     missing = [shard for shard in mine if not work.has(shard.name)]
     total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
@@ -87,7 +87,7 @@ def label(
             with work.write(shard.name) as pending:
                 pending.rows = shard.stop - shard.start
                 write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
-    distributed.barrier()
+    work.wait()
     facts = {
         "latents": sae.config.concepts,
         "layer": sae.config.layer,
