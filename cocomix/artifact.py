@@ -274,8 +274,8 @@ class Work:
         Raises:
             UserError: when something that was planned or written is not there.
         """
-        known = self.records()
-        missing = [each for each in sorted(self._planned | known.keys()) if not self._is_there(each, known.get(each))]
+        wanted = sorted(self._planned | self._records.keys())
+        missing = [each for each in wanted if not self._is_there(each, self._records.get(each))]
         if missing:
             raise UserError(
                 f"{self.stage}: {len(missing)} of its files are missing, the first is {missing[0]}; "
@@ -283,17 +283,12 @@ class Work:
             )
         for name in self._side_targets:
             _sync(self.side / name)
-        manifest = Manifest(
-            stage=self.stage,
-            fingerprint=self._fingerprint,
-            inputs=self.inputs,
-            params=self._params,
-            about=dict(about),
-            files=dict(sorted(known.items())),
-        )
-        text = json.dumps(manifest.model_dump(), indent=1, sort_keys=True, ensure_ascii=False)
-        write_atomically(self.path / MANIFEST, (text + "\n").encode())
+        write_atomically(self.path / MANIFEST, self._manifest(about))
         self.finished = True
+
+    def digest(self, about: Mapping[str, Any]) -> str:
+        """The artifact's digest, once it is finished so: see `Artifact.digest`."""
+        return hashlib.sha256(self._manifest(about)).hexdigest()
 
     def publish(self) -> None:
         """Put the finished artifact, and the side files, in their places; forget other work of the stage."""
@@ -321,6 +316,18 @@ class Work:
         for other in self._home.iterdir():
             if other.is_dir() and other != self.path:
                 shutil.rmtree(other)
+
+    def _manifest(self, about: Mapping[str, Any]) -> bytes:
+        manifest = Manifest(
+            stage=self.stage,
+            fingerprint=self._fingerprint,
+            inputs=self.inputs,
+            params=self._params,
+            about=dict(about),
+            files=dict(sorted(self._records.items())),
+        )
+        text = json.dumps(manifest.model_dump(), indent=1, sort_keys=True, ensure_ascii=False)
+        return (text + "\n").encode()
 
     def _commit(self, pending: Mapping[str, PendingFile]) -> None:
         entry = JournalEntry(files={name: _record(each.path, each.rows) for name, each in pending.items()})

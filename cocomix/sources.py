@@ -22,6 +22,7 @@ PLUMBING = frozenset(
         "cocomix.origins",
         "cocomix.params",
         "cocomix.parent",
+        "cocomix.parts",
         "cocomix.progress",
         "cocomix.runtime",
         "cocomix.sources",

@@ -67,7 +67,8 @@ def run(params: Params, method: Method, seed: int) -> None:
 
         def score(corpus: str, source: Source) -> TextScore:
             def measure() -> TextScore:
-                return score_text(model, source.read(), section.batch_size, f"{name}: {corpus}", section.stride)
+                kept = work.scratch / f"text-{list(sources).index(corpus)}"
+                return score_text(model, source.read(), section.batch_size, f"{name}: {corpus}", section.stride, kept)
 
             what = key | {"text": source.digest, "stride": section.stride}
             return once("text", what, measure, TextScore, language_model.__file__, corpora.__file__)
@@ -83,6 +84,7 @@ def run(params: Params, method: Method, seed: int) -> None:
                     limit=limit,
                     batch_size=batch_size,
                     name=name,
+                    kept=work.scratch / "task",
                 )
 
             what = {"model": trained.digest, "task": task, "data": tasks[task], "limit": section.task_limit}
@@ -136,10 +138,11 @@ def _concepts(
     """Write concepts.parquet and examples.parquet; the figures for the metrics."""
 
     def score_all() -> ConceptScores:
-        return score_concepts(model, data, section.batch_size, f"{name}: concepts")
+        return score_concepts(model, data, section.batch_size, f"{name}: concepts", work.scratch / "concepts")
 
     def score_mixed() -> MixingScore:
-        return score_mixing(model, data, section.intervention_windows, section.batch_size, f"{name}: mixing")
+        windows, batch_size = section.intervention_windows, section.batch_size
+        return score_mixing(model, data, windows, batch_size, f"{name}: mixing", work.scratch / "mixing")
 
     scores = once("concepts", key, score_all, ConceptScores, concepts.__file__)
     mixed = None

@@ -95,7 +95,8 @@ def produce(
         inputs: artifacts, or digests of other inputs, by name: see `check_origins`.
         params: what the result depends on, as JSON values.
         compute: does the work in the `Work` it gets, and returns the facts for the manifest's `about`.
-        side: see `Work`. A file for metrics/ gets the key `usage`: what the machine gave.
+        side: see `Work`. A file for metrics/ gets the keys `artifact`, the digest of what it is about, and `usage`:
+            what the machine gave.
 
     Raises:
         UserError: when the inputs do not belong together, or something that was planned is not there in the end.
@@ -109,9 +110,8 @@ def produce(
             work.wait()
             peak_memory = distributed.maximum(_peak_memory())
             if runtime().rank == 0:
-                _add_usage(
-                    work, [name for name, place in (side or {}).items() if "metrics" in place.parts], peak_memory
-                )
+                names = [name for name, place in (side or {}).items() if "metrics" in place.parts]
+                _complete(work, names, peak_memory, work.digest(about))
                 work.finish(about)
         else:
             say(f"{stage}: already computed, publishing it")
@@ -142,7 +142,8 @@ def _peak_memory() -> int:
     return max(started, peak_memory())
 
 
-def _add_usage(work: Work, metrics: Sequence[str], peak_memory: int) -> None:
+def _complete(work: Work, metrics: Sequence[str], peak_memory: int, digest: str) -> None:
+    """Add to metrics files what all of them say."""
     usage = {
         "seconds": float((work.path / "seconds").read_text()),
         "peak_memory": peak_memory,
@@ -151,7 +152,7 @@ def _add_usage(work: Work, metrics: Sequence[str], peak_memory: int) -> None:
     }
     for name in metrics:
         path = work.side / name
-        path.write_bytes(to_json(json.loads(path.read_bytes()) | {"usage": usage}))
+        path.write_bytes(to_json(json.loads(path.read_bytes()) | {"artifact": digest, "usage": usage}))
 
 
 def to_json(content: object) -> bytes:

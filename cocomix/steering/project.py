@@ -58,9 +58,10 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
         )
     base, sae = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
     made = Path(model.name_or_path)
-    models = {f"models/{made.name}": Artifact(made)} if (made / MANIFEST).is_file() else {}
-    learned = supervision(concepts, "cocomix")
-    check_origins({"concepts": concepts, "base": base, "sae": sae} | models | learned)
+    opened: dict[str, Artifact | str] = {"concepts": concepts, "base": base, "sae": sae}
+    if (made / MANIFEST).is_file():
+        opened[f"models/{made.name}"] = Artifact(made)
+    check_origins(opened | supervision(concepts, "cocomix"))
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
     return Extractor(load_base(base, labels.context), load_sae(sae), params)
 

@@ -21,7 +21,7 @@ from cocomix.progress import Progress
 from tests.attribution.conftest import LATENTS, LAYER, Setting
 from tests.conftest import CONTEXT, VOCAB
 
-PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_windows=40)
+PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_tokens=640)
 
 
 def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> Artifact:
@@ -109,7 +109,8 @@ def test_test_windows_are_not_labelled(setting: Setting) -> None:
 def test_any_number_of_processes_writes_the_same_artifact(setting: Setting) -> None:
     alone = labelled(setting)
     assert labelled(setting, jobs=3).manifest.files == alone.manifest.files
-    assert [shard.name for shard in plan(setting.tokens, 40)] == alone.names("train") + alone.names("validation")
+    planned = [shard.name for shard in plan(setting.tokens, 40 * CONTEXT)]
+    assert planned == alone.names("train") + alone.names("validation")
 
 
 def test_what_an_interrupted_process_finished_is_kept_and_the_result_is_the_same(

@@ -6,7 +6,6 @@ import torch
 
 from cocomix.explain.firing import Keep, Seen
 from cocomix.explain.looking import ids_around, look, plan
-from cocomix.progress import Progress
 from tests.attribution.conftest import LATENTS, LAYER, Setting
 from tests.conftest import CONTEXT
 
@@ -27,7 +26,7 @@ def dense(setting: Setting, windows: np.ndarray) -> torch.Tensor:
 @pytest.fixture
 def looked(setting: Setting) -> tuple[Seen, torch.Tensor, np.ndarray]:
     (shard,) = plan(setting.tokens, "train", 20 * CONTEXT, 1000, seed=0)
-    seen = look(setting.model, setting.sae, setting.tokens, shard, KEEP, Progress("", None, ""))
+    seen = look(setting.model, setting.sae, setting.tokens, shard, KEEP, lambda _: None)
     return seen, dense(setting, shard.windows), shard.windows
 
 

@@ -24,7 +24,7 @@ from tests.steering.conftest import CONCEPTS, artifacts, fp32
 
 __all__ = ["artifacts", "fp32"]
 
-EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_windows": 64})
+EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_tokens": 1024})
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def steering(artifacts: Path, atlas: Atlas) -> Path:
         work.publish()
     ids = torch.from_numpy(tokens.windows("validation")[:6].astype(np.int64))
     labels = torch.arange(ids.numel()).view(*ids.shape, 1) % CONCEPTS
-    found = predict(load_base(Artifact(folder), CONTEXT), ids, labels, promoted=5)
+    found = predict(load_base(Artifact(folder), CONTEXT), ids, labels, promoted=5, kept=artifacts / "kept")
     with Work("steer", artifacts / "steering", {"models/cocomix-0": Artifact(folder).digest}, {}) as work:
         with work.write(PREDICTED) as pending:
             pq.write_table(predictions_table(0, found, range(6), ids.tolist()), pending.path)

@@ -19,7 +19,7 @@ from cocomix.steering import Extractor
 from cocomix.tokens.windows import Tokens
 from tests.modeling.conftest import tiny
 
-PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_windows=64)
+PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_tokens=1024)
 CONCEPTS, LAYER = 40, 2
 
 
