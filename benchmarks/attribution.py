@@ -29,7 +29,7 @@ from cocomix.device import attention, autocast, device
 from cocomix.params import AttributionParams
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
-PARAMS = AttributionParams(k_attr=4, score="gradient", sign="released", shard_windows=1)
+PARAMS = AttributionParams(k_attr=4, score="gradient", sign="released", shard_tokens=1)
 NEXT_TOKEN = PARAMS.model_copy(update={"scope": "next_token"})
 ON_GPU = device().type == "cuda"
 

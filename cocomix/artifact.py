@@ -23,7 +23,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -212,6 +213,11 @@ class Work:
         kept."""
         self._aside = self.path / "writing"
         self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
+        self.finished = False
+        """Whether an earlier process, or this one, computed everything: the same in all processes."""
+        self._records: dict[str, FileRecord] = {}
+        self._own: dict[str, FileRecord] = {}
+        self._planned: set[str] = set()
         self._lock: Lock | None = None
 
     def __enter__(self) -> Self:
@@ -221,9 +227,11 @@ class Work:
             shutil.rmtree(self._aside, ignore_errors=True)
             for folder in (self.files, self.side, self.scratch):
                 folder.mkdir(parents=True, exist_ok=True)
-            if not self._is_finish_intact():
-                (self.path / MANIFEST).unlink(missing_ok=True)
-        distributed.barrier()
+            self._find()
+        # The others do not look for themselves: on a network file system they may see less than the first one.
+        key, self.finished, self._records = distributed.told((self.path.name, self.finished, self._records))
+        if key != self.path.name:
+            raise UserError(f"{self.stage}: the processes read different inputs, parameters or code; run it again")
         return self
 
     def __exit__(
@@ -232,19 +240,25 @@ class Work:
         if self._lock:
             self._lock.close()
 
-    @property
-    def finished(self) -> bool:
-        """Whether everything was computed, by this process or an earlier one."""
-        return (self.path / MANIFEST).exists()
-
     def has(self, name: str) -> bool:
-        """Whether an earlier process finished this file, and its content is still what it wrote."""
-        record = self.records().get(name)
-        return record is not None and self._is_intact(name, record)
+        """Whether a file is finished: by an earlier process, as the first one found it, or in this run."""
+        return name in self._records
 
     def records(self) -> dict[str, FileRecord]:
-        """What has been finished so far, by any process of the job: by name."""
-        return read_journal(self.path / "journal.jsonl")
+        """What is finished, as far as this process knows (see `wait`): by name."""
+        return dict(self._records)
+
+    def plan(self, names: Iterable[str]) -> None:
+        """Say which files there are to be: `finish` refuses to do without one of them."""
+        self._planned.update(names)
+
+    def wait(self) -> None:
+        """Wait until all processes have come here, and learn what they have finished."""
+        for own in distributed.gathered(self._own):
+            self._records |= own
+        if runtime().rank == 0:
+            for name in self._records:
+                distributed.see(self.files / name)
 
     @contextmanager
     def write(self, name: str) -> Iterator[PendingFile]:
@@ -265,19 +279,26 @@ class Work:
         self._commit({str(path.relative_to(folder)): PendingFile(path) for path in paths})
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Say that everything is there, side files included: write the manifest."""
+        """Say that everything is there, side files included: write the manifest.
+
+        Raises:
+            UserError: when something that was planned or written is not there.
+        """
+        wanted = sorted(self._planned | self._records.keys())
+        missing = [each for each in wanted if not self._is_there(each, self._records.get(each))]
+        if missing:
+            raise UserError(
+                f"{self.stage}: {len(missing)} of its files are missing, the first is {missing[0]}; "
+                "run it again: what is finished is kept"
+            )
         for name in self._side_targets:
             _sync(self.side / name)
-        manifest = Manifest(
-            stage=self.stage,
-            fingerprint=self._fingerprint,
-            inputs=self.inputs,
-            params=self._params,
-            about=dict(about),
-            files=dict(sorted(self.records().items())),
-        )
-        text = json.dumps(manifest.model_dump(), indent=1, sort_keys=True, ensure_ascii=False)
-        write_atomically(self.path / MANIFEST, (text + "\n").encode())
+        write_atomically(self.path / MANIFEST, self._manifest(about))
+        self.finished = True
+
+    def digest(self, about: Mapping[str, Any]) -> str:
+        """The artifact's digest, once it is finished so: see `Artifact.digest`."""
+        return hashlib.sha256(self._manifest(about)).hexdigest()
 
     def publish(self) -> None:
         """Put the finished artifact, and the side files, in their places; forget other work of the stage."""
@@ -307,6 +328,18 @@ class Work:
             if other.is_dir() and other != self.path:
                 shutil.rmtree(other)
 
+    def _manifest(self, about: Mapping[str, Any]) -> bytes:
+        manifest = Manifest(
+            stage=self.stage,
+            fingerprint=self._fingerprint,
+            inputs=self.inputs,
+            params=self._params,
+            about=dict(about),
+            files=dict(sorted(self._records.items())),
+        )
+        text = json.dumps(manifest.model_dump(), indent=1, sort_keys=True, ensure_ascii=False)
+        return (text + "\n").encode()
+
     def _commit(self, pending: Mapping[str, PendingFile]) -> None:
         entry = JournalEntry(files={name: _record(each.path, each.rows) for name, each in pending.items()})
         for name, each in pending.items():
@@ -321,18 +354,29 @@ class Work:
             journal.write(line)
             journal.flush()
             os.fsync(journal)
+        self._own |= entry.files
+        self._records |= entry.files
 
-    def _is_finish_intact(self) -> bool:
-        try:
-            files = Manifest.model_validate_json((self.path / MANIFEST).read_bytes()).files
-        except (FileNotFoundError, ValidationError):
-            return False
+    def _find(self) -> None:
+        """Look at what earlier processes left; what is no longer as they wrote it is forgotten."""
+        listed: dict[str, FileRecord] | None = None
+        with suppress(FileNotFoundError, ValidationError):
+            listed = Manifest.model_validate_json((self.path / MANIFEST).read_bytes()).files
+        known = read_journal(self.path / "journal.jsonl") if listed is None else listed
+        with ThreadPoolExecutor() as pool:  # digests are computed without Python's lock
+            intact = pool.map(self._is_intact, known, known.values())
+        self._records = {name: known[name] for name, is_intact in zip(known, intact, strict=True) if is_intact}
         sides = all((self.side / name).is_file() for name in self._side_targets)
-        return sides and all(self._is_intact(*each) for each in files.items())
+        self.finished = sides and self._records == listed
+        if not self.finished:
+            (self.path / MANIFEST).unlink(missing_ok=True)
 
     def _is_intact(self, name: str, record: FileRecord) -> bool:
+        return self._is_there(name, record) and digest_of(self.files / name) == record.sha256
+
+    def _is_there(self, name: str, record: FileRecord | None) -> bool:
         path = self.files / name
-        return path.is_file() and path.stat().st_size == record.bytes and digest_of(path) == record.sha256
+        return record is not None and path.is_file() and path.stat().st_size == record.bytes
 
 
 def read_journal(path: Path) -> dict[str, FileRecord]:

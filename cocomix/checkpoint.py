@@ -14,9 +14,11 @@ from typing import IO, Any
 
 import torch
 
-from cocomix import interrupt
+from cocomix import distributed, interrupt
 from cocomix.artifact import digest_of, rename
+from cocomix.errors import UserError
 from cocomix.progress import say
+from cocomix.runtime import runtime
 
 KEPT = 2
 PIECE = 2**23
@@ -86,19 +88,34 @@ def newest(folder: Path) -> Path | None:
 
 def load(folder: Path) -> dict[str, Any] | None:
     """The state of the newest checkpoint that is whole; none: None. Damaged ones are removed: they would be kept in
-    the place of whole ones.
+    the place of whole ones. All processes call it together: the first one says which checkpoint it is.
 
     Its tensors are the file, mapped into memory: what of them is changed is copied, and nothing before that; several
     processes of a machine share the rest.
+
+    Raises:
+        UserError: when another process does not find what the first one found.
     """
-    for path in _newest_first(folder):
-        # No file: another process of this training has found it damaged, and removed it. Not unpickled: it holds more
-        # than `save` writes, which is not read: it could run.
-        with suppress(FileNotFoundError, UnpicklingError):
-            if digest_of(path)[:16] == path.stem.rpartition("-")[2]:
-                return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    state = None
+    for path in _newest_first(folder) if runtime().rank == 0 else []:
+        if (state := _read(path)) is not None:
+            break
         say(f"warning: {path} is damaged; going on from the checkpoint before it")
-        path.unlink(missing_ok=True)
+        path.unlink()
+    which = distributed.told(None if state is None else path)
+    if which is not None and state is None:
+        state = _read(distributed.see(which))
+        if state is None:
+            raise UserError(f"{which}: process {runtime().rank} reads something else than the first; share the folder")
+    return state
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The state in a file; none: it is damaged."""
+    # Not unpickled: it holds more than `save` writes, which is not read: it could run.
+    with suppress(UnpicklingError):
+        if digest_of(path)[:16] == path.stem.rpartition("-")[2]:
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     return None
 
 

@@ -12,7 +12,8 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cocomix.errors import UserError
 from cocomix.runtime import runtime
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed.distributed_c10d import Store
 
+Value = TypeVar("Value")
+
+SIGHT_SECONDS = 120.0
+"""Within which a file that one process has written must be seen by the others: NFS may hide it for a minute."""
 PATIENCE = timedelta(days=7)
 """A process may wait for as long as another computes. That one has died is noticed by who started them."""
 
@@ -228,3 +233,42 @@ def average(*tensors: "Tensor") -> "Tensor":
 def barrier() -> None:
     """Wait until all processes have come here."""
     maximum(0)
+
+
+def told(value: Value) -> Value:
+    """The first process's `value`, in all of them; all must ask, and what the others pass is not looked at.
+
+    For what a process finds on the disk and then acts on: each for itself might find something else.
+    """
+    if runtime().world_size == 1:
+        return value
+    from torch import distributed
+
+    shared: list[Any] = [value]
+    distributed.broadcast_object_list(shared)
+    return shared[0]  # type: ignore[no-any-return]
+
+
+def gathered(value: Value) -> list[Value]:
+    """The `value` of each process, all of which must ask, in their order."""
+    if runtime().world_size == 1:
+        return [value]
+    from torch import distributed
+
+    found: list[Any] = [None] * runtime().world_size
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def see(path: Path) -> Path:
+    """`path`, which another process has written, once this one sees it.
+
+    Raises:
+        UserError: when it does not in `SIGHT_SECONDS`.
+    """
+    deadline = time.monotonic() + SIGHT_SECONDS * (runtime().world_size > 1)
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(f"{path}: not seen by process {runtime().rank}; the processes must share the folder")
+        time.sleep(0.1)
+    return path

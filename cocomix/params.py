@@ -396,8 +396,8 @@ class AttributionParams(Section):
     (released code); pre_activation: before it, of the whole dictionary (paper Eq. 1)."""
     integrated_steps: Positive = 8
     """Gradients along the path, with score: integrated."""
-    shard_windows: Positive
-    """Token windows of a Parquet file: the unit of resuming."""
+    shard_tokens: Positive
+    """Tokens of a Parquet file, in whole windows: the unit of resuming, and of sharing the work."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -599,8 +599,8 @@ class ExplainParams(Section):
     labeller: Literal["tokens", "model"] = "tokens"
     """tokens: labels are the tokens that tell a concept's contexts from others; model: a language model writes them."""
     model: ExplainModelParams = ExplainModelParams()
-    shard_windows: Positive
-    """Token windows that are looked at together: the unit of resuming."""
+    shard_tokens: Positive
+    """Tokens that are looked at together, in whole windows: the unit of resuming, and of sharing the work."""
     seed: Seed = 0
     """Of the choice of windows and of the samples."""
 

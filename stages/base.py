@@ -31,7 +31,8 @@ def run(params: Params) -> None:
         else:
             model, curve = _load(params, tokens), []
         text = split_text(tokens, "validation")
-        score = score_text(model, text, params.base.training.batch_size, "base: validation")
+        batch_size, kept = params.base.training.batch_size, work.scratch / "validation"
+        score = score_text(model, text, batch_size, "base: validation", kept=kept)
         if runtime().rank == 0:
             _save(model, curve, score.whole, tokens, work)
         return {"d_model": model.config.hidden_size, "n_layer": model.config.num_hidden_layers}

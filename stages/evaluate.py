@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.device import attention
-from cocomix.distributed import barrier
 from cocomix.evaluation import concepts, corpora, downstream, language_model, mixing
 from cocomix.evaluation.concepts import ConceptScores, score_concepts
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
@@ -26,6 +25,7 @@ from cocomix.evaluation.once import once
 from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks
 from cocomix.evaluation.text import Text, split_text
 from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.origins import check_origins
 from cocomix.params import EvaluateParams, Method, Params
 from cocomix.runtime import runtime
 from cocomix.tokens import Split, Tokens
@@ -49,6 +49,9 @@ def run(params: Params, method: Method, seed: int) -> None:
     name, section = f"{method}-{seed}", params.evaluate
     tokens, trained = Tokens(ARTIFACTS / "tokens"), Artifact(ARTIFACTS / "models" / name)
     labels = Artifact(ARTIFACTS / "concepts")
+    learned = supervision(labels, method)
+    if method == "cocomix":
+        check_origins({"tokens": tokens.artifact, "concepts": labels})
     key = {"model": trained.digest, "tokens": tokens.artifact.digest}
     sources = {split: Source(split, partial(split_text, tokens, split)) for split in SPLITS} | {
         corpus: Source(corpus_digest(corpus, chosen, tokens), partial(read_corpus, corpus, chosen, tokens))
@@ -64,9 +67,9 @@ def run(params: Params, method: Method, seed: int) -> None:
 
         def score(corpus: str, source: Source) -> TextScore:
             def measure() -> TextScore:
-                text = source.read()
+                kept, text = work.scratch / f"text-{list(sources).index(corpus)}", source.read()
                 work.confirm_inputs()
-                return score_text(model, text, section.batch_size, f"{name}: {corpus}", section.stride)
+                return score_text(model, text, section.batch_size, f"{name}: {corpus}", section.stride, kept)
 
             what = key | {"text": source.digest, "stride": section.stride}
             return once("text", what, measure, TextScore, language_model.__file__, corpora.__file__)
@@ -82,6 +85,7 @@ def run(params: Params, method: Method, seed: int) -> None:
                     limit=limit,
                     batch_size=batch_size,
                     name=name,
+                    kept=work.scratch / "task",
                 )
                 work.confirm_inputs()
                 return scores
@@ -94,8 +98,9 @@ def run(params: Params, method: Method, seed: int) -> None:
         on_tasks = list({each.task: each for task in tasks for each in score_task(task)}.values())
         concept_metrics = None
         if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
-            data = WindowData(tokens.windows("validation"), _unpacked(ConceptLabels(labels), work.scratch))
-            concept_metrics = _concepts(model, data, key | {"labels": supervision(labels, method)}, section, name, work)
+            of_windows = ConceptLabels(labels).unpack(tokens, "validation", work.scratch / "labels.npy")
+            data = WindowData(tokens.windows("validation"), of_windows)
+            concept_metrics = _concepts(model, data, key | learned, section, name, work)
         if runtime().rank == 0:
             with work.write("documents.parquet") as pending:
                 pending.rows = write_documents(
@@ -116,11 +121,7 @@ def run(params: Params, method: Method, seed: int) -> None:
             (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {"method": method, "seed": seed}
 
-    inputs: dict[str, Artifact | str] = {
-        "model": trained,
-        "tokens": tokens.artifact,
-        "supervision": supervision(labels, method),
-    }
+    inputs: dict[str, Artifact | str] = {f"models/{name}": trained, "tokens": tokens.artifact} | learned
     inputs |= {f"corpora.{corpus}": sources[corpus].digest for corpus in section.corpora}
     inputs |= {f"tasks.{task}": digest for task, digest in tasks.items()}
     used = {"method": method, "seed": seed, **section.model_dump()}
@@ -140,10 +141,11 @@ def _concepts(
     """Write concepts.parquet and examples.parquet; the figures for the metrics."""
 
     def score_all() -> ConceptScores:
-        return score_concepts(model, data, section.batch_size, f"{name}: concepts")
+        return score_concepts(model, data, section.batch_size, f"{name}: concepts", work.scratch / "concepts")
 
     def score_mixed() -> MixingScore:
-        return score_mixing(model, data, section.intervention_windows, section.batch_size, f"{name}: mixing")
+        windows, batch_size = section.intervention_windows, section.batch_size
+        return score_mixing(model, data, windows, batch_size, f"{name}: mixing", work.scratch / "mixing")
 
     scores = once("concepts", key, score_all, ConceptScores, concepts.__file__)
     mixed = None
@@ -156,15 +158,6 @@ def _concepts(
         with work.write("examples.parquet") as pending:
             pending.rows = write_examples(pending.path, choose_examples(model, data))
     return {**asdict(scores.whole), "mixing": mixed}
-
-
-def _unpacked(labels: ConceptLabels, scratch: Path) -> Any:
-    """The labels of the validation split, unpacked by the first process for all."""
-    target = scratch / "labels.npy"
-    if runtime().rank == 0:
-        labels.unpack("validation", target)
-    barrier()
-    return labels.unpack("validation", target)
 
 
 if __name__ == "__main__":

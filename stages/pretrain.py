@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.base import load_base
-from cocomix.distributed import barrier
 from cocomix.errors import UserError
 from cocomix.modeling import Trained, config_of, model_card, parameters
+from cocomix.origins import check_origins
 from cocomix.params import Method, Params, PretrainParams
 from cocomix.runtime import runtime
 from cocomix.shapes import shape_of
@@ -37,9 +37,10 @@ def run(params: Params, method: Method, seed: int) -> None:
     """Make artifacts/models/<method>-<seed>, a Hugging Face folder."""
     name = f"{method}-{seed}"
     tokens = Tokens(ARTIFACTS / "tokens")
-    base, concepts = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "concepts")
-    shape = shape_of(method, json.loads(Artifact(ARTIFACTS / "shapes").file("shapes.json").read_text()))
+    base, concepts, shapes = (Artifact(ARTIFACTS / each) for each in ("base", "concepts", "shapes"))
     section = params.pretrain
+    _check_origins(section, method, tokens, base, concepts, shapes)
+    shape = shape_of(method, json.loads(shapes.file("shapes.json").read_text()))
     used = {
         "method": method,
         "seed": seed,
@@ -52,11 +53,7 @@ def run(params: Params, method: Method, seed: int) -> None:
     def data(split: Split, scratch: Path) -> WindowData:
         if labels is None:
             return WindowData(tokens.windows(split))
-        target = scratch / f"labels-{split}.npy"
-        if runtime().rank == 0:
-            labels.unpack(split, target)
-        barrier()
-        return WindowData(tokens.windows(split), labels.unpack(split, target))
+        return WindowData(tokens.windows(split), labels.unpack(tokens, split, scratch / f"labels-{split}.npy"))
 
     def compute(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
@@ -80,8 +77,24 @@ def run(params: Params, method: Method, seed: int) -> None:
         "metrics.json": Path("metrics/pretrain") / f"{name}.json",
         "curve.csv": Path("plots/pretrain") / f"{name}.csv",
     }
-    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, "supervision": supervision(concepts, method)}
+    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact} | supervision(concepts, method)
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
+
+
+def _check_origins(
+    section: PretrainParams, method: Method, tokens: Tokens, base: Artifact, concepts: Artifact, shapes: Artifact
+) -> None:
+    """Check what a method learns from, and nothing else: new labels, say, are no matter to `ntp`."""
+    opened = {"tokens": tokens.artifact, "shapes": shapes}
+    match method:
+        case "kd":
+            check_origins(opened | {"base": base})
+            check_origins({"base": base, "concepts": concepts})  # they say which base model it learns from
+        case "cocomix":
+            needs_base = section.cocomix.predicts == "hidden"
+            check_origins(opened | {"concepts": concepts} | ({"base": base} if needs_base else {}))
+        case _:
+            check_origins(opened)
 
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, trained: Trained) -> None:

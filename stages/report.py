@@ -16,7 +16,16 @@ from cocomix.report.comparison import BASELINE, MethodResult, compare
 from cocomix.report.concepts import mean_concepts, read_examples
 from cocomix.report.costs import Cost, Source, costs, sources_of
 from cocomix.report.drawing import swatch
-from cocomix.report.facts import Pipeline, pipeline_files, read_pipeline, read_run, run_files
+from cocomix.report.facts import (
+    ATLAS,
+    STEERING,
+    Pipeline,
+    check_pipeline,
+    pipeline_files,
+    read_pipeline,
+    read_run,
+    run_files,
+)
 from cocomix.report.figures import accuracies, differences, learning_curves, told
 from cocomix.report.numbers import numbers
 from cocomix.report.statistics import CONFIDENCE, REPLICATES
@@ -45,7 +54,6 @@ from cocomix.report.wording import (
 )
 from stages.stage import ARTIFACTS, main, produce, to_json
 
-ATLAS, STEERING = ARTIFACTS / "atlas", ARTIFACTS / "steering"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -56,9 +64,11 @@ def run(params: Params) -> None:
         path for method in methods for seed in seeds for path in run_files(method, seed)
     ]
     pipeline = read_pipeline()
+    runs = {method: [read_run(method, seed) for seed in seeds] for method in methods}
+    check_pipeline(pipeline, {f"{method}-{each.seed}": each for method, some in runs.items() for each in some})
     spent = costs(pipeline, params)
     results = compare(
-        {method: [read_run(method, seed) for seed in seeds] for method in methods},
+        runs,
         {method: sources_of(method, cocomix) for method in methods},
         spent,
         params.report.label_runs,

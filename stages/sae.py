@@ -52,7 +52,8 @@ def run(params: Params) -> None:
             stored = ActivationsParams.model_validate(activations.manifest.params)
             with work.write_folder() as folder:
                 for name, sae in trained.items():
-                    measured[name] = _measured(sae, stores[sections[name].site], model, tokens, stored)
+                    kept = work.scratch / f"measured-{name}"
+                    measured[name] = _measured(sae, stores[sections[name].site], model, tokens, stored, kept)
                     own = folder if name == MAIN else folder / ALSO / name
                     own.mkdir(parents=True, exist_ok=True)
                     sae.folded().save(own)
@@ -75,11 +76,16 @@ def run(params: Params) -> None:
 
 
 def _measured(
-    sae: SparseAutoencoder, store: ActivationStore, model: PreTrainedModel, tokens: Tokens, stored: ActivationsParams
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    model: PreTrainedModel,
+    tokens: Tokens,
+    stored: ActivationsParams,
+    kept: Path,
 ) -> dict[str, Any]:
     """How good an autoencoder is: what metrics/sae.json says of it."""
-    held_out = reconstruction(sae, store)
-    losses = splice(sae, model, tokens, held_out.mean, stored)
+    held_out = reconstruction(sae, store, kept.with_name(f"{kept.name}-reconstruction"))
+    losses = splice(sae, model, tokens, held_out.mean, stored, kept.with_name(f"{kept.name}-splice"))
     return {
         "fvu": held_out.fvu,
         "fvu_raw": held_out.fvu_raw,

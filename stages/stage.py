@@ -19,6 +19,7 @@ from cocomix.allocator import keep_freed_memory
 from cocomix.artifact import Artifact, Work, write_atomically
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
+from cocomix.origins import check_origins
 from cocomix.params import Params, load
 from cocomix.progress import say
 from cocomix.runtime import runtime
@@ -99,11 +100,16 @@ def produce(
     """Make one artifact, going on from what an earlier process left.
 
     Args:
-        inputs: artifacts, or digests of other inputs, by name.
+        inputs: artifacts, or digests of other inputs, by name: see `check_origins`.
         params: what the result depends on, as JSON values.
         compute: does the work in the `Work` it gets, and returns the facts for the manifest's `about`.
-        side: see `Work`. A file for metrics/ gets the key `usage`: what the machine gave.
+        side: see `Work`. A file for metrics/ gets the keys `artifact`, the digest of what it is about, and `usage`:
+            what the machine gave.
+
+    Raises:
+        UserError: when the inputs do not belong together, or something that was planned is not there in the end.
     """
+    check_origins(inputs)
     digests = {name: each if isinstance(each, str) else each.digest for name, each in inputs.items()}
     with Work(stage, out, digests, params, side) as work:
         if _reads:
@@ -111,12 +117,12 @@ def produce(
         if not work.finished:
             with _timed(work.path / "seconds"):
                 about = compute(work)
+            work.wait()
             peak_memory = distributed.maximum(_peak_memory())
             if runtime().rank == 0:
                 work.confirm_inputs()
-                _add_usage(
-                    work, [name for name, place in (side or {}).items() if "metrics" in place.parts], peak_memory
-                )
+                names = [name for name, place in (side or {}).items() if "metrics" in place.parts]
+                _complete(work, names, peak_memory, work.digest(about))
                 work.finish(about)
         else:
             say(f"{stage}: already computed, publishing it")
@@ -147,7 +153,8 @@ def _peak_memory() -> int:
     return max(started, peak_memory())
 
 
-def _add_usage(work: Work, metrics: Sequence[str], peak_memory: int) -> None:
+def _complete(work: Work, metrics: Sequence[str], peak_memory: int, digest: str) -> None:
+    """Add to metrics files what all of them say."""
     usage = {
         "seconds": float((work.path / "seconds").read_text()),
         "peak_memory": peak_memory,
@@ -156,7 +163,7 @@ def _add_usage(work: Work, metrics: Sequence[str], peak_memory: int) -> None:
     }
     for name in metrics:
         path = work.side / name
-        path.write_bytes(to_json(json.loads(path.read_bytes()) | {"usage": usage}))
+        path.write_bytes(to_json(json.loads(path.read_bytes()) | {"artifact": digest, "usage": usage}))
 
 
 def to_json(content: object) -> bytes:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cocomix.artifact import Artifact, Work
-from cocomix.attribution.labels import ConceptLabels
+from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.base import load_base
 from cocomix.device import device
 from cocomix.errors import UserError
@@ -64,8 +64,10 @@ def run(params: Params) -> None:
         return {"seeds": list(trained)}
 
     side = {"metrics.json": Path("metrics/steer.json"), "steer.csv": Path("plots/steer.csv")}
-    others = {"concepts": concepts} | {f"model {seed}": folder for seed, folder in trained.items()}
-    produce("steer", ARTIFACTS / "steering", inputs | others, section.model_dump(), compute, side)
+    learned = supervision(concepts, "cocomix") if trained else {}
+    models = {f"models/cocomix-{seed}": folder for seed, folder in trained.items()}
+    opened: dict[str, Artifact | str] = {**inputs, "concepts": concepts, **models, **learned}
+    produce("steer", ARTIFACTS / "steering", opened, section.model_dump(), compute, side)
 
 
 def _sweeps(
@@ -115,19 +117,17 @@ def _sweeps(
 def _predicted(
     work: Work, section: SteerParams, tokens: Tokens, concepts: Artifact, seed: int, trained: Artifact
 ) -> pa.Table:
-    """What the model of a seed makes of each concept. The first process finds out; it is kept as by `once`."""
+    """What the model of a seed makes of each concept; it is kept as by `once`."""
     validation = tokens.windows("validation")
     windows = _drawn(len(validation), min(section.read_windows, len(validation)), section.seed)
     ids = torch.from_numpy(validation[windows].astype(np.int64))
-    rank = runtime().rank
 
     def read() -> list[Predicted]:
-        if rank:
-            return []
-        of_windows = ConceptLabels(concepts).unpack("validation", work.scratch / "labels.npy")[windows].astype(np.int64)
+        unpacked = ConceptLabels(concepts).unpack(tokens, "validation", work.scratch / "labels.npy")
+        of_windows = torch.from_numpy(unpacked[windows].astype(np.int64))
         name = f"predicted {trained.path.name}"
         model = load_base(trained, tokens.context)
-        return predict(model, ids, torch.from_numpy(of_windows), section.promoted, task=name)
+        return predict(model, ids, of_windows, section.promoted, work.scratch / f"predicted-{seed}", task=name)
 
     key = {"model": trained.digest, "tokens": tokens.artifact.digest, "labels": concepts.digest}
     what = key | {"windows": windows.tolist(), "promoted": section.promoted}

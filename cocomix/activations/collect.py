@@ -53,6 +53,7 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
         )
     train, validation = plan(tokens, "train", params), plan(tokens, "validation", params)
     shards = [*train, *validation] if params.keep else validation
+    work.plan(_name(site, shard) for shard in shards for site in sites)
     mine = shards[runtime().rank :: runtime().world_size]
     missing = [shard for shard in mine if not all(work.has(_name(site, shard)) for site in sites)]
     row_bytes = vector_bytes + ORIGIN_BYTES
@@ -70,12 +71,15 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
             writing = writer.submit(_write, work, shard, dict(zip(sites, made, strict=True)), tokens, params)
         if writing:
             writing.result()
-    distributed.barrier()
+    work.wait()
+    rounding = None
+    if params.dtype == "int8" and runtime().rank == 0:
+        rounding = {str(site): _rounding(work, site) for site in sites}
     return {
         "d_model": d_model,
         "sites": params.sites,
         "dtype": params.dtype,
-        "rounding_fvu": {str(site): _rounding(work, site) for site in sites} if params.dtype == "int8" else None,
+        "rounding_fvu": distributed.told(rounding),
         "row_group_tokens": params.row_group_tokens,
         "mixed_shards": params.mixed_shards,
         "tokens": {

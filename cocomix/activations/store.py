@@ -91,11 +91,17 @@ class ActivationStore:
 
     def in_order(self, split: Split) -> Iterator[Tensor]:
         """All vectors, a row group at a time: [rows, d_model] float32."""
-        for name, rows in self._files(split).items():
-            for group in self._groups(name, rows):
-                vectors = np.empty((group.rows, self.d_model), READ[self._dtype])
-                self._read(group, vectors)
-                yield as_tensor(vectors).float()
+        return map(self.vectors, self.groups(split))
+
+    def groups(self, split: Split) -> list["RowGroup"]:
+        """The row groups of a split, in their order."""
+        return [group for name, rows in self._files(split).items() for group in self._groups(name, rows)]
+
+    def vectors(self, group: "RowGroup") -> Tensor:
+        """Those of a row group: [rows, d_model] float32."""
+        vectors = np.empty((group.rows, self.d_model), READ[self._dtype])
+        self._read(group, vectors)
+        return as_tensor(vectors).float()
 
     def batches(self, split: Split, batch_size: int, *, seed: int, epoch: int = 0, start: int = 0) -> Iterator[Tensor]:
         """One epoch in random order, its incomplete last batch left out.

@@ -16,6 +16,7 @@ from cocomix.activations.collect import make, shuffled
 from cocomix.activations.plan import plan
 from cocomix.activations.store import ActivationStore, RowGroup
 from cocomix.artifact import Artifact
+from cocomix.errors import UserError
 from cocomix.params import ActivationsParams
 from cocomix.tokens.windows import Split, Tokens
 
@@ -29,9 +30,19 @@ def open_activations(
         site: its name; none: the only one.
         tokens: what the artifact was made from.
         base: loads the model that it was made from.
+
+    Raises:
+        UserError: when there are not as many as were planned.
     """
     params = ActivationsParams.model_validate(artifact.manifest.params)
-    return ActivationStore(artifact, site) if params.keep else ActivationStream(artifact, site, tokens, base())
+    store = ActivationStore(artifact, site) if params.keep else ActivationStream(artifact, site, tokens, base())
+    for split, planned in artifact.about["tokens"].items():
+        if (rows := store.rows(split)) != planned:
+            raise UserError(
+                f"{artifact.path}: holds {rows} of {planned} {split} activations at {store.site}; remove it and run "
+                "the stage 'activations' again"
+            )
+    return store
 
 
 class ActivationStream(ActivationStore):

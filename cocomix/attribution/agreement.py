@@ -46,6 +46,7 @@ from cocomix.attribution.score import (
 from cocomix.base import load_base, micro_batch
 from cocomix.distributed import stand_alone
 from cocomix.errors import UserError
+from cocomix.origins import check_origins
 from cocomix.params import AttributionParams, Scope, Sign, load
 from cocomix.progress import progress
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder, load_sae
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read artifacts/, compare, print.
 
     Raises:
-        UserError: when an artifact is missing, or there is no such number of positions.
+        UserError: when an artifact is missing, or of another pipeline, or there is no such number of positions.
     """
     stand_alone()
     parser = argparse.ArgumentParser(prog="python -m cocomix.attribution.agreement")
@@ -214,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     artifacts, params = Path("artifacts"), load().attribution
     tokens = Tokens(artifacts / "tokens")
-    model, sae = load_base(Artifact(artifacts / "base"), tokens.context), load_sae(Artifact(artifacts / "sae"))
+    base, trained = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
+    check_origins({"tokens": tokens.artifact, "base": base, "sae": trained})
+    model, sae = load_base(base, tokens.context), load_sae(trained)
     validation = tokens.windows("validation")
     per_window = min(PER_WINDOW, tokens.context - 1)
     count = -(-asked.positions // per_window)

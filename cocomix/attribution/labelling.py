@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix import distributed
 from cocomix.artifact import Work
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.apart import check_positions_apart
@@ -43,8 +42,9 @@ class Shard(NamedTuple):
     """The token windows that it covers: [start, stop)."""
 
 
-def plan(tokens: Tokens, shard_windows: int) -> list[Shard]:
-    """All training and validation windows, dealt into shards in their order."""
+def plan(tokens: Tokens, shard_tokens: int) -> list[Shard]:
+    """All training and validation windows, dealt into shards in their order: of `shard_tokens`, a window at least."""
+    shard_windows = max(1, shard_tokens // tokens.context)
     splits: tuple[Split, ...] = ("train", "validation")
     return [
         Shard(f"{split}-{start // shard_windows:05d}.parquet", split, start, min(start + shard_windows, windows))
@@ -72,7 +72,8 @@ def label(
     if params.scope == "next_token":
         window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
         check_positions_apart(model, sae.config.layer, window.to(model.device))
-    shards = plan(tokens, params.shard_windows)
+    shards = plan(tokens, params.shard_tokens)
+    work.plan(each.name for each in shards)
     mine = shards[runtime().rank :: runtime().world_size]
     missing = [shard for shard in mine if not work.has(shard.name)]
     total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
@@ -87,7 +88,7 @@ def label(
             with work.write(shard.name) as pending:
                 pending.rows = shard.stop - shard.start
                 write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
-    distributed.barrier()
+    work.wait()
     facts = {
         "latents": sae.config.concepts,
         "layer": sae.config.layer,

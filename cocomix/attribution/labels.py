@@ -17,10 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
+from cocomix import distributed
 from cocomix.artifact import Artifact
 from cocomix.columns import raw_column, rows_of
+from cocomix.errors import UserError
 from cocomix.params import Method
-from cocomix.tokens.windows import Split
+from cocomix.runtime import runtime
+from cocomix.tokens.windows import Split, Tokens
 
 SUPERVISION = "supervision.json"
 LARGEST_SCORE = float(np.finfo(np.float16).max)
@@ -37,14 +40,14 @@ class Labels(NamedTuple):
     """[windows, context, k_attr]."""
 
 
-def supervision(concepts: Artifact, method: Method) -> str:
-    """What a method learns from besides the tokens, as a digest; DVC reads the same one (see dvc.yaml).
+def supervision(concepts: Artifact, method: Method) -> dict[str, str]:
+    """What a method learns from besides the tokens, as a manifest names it: a digest; DVC reads the same one (see
+    dvc.yaml).
 
     Args:
         concepts: the artifact of the stage `attribution`.
     """
-    digest: str = json.loads(concepts.file(SUPERVISION).read_bytes())[method]
-    return digest
+    return {f"supervision.{method}": json.loads(concepts.file(SUPERVISION).read_bytes())[method]}
 
 
 def label_type(latents: int) -> np.dtype[np.unsignedinteger]:
@@ -85,25 +88,41 @@ class ConceptLabels:
         for name in self._artifact.names(f"{split}-"):
             yield from read_labels(self._artifact.file(name), self.context, self.k_attr, self.dtype)
 
-    def unpack(self, split: Split, target: Path) -> NDArray[np.unsignedinteger]:
+    def unpack(self, tokens: Tokens, split: Split, target: Path) -> NDArray[np.unsignedinteger]:
         """The labels of all windows of a split, memory-mapped: [windows, context, k_attr].
 
-        They are streamed once into `target`, an .npy file; one that is there was finished and is taken as it is, so
-        it must lie where only this artifact's labels can be (a work folder).
+        They are streamed once into `target`, an .npy file, by the first of several processes, all of which call this;
+        one that is there was finished and is taken as it is, so it must lie where only this artifact's labels can be
+        (a work folder).
+
+        Args:
+            tokens: whose windows are labelled.
+
+        Raises:
+            UserError: when there are not as many labels as tokens.
         """
-        if not target.exists():
-            names = self._artifact.names(f"{split}-")
-            shape = (sum(map(self._artifact.rows, names)), self.context, self.k_attr)
-            aside = target.with_name(f".{target.name}.{os.getpid()}")
-            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-            with aside.open("wb") as file:  # not memory-mapped: there a full disk is no error but the end (SIGBUS)
-                np.lib.format.write_array_header_1_0(file, header)
-                for labels in self.read(split):
-                    file.write(labels.concepts.tobytes())
-                file.flush()
-                os.fsync(file)
-            aside.replace(target)
-        return np.load(target, mmap_mode="r")
+        windows = sum(map(self._artifact.rows, self._artifact.names(f"{split}-")))
+        expected = tokens.windows(split).shape
+        if (windows, self.context) != expected:
+            raise UserError(
+                f"{self._artifact.path}: labels {windows} windows of {self.context} tokens of the {split} split, "
+                f"{tokens.artifact.path} has {expected[0]} of {expected[1]}; run the stage 'attribution' again"
+            )
+        if runtime().rank == 0 and not target.exists():
+            self._unpack(split, (windows, self.context, self.k_attr), target)
+        distributed.barrier()
+        return np.load(distributed.see(target), mmap_mode="r")
+
+    def _unpack(self, split: Split, shape: tuple[int, int, int], target: Path) -> None:
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        with aside.open("wb") as file:  # not memory-mapped: there a full disk is no error but the end (SIGBUS)
+            np.lib.format.write_array_header_1_0(file, header)
+            for labels in self.read(split):
+                file.write(labels.concepts.tobytes())
+            file.flush()
+            os.fsync(file)
+        aside.replace(target)
 
 
 def read_labels(path: Path, context: int, k_attr: int, dtype: DTypeLike) -> Iterator[Labels]:

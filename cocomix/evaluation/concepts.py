@@ -1,6 +1,7 @@
 """How well a model predicts the concepts of text, and what it makes of each of them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from cocomix.device import device, send
 from cocomix.distributed import totals
 from cocomix.evaluation.language_model import shares, windows_at_once
 from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.parts import Summing
 from cocomix.progress import progress
 from cocomix.training import WindowData
 from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions
@@ -62,33 +64,41 @@ class ConceptScores:
 
 
 @torch.no_grad()
-def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int, task: str) -> ConceptScores:
-    """Score the concept predictions of `model` against the labels of `data`; blocks above them are not computed."""
+def score_concepts(
+    model: CoCoMixForCausalLM, data: WindowData, batch_size: int, task: str, kept: Path | None = None
+) -> ConceptScores:
+    """Score the concept predictions of `model` against the labels of `data`; blocks above them are not computed.
+
+    Args:
+        batch_size: windows in a forward pass at most; see `windows_at_once`.
+        task: for the progress.
+        kept: see `Summing`.
+    """
     model.eval().to(device())
     config = model.config
     k, concepts, (windows, context) = config.concept_k, config.num_concepts, data.windows.shape
-    loss = positions = found = 0.0
+    whole = np.zeros(3)  # loss, labelled positions, labels found
     counts = torch.zeros(4, concepts, dtype=torch.float64)  # not on the device: some know no float64
     mine = shares(windows, windows_at_once(batch_size, context, config))
-    with progress(task, sum(map(len, mine)) * context, "tokens") as bar:
-        for rows in mine:
+    summing = Summing(kept, mine, whole, counts.numpy())
+    with progress(task, sum(map(len, mine)) * context, "tokens", sum(map(len, summing.done)) * context) as bar:
+        for rows in summing:
             ids, wanted = map(send, data.batch(rows))
             logits = model.transformer.mixer(residual_at(model, ids, config.concept_layer)).concept_logits
-            loss += float(concept_loss(logits, wanted))
-            positions += int(labelled_positions(wanted))
+            loss_here, labelled_here = float(concept_loss(logits, wanted)), int(labelled_positions(wanted))
             top = logits.topk(max(k, wanted.shape[-1]))
             strengths, indices, wanted = top.values.cpu(), top.indices.cpu(), wanted.cpu()
-            found += int(_are_in(indices[..., : wanted.shape[-1]], wanted).sum())
+            whole += loss_here, labelled_here, int(_are_in(indices[..., : wanted.shape[-1]], wanted).sum())
             strengths, indices = strengths[..., :k], indices[..., :k]
             counts[0] += _count(indices, concepts)
             counts[1] += _count(wanted[wanted != NO_LABEL], concepts)
             counts[2] += _count(indices[_are_in(indices, wanted)], concepts)
             counts[3].index_add_(0, indices.flatten(), strengths.flatten().double())
             bar.advance(ids.numel())
-    loss, positions, found, *columns = totals(loss, positions, found, *counts.flatten().tolist())
+    loss, positions, found, *columns = totals(*whole.tolist(), *counts.flatten().tolist())
     predicted, labelled, right, strength = np.array(columns).reshape(4, concepts)
     norms = _compress_norms(model) if config.mixing != "none" else None
-    whole = ConceptScore(
+    score = ConceptScore(
         cross_entropy=loss / max(positions, 1),
         recall_at_k=float(right.sum() / max(labelled.sum(), 1)),
         recall_at_labels=found / max(labelled.sum(), 1),
@@ -104,7 +114,7 @@ def score_concepts(model: CoCoMixForCausalLM, data: WindowData, batch_size: int,
         ],
         compress_norm=[None] * concepts if norms is None else norms.tolist(),
     )
-    return ConceptScores(whole, each)
+    return ConceptScores(score, each)
 
 
 def _compress_norms(model: CoCoMixForCausalLM) -> NDArray[np.float32]:

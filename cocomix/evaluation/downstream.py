@@ -75,6 +75,7 @@ def score_tasks(
     limit: int | None,
     batch_size: int,
     name: str,
+    kept: Path | None = None,
 ) -> list[TaskScore]:
     """Score `model` on tasks; several processes share the work, and each gets all of it.
 
@@ -85,6 +86,7 @@ def score_tasks(
         batch_size: the model computes as many tokens at a time as this many texts of its whole context, or as a
             micro-batch if that is less.
         name: the model's, for the progress.
+        kept: see `cocomix.parts.Summing`; for log-likelihoods, not for what a model generates.
 
     Raises:
         UserError: without lm-eval, for an unknown task, or when a task's data is missing or not what it reads.
@@ -100,7 +102,7 @@ def score_tasks(
         lm = DownstreamLM(model, tokenizer, batch_size)
         for wanted in tasks:
             for task_name, task in load_tasks(wanted, tasks_dir).items():
-                lm.task, lm.cut = f"{name}: {task_name}", set()
+                lm.begin(f"{name}: {task_name}", kept and kept.with_name(f"{kept.name}-{task_name}"))
                 results = evaluate(lm, {"tasks": {task_name: task}}, limit=limit, bootstrap_iters=0)
                 scores.append(_summary(task_name, task, results, len(lm.cut)))
     return scores

@@ -11,6 +11,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from transformers.cache_utils import Cache
 
 from cocomix.device import device
 from cocomix.distributed import totals
+from cocomix.parts import Summing
 from cocomix.progress import progress
 from cocomix.runtime import LOGITS, runtime
 
@@ -61,7 +63,12 @@ class _Piece(NamedTuple):
 
 @torch.no_grad()
 def log_likelihoods(
-    model: PreTrainedModel, requests: Sequence[Request], context: int, batch_tokens: int, task: str
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    context: int,
+    batch_tokens: int,
+    task: str,
+    kept: Path | None = None,
 ) -> list[Likelihood]:
     """The likelihood of each request, in their order. Several processes share the work, and each gets all of it.
 
@@ -71,6 +78,7 @@ def log_likelihoods(
         batch_tokens: tokens that the model holds at a time, padding included (a window at least); fewer, where their
             concepts would have more than `LOGITS` logits.
         task: for the progress.
+        kept: see `Summing`.
     """
     model.eval().to(device())
     # Of concepts, a model makes logits at all positions.
@@ -78,8 +86,9 @@ def log_likelihoods(
     batches = _batches([piece for n, each in enumerate(requests) for piece in _pieces(n, each, context)], batch_tokens)
     mine = batches[runtime().rank :: runtime().world_size]
     found = np.zeros((len(requests), 2))  # log-likelihood; tokens that are not the likeliest
-    with progress(task, sum(map(len, mine)), "continuations") as bar:
-        for batch in mine:
+    summing = Summing(kept, mine, found)
+    with progress(task, sum(map(len, mine)), "continuations", sum(map(len, summing.done))) as bar:
+        for batch in summing:
             for piece, scores in _score(model, batch, batch_tokens):
                 found[piece.request] += scores
             bar.advance(len(batch))

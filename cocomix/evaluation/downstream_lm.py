@@ -1,6 +1,7 @@
 """Our scoring of continuations, as a model of lm-eval (imported only where tasks are scored: see `downstream`)."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -23,12 +24,20 @@ class DownstreamLM(HFLM):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> None:
         at_once = runtime().at_most(batch_size)
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=at_once)
-        self.task = ""
-        """What is being scored, for the progress."""
-        self.cut: set[int] = set()
-        """Documents of which something did not fit into the model's context."""
+        self.begin("", None)
         self._encoded: dict[str, list[int]] = {}
         self._lengths: list[int] = []
+
+    def begin(self, task: str, kept: Path | None) -> None:
+        """Turn to another task.
+
+        Args:
+            task: for the progress.
+            kept: see `cocomix.parts.Summing`.
+        """
+        self.task, self._kept, self._asked = task, kept, 0
+        self.cut: set[int] = set()
+        """Documents of which something did not fit into the model's context."""
 
     def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[Likelihood]:
         """The log-likelihood of each continuation, and whether it is what the model would write.
@@ -89,4 +98,6 @@ class DownstreamLM(HFLM):
         wanted = [Request(tuple(context), tuple(continuation)) for _, context, continuation in requests]
         self._lengths = [len(context) + len(continuation) - 1 for context, continuation in wanted]
         batch_tokens = self.batch_size * self.max_length
-        return log_likelihoods(self.model, wanted, self.max_length, batch_tokens, self.task)
+        kept = self._kept and self._kept.with_name(f"{self._kept.name}-{self._asked}")
+        self._asked += 1
+        return log_likelihoods(self.model, wanted, self.max_length, batch_tokens, self.task, kept)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cocomix.device import device, send
 from cocomix.distributed import totals
 from cocomix.evaluation.text import Text
+from cocomix.parts import Summing
 from cocomix.progress import progress
 from cocomix.runtime import LOGITS, runtime
 
@@ -73,12 +75,20 @@ def spans(tokens: int, context: int, stride: int | None) -> Spans:
 
 
 @torch.no_grad()
-def score_text(model: PreTrainedModel, text: Text, batch_size: int, task: str, stride: int | None = None) -> TextScore:
+def score_text(
+    model: PreTrainedModel,
+    text: Text,
+    batch_size: int,
+    task: str,
+    stride: int | None = None,
+    kept: Path | None = None,
+) -> TextScore:
     """Score `model`, in the arithmetic of its weights, on all tokens of `text` that have one before them in a window.
 
     Args:
         batch_size: windows in a forward pass at most; see `windows_at_once`.
         stride: see `spans`.
+        kept: see `Summing`.
     """
     model.eval().to(device())
     ids, context = text.windows.reshape(-1), text.windows.shape[1]
@@ -87,8 +97,9 @@ def score_text(model: PreTrainedModel, text: Text, batch_size: int, task: str, s
     document = np.cumsum(is_end) - is_end
     loss = np.zeros(document[-1] + 1)
     mine = shares(len(starts), windows_at_once(batch_size, context, model.config))
-    with progress(task, sum(map(len, mine)) * context, "tokens") as bar:
-        for rows in mine:
+    summing = Summing(kept, mine, loss)
+    with progress(task, sum(map(len, mine)) * context, "tokens", sum(map(len, summing.done)) * context) as bar:
+        for rows in summing:
             places = starts[rows, None] + np.arange(context)
             losses = token_losses(model, send(torch.from_numpy(ids[places].astype(np.int64)))).cpu().double().numpy()
             is_new = np.arange(1, context) >= seen[rows, None]

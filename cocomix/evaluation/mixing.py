@@ -10,6 +10,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from cocomix.distributed import totals
 from cocomix.evaluation.language_model import shares, token_losses, windows_at_once
 from cocomix.modeling import CoCoMixForCausalLM, Concepts, Edit
 from cocomix.modeling.replacing import vectors_replaced
+from cocomix.parts import Summing
 from cocomix.progress import progress
 from cocomix.training import WindowData
 from cocomix.training.losses import NO_LABEL
@@ -91,10 +93,17 @@ class _Windows(NamedTuple):
 
 
 @torch.no_grad()
-def score_mixing(model: CoCoMixForCausalLM, data: WindowData, windows: int, batch_size: int, task: str) -> MixingScore:
+def score_mixing(
+    model: CoCoMixForCausalLM, data: WindowData, windows: int, batch_size: int, task: str, kept: Path | None = None
+) -> MixingScore:
     """Score what the concepts that `model` mixes do for it, on about `windows` windows from all over `data`.
 
     Both are at least 2: each window is given what another mixes.
+
+    Args:
+        batch_size: windows in a forward pass at most; see `windows_at_once`.
+        task: for the progress.
+        kept: see `Summing`.
     """
     model.eval().to(device())
     assert data.labels is not None
@@ -103,12 +112,13 @@ def score_mixing(model: CoCoMixForCausalLM, data: WindowData, windows: int, batc
     turns = np.random.default_rng(0).random((len(sample), context, m), dtype=np.float32)
     mine = shares(len(sample), windows_at_once(batch_size, context, model.config))
     total = torch.zeros(model.config.n_embd, dtype=torch.float64)
-    for rows in mine:
+    for rows in Summing(kept and kept.with_name(f"{kept.name}-mean"), mine, total.numpy()):
         total += _mixed_vectors(model, data, sample[rows]).sum((0, 1)).cpu()
     mean = torch.tensor(totals(*total.tolist()), dtype=torch.float32, device=device()) / (len(sample) * context)
     sums = np.zeros(4 + 2 * m)
-    with progress(task, sum(map(len, mine)), "windows") as bar:
-        for rows in mine:
+    summing = Summing(kept, mine, sums)
+    with progress(task, sum(map(len, mine)), "windows", sum(map(len, summing.done))) as bar:
+        for rows in summing:
             others = sample[rows - len(sample) // 2]  # far away: the next one may hold the same document
             ids, labels = map(send, data.batch(sample[rows]))
             other_labels = send(data.batch(others)[1])

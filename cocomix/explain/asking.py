@@ -5,6 +5,7 @@ Any causal language model of transformers will do; one with a chat template is a
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,14 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from cocomix import distributed
-from cocomix.artifact import Work, write_atomically
+from cocomix.artifact import Work
 from cocomix.device import device
 from cocomix.errors import UserError
 from cocomix.explain.firing import Firings, Seen, rank_within
 from cocomix.explain.looking import ids_around
 from cocomix.params import ExplainModelParams, ExplainParams
+from cocomix.parts import Advance, in_parts
 from cocomix.pretrained import load_model, load_tokenizer
-from cocomix.progress import progress
-from cocomix.runtime import runtime
 from cocomix.tokens.windows import Split, Tokens
 
 WRITE = """Below are excerpts from texts. In each, a part of a language model that stands for one idea is most active
@@ -139,25 +138,27 @@ def ask(
     wanted = ordered[train.counts[ordered] > 0].tolist()[: params.model.concepts]
     parts = [wanted[start : start + CONCEPTS] for start in range(0, len(wanted), CONCEPTS)]
     files = [work.scratch / f"labels-{number:05d}.json" for number in range(len(parts))]
-    mine = list(zip(parts, files, strict=True))[runtime().rank :: runtime().world_size]
-    missing = [(concepts, file) for concepts, file in mine if not file.exists()]
     asked = _Excerpts(train, held_out, texts, tokens, params)
-    total, left = (sum(len(concepts) for concepts, _ in some) for some in (mine, missing))
-    with progress("explain: labels", total, "concepts", total - left) as bar:
-        model = LabelModel(params.model) if missing else None
+
+    @cache
+    def loaded() -> LabelModel:
+        model = LabelModel(params.model)
         work.confirm_inputs()
-        for concepts, file in missing:
-            assert model
-            labels = model.write([asked.strongest(concept) for concept in concepts])
-            pairs = dict(zip(concepts, labels, strict=True))
-            answers = Answers(
-                labels=pairs,
-                firing={concept: model.judge(label, asked.firing(concept)) for concept, label in pairs.items()},
-                others={concept: model.judge(label, asked.others(concept)) for concept, label in pairs.items()},
-            )
-            write_atomically(file, answers.model_dump_json().encode())
-            bar.advance(len(concepts))
-    distributed.barrier()
+        return model
+
+    def answered(concepts: list[int], advance: Advance) -> bytes:
+        model = loaded()
+        labels = model.write([asked.strongest(concept) for concept in concepts])
+        pairs = dict(zip(concepts, labels, strict=True))
+        answers = Answers(
+            labels=pairs,
+            firing={concept: model.judge(label, asked.firing(concept)) for concept, label in pairs.items()},
+            others={concept: model.judge(label, asked.others(concept)) for concept, label in pairs.items()},
+        )
+        advance(len(concepts))
+        return answers.model_dump_json().encode()
+
+    in_parts(dict(zip(files, parts, strict=True)), answered, len, "explain: labels", "concepts")
     return _joined(files)
 
 

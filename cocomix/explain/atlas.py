@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cocomix.artifact import Artifact
+from cocomix.errors import UserError
 
 CONCEPTS, CONTEXTS, VOCABULARY = "concepts.parquet", "contexts.parquet", "vocabulary.parquet"
 
@@ -228,7 +229,10 @@ class Atlas(Artifact):
 
     @cached_property
     def _table(self) -> pa.Table:
-        return pq.read_table(self.file(CONCEPTS))
+        table = pq.read_table(self.file(CONCEPTS))
+        if len(table) != len(self):
+            raise UserError(f"{self.path}: has {len(table)} of its {len(self)} concepts; {self._remedy}")
+        return table
 
     @cached_property
     def _contexts(self) -> tuple[pq.ParquetFile, list[int]]:

@@ -12,7 +12,7 @@ from cocomix.base import activations_at, micro_batch
 from cocomix.device import autocast
 from cocomix.explain.firing import Firings, Keep, Seen, rank_within
 from cocomix.params import Site
-from cocomix.progress import Progress
+from cocomix.parts import Advance
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.tokens.windows import SPLITS, Split, Tokens
 
@@ -33,7 +33,7 @@ class Shard(NamedTuple):
     """The places in it that belong to the background."""
 
 
-def plan(tokens: Tokens, split: Split, budget: int, shard_windows: int, seed: int) -> list[Shard]:
+def plan(tokens: Tokens, split: Split, budget: int, shard_tokens: int, seed: int) -> list[Shard]:
     """Whole windows for `budget` tokens, drawn from a split without replacement; all, if it has fewer."""
     generator = np.random.default_rng([seed, SPLITS.index(split)])
     drawn = generator.permutation(len(tokens.windows(split)))[: -(-budget // tokens.context)]
@@ -41,6 +41,7 @@ def plan(tokens: Tokens, split: Split, budget: int, shard_windows: int, seed: in
     positions = len(windows) * tokens.context
     chosen = np.sort(generator.choice(positions, min(BACKGROUND, positions), replace=False))
     background = windows[chosen // tokens.context] * tokens.context + chosen % tokens.context
+    shard_windows = max(1, shard_tokens // tokens.context)
     starts = range(0, len(windows), shard_windows)
     return [
         Shard(f"{split}-{number:05d}", split, part, background[np.isin(background // tokens.context, part)])
@@ -51,11 +52,11 @@ def plan(tokens: Tokens, split: Split, budget: int, shard_windows: int, seed: in
 
 @torch.no_grad()
 def look(
-    model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, shard: Shard, keep: Keep, bar: Progress
+    model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, shard: Shard, keep: Keep, advance: Advance
 ) -> Seen:
     """Look at a shard of text."""
     context, concepts = tokens.context, sae.config.concepts
-    latents = _latents(model, sae, tokens, shard, bar)
+    latents = _latents(model, sae, tokens, shard, advance)
     rows, columns = latents.values.nonzero().unbind(1)
     windows = torch.from_numpy(shard.windows).to(rows.device)
     fired = Firings(
@@ -100,7 +101,7 @@ def ids_around(tokens: Tokens, split: Split, places: Tensor, before: int, after:
     return torch.from_numpy(np.where(inside, ids.astype(np.int64), -1))
 
 
-def _latents(model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, shard: Shard, bar: Progress) -> Latents:
+def _latents(model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, shard: Shard, advance: Advance) -> Latents:
     """The active concepts of all positions of a shard, with their strengths, padded to one width."""
     site = Site(sae.config.location, sae.config.layer)
     parts: list[Latents] = []
@@ -112,7 +113,7 @@ def _latents(model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, sha
             (activations,) = activations_at(model, ids, [site])
         latents = sae.as_concepts(sae.encode(sae.normalize(activations.flatten(0, 1).float()).x))
         parts.append(latents._replace(values=latents.values.abs()))
-        bar.advance(rows.size)
+        advance(rows.size)
     width = max(each.values.shape[1] for each in parts)
     indices, values = (
         torch.cat([torch.nn.functional.pad(each, (0, width - each.shape[1])) for each in some])

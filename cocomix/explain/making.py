@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix import distributed
-from cocomix.artifact import Work, write_atomically
+from cocomix.artifact import Work
 from cocomix.base import check_layer
 from cocomix.errors import UserError
 from cocomix.explain.asking import Answers, ask
@@ -30,7 +29,7 @@ from cocomix.explain.lens import nearest, promoted
 from cocomix.explain.looking import Shard, ids_around, look, plan
 from cocomix.explain.tables import chosen_contexts, concepts_table, contexts_tables, tokens_fired_on, vocabulary_table
 from cocomix.params import ExplainParams
-from cocomix.progress import progress
+from cocomix.parts import Advance, in_parts
 from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Split, Tokens
@@ -74,17 +73,15 @@ def make_atlas(
     read = Keep(params.contexts, POOL * params.quantiles, params.sample, params.before, params.after, params.seed)
     held_out = read._replace(strongest=0, pool=0, sample=params.held_out)
     shards = [
-        *plan(tokens, "train", params.tokens, params.shard_windows, params.seed),
-        *plan(tokens, "validation", params.held_out_tokens, params.shard_windows, params.seed),
+        *plan(tokens, "train", params.tokens, params.shard_tokens, params.seed),
+        *plan(tokens, "validation", params.held_out_tokens, params.shard_tokens, params.seed),
     ]
-    mine = shards[runtime().rank :: runtime().world_size]
-    missing = [shard for shard in mine if not _file(work, shard).exists()]
-    total, left = (sum(len(each.windows) for each in some) * tokens.context for some in (mine, missing))
-    with progress("explain", total, "tokens", total - left) as bar:
-        for shard in missing:
-            seen = look(model, sae, tokens, shard, read if shard.split == "train" else held_out, bar)
-            write_atomically(_file(work, shard), pack(seen))
-    distributed.barrier()
+
+    def looked(shard: Shard, advance: Advance) -> bytes:
+        return pack(look(model, sae, tokens, shard, read if shard.split == "train" else held_out, advance))
+
+    files = {_file(work, shard): shard for shard in shards}
+    in_parts(files, looked, lambda shard: len(shard.windows) * tokens.context, "explain", "tokens")
     if runtime().rank and params.labeller == "tokens":
         return None
     train, validation = (

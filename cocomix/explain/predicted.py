@@ -1,15 +1,18 @@
 """What a language model makes of concepts: where it predicts each, whether rightly, and what that does to its text."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from cocomix import distributed
 from cocomix.base import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Scale
-from cocomix.progress import progress
+from cocomix.parts import Advance, in_parts
 
 DOUBLED = 2
 """Windows of a concept, the strongest, in which it is doubled."""
@@ -68,9 +71,16 @@ class _Seen(NamedTuple):
 
 @torch.no_grad()
 def predict(
-    model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, promoted: int, places: int = 6, task: str = "predicted"
+    model: CoCoMixForCausalLM,
+    ids: Tensor,
+    labels: Tensor,
+    promoted: int,
+    kept: Path,
+    places: int = 6,
+    task: str = "predicted",
 ) -> list[Predicted]:
     """Read some windows with a language model that mixes concepts; what it makes of each concept, in their order.
+    Several processes share the concepts, and each gets all of it.
 
     The strength of a concept is doubled at all positions of its strongest windows at once, as steering does it.
 
@@ -78,12 +88,13 @@ def predict(
         ids: int64 [windows, seq].
         labels: the concepts of each position, int64 [windows, seq, k_attr]; numbers that are no concept: no label.
         promoted: tokens of a concept at most.
+        kept: the beginning of the names of files, of exactly this reading, for what is found.
         places: of a concept at most.
         task: what the progress is of.
     """
     ids, labels = ids.to(model.device), labels.to(model.device)
     seen = _read(model, ids, labels, places)
-    effects = _doubled(model, ids, seen, promoted, task)
+    effects = _doubled(model, ids, seen, promoted, kept, task)
     concepts = torch.arange(model.config.num_concepts, device=ids.device)
     right = (labels.flatten(0, 1)[seen.places] == concepts[:, None]).any(2)
     found: list[list[Place]] = [[] for _ in concepts]
@@ -119,25 +130,38 @@ def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -
     return _Seen(predictions, right, labelled, strengths, at, torch.cat(chosen), torch.cat(hidden))
 
 
-def _doubled(model: CoCoMixForCausalLM, ids: Tensor, seen: _Seen, promoted: int, task: str) -> dict[int, list[Effect]]:
+def _doubled(
+    model: CoCoMixForCausalLM, ids: Tensor, seen: _Seen, promoted: int, kept: Path, task: str
+) -> dict[int, list[Effect]]:
     """What doubling does, by concept: all that were predicted."""
     windows, there = seen.places[:DOUBLED] // ids.shape[1], seen.strengths[:DOUBLED] > -torch.inf
-    all_concepts = seen.predictions.nonzero()[:, 0]
+    # Those of the first process: another one's arithmetic may round the last place in another way.
+    all_concepts = torch.tensor(distributed.told(seen.predictions.nonzero()[:, 0].tolist()), device=ids.device)
+
+    @torch.no_grad()
+    def doubled(concepts: Tensor, advance: Advance) -> bytes:
+        number, place = there[:, concepts].T.nonzero(as_tuple=True)
+        of, rows = concepts[number], windows[place, concepts[number]]
+        edits = [[Scale(each, 2.0)] for each in of.tolist()]
+        here = (seen.chosen[rows] == of[:, None, None]).any(2)
+        hidden = model.transformer(ids[rows], use_cache=False, concept_edits=edits).last_hidden_state
+        change = _shares(model, hidden[here]) - _shares(model, seen.hidden[rows][here])
+        weights = F.one_hot(number[here.nonzero()[:, 0]], len(concepts)).float()
+        largest = ((weights / weights.sum(0)).T @ change).topk(min(promoted, change.shape[1]))
+        advance(len(concepts))
+        return save({"tokens": largest.indices.cpu(), "changes": largest.values.cpu()})
+
+    size = max(1, micro_batch(ids.shape[1]) // DOUBLED)
+    parts = {
+        kept.with_name(f"{kept.name}-{number}-{size}.safetensors"): concepts
+        for number, concepts in enumerate(torch.split(all_concepts, size))
+    }
+    in_parts(parts, doubled, len, task, "concepts")
     effects = {}
-    with progress(task, len(all_concepts), "concepts") as bar:
-        for concepts in torch.split(all_concepts, max(1, micro_batch(ids.shape[1]) // DOUBLED)):
-            number, place = there[:, concepts].T.nonzero(as_tuple=True)
-            of, rows = concepts[number], windows[place, concepts[number]]
-            edits = [[Scale(each, 2.0)] for each in of.tolist()]
-            here = (seen.chosen[rows] == of[:, None, None]).any(2)
-            hidden = model.transformer(ids[rows], use_cache=False, concept_edits=edits).last_hidden_state
-            change = _shares(model, hidden[here]) - _shares(model, seen.hidden[rows][here])
-            weights = F.one_hot(number[here.nonzero()[:, 0]], len(concepts)).float()
-            largest = ((weights / weights.sum(0)).T @ change).topk(min(promoted, change.shape[1]))
-            tokens = zip(concepts.tolist(), largest.indices.tolist(), largest.values.tolist(), strict=True)
-            for concept, *some in tokens:
-                effects[concept] = [Effect(*each) for each in zip(*some, strict=True) if each[1] > 0]
-            bar.advance(len(concepts))
+    for path, concepts in parts.items():
+        found = load(path.read_bytes())
+        for concept, *some in zip(concepts.tolist(), found["tokens"].tolist(), found["changes"].tolist(), strict=True):
+            effects[concept] = [Effect(*each) for each in zip(*some, strict=True) if each[1] > 0]
     return effects
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cocomix.artifact import MANIFEST, Artifact
+from cocomix.errors import UserError
 from cocomix.explain.atlas import Atlas, Shown
 
 if TYPE_CHECKING:
@@ -143,14 +144,21 @@ def predicting(steering: Path, atlas: Atlas, model: Path | None = None) -> Predi
     Args:
         steering: the artifact of stage `steer`.
         model: an artifact; none: that of the first seed.
+
+    Raises:
+        UserError: when it is not all of the concepts.
     """
     if not (steering / MANIFEST).is_file() or (model and not (model / MANIFEST).is_file()):
         return None
     made = Artifact(steering)
-    digests = {seed: made.manifest.inputs[f"model {seed}"] for seed in made.about["seeds"]}
+    digests = {seed: made.manifest.inputs[f"models/cocomix-{seed}"] for seed in made.about["seeds"]}
     seeds = [seed for seed, digest in digests.items() if model is None or digest == Artifact(model).digest]
     dictionaries = {each.manifest.inputs.get("sae") for each in (made, atlas)}
     if not seeds or len(dictionaries) > 1 or PREDICTED not in made.manifest.files:
         return None
     table = pq.read_table(made.file(PREDICTED), filters=pc.field("seed") == seeds[0])
+    if len(table) != len(atlas):
+        raise UserError(
+            f"{steering}: has {len(table)} concepts, {atlas.path} {len(atlas)}; run the stage 'steer' again"
+        )
     return Predicting(table, atlas.texts)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from cocomix.artifact import MANIFEST
+from cocomix.artifact import MANIFEST, Artifact
 from cocomix.errors import UserError
 from cocomix.explain import Atlas, Card, Found
 from cocomix.explain.predictions import Predictions, predicting
 from cocomix.explore.calls import Continuation, python_call, shell_call
+from cocomix.origins import check_origins
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
 from cocomix.steering.project import load_extractor, load_labels, load_model
@@ -67,6 +68,8 @@ class Session:
                 f"{self._atlas.path}: has {len(self._atlas)} concepts, the model {known}; they are of different "
                 "pipelines"
             )
+        if self._atlas is not None and (folder / MANIFEST).is_file():
+            check_origins({f"models/{folder.name}": Artifact(folder), "atlas": self._atlas})
         self._predicting = predicting(artifacts / "steering", self._atlas, folder) if self._atlas else None
         self._labels = load_labels(artifacts)
         self._busy = Lock()  # torch's random numbers are global, and reading puts hooks on the model

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from cocomix.artifact import MANIFEST, Artifact
 from cocomix.checked import parse, read_json
 from cocomix.errors import UserError
+from cocomix.origins import check_origins
 from cocomix.params import Method
 from cocomix.report.documents import EVALUATIONS, Documents, TaskFigure, read_corpora, read_tasks
 
@@ -36,8 +38,10 @@ class Usage(Facts):
 class StageFacts(Facts):
     """Base of what a stage says."""
 
+    artifact: str | None = None
+    """Digest of the artifact that the stage made."""
     usage: Usage | None = None
-    """None: written before stages said so."""
+    """None, as of `artifact`: written before stages said so."""
 
 
 class SplitText(Facts):
@@ -278,6 +282,7 @@ class Run(NamedTuple):
 
 
 METRICS, PLOTS = Path("metrics"), Path("plots")
+ATLAS, STEERING = Path("artifacts/atlas"), Path("artifacts/steering")
 
 
 def pipeline_files() -> list[Path]:
@@ -323,17 +328,48 @@ def read_run(method: str, seed: int) -> Run:
     Raises:
         UserError: when a file is missing or not what its stage writes.
     """
-    training, evaluation, curve, _ = run_files(method, seed)
-    measured = _read(EvaluationFacts, evaluation)
-    documents = Artifact(EVALUATIONS / f"{method}-{seed}")
+    training, evaluation, curve_file, _ = run_files(method, seed)
+    trained, measured = _read(TrainingFacts, training), _read(EvaluationFacts, evaluation)
+    documents, curve = Artifact(EVALUATIONS / f"{method}-{seed}"), _read_curve(curve_file)
+    if curve.seconds[-1] != trained.seconds:
+        raise UserError(f"{curve_file}: not of the training that {training} is of; run pretrain@{method}-{seed} again")
     return Run(
         seed,
-        _read(TrainingFacts, training),
+        trained,
         measured,
-        _read_curve(curve),
+        curve,
         read_corpora(documents),
         read_tasks(documents) if measured.tasks else {},
     )
+
+
+def check_pipeline(pipeline: Pipeline, runs: Mapping[str, Run]) -> None:
+    """Check that metrics files are of the artifacts that are read with them, and that those belong together.
+
+    Args:
+        runs: by name: <method>-<seed>.
+
+    Raises:
+        UserError: otherwise.
+    """
+    artifacts = {"atlas": Artifact(ATLAS), "steering": Artifact(STEERING)}
+    artifacts |= {f"evaluations/{name}": Artifact(EVALUATIONS / name) for name in runs}
+    facts: dict[str, StageFacts] = {
+        "tokens": pipeline.tokens,
+        "base": pipeline.base,
+        "sae": pipeline.sae,
+        "concepts": pipeline.attribution,
+        "atlas": pipeline.explain,
+        "steering": pipeline.steer,
+        **{f"models/{name}": run.training for name, run in runs.items()},
+        **{f"evaluations/{name}": run.evaluation for name, run in runs.items()},
+    }
+    for name, artifact in artifacts.items():
+        if facts[name].artifact not in (None, artifact.digest):
+            stage = artifact.manifest.stage
+            raise UserError(f"{artifact.path}: not what the metrics of {stage} are of; run {stage} again")
+    digests = {name: each.artifact for name, each in facts.items() if each.artifact}
+    check_origins({**digests, **artifacts})
 
 
 Model = TypeVar("Model", bound=Facts)

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,6 +17,7 @@ from cocomix.activations.store import ActivationStore
 from cocomix.base import micro_batch, residual_edited
 from cocomix.device import autocast, device
 from cocomix.params import ActivationsParams
+from cocomix.parts import Summing
 from cocomix.progress import progress
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Tokens
@@ -80,20 +83,24 @@ class Splice(NamedTuple):
 
 
 @torch.no_grad()
-def reconstruction(sae: SparseAutoencoder, store: ActivationStore) -> Reconstruction:
-    """Measure `sae` on the validation activations."""
+def reconstruction(sae: SparseAutoencoder, store: ActivationStore, sums_kept: Path | None = None) -> Reconstruction:
+    """Measure `sae` on the validation activations.
+
+    Args:
+        sums_kept: see `Summing`.
+    """
     normalised, raw = _Variance(store.d_model), _Variance(store.d_model)
-    fired, rows = torch.zeros(sae.config.latents, dtype=torch.int64, device=device()), 0
-    for group in store.in_order("validation"):
-        x = group.to(device())
+    fired = torch.zeros(sae.config.latents, dtype=torch.int64)
+    for group in Summing(sums_kept, store.groups("validation"), *normalised.sums, *raw.sums, fired.numpy()):
+        x = store.vectors(group).to(device())
         normalized = sae.normalize(x)
         latents = sae.encode(normalized.x)
         decoded = sae.decode(latents)
         normalised.add(normalized.x, decoded)
         raw.add(x, decoded * normalized.std + normalized.mean)
-        fired += latents.indices[latents.values != 0].bincount(minlength=len(fired))
-        rows += len(x)
-    rates = fired.cpu() / rows
+        fired += latents.indices[latents.values != 0].bincount(minlength=len(fired)).cpu()
+    rows = raw.rows
+    rates = fired / rows
     return Reconstruction(normalised.unexplained(), raw.unexplained(), int(fired.sum()) / rows, rates, raw.mean())
 
 
@@ -112,33 +119,46 @@ class _Variance:
     """Sums for the fraction of variance unexplained, in float64: the raw residual stream has a few huge dimensions."""
 
     def __init__(self, d_model: int) -> None:
-        self._rows = 0
         self._sum = torch.zeros(d_model, dtype=torch.float64)
-        self._squares, self._errors = 0.0, 0.0
+        self._others = np.zeros(3)  # rows, squares, squared errors
+
+    @property
+    def sums(self) -> tuple[NDArray[Any], ...]:
+        """All of them, to be changed in place."""
+        return self._sum.numpy(), self._others
+
+    @property
+    def rows(self) -> int:
+        return int(self._others[0])
 
     def add(self, x: Tensor, decoded: Tensor) -> None:
-        self._rows += len(x)
         error, x = (x - decoded).cpu().double(), x.cpu().double()  # not all devices have float64
         self._sum += x.sum(0)
-        self._squares += float(x.square().sum())
-        self._errors += float(error.square().sum())
+        self._others += len(x), float(x.square().sum()), float(error.square().sum())
 
     def mean(self) -> Tensor:
-        return (self._sum / self._rows).float()
+        return (self._sum / self.rows).float()
 
     def unexplained(self) -> float:
-        return self._errors / (self._squares - float(self._sum.square().sum()) / self._rows)
+        _, squares, errors = self._others.tolist()
+        return float(errors / (squares - float(self._sum.square().sum()) / self.rows))
 
 
 @torch.no_grad()
 def splice(
-    sae: SparseAutoencoder, model: PreTrainedModel, tokens: Tokens, mean: Tensor, params: ActivationsParams
+    sae: SparseAutoencoder,
+    model: PreTrainedModel,
+    tokens: Tokens,
+    mean: Tensor,
+    params: ActivationsParams,
+    sums_kept: Path | None = None,
 ) -> Splice:
     """Measure `sae` inside the base model, on the first validation windows.
 
     Args:
         mean: the mean activation, [d_model].
         params: of the store; positions that it leaves out, the autoencoder does not know: they stay as they are.
+        sums_kept: see `Summing`.
     """
     edits = {
         "spliced": lambda residual: sae(residual.float().flatten(0, 1)).view_as(residual),
@@ -146,17 +166,20 @@ def splice(
     }
     windows = tokens.windows("validation")[: -(-SPLICED_TOKENS // tokens.context)]
     per_batch, dropped = micro_batch(tokens.context), dropped_ids(tokens, params)
-    losses, divergences = dict.fromkeys(("base", *edits), 0.0), dict.fromkeys(edits, 0.0)
+    losses, divergences = ({name: np.zeros(1) for name in names} for names in (("base", *edits), edits))
+    parts = [range(at, min(at + per_batch, len(windows))) for at in range(0, len(windows), per_batch)]
+    summing = Summing(sums_kept, parts, *losses.values(), *divergences.values())
 
     def logits_of(ids: Tensor) -> Tensor:
         with autocast():
             logits: Tensor = model(input_ids=ids, use_cache=False).logits
         return logits[:, :-1]
 
-    with progress("sae: splicing", len(windows) * tokens.context, "tokens") as bar:
-        for at in range(0, len(windows), per_batch):
-            ids = torch.from_numpy(windows[at : at + per_batch].astype(np.int64)).to(device())
-            stored = kept(tokens, "validation", np.arange(at, at + len(ids)), params, dropped)
+    done = sum(map(len, summing.done)) * tokens.context
+    with progress("sae: splicing", len(windows) * tokens.context, "tokens", done) as bar:
+        for rows in summing:
+            ids = torch.from_numpy(windows[rows.start : rows.stop].astype(np.int64)).to(device())
+            stored = kept(tokens, "validation", np.array(rows), params, dropped)
             where = torch.from_numpy(stored).to(device())
             logits = {"base": logits_of(ids)}
             for name, edit in edits.items():
@@ -171,11 +194,11 @@ def splice(
             bar.advance(ids.numel())
     predictions = len(windows) * (tokens.context - 1)
     return Splice(
-        loss_base=losses["base"] / predictions,
-        loss_spliced=losses["spliced"] / predictions,
-        loss_mean_ablated=losses["mean_ablated"] / predictions,
-        kl_spliced=divergences["spliced"] / predictions,
-        kl_mean_ablated=divergences["mean_ablated"] / predictions,
+        loss_base=float(losses["base"][0]) / predictions,
+        loss_spliced=float(losses["spliced"][0]) / predictions,
+        loss_mean_ablated=float(losses["mean_ablated"][0]) / predictions,
+        kl_spliced=float(divergences["spliced"][0]) / predictions,
+        kl_mean_ablated=float(divergences["mean_ablated"][0]) / predictions,
     )
 
 

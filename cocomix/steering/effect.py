@@ -17,14 +17,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from cocomix import distributed
-from cocomix.artifact import write_atomically
 from cocomix.attribution.score import activations_of
 from cocomix.base import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Edit
-from cocomix.progress import progress
-from cocomix.runtime import runtime
+from cocomix.parts import Advance, in_parts
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
 
@@ -193,7 +190,7 @@ def _effect(number: int, concepts: Sequence[int], strength: float, seen: _Seen, 
     )
 
 
-def _on_all(model: PreTrainedModel, bench: Bench, grid: Sequence[list[Edit]], kept: Path, name: str) -> _Seen:
+def _on_all(model: PreTrainedModel, bench: Bench, grid: list[list[Edit]], kept: Path, name: str) -> _Seen:
     """The edits of a grid, in shares that the processes are dealt: the edits of a share are rows of one batch.
 
     A share has at most the edits of one strength, so that there are enough of them to be dealt, and a kill costs
@@ -202,16 +199,14 @@ def _on_all(model: PreTrainedModel, bench: Bench, grid: Sequence[list[Edit]], ke
     most = micro_batch(bench.writing.prompt_tokens + bench.writing.new_tokens) // len(bench.text)
     size = max(1, min(most, len(bench.concepts)))
     shares = {kept / f"{start}-{size}.safetensors": grid[start : start + size] for start in range(0, len(grid), size)}
-    mine = list(shares.items())[runtime().rank :: runtime().world_size]
-    missing = [(path, edits) for path, edits in mine if not path.exists()]
-    total, left = (sum(len(edits) for _, edits in some) for some in (mine, missing))
     noise = _noise(bench.writing, len(bench.text), model.config.vocab_size).to(bench.text.device)
-    with progress(name, total, "edits", total - left) as bar:
-        for path, edits in missing:
-            seen = _Seen(*_on_text(model, bench, edits), *_on_writing(model, bench, noise, edits))
-            write_atomically(path, save({name: found.double() for name, found in seen._asdict().items()}))
-            bar.advance(len(edits))
-    distributed.barrier()
+
+    def measured(edits: list[list[Edit]], advance: Advance) -> bytes:
+        seen = _Seen(*_on_text(model, bench, edits), *_on_writing(model, bench, noise, edits))
+        advance(len(edits))
+        return save({name: found.double() for name, found in seen._asdict().items()})
+
+    in_parts(shares, measured, len, name, "edits")
     parts = [load(path.read_bytes()) for path in shares]
     return _Seen(*(torch.cat([part[name] for part in parts]) for name in _Seen._fields))
 

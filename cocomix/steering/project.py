@@ -13,6 +13,7 @@ from cocomix.device import device
 from cocomix.errors import UserError
 from cocomix.explain import Atlas
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.origins import check_origins
 from cocomix.params import AttributionParams, load
 from cocomix.sae.autoencoder import load_sae
 from cocomix.steering.reading import Extractor
@@ -45,7 +46,8 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
     """The base model and the autoencoder that `model` learned its concepts from, and how labels were made.
 
     Raises:
-        UserError: when one of them is missing or damaged, or has other concepts than `model`.
+        UserError: when one of them is missing or damaged, or has other concepts than `model`, or they do not belong
+            together.
     """
     concepts = Artifact(artifacts / "concepts")
     labels = ConceptLabels(concepts)
@@ -54,25 +56,25 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
             f"{concepts.path}: has {labels.latents} concepts, the model {model.config.num_concepts}; they are "
             "of different pipelines"
         )
-    made, learned = Path(model.name_or_path), supervision(concepts, "cocomix")
-    if (made / MANIFEST).is_file() and Artifact(made).manifest.inputs["supervision"] != learned:
-        raise UserError(f"{concepts.path}: not the labels that {made} was trained on; `dvc repro` trains it anew")
+    base, sae = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
+    made = Path(model.name_or_path)
+    opened: dict[str, Artifact | str] = {"concepts": concepts, "base": base, "sae": sae}
+    if (made / MANIFEST).is_file():
+        opened[f"models/{made.name}"] = Artifact(made)
+    check_origins(opened | supervision(concepts, "cocomix"))
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
-    base = load_base(Artifact(artifacts / "base"), labels.context)
-    return Extractor(base, load_sae(Artifact(artifacts / "sae")), params)
+    return Extractor(load_base(base, labels.context), load_sae(sae), params)
 
 
 def load_labels(artifacts: Path) -> dict[int, str]:
     """What concepts mean, by number; nothing without an atlas.
 
     Raises:
-        UserError: when the atlas is of another autoencoder than the labels that models learn from.
+        UserError: when the atlas was made from something else than the labels that models learn from.
     """
     if not (artifacts / "atlas" / MANIFEST).is_file():
         return {}
     atlas, concepts = Atlas(artifacts / "atlas"), Artifact(artifacts / "concepts")
     if (concepts.path / MANIFEST).is_file():
-        autoencoders = {each.manifest.inputs.get("sae") for each in (atlas, concepts)}
-        if len(autoencoders) > 1:
-            raise UserError(f"{atlas.path}: of another autoencoder than {concepts.path}; `dvc repro` makes both anew")
+        check_origins({"atlas": atlas, "concepts": concepts})
     return {concept: atlas.label(concept) for concept in range(len(atlas))}

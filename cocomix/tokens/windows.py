@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cocomix.artifact import Artifact
+from cocomix.errors import UserError
 from cocomix.splits import SPLITS, Split
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ class Tokens:
     @cache  # noqa: B019  one reader lives as long as its process
     def windows(self, split: Split) -> NDArray[np.unsignedinteger]:
         """Token ids, memory-mapped: [windows, context]."""
-        return np.load(self.artifact.file(f"{split}.npy"), mmap_mode="r")
+        windows = np.load(self.artifact.file(name := f"{split}.npy"), mmap_mode="r")
+        if windows.shape != (self.artifact.rows(name), self.context):
+            raise UserError(f"{self.artifact.path / name}: not the windows that the manifest says; run tokenize again")
+        return windows
 
     def documents(self, split: Split, rows: slice | NDArray[np.integer]) -> NDArray[np.uint32]:
         """The document number of every token of the windows `rows`: [rows, context]."""

@@ -301,9 +301,6 @@ class Training:
 
     def _resume(self) -> None:
         state = checkpoint.load(self._folder)
-        step = state["step"] if state else 0
-        if distributed.maximum(step) != -distributed.maximum(-step):
-            raise UserError(f"{self._folder}: the processes find different checkpoints; share the folder between them")
         if state is None:
             return
         set_whole_state(self._objective, self._optimizer, state["model"], state["optimizer"])

@@ -17,7 +17,7 @@ from cocomix.sae.autoencoder import Latents
 from tests.attribution.conftest import LAYER, Setting
 from tests.conftest import CONTEXT
 
-PARAMS = AttributionParams(k_attr=3, score="gradient", sign="helpful", shard_windows=40)
+PARAMS = AttributionParams(k_attr=3, score="gradient", sign="helpful", shard_tokens=640)
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
 

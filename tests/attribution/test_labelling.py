@@ -21,7 +21,7 @@ from cocomix.progress import Progress
 from tests.attribution.conftest import LATENTS, LAYER, Setting
 from tests.conftest import CONTEXT, VOCAB
 
-PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_windows=40)
+PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_tokens=640)
 
 
 def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> Artifact:
@@ -31,7 +31,7 @@ def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> 
         Work("attribution", out, {"base": "of the base model"}, {"jobs": jobs, "key": key}) as work,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(distributed, "barrier", lambda: None)
+        patch.setattr(distributed, "gathered", lambda value: [value])
         for rank in reversed(range(jobs)):
             patch.setenv("RANK", str(rank))
             patch.setenv("WORLD_SIZE", str(jobs))
@@ -50,7 +50,7 @@ def supervision(artifact: Artifact) -> dict[str, str]:
 def test_training_and_validation_windows_are_labelled_in_their_order(setting: Setting, tmp_path: Path) -> None:
     labels = ConceptLabels(labelled(setting))
     for split, windows in {"train": 96, "validation": 24}.items():
-        unpacked = labels.unpack(split, tmp_path / f"{split}.npy")
+        unpacked = labels.unpack(setting.tokens, split, tmp_path / f"{split}.npy")
         assert unpacked.shape == (windows, CONTEXT, 3)
         ids = setting.tokens.windows(split).astype(np.int64)
         for window in (0, 23, windows - 1):
@@ -62,7 +62,7 @@ def test_training_and_validation_windows_are_labelled_in_their_order(setting: Se
 
 def test_labels_can_be_the_most_active_concepts_of_all(setting: Setting, tmp_path: Path) -> None:
     labels = ConceptLabels(labelled(setting, key="active", score="activation"))
-    given = labels.unpack("validation", tmp_path / "validation.npy").astype(np.int64)
+    given = labels.unpack(setting.tokens, "validation", tmp_path / "validation.npy").astype(np.int64)
     ids = torch.from_numpy(setting.tokens.windows("validation").astype(np.int64))
     with torch.no_grad():
         residual = setting.model(ids, output_hidden_states=True).hidden_states[LAYER]
@@ -109,7 +109,8 @@ def test_test_windows_are_not_labelled(setting: Setting) -> None:
 def test_any_number_of_processes_writes_the_same_artifact(setting: Setting) -> None:
     alone = labelled(setting)
     assert labelled(setting, jobs=3).manifest.files == alone.manifest.files
-    assert [shard.name for shard in plan(setting.tokens, 40)] == alone.names("train") + alone.names("validation")
+    planned = [shard.name for shard in plan(setting.tokens, 40 * CONTEXT)]
+    assert planned == alone.names("train") + alone.names("validation")
 
 
 def test_what_an_interrupted_process_finished_is_kept_and_the_result_is_the_same(

@@ -1,5 +1,7 @@
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels, Labels, label_type, read_labels, write_labels
+from cocomix.errors import UserError
 
 
 def some_labels(windows: int, context: int, k_attr: int, latents: int) -> Labels:
@@ -31,6 +34,12 @@ def publish(folder: Path, labels: Labels, latents: int, files: int) -> Artifact:
     return Artifact(folder / "out")
 
 
+def tokens_of(labels: Labels) -> Any:
+    """In place of the artifact whose windows they label."""
+    shape = labels.concepts.shape[:2]
+    return SimpleNamespace(windows=lambda _: np.empty(shape), artifact=SimpleNamespace(path=Path("artifacts/tokens")))
+
+
 @given(
     windows=st.integers(1, 600),
     context=st.integers(1, 5),
@@ -38,14 +47,14 @@ def publish(folder: Path, labels: Labels, latents: int, files: int) -> Artifact:
     latents=st.sampled_from([10, 65535, 65536]),
     files=st.integers(1, 3),
 )
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_labels_are_read_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, windows: int, context: int, k_attr: int, latents: int, files: int
 ) -> None:
     folder = tmp_path_factory.mktemp("labels")
     written = some_labels(windows, context, k_attr, latents)
     labels = ConceptLabels(publish(folder, written, latents, min(files, windows)))
-    unpacked = labels.unpack("train", folder / "train.npy")
+    unpacked = labels.unpack(tokens_of(written), "train", folder / "train.npy")
     np.testing.assert_array_equal(unpacked, written.concepts)
     for kind, parts in zip(written, zip(*labels.read("train"), strict=True), strict=True):
         np.testing.assert_array_equal(np.concatenate(parts), kind)
@@ -67,10 +76,20 @@ def test_scores_are_beside_the_concepts(tmp_path: Path) -> None:
 
 
 def test_an_unpacked_file_is_used_again(tmp_path: Path) -> None:
-    labels = ConceptLabels(publish(tmp_path, some_labels(9, 4, 2, 10), 10, 2))
-    first = labels.unpack("train", tmp_path / "train.npy").copy()
+    written = some_labels(9, 4, 2, 10)
+    labels, tokens = ConceptLabels(publish(tmp_path, written, 10, 2)), tokens_of(written)
+    first = labels.unpack(tokens, "train", tmp_path / "train.npy").copy()
     labels._artifact.path.joinpath("train-00000.parquet").unlink()
-    np.testing.assert_array_equal(labels.unpack("train", tmp_path / "train.npy"), first)
+    np.testing.assert_array_equal(labels.unpack(tokens, "train", tmp_path / "train.npy"), first)
+
+
+@pytest.mark.parametrize(("windows", "context"), [(10, 4), (8, 4), (9, 5)])
+def test_labels_of_fewer_or_other_windows_than_the_tokens_are_refused(
+    tmp_path: Path, windows: int, context: int
+) -> None:
+    labels = ConceptLabels(publish(tmp_path, some_labels(9, 4, 2, 10), 10, 2))
+    with pytest.raises(UserError, match=r"out: labels 9 windows of 4 tokens of the train split, .* run the stage"):
+        labels.unpack(tokens_of(some_labels(windows, context, 2, 10)), "train", tmp_path / "train.npy")
 
 
 def test_an_unpacking_that_died_leaves_nothing_that_is_taken_for_whole(
@@ -81,5 +100,6 @@ def test_an_unpacking_that_died_leaves_nothing_that_is_taken_for_whole(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: pytest.fail("died"))
         with pytest.raises(pytest.fail.Exception):
-            labels.unpack("train", tmp_path / "train.npy")
-    np.testing.assert_array_equal(labels.unpack("train", tmp_path / "train.npy"), written.concepts)
+            labels.unpack(tokens_of(written), "train", tmp_path / "train.npy")
+    unpacked = labels.unpack(tokens_of(written), "train", tmp_path / "train.npy")
+    np.testing.assert_array_equal(unpacked, written.concepts)

@@ -6,7 +6,6 @@ import torch
 
 from cocomix.explain.firing import Keep, Seen
 from cocomix.explain.looking import ids_around, look, plan
-from cocomix.progress import Progress
 from tests.attribution.conftest import LATENTS, LAYER, Setting
 from tests.conftest import CONTEXT
 
@@ -26,8 +25,8 @@ def dense(setting: Setting, windows: np.ndarray) -> torch.Tensor:
 
 @pytest.fixture
 def looked(setting: Setting) -> tuple[Seen, torch.Tensor, np.ndarray]:
-    (shard,) = plan(setting.tokens, "train", 20 * CONTEXT, 1000, seed=0)
-    seen = look(setting.model, setting.sae, setting.tokens, shard, KEEP, Progress("", None, ""))
+    (shard,) = plan(setting.tokens, "train", 20 * CONTEXT, 1000 * CONTEXT, seed=0)
+    seen = look(setting.model, setting.sae, setting.tokens, shard, KEEP, lambda _: None)
     return seen, dense(setting, shard.windows), shard.windows
 
 
@@ -75,11 +74,11 @@ def test_the_sample_and_the_background_are_of_the_text(
 
 
 def test_a_plan_takes_whole_windows_without_repetition_and_all_if_there_are_too_few(setting: Setting) -> None:
-    shards = plan(setting.tokens, "train", 30 * CONTEXT - 5, 8, seed=0)
+    shards = plan(setting.tokens, "train", 30 * CONTEXT - 5, 8 * CONTEXT, seed=0)
     assert [len(each.windows) for each in shards] == [8, 8, 8, 6]
     windows = np.concatenate([each.windows for each in shards])
     assert (np.diff(windows) > 0).all()
-    everything = plan(setting.tokens, "train", 10**9, 50, seed=0)
+    everything = plan(setting.tokens, "train", 10**9, 50 * CONTEXT, seed=0)
     assert np.concatenate([each.windows for each in everything]).tolist() == list(range(96))
     for shard in everything:
         assert np.isin(shard.background // CONTEXT, shard.windows).all()

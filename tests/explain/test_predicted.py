@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -28,8 +30,8 @@ def model(request: pytest.FixtureRequest) -> CoCoMixForCausalLM:
 
 
 @pytest.fixture
-def found(model: CoCoMixForCausalLM) -> list[Predicted]:
-    return predict(model, IDS, LABELS, promoted=4, places=2)
+def found(model: CoCoMixForCausalLM, tmp_path: Path) -> list[Predicted]:
+    return predict(model, IDS, LABELS, promoted=4, kept=tmp_path / "kept", places=2)
 
 
 def where(model: CoCoMixForCausalLM, concept: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """A project with everything that the page shows: small, random, and of one piece."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from cocomix.artifact import Artifact, Work
+from cocomix.attribution.labels import supervision
 from cocomix.base import load_base
 from cocomix.explain import Atlas
 from cocomix.explain.making import make_atlas
@@ -24,7 +24,7 @@ from tests.steering.conftest import CONCEPTS, artifacts, fp32
 
 __all__ = ["artifacts", "fp32"]
 
-EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_windows": 64})
+EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_tokens": 1024})
 
 
 @pytest.fixture
@@ -41,16 +41,15 @@ def atlas(artifacts: Path) -> Atlas:
 def steering(artifacts: Path, atlas: Atlas) -> Path:
     """What the model, now an artifact, makes of each concept: as of stage `steer`."""
     folder, tokens = artifacts / "models/cocomix-0", Tokens(artifacts / "tokens")
-    supervision = json.loads((artifacts / "concepts/supervision.json").read_bytes())["cocomix"]
-    with Work("pretrain", folder, {"supervision": supervision}, {}) as work:
+    with Work("pretrain", folder, supervision(Artifact(artifacts / "concepts"), "cocomix"), {}) as work:
         with work.write_folder() as target:
             shutil.copytree(folder, target, dirs_exist_ok=True)
         work.finish({})
         work.publish()
     ids = torch.from_numpy(tokens.windows("validation")[:6].astype(np.int64))
     labels = torch.arange(ids.numel()).view(*ids.shape, 1) % CONCEPTS
-    found = predict(load_base(Artifact(folder), CONTEXT), ids, labels, promoted=5)
-    with Work("steer", artifacts / "steering", {"model 0": Artifact(folder).digest}, {}) as work:
+    found = predict(load_base(Artifact(folder), CONTEXT), ids, labels, promoted=5, kept=artifacts / "kept")
+    with Work("steer", artifacts / "steering", {"models/cocomix-0": Artifact(folder).digest}, {}) as work:
         with work.write(PREDICTED) as pending:
             pq.write_table(predictions_table(0, found, range(6), ids.tolist()), pending.path)
         work.finish({"seeds": [0]})

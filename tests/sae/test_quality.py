@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import Tensor, zeros_like
 
+from cocomix import parts
 from cocomix.activations.store import ActivationStore
 from cocomix.artifact import Artifact
 from cocomix.base import load_base, residual_edited
 from cocomix.params import Location
-from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
+from cocomix.runtime import runtime
+from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
 from cocomix.sae.quality import Reconstruction, Splice, duplicates, reconstruction, splice
 from cocomix.sae.training import SaeTraining, Wanted
 from cocomix.tokens.windows import Tokens
@@ -43,6 +45,42 @@ def test_unexplained_variance_is_that_of_all_held_out_activations(
     fires = torch.zeros(len(x), trained.config.latents).scatter(1, latents.indices, (latents.values > 0).float())
     torch.testing.assert_close(measured.rates, fires.mean(0))
     np.testing.assert_allclose(measured.mean, x.mean(0), rtol=1e-5)
+
+
+def test_a_stopped_measurement_goes_on_to_the_same_figures(
+    store: ActivationStore, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "SECONDS", -1.0)
+    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "5")
+    runtime.cache_clear()
+    model, tokens = load_base(Artifact(base_folder), CONTEXT), Tokens()
+    narrow, wide = (
+        SparseAutoencoder(SaeConfig(d_model=d, latents=8, k=2, layer=2, normalize="token")) for d in (16, 32)
+    )
+    calls, last = 0, 0
+
+    def counted(sae: SparseAutoencoder, x: Tensor) -> Latents:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise KeyboardInterrupt
+        return encode(sae, x)
+
+    encode = SparseAutoencoder.encode
+    monkeypatch.setattr(SparseAutoencoder, "encode", counted)
+    for measure in (
+        lambda kept: reconstruction(narrow, store, kept),
+        lambda kept: splice(wide, model, tokens, torch.zeros(32), but(), kept),
+    ):
+        calls = last = 0
+        whole = measure(None)
+        every, calls, last = calls, 0, calls - 1
+        assert every > 3
+        with pytest.raises(KeyboardInterrupt):
+            measure(tmp_path / "kept")
+        calls = last = 0
+        assert str(measure(tmp_path / "kept")) == str(whole)
+        assert calls == 2
 
 
 class Perfect(SparseAutoencoder):

@@ -19,7 +19,7 @@ from cocomix.steering import Extractor
 from cocomix.tokens.windows import Tokens
 from tests.modeling.conftest import tiny
 
-PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_windows=64)
+PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_tokens=1024)
 CONCEPTS, LAYER = 40, 2
 
 
@@ -63,7 +63,8 @@ def artifacts(base_folder: Path) -> Path:
         work.finish({})
         work.publish()
     base, tokens = load_base(Artifact(base_folder), 16), Tokens(root / "tokens")
-    with Work("attribution", root / "concepts", {"base": ""}, PARAMS.model_dump()) as work:
+    inputs = {name: Artifact(root / name).digest for name in ("base", "sae", "tokens")}
+    with Work("attribution", root / "concepts", inputs, PARAMS.model_dump()) as work:
         work.finish(label(work, base, load_sae(Artifact(root / "sae")), tokens, PARAMS))
         work.publish()
     folder = root / "models/cocomix-0"

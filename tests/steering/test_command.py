@@ -158,7 +158,9 @@ def test_what_is_of_another_autoencoder_is_refused(capsys: pytest.CaptureFixture
             pq.write_table(pa.table({"concept": range(40), "label": [""] * 40}), pending.path)
         work.finish({"concepts": 40})
         work.publish()
-    assert "artifacts/atlas: of another autoencoder than artifacts/concepts" in refused("concepts", "w5")
+    assert "artifacts/atlas, artifacts/concepts: made from different sae; run explain and attribution again" in refused(
+        "concepts", "w5"
+    )
 
 
 def test_labels_that_the_model_was_not_trained_on_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +168,7 @@ def test_labels_that_the_model_was_not_trained_on_are_refused(capsys: pytest.Cap
     files = {each.name: each.read_bytes() for each in folder.iterdir()}
     for supervision in (json.loads(Path("artifacts/concepts/supervision.json").read_text())["cocomix"], "another"):
         shutil.rmtree(folder)
-        with Work("pretrain", folder, {"supervision": supervision}, {}) as work:
+        with Work("pretrain@cocomix-0", folder, {"supervision.cocomix": supervision}, {}) as work:
             with work.write_folder() as target:
                 for name, content in files.items():
                     (target / name).write_bytes(content)
@@ -174,4 +176,7 @@ def test_labels_that_the_model_was_not_trained_on_are_refused(capsys: pytest.Cap
             work.publish()
         if supervision != "another":
             assert printed(capsys, "concepts", "w5 w9")
-    assert "not the labels that artifacts/models/cocomix-0 was trained on" in refused("concepts", "w5 w9")
+    message = (
+        "artifacts/models/cocomix-0: made from another supervision.cocomix than the one that is there; run pretrain"
+    )
+    assert message in refused("concepts", "w5 w9")
