@@ -17,7 +17,8 @@ from typing import IO
 from cocomix.errors import UserError
 from cocomix.parent import end_with_parent
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
+"""A new database takes half a minute of a core that may be shared by many. A server that ends is noticed at once."""
 DATABASE_SECONDS = 5.0
 """What another server's write may take that is at work on the same database."""
 STOP_SECONDS = 40.0

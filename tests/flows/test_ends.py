@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flows.workspace import alone, dvc_at_work
-from tests.flows.conftest import ROOT, set_params
+from tests.flows.conftest import ROOT, SCRIPTS, set_params
 from tests.flows.test_reproduce import ends, wait_for_pid
 from tests.flows.test_ui import PATIENCE, Process, command_of, descendants, free_port, until
 
@@ -128,16 +128,22 @@ def test_what_runs_deployments_is_stopped_while_it_starts_and_later(
         assert "Traceback" not in said
 
 
+def at_work() -> tuple[Process, int]:
+    """A flow with a server of its own, and the process of its stage, which takes ten minutes."""
+    set_params(number=1, wait=600)
+    Path("number.py").write_text(SCRIPTS["wait.py"])
+    process = start("flows.pipeline number")
+    assert process.stdout
+    while "> exec python number.py" not in process.stdout.readline():
+        assert process.poll() is None
+    return process, wait_for_pid()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("by", [*STOPS, signal.SIGKILL], ids=lambda by: by.name)
 def test_a_flow_that_is_stopped_during_a_stage_says_one_more_line(project: Path, by: signal.Signals) -> None:
-    set_params(number=1, wait=600)
-    process = start("flows.pipeline wait")
-    stage = wait_for_pid()
-    assert process.stdout
-    while "Running stage 'wait'" not in process.stdout.readline():
-        pass
+    process, stage = at_work()
     assert stopped(process, by) == ("" if by == signal.SIGKILL else f"stopped by {by.name}\n")
     assert ends(stage)
 
@@ -145,9 +151,7 @@ def test_a_flow_that_is_stopped_during_a_stage_says_one_more_line(project: Path,
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_flow_whose_server_is_killed_ends_and_says_so(project: Path) -> None:
-    set_params(number=1, wait=600)
-    process = start("flows.pipeline wait")
-    stage = wait_for_pid()
+    process, stage = at_work()
     below = descendants(process.pid)
     server = next(each for each in below if "--port" in command_of(each))
     os.kill(server, signal.SIGKILL)
