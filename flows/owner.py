@@ -87,7 +87,7 @@ def check_definition(entrypoint: str) -> None:
     }
     if names := [name for name, is_foreign in foreign.items() if is_foreign]:
         raise UserError(
-            f"deployment {flow_run.flow_name}/{deployment.name}: {', '.join(names)}: not as prefect.yaml defines it; "
+            f"deployment {flow_run.flow_name}/{found.name}: {', '.join(names)}: not as prefect.yaml defines it; "
             "nothing was run; start `make ui` again, or deploy it again"
         )
 

@@ -303,12 +303,18 @@ def test_the_server_of_a_run_is_behind_the_same_gate(project: Path) -> None:
     set_params(number=1, wait=60)
     clean = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT")}
     command = [sys.executable, "-m", "flows.pipeline", "wait"]
-    with subprocess.Popen(command, env=clean, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        wait_for_pid()
+    with subprocess.Popen(command, env=clean, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True) as run:
+        ports: list[int] = []
+
+        def is_up() -> bool:
+            commands = map(command_of, descendants(run.pid))
+            ports[:] = [int(found[1]) for each in commands if (found := re.search(r"flows.gate.* --port (\d+)", each))]
+            return bool(ports) and answers(run, ports[0])
+
+        until(is_up)
         below = descendants(run.pid)
-        port = next(int(found[1]) for each in below if (found := re.search(r"--port (\d+)", command_of(each))))
-        assert ask(port, "GET", "/api/admin/version", [("Host", f"127.0.0.1:{port}")])[0] == 200
-        check_refusals(port, ENDPOINTS)
+        assert ask(ports[0], "GET", "/api/admin/version", [("Host", f"127.0.0.1:{ports[0]}")])[0] == 200
+        check_refusals(ports[0], ENDPOINTS)
         run.terminate()
         run.wait(PATIENCE)
         assert all(ends(each) for each in below)

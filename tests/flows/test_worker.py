@@ -112,3 +112,28 @@ def test_a_cancelled_run_ends_and_leaves_no_process(prefect: Ui) -> None:
         assert ends(stage)
         prefect.until_state(cancelled, "Cancelled")
         assert [each for each in descendants(worker.pid) if not ends(each)] == []
+
+
+def test_a_worker_runs_nothing_that_the_server_says_a_deployment_is(prefect: Ui) -> None:
+    client = prefect.client
+    own = client.read_deployment_by_name("pipeline/manual")
+    steps = [{"prefect.deployments.steps.run_shell_script": {"script": "touch x"}}]
+    variables = {"command": f"touch {Path.cwd()}/x", "env": {"A": "1"}}
+    foreign = {"name": "foreign", "flow_id": str(client.create_flow_from_name("other")), "work_pool_name": "cocomix"}
+    client.request("POST", "/deployments/", json=foreign | {"pull_steps": steps, "entrypoint": "x.flow"})
+    with started(START):
+        for change in ({"pull_steps": steps}, {"pull_steps": [], "job_variables": variables}):
+            client.request("PATCH", f"/deployments/{own.id}", json=change).raise_for_status()
+            refused = run("number")
+            prefect.until_state(refused, "Failed")
+            state = prefect.read(refused).state
+            assert state
+            assert (state.message or "").startswith(
+                f"deployment pipeline/manual: {list(change)[-1]}: not as prefect.yaml"
+            )
+        other = client.create_flow_run_from_deployment(client.read_deployment_by_name("other/foreign").id).id
+        prefect.until_state(other, "Failed")
+        assert done(DEPLOY)  # puts them back
+        client.request("PATCH", f"/deployments/{own.id}", json={"job_variables": {}}).raise_for_status()
+        prefect.until_state(run("number"), "Completed")
+    assert not Path("x").exists()
