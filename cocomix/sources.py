@@ -15,6 +15,7 @@ PLUMBING = frozenset(
         "cocomix.artifact",
         "cocomix.checked",
         "cocomix.device",
+        "cocomix.dialect",
         "cocomix.distributed",
         "cocomix.errors",
         "cocomix.gpus",

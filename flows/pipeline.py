@@ -12,14 +12,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import WithJsonSchema
-from ruamel.yaml import YAML, YAMLError
 
+from cocomix.dialect import load_yaml
 from cocomix.errors import UserError
 from cocomix.runtime import runtime
 from flows import publish
 from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time
-from flows.overrides import Overrides, flat, override
+from flows.overrides import Overrides, flat, nested, override
 from flows.reproduce import Result, reproduce
 from flows.server import end_with_runner, run_here
 from flows.workspace import alone
@@ -172,7 +172,7 @@ def main() -> None:
     """The command line."""
     given = command_line()
     try:
-        overrides = dict(_assignment(each) for each in given.set)
+        overrides = nested(_assignment(each) for each in given.set)
     except UserError as error:
         sys.exit(f"error: {error}")
     run_here(lambda: pipeline(tuple(given.stages), given.mode, overrides, return_state=True))
@@ -181,10 +181,7 @@ def main() -> None:
 def _assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if key and equals:
-        try:
-            return key, YAML(typ="safe").load(value)
-        except (YAMLError, ValueError):  # the latter: 2020-99-99
-            pass
+        return key, load_yaml(value, text)
     raise UserError(f"{text}: must be KEY=VALUE, such as sae.k=16, with the value in YAML")
 
 

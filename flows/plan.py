@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cocomix.checked import parse
+from cocomix.checked import mapping, parse
 from cocomix.corpus.files import find_files
 from cocomix.errors import UserError, suggestion
 from cocomix.gpus import GPUS, Gpu, gpu_named
@@ -30,7 +30,7 @@ from cocomix.report.wording import duration, si
 from cocomix.runtime import runtime
 from flows import dag
 from flows.overrides import nested
-from flows.preset import content_of, read, sections, with_values
+from flows.preset import content_of, sections, with_values
 
 UTILISATION = 0.3
 """Share of a GPU's peak that is taken to be reached. Assumed, not measured."""
@@ -98,7 +98,7 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
         UserError: for an unknown preset, or parameters that are not valid.
     """
     content = content_of(preset) if preset else sections(FILE)
-    params = parse(Params, read(content), str(FILE))
+    params = parse(Params, mapping(content, str(FILE)), str(FILE))
     stages = dag.read(content)
     why = reasons(stages)
     needs = estimate(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
@@ -141,7 +141,7 @@ def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str
     """By kind of stage: of the longest one that finished here, and was long enough to tell."""
     ran_with = [nested(stage.ran_with) for stage in stages.values()]
     try:
-        params = parse(Params, read(with_values(content, ran_with, "dvc.lock")), "dvc.lock")
+        params = parse(Params, mapping(with_values(content, ran_with, "dvc.lock"), "dvc.lock"), "dvc.lock")
         needs = estimate(params, _text(params, up_to_date=True))
     except (UserError, FileNotFoundError):  # of an older pipeline, or nothing ran yet
         return {}

@@ -192,7 +192,13 @@ def _asked(name: str, grid: Sequence[str], methods: Sequence[Method], seeds: Seq
     """The name of the results, and the models to train."""
     file = Path(name) if name.endswith((".yaml", ".yml")) else None
     results = file.stem if file else name
-    if not results.isprintable() or (not file and set(results) & set("=/")):
+    if (
+        not results.isprintable()
+        or results != results.strip()
+        or results.startswith((".", "-"))
+        or not 0 < len(results.encode()) < 200
+        or (not file and set(results) & set("=/"))
+    ):
         raise UserError(f"{name}: no name of a sweep; it must be a name, or a file of settings")
     return results, tasks(settings(file, grid), methods, seeds)
 
