@@ -22,6 +22,7 @@ from rich.text import Text
 from transformers.utils import logging
 
 from cocomix.artifact import MANIFEST
+from cocomix.checked import port_number, whole_number
 from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixConfig
 from cocomix.steering.autoencoder import concepts_edited, editing
@@ -114,8 +115,8 @@ def explore(options: argparse.Namespace, console: Console) -> None:
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
-    if options.tokens < 1 or options.temperature < 0:
-        raise UserError("--tokens must be 1 or more, --temperature 0 or more")
+    if not (1 <= options.tokens <= 10**6 and 0 <= options.temperature <= 10**6):
+        raise UserError("--tokens must be 1 or more, --temperature 0 or more, and neither beyond a million")
     if not 0 <= options.seed < 2**63:
         raise UserError("--seed must be from 0 to 2^63 - 1")
     return Sampling(options.tokens, 0.0 if options.greedy else options.temperature, options.seed)
@@ -145,12 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--model", type=Path, help="its folder; default: artifacts/models/cocomix-<first seed>")
         each.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="of the pipeline that made it")
         if command is explore:
-            each.add_argument("--port", type=int, default=0, help="of 127.0.0.1; default: one that is free")
+            each.add_argument("--port", type=port_number, default=0, help="of 127.0.0.1; default: one that is free")
             continue
         each.add_argument("text", help="what the model reads")
         each.add_argument("--json", action="store_true", help="one JSON value instead")
         if command is show_concepts:
-            each.add_argument("--top", type=int, default=4, help="predicted concepts to show (default: 4)")
+            each.add_argument("--top", type=whole_number, default=4, help="predicted concepts to show (default: 4)")
             continue
         each.add_argument(
             "--edit", nargs="+", default=[], metavar="EDIT", help="such as 412x4", required=command is steer
@@ -158,10 +159,10 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--before-selection", action="store_true", help="scale and ablate before the largest are kept"
         )
-        each.add_argument("--tokens", type=int, default=40, help="new tokens at most (default: 40)")
+        each.add_argument("--tokens", type=whole_number, default=40, help="new tokens at most (default: 40)")
         each.add_argument("--temperature", type=float, default=0.8, help="of sampling (default: 0.8)")
         each.add_argument("--greedy", action="store_true", help="the likeliest token each time")
-        each.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+        each.add_argument("--seed", type=whole_number, default=0, help="of sampling (default: 0)")
         which = "also the base model" if command is steer else "the base model instead"
         each.add_argument("--base", action="store_true", help=f"{which}, edited through its autoencoder")
     return parser

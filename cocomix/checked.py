@@ -4,6 +4,7 @@ It names the file, the key, the value, and what is allowed; for an unknown key, 
 """
 
 import json
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,28 @@ from pydantic import BaseModel, ValidationError
 
 from cocomix.dialect import load_yaml
 from cocomix.errors import UserError, suggestion
+
+
+def whole_number(text: str) -> int:
+    """The number that ASCII digits write: `int` also takes digits of other scripts, underscores and blanks.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if not re.fullmatch("[-+]?[0-9]{1,30}", text):
+        raise ValueError
+    return int(text)
+
+
+def port_number(text: str) -> int:
+    """The number of a port; 0 stands for one that is free.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if not 0 <= (port := whole_number(text)) < 2**16:
+        raise ValueError
+    return port
 
 
 def read_file(path: Path) -> bytes:
@@ -110,14 +133,19 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, where:
         case "missing":
             return f"{place}: missing; it must be given"
         case "model_type":
-            return f"{place}: must be a section of 'key: value', not {first['input']!r}"
+            return f"{place}: must be a section of 'key: value', not {_short(first['input'])}"
     # A value that fits no type of a union has an error for each.
     messages = [
         each["msg"].removeprefix("Value error, ") for each in errors if _locate(model, each["loc"])[0] == location
     ]
     message = " or ".join([messages[0], *(each.removeprefix("Input should be ") for each in messages[1:])])
-    shown = "" if isinstance(first["input"], (dict, BaseModel)) else f"{first['input']!r}: "
+    shown = "" if isinstance(first["input"], (dict, BaseModel)) else f"{_short(first['input'])}: "
     return f"{place}: {shown}{message[0].lower()}{message[1:]}"
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
 def _locate(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[list[int | str], list[str]]:

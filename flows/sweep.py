@@ -26,6 +26,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from cocomix.artifact import write_atomically
+from cocomix.checked import whole_number
 from cocomix.errors import UserError
 from cocomix.params import FILE, Method, Seed
 from cocomix.report.efficiency import equal_flops, loss_at, spread
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("name", metavar="NAME|FILE.yaml", help="names the results; a file also holds settings")
     parser.add_argument("grid", nargs="*", metavar="KEY=VALUE,...", help="a point of the grid is one of each")
     parser.add_argument("--methods", nargs="+", default=[], help="as pretrain.methods of params.yaml, the default")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="as pretrain.seeds, likewise")
+    parser.add_argument("--seeds", nargs="+", type=whole_number, default=[], help="as pretrain.seeds, likewise")
     given = parser.parse_args()
     try:
         _asked(**vars(given))  # what is wrong is said before a server starts

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -141,7 +142,7 @@ def matrix_item(arguments: list[str], params: Params) -> tuple[Method, int]:
     if not arguments and (stage := os.environ.get("DVC_STAGE")):  # such as pretrain@cocomix-0
         method, _, seed = stage.partition("@")[2].rpartition("-")
         arguments = [method, seed]
-    if len(arguments) != 2 or arguments[0] not in get_args(Method) or not arguments[1].isdecimal():
+    if len(arguments) != 2 or arguments[0] not in get_args(Method) or not re.fullmatch("[0-9]{1,19}", arguments[1]):
         raise UserError(
             f"usage: METHOD SEED, with a method of {', '.join(get_args(Method))}; got {' '.join(arguments)!r}"
         )

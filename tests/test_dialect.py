@@ -45,6 +45,14 @@ def test_a_word_is_for_us_what_it_is_for_dvc_or_is_refused(place: str, word: str
     is_read_alike(place.format(word))
 
 
+@given(st.floats(allow_nan=False), st.sampled_from(["{!r}", "{:e}", "{:.3g}"]))
+def test_a_number_as_python_writes_it_is_for_us_what_it_is_for_dvc(value: float, style: str) -> None:
+    text = style.format(value)
+    if "inf" not in text:
+        assert isinstance(load_yaml(text, "file"), int | float)
+        is_read_alike(text)
+
+
 @settings(deadline=None, max_examples=500)
 @given(PLACES, TEXTS)
 def test_any_text_is_for_us_what_it_is_for_dvc_or_is_refused(place: str, text: str) -> None:

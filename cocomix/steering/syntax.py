@@ -13,10 +13,10 @@ from dataclasses import replace
 from cocomix.errors import UserError
 from cocomix.modeling.concept_edits import Ablate, Scale, Set, Swap
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 EDIT = re.compile(
-    rf"(?P<concept>\d+)(?:x(?P<factor>{NUMBER})|=(?P<strength>{NUMBER})|~(?P<other>\d+))"
-    r"(?:@(?P<start>\d+)?(?P<range>:(?P<stop>\d+)?)?)?"
+    rf"(?P<concept>[0-9]+)(?:x(?P<factor>{NUMBER})|=(?P<strength>{NUMBER})|~(?P<other>[0-9]+))"
+    r"(?:@(?P<start>[0-9]+)?(?P<range>:(?P<stop>[0-9]+)?)?)?"
 )
 
 
