@@ -31,7 +31,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0, le=2**40)]
 Size = Annotated[int, Field(gt=0, le=2**24)]
 """Of what a model or a table has so many of, held in memory at once."""
-Layers = Annotated[int, Field(gt=0, le=2**10)]
+LAYERS = 2**10
+"""Blocks of a model at most."""
+Layers = Annotated[int, Field(gt=0, le=LAYERS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(gt=0, le=1e3)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]

@@ -22,6 +22,7 @@ PLUMBING = frozenset(
         "cocomix.interrupt",
         "cocomix.params",
         "cocomix.parent",
+        "cocomix.preflight",
         "cocomix.progress",
         "cocomix.runtime",
         "cocomix.sources",

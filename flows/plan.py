@@ -26,6 +26,7 @@ from cocomix.errors import UserError, suggestion
 from cocomix.gpus import GPUS, Gpu, gpu_named
 from cocomix.params import FILE, Params
 from cocomix.planning import LIBRARIES, Estimate, Text, estimate, estimate_text, measured_text
+from cocomix.preflight import preflight
 from cocomix.report.wording import duration, si
 from cocomix.runtime import runtime
 from flows import dag
@@ -97,13 +98,26 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     Raises:
         UserError: for an unknown preset, or parameters that are not valid.
     """
-    content = content_of(preset) if preset else sections(FILE)
-    params = parse(Params, mapping(content, str(FILE)), str(FILE))
+    content, params = _asked(preset)
     stages = dag.read(content)
     why = reasons(stages)
     needs = estimate(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
     rates = _measured_rates(stages, content)
     return [_planned(stage, why[name], needs[name], params, rates, gpu) for name, stage in stages.items()]
+
+
+def refusal(preset: str | None = None) -> str | None:
+    """What would be refused at the start of a run; None: nothing."""
+    try:
+        preflight(_asked(preset)[1])
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _asked(preset: str | None) -> tuple[bytes, Params]:
+    content = content_of(preset) if preset else sections(FILE)
+    return content, parse(Params, mapping(content, str(FILE)), str(FILE))
 
 
 def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
@@ -285,13 +299,16 @@ def main() -> None:
         gpu = gpu_named(given.gpu)
         if gpu is None:
             raise UserError(f"--gpu {given.gpu}: not known; {suggestion(given.gpu, GPUS)}")
-        planned = plan(given.preset, gpu)
+        planned, refused = plan(given.preset, gpu), refusal(given.preset)
     except UserError as error:
         sys.exit(f"error: {error}")
     if given.json:
-        print(json.dumps({"gpu": given.gpu, "stages": [asdict(each) for each in planned]}, indent=2))
+        stages = [asdict(each) for each in planned]
+        print(json.dumps({"gpu": given.gpu, "stages": stages, "refused": refused}, indent=2))
     else:
         show(planned, given.gpu, Console())
+    if refused:
+        sys.exit(f"error: refused at the start: {refused}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from cocomix.artifact import Artifact, Work, write_atomically
 from cocomix.errors import UserError
 from cocomix.params import Params, TokenizeParams
+from cocomix.preflight import check_validation_windows
 from cocomix.progress import say
 from cocomix.splits import SPLITS
 from cocomix.tokens.pack import count_tokens, encode, first_documents, write_windows
@@ -62,6 +63,7 @@ def run(params: Params) -> None:
                     pending.rows = len(groups)
             bytes_per_token = corpus.about["splits"][split]["bytes"] / tokens
             metrics[split] = {"tokens": tokens, "windows": windows, "bytes_per_token": bytes_per_token}
+        check_validation_windows(params, metrics["validation"]["windows"])
         (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {
             "context": section.context,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from cocomix.corpus.files import files_digest, read_files
+from cocomix.corpus.files import files_digest, find_files, read_files
 from cocomix.corpus.store import Document
 from cocomix.errors import UserError
 from cocomix.evaluation.text import Text, token_bytes
@@ -29,6 +29,16 @@ def corpus_digest(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> 
     tokenizer = [tokens.artifact.manifest.files[each].sha256 for each in tokens.artifact.names("tokenizer/")]
     state = [files, params.model_dump(), tokenizer, tokens.context]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def check_files(name: str, params: EvaluationCorpusParams) -> None:
+    """Check that the files of the corpus called `name` are there.
+
+    Raises:
+        UserError: when a path matches no file, or one of an unknown kind.
+    """
+    with _named(name):
+        find_files(params.paths)
 
 
 def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Text:
