@@ -31,10 +31,12 @@ from cocomix.steering.reading import Concept, concepts, encode
 from cocomix.steering.show import Stream, meanings, side_by_side, table_of
 from cocomix.steering.syntax import Written, parse_edit
 from cocomix.steering.writing import Sampling, continuation
+from cocomix.streams import mend_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what is wrong with it is one line."""
+    mend_streams()
     options = _parser().parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

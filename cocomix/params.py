@@ -94,7 +94,6 @@ class Section(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
@@ -529,7 +528,7 @@ class EvaluationCorpusParams(Section):
 
 def _is_corpus_name(name: str) -> str:
     if name in ("train", "validation", "test") or not re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,99}", name):
-        raise ValueError("allowed: a letter, then letters of A-Z, digits, _ and -, 100 at most; not train, validation, test: our corpus's")
+        raise ValueError("allowed: a letter (A-Z), then letters, digits, _ and -, 100 in all; not train, validation, test")
     return name
 
 

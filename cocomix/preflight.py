@@ -38,6 +38,19 @@ def preflight(params: Params) -> None:
     _check_steer(params)
 
 
+def check_place(artifacts: Path) -> None:
+    """Check that artifacts can be where they are to be. DVC takes no folder behind a link, and says so at the end.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if artifacts.is_symlink() or (artifacts.exists() and not artifacts.is_dir()):
+        raise UserError(
+            f"{artifacts}: must be a folder, not a link or a file; to have it on another disk, mount that here, or put "
+            "the whole project there"
+        )
+
+
 def check_validation_windows(params: Params, windows: int) -> None:
     """Check that what is read of the validation split is there.
 

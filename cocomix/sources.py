@@ -26,6 +26,7 @@ PLUMBING = frozenset(
         "cocomix.progress",
         "cocomix.runtime",
         "cocomix.sources",
+        "cocomix.streams",
         "cocomix.workers",
         "stages",
         "stages.launch",

@@ -22,7 +22,7 @@ from flows.gpu import has_gpu, one_at_a_time
 from flows.overrides import Overrides, flat, nested, override
 from flows.reproduce import Result, reproduce
 from flows.server import end_with_runner, run_here
-from flows.workspace import alone
+from flows.workspace import alone, check_folder
 
 UP_TO_DATE = "Up to date"
 FIRST_MICRO_BATCH = 8
@@ -172,6 +172,7 @@ def main() -> None:
     """The command line."""
     given = command_line()
     try:
+        check_folder()
         overrides = nested(_assignment(each) for each in given.set)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -69,7 +69,9 @@ def parameters(overrides: Mapping[str, Any]) -> None:
     given = "".join(f"- `{key}: {json.dumps(value)}`\n" for key, value in overrides.items())
     title = f"Given for this run:\n\n{given}\n" if given else ""
     with _if_possible():
-        create_markdown_artifact(f"{title}```yaml\n{FILE.read_text()}\n```", "parameters", "params.yaml of this run")
+        create_markdown_artifact(
+            f"{title}```yaml\n{FILE.read_text(encoding='utf-8')}\n```", "parameters", "params.yaml of this run"
+        )
 
 
 def metrics(stage: str, files: Iterable[Path]) -> None:
@@ -85,8 +87,9 @@ def metrics(stage: str, files: Iterable[Path]) -> None:
             create_table_artifact(table, _key("metrics", stage), f"What stage {stage} measured")
         if stage == REPORT.name and (summary := REPORT / "summary.txt").exists():
             address = os.environ.get(REPORT_URL) or (REPORT / "index.html").absolute().as_uri()
+            shown = summary.read_text(encoding="utf-8")
             create_markdown_artifact(
-                f"[The report]({address}) (`{REPORT / 'index.html'}`)\n\n```\n{summary.read_text()}\n```",
+                f"[The report]({address}) (`{REPORT / 'index.html'}`)\n\n```\n{shown}\n```",
                 "report",
                 "The comparison of the language models",
             )

@@ -39,7 +39,7 @@ from flows.dag import plan
 from flows.pipeline import bring_up_to_date
 from flows.server import end_with_runner, run_here
 from flows.settings import Task, settings, tasks
-from flows.workspace import kept
+from flows.workspace import check_folder, kept
 
 
 @flow(persist_result=False)
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=whole_number, default=[], help="as pretrain.seeds, likewise")
     given = parser.parse_args()
     try:
+        check_folder()
         _asked(**vars(given))  # what is wrong is said before a server starts
     except UserError as error:
         sys.exit(f"error: {error}")

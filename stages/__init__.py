@@ -11,3 +11,6 @@ if sys.argv[0] == "-m":  # a stage is starting
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Until `stages.stage.main` takes over, Ctrl-C ends it without a traceback of the imports.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from cocomix.streams import mend_streams
+
+    mend_streams()

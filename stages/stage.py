@@ -23,6 +23,7 @@ from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.params import FILE, Params, load
 from cocomix.parent import end_with_parent
+from cocomix.preflight import check_place
 from cocomix.progress import say
 from cocomix.runtime import runtime
 from stages.launch import first_to_end, launch
@@ -49,6 +50,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         sys.exit(2)
     try:
         params = load()
+        check_place(ARTIFACTS)
         _die_with_dvc()
         if shared and "RANK" not in os.environ and (processes := _processes()) > 1:
             sys.exit(launch(processes))
@@ -209,11 +211,19 @@ def _share_cores() -> None:
         torch.set_num_threads(count)
 
 
+def stage_of_dvc() -> str | None:
+    """The name in dvc.yaml of the stage that DVC runs here; none: DVC runs none.
+
+    To DVC, in another folder than dvc.yaml's, it is `../dvc.yaml:sae`.
+    """
+    return os.environ.get("DVC_STAGE", "").rpartition(":")[2] or None
+
+
 def _check_parameters(read: Params) -> None:
     """Fail where params.yaml has changed under this stage: DVC notes its values of now as those of the artifact."""
-    if "DVC_STAGE" not in os.environ or runtime().rank:
+    if not (stage := stage_of_dvc()) or runtime().rank:
         return
-    name, _, item = os.environ["DVC_STAGE"].partition("@")
+    name, _, item = stage.partition("@")
     known = read_yaml(Path("dvc.yaml"))["stages"][name]["params"]
     method, now = item.rpartition("-")[0], load()
     for key in (each.replace("${item.method}", method) for each in known if isinstance(each, str)):

@@ -1,5 +1,10 @@
 """Stage `tokenize`: the tokenizer, and the corpus as windows of token ids."""
 
+import sys
+
+if __name__ == "tokenize":  # a stage was started by its path: Python finds this for its own module of that name
+    sys.exit("error: start a stage from the project's folder by its name, such as: python -m stages.corpus")
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -299,7 +299,11 @@ def check_computes(value: object) -> None:
     ("old", "new", "message"),
     [
         ("  seed: 0", "  seed: 18446744073709551616", "base.seed: 18446744073709551616: input should be less than"),
-        ("  seeds: [0]", "  seeds: [9223372036854775808]", "pretrain.seeds.0: 9223372036854775808: input should be less"),
+        (
+            "  seeds: [0]",
+            "  seeds: [9223372036854775808]",
+            "pretrain.seeds.0: 9223372036854775808: input should be less",
+        ),
         ("  seeds: [0]", "  seeds: [-1]", "pretrain.seeds.0: -1: input should be greater than or equal to 0"),
         ("-10, -5", "1e308, -5", "steer.strengths.0: 1e+308: input should be less than or equal to 1000000"),
         ("-10, -5", ".nan, -5", "steer.strengths.0: nan: input should be a finite number"),

@@ -55,26 +55,41 @@ def files(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"corpus": {"source": "files", "files": {"paths": ["no/*.txt"]}}}, "corpus.files.paths: 'no/*.txt' matches no"),
+        (
+            {"corpus": {"source": "files", "files": {"paths": ["no/*.txt"]}}},
+            "corpus.files.paths: 'no/*.txt' matches no",
+        ),
         ({"corpus": {"source": "files", "files": {"paths": ["file.bin"]}}}, "file.bin: not a known kind of file"),
         (
             {"tokenize": {"source": "pretrained", "pretrained": "a/b/c"}},
             "tokenize.pretrained: 'a/b/c': no such folder, and no id of the hub",
         ),
-        ({"tokenize": {"source": "pretrained", "pretrained": "file.txt"}}, "tokenize.pretrained: 'file.txt': a file; it"),
-        ({"tokenize": {"source": "pretrained", "pretrained": "empty"}}, "tokenize.pretrained: 'empty': no tokenizer can"),
+        (
+            {"tokenize": {"source": "pretrained", "pretrained": "file.txt"}},
+            "tokenize.pretrained: 'file.txt': a file; it",
+        ),
+        (
+            {"tokenize": {"source": "pretrained", "pretrained": "empty"}},
+            "tokenize.pretrained: 'empty': no tokenizer can",
+        ),
         (base("./nowhere"), "base.pretrained: './nowhere': no such folder, and no id of the hub"),
         (base("a b"), "base.pretrained: 'a b': no such folder, and no id of the hub"),
         (base("torn"), "base.pretrained: 'torn': no model can be loaded from this folder: "),
         (base("empty"), "base.pretrained: 'empty': no model can be loaded from this folder: "),
         (base("short"), "base.pretrained: 'short' has a context of 64; tokenize.context is 128"),
-        (base("small", activations={"sites": ["resid_post_3"]}), "layer 3: the base model has 3 blocks; allowed: 1 to 2"),
+        (
+            base("small", activations={"sites": ["resid_post_3"]}),
+            "layer 3: the base model has 3 blocks; allowed: 1 to 2",
+        ),
         (published("nowhere", "openai"), "sae.published.path: nowhere: no such file or folder"),
         (published("lens", "openai"), "sae.published.path: lens: sae.published.format: openai is a file, and this is"),
         (published("file.txt", "sae-lens"), "sae.published.path: file.txt: sae.published.format: sae-lens is a folder"),
         (published("no-weights", "sparsify"), "sae.published.path: no-weights: sae.published.format: sparsify is a"),
         (published("lens", "sae-lens", latents=512), "sae.latents: 512: the autoencoder in lens has 1024"),
-        (published("sparse", "sparsify", latents=64), "sae.published.path: sparse: is of a base model of 64 dimensions"),
+        (
+            published("sparse", "sparsify", latents=64),
+            "sae.published.path: sparse: is of a base model of 64 dimensions",
+        ),
         (
             {"explain": {"labeller": "model", "model": {"name": "../nowhere"}}},
             "explain.model.name: '../nowhere': no such folder, and no id of the hub",
@@ -87,7 +102,10 @@ def files(folder: Path) -> Path:
             {"evaluate": {"corpora": {"more": {"paths": ["no*"]}}}},
             "evaluate.corpora.more.paths: 'no*' matches no file",
         ),
-        ({"evaluate": {"tasks": ["arc_easy"], "tasks_dir": "nowhere"}}, "evaluate.tasks_dir: 'nowhere': no such folder"),
+        (
+            {"evaluate": {"tasks": ["arc_easy"], "tasks_dir": "nowhere"}},
+            "evaluate.tasks_dir: 'nowhere': no such folder",
+        ),
         ({"evaluate": {"tasks": ["arc_easy"], "tasks_dir": "empty"}}, "empty/arc_easy/test.jsonl: no such file"),
         ({"steer": {"windows": 200_000}}, "steer.windows (200000) must not exceed validation's 118750 windows"),
     ],
@@ -144,8 +162,8 @@ def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
 
 def test_the_shipped_parameters_need_no_library_of_models() -> None:
     program = (
-        "import sys; from pathlib import Path; from cocomix.params import load; from cocomix.preflight import preflight;"
-        f"preflight(load(Path({str(SHIPPED)!r})));"
+        "import sys; from pathlib import Path; from cocomix.params import load\n"
+        f"from cocomix.preflight import preflight; preflight(load(Path({str(SHIPPED)!r})))\n"
         "print(sorted({'torch', 'transformers', 'lm_eval', 'pyarrow', 'datasets'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

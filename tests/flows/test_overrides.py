@@ -10,11 +10,11 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.schema_tools.validation import validate
 
+from cocomix.checked import mapping
 from cocomix.errors import UserError
 from cocomix.params import load
 from flows.overrides import flat, nested, override
 from flows.pipeline import pipeline
-from cocomix.checked import mapping
 from flows.serve import deployments
 from tests.flows.conftest import ROOT
 from tests.flows.test_preset import shipped
