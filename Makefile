@@ -10,7 +10,7 @@ run: .venv/ready          ## the whole pipeline, going on where it was, and its 
 
 report: .venv/ready       ## the page, brought up to date and opened; without a display, its path
 	python -m flows.dvc --wait-for-lock repro report
-	@python -c "import sys, webbrowser; webbrowser.open('file://' + sys.argv[1]) or print(sys.argv[1])" $(CURDIR)/artifacts/report/index.html
+	@python -c "import pathlib, webbrowser; page = pathlib.Path('artifacts/report/index.html').absolute(); webbrowser.open(page.as_uri()) or print(page)"
 
 test: .venv/ready         ## everything that CI checks
 	ruff check . && ruff format --check .

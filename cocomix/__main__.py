@@ -22,6 +22,7 @@ from rich.text import Text
 from transformers.utils import logging
 
 from cocomix.artifact import MANIFEST
+from cocomix.checked import port_number, whole_number
 from cocomix.distributed import stand_alone
 from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixConfig
@@ -31,11 +32,13 @@ from cocomix.steering.reading import Concept, concepts, encode
 from cocomix.steering.show import Stream, meanings, side_by_side, table_of
 from cocomix.steering.syntax import Written, parse_edit
 from cocomix.steering.writing import Sampling, checked_temperature, continuation
+from cocomix.streams import mend_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what is wrong with it is one line."""
     stand_alone()
+    mend_streams()
     options = _parser().parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -116,8 +119,8 @@ def explore(options: argparse.Namespace, console: Console) -> None:
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
-    if options.tokens < 1:
-        raise UserError("--tokens must be 1 or more")
+    if not 1 <= options.tokens <= 10**6:
+        raise UserError("--tokens must be from 1 to a million")
     try:
         checked_temperature(options.temperature)
     except ValueError as error:
@@ -151,12 +154,12 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--model", type=Path, help="its folder; default: artifacts/models/cocomix-<first seed>")
         each.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="of the pipeline that made it")
         if command is explore:
-            each.add_argument("--port", type=int, default=0, help="of 127.0.0.1; default: one that is free")
+            each.add_argument("--port", type=port_number, default=0, help="of 127.0.0.1; default: one that is free")
             continue
         each.add_argument("text", help="what the model reads")
         each.add_argument("--json", action="store_true", help="one JSON value instead")
         if command is show_concepts:
-            each.add_argument("--top", type=int, default=4, help="predicted concepts to show (default: 4)")
+            each.add_argument("--top", type=whole_number, default=4, help="predicted concepts to show (default: 4)")
             continue
         each.add_argument(
             "--edit", nargs="+", default=[], metavar="EDIT", help="such as 412x4", required=command is steer
@@ -164,10 +167,10 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--before-selection", action="store_true", help="scale and ablate before the largest are kept"
         )
-        each.add_argument("--tokens", type=int, default=40, help="new tokens at most (default: 40)")
+        each.add_argument("--tokens", type=whole_number, default=40, help="new tokens at most (default: 40)")
         each.add_argument("--temperature", type=float, default=0.8, help="of sampling (default: 0.8)")
         each.add_argument("--greedy", action="store_true", help="the likeliest token each time")
-        each.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+        each.add_argument("--seed", type=whole_number, default=0, help="of sampling (default: 0)")
         which = "also the base model" if command is steer else "the base model instead"
         each.add_argument("--base", action="store_true", help=f"{which}, edited through its autoencoder")
     return parser

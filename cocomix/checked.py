@@ -5,60 +5,80 @@ It names the file, the key, the value, and what is allowed; for an unknown key, 
 
 import json
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from cocomix.dialect import load_yaml
 from cocomix.errors import UserError, suggestion
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML with two repairs: `2e-3` is a number, as it is for DVC (YAML 1.2), and a key given twice is an error."""
+def whole_number(text: str) -> int:
+    """The number that ASCII digits write: `int` also takes digits of other scripts, underscores and blanks.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    Raises:
+        ValueError: when it is none.
+    """
+    if not re.fullmatch("[-+]?[0-9]{1,30}", text):
+        raise ValueError
+    return int(text)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+def port_number(text: str) -> int:
+    """The number of a port; 0 stands for one that is free.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if not 0 <= (port := whole_number(text)) < 2**16:
+        raise ValueError
+    return port
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file that a user names: a regular one, as reading of a pipe or a device may never end.
+
+    Raises:
+        UserError: when it is missing, or cannot be read.
+    """
+    try:
+        if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
+            raise UserError(f"{path}: no regular file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's folder") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a null character
+        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
     Raises:
-        UserError: when it is missing, is no YAML, gives a key twice, or holds something else.
+        UserError: when it is missing, is no YAML of `cocomix.dialect`, or holds something else.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the project's folder") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
-    except (ValueError, RecursionError) as error:  # a date that is none, a number of too many digits, endless nesting
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        what = "is empty" if content is None else f"holds a {type(content).__name__}"
-        raise UserError(f"{path}: {what}; it must hold sections of 'key: value'")
-    return content
+    return mapping(read_file(path), str(path))
+
+
+def mapping(content: bytes, source: str) -> dict[str, Any]:
+    """The mapping that the content of a YAML file holds.
+
+    Args:
+        source: the file, for the error.
+
+    Raises:
+        UserError: when it is no YAML of `cocomix.dialect`, or holds something else.
+    """
+    found = load_yaml(content, source)
+    if not isinstance(found, dict):
+        what = "is empty" if found is None else f"holds a {type(found).__name__}"
+        raise UserError(f"{source}: {what}; it must hold sections of 'key: value'")
+    return found
 
 
 def read_json(path: Path, advice: str) -> Any:
@@ -113,14 +133,19 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, where:
         case "missing":
             return f"{place}: missing; it must be given"
         case "model_type":
-            return f"{place}: must be a section of 'key: value', not {first['input']!r}"
+            return f"{place}: must be a section of 'key: value', not {_short(first['input'])}"
     # A value that fits no type of a union has an error for each.
     messages = [
         each["msg"].removeprefix("Value error, ") for each in errors if _locate(model, each["loc"])[0] == location
     ]
     message = " or ".join([messages[0], *(each.removeprefix("Input should be ") for each in messages[1:])])
-    shown = "" if isinstance(first["input"], (dict, BaseModel)) else f"{first['input']!r}: "
+    shown = "" if isinstance(first["input"], (dict, BaseModel)) else f"{_short(first['input'])}: "
     return f"{place}: {shown}{message[0].lower()}{message[1:]}"
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
 def _locate(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[list[int | str], list[str]]:

@@ -24,9 +24,20 @@ from cocomix.checked import parse, read_yaml
 
 FILE = Path("params.yaml")
 
+LONGEST = 4096
+"""Characters of a parameter that is text, as of a path on Linux."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, le=2**40)]
+Size = Annotated[int, Field(gt=0, le=2**24)]
+"""Of what a model or a table has so many of, held in memory at once."""
+LAYERS = 2**10
+"""Blocks of a model at most."""
+Layers = Annotated[int, Field(gt=0, le=LAYERS)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, Field(gt=0, le=1e3)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Megabytes = Annotated[float, Field(gt=0, le=1e9)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 HiddenDistance = Literal["l1", "l2", "cosine"]
@@ -59,7 +70,7 @@ class Site(NamedTuple):
             ValueError: when that is no site.
         """
         location, _, layer = name.rpartition("_")
-        if location not in get_args(Location) or not re.fullmatch(r"[1-9]\d*", layer):
+        if location not in get_args(Location) or not re.fullmatch("[1-9][0-9]{0,8}", layer):
             raise ValueError(f"allowed: {', '.join(get_args(Location))}, each with _ and the number of a block from 1")
         return cls(location, int(layer))  # type: ignore[arg-type]
 
@@ -82,6 +93,15 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """Text can be written to a file, and name one. JSON and a command line can hold half characters."""
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and (len(each) > LONGEST or re.search("[\0\ud800-\udfff]", each)):
+                raise ValueError(f"must be text of at most {LONGEST} characters, without null and half characters")
+        return value
 
 
 class FilesParams(Section):
@@ -113,7 +133,7 @@ class CorpusParams(Section):
     source: Literal["installed-docs", "files", "hub"]
     files: FilesParams = FilesParams()
     hub: HubParams = HubParams()
-    megabytes: Annotated[float, Field(gt=0)] | None = None
+    megabytes: Megabytes | None = None
     """Text to keep at most, in 10^6 UTF-8 bytes; none: all."""
     validation_share: Fraction
     """Share of the documents (installed-docs: of the bytes, in whole packages) that becomes the validation split."""
@@ -137,11 +157,11 @@ class TokenizeParams(Section):
     pretrained: str | None = None
     """Hub id or folder of the tokenizer."""
     revision: str | None = None
-    vocab_size: Annotated[int, Field(ge=257)] = 4096
+    vocab_size: Annotated[int, Field(ge=257, le=2**24)] = 4096
     """Entries of the trained byte-level BPE, the end-of-document token included."""
-    train_megabytes: Annotated[float, Field(gt=0)] = 100.0
+    train_megabytes: Megabytes = 100.0
     """Text that the tokenizer is trained on at most, in 10^6 UTF-8 bytes."""
-    context: Annotated[int, Field(ge=2)]
+    context: Annotated[int, Field(ge=2, le=2**24)]
     """Tokens of a window; the last one of a window has no next token."""
 
     @model_validator(mode="after")
@@ -154,9 +174,9 @@ class TokenizeParams(Section):
 class ModelParams(Section):
     """A GPT-2 shape."""
 
-    d_model: Positive
-    n_layer: Positive
-    n_head: Positive
+    d_model: Size
+    n_layer: Layers
+    n_head: Size
     dropout: Share = 0.0
 
     @model_validator(mode="after")
@@ -170,23 +190,23 @@ class TrainingParams(Section):
     """AdamW with linear warm-up and a cosine, as the paper trains (App. A)."""
 
     steps: Positive
-    batch_size: Positive
+    batch_size: Size
     """Windows in a step."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Rate
     """The peak."""
     warmup_share: Share = 0.05
     """Share of the steps with rising learning rate (paper: 1/300)."""
     final_share: Share = 0.1
     """Last learning rate over the peak."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Weight = 0.1
     decay: Literal["matrices", "all"] = "matrices"
     """What the weights' decay is on: matrices, not biases, norms and other vectors; all: as in the released code."""
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    clip: Annotated[float, Field(gt=0, le=1e30)] = 1.0
     """Largest norm of the gradient."""
     eval_every: Positive
     """Steps between two validation losses on the curve."""
-    eval_windows: Positive
+    eval_windows: Size
     """Validation windows behind a point of the curve (the final evaluation takes all)."""
     checkpoint_every: Positive
     """Steps between two checkpoints."""
@@ -223,7 +243,7 @@ class ActivationsParams(Section):
     drop_first: bool = False
     """Leave out position 0 of each window, whose activations are far larger than all others in many models; with
     separate_documents, of each document."""
-    drop_tokens: list[int | str] = []
+    drop_tokens: list[Annotated[int, Field(ge=-(2**40), le=2**40)] | str] = []
     """Tokens, by id or by their text in the vocabulary, whose positions are left out."""
     separate_documents: bool = False
     """Whether attention and positions begin anew with each document of a window: in what is stored, which the
@@ -233,9 +253,9 @@ class ActivationsParams(Section):
     """Of the stored numbers. bf16: for activations above 65504; int8: half the size, scaled for each dimension."""
     shard_tokens: Positive
     """Tokens of a Parquet file: the window of the shuffle on disk, and the unit of resuming."""
-    row_group_tokens: Positive
+    row_group_tokens: Size
     """Tokens of a row group: the unit of reading."""
-    mixed_shards: Positive | None = None
+    mixed_shards: Size | None = None
     """Files whose row groups are read in one random order; none: all of them."""
     keep: bool = True
     """Whether the training activations are stored; if not, the autoencoder's training computes them again in each
@@ -265,12 +285,12 @@ class SaeChanges(Section):
 
     site: SiteName | None = None
     architecture: Architecture | None = None
-    latents: Positive | None = None
-    k: Positive | None = None
-    prefixes: list[Positive] | None = None
-    sparsity_weight: Annotated[float, Field(gt=0)] | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    aux_k: Positive | None = None
+    latents: Size | None = None
+    k: Size | None = None
+    prefixes: list[Size] | None = None
+    sparsity_weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    learning_rate: Rate | None = None
+    aux_k: Size | None = None
     dead_tokens: Positive | None = None
     normalize: Normalization | None = None
     ema: Fraction | None = None
@@ -295,28 +315,28 @@ class SaeParams(Section):
     published: PublishedSaeParams = PublishedSaeParams()
     site: SiteName | None = None
     """Which of `activations.sites` it learns; none: the only one."""
-    latents: Positive
+    latents: Size
     """C, the size of the dictionary (paper: 32768)."""
-    k: Positive
+    k: Size
     """Latents that are active at a time (paper: 32); with relu, only what attribution can count on to be there."""
-    prefixes: list[Positive] = []
+    prefixes: list[Size] = []
     """matryoshka: the first latents that are a dictionary of their own; so many in each, ascending."""
-    sparsity_weight: Annotated[float, Field(gt=0)] | None = None
+    sparsity_weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Beside the fraction of variance unexplained. relu: of the L1 of the latents over a typical activation's norm;
     jumprelu: of (L0 / k - 1)^2."""
     sparsity_warmup_share: Share = 0.05
     """Share of the steps in which sparsity_weight rises from 0."""
-    epochs: Positive
+    epochs: Size
     """Passes over the stored activations."""
-    batch_size: Positive
+    batch_size: Size
     """Activations in a step."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Rate
     warmup_share: Share = 0.05
     decay_share: Share = 0.2
     """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
-    aux_k: Positive
+    aux_k: Size
     """Dead latents that reconstruct the error (AuxK), at most."""
-    aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
+    aux_weight: Weight = 1 / 32
     dead_tokens: Positive
     """A latent is dead when it has not fired for this many tokens."""
     normalize: Normalization = "token"
@@ -326,7 +346,7 @@ class SaeParams(Section):
     """Weight of the past in the average of the weights that is kept in the end; none: the last weights."""
     seed: Seed = 0
     checkpoint_every: Positive
-    also: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], SaeChanges] = {}
+    also: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,100}$")], SaeChanges] = {}
     """Autoencoders that are trained in the same pass: by name, what differs from this one. They are kept in
     artifacts/sae/also and measured; the concepts are those of this one. Another architecture takes over neither
     prefixes nor sparsity_weight."""
@@ -379,7 +399,7 @@ class SaeParams(Section):
 class AttributionParams(Section):
     """Which concepts matter for the next token (paper Eq. 1)."""
 
-    k_attr: Positive
+    k_attr: Size
     """Labels of a position (paper: 4)."""
     score: Score
     """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a); integrated: gradient times
@@ -394,7 +414,7 @@ class AttributionParams(Section):
     value: Literal["activation", "pre_activation"] = "activation"
     """What the gradient is multiplied by. activation: latents after the selection, so that only active ones are labels
     (released code); pre_activation: before it, of the whole dictionary (paper Eq. 1)."""
-    integrated_steps: Positive = 8
+    integrated_steps: Size = 8
     """Gradients along the path, with score: integrated."""
     shard_tokens: Positive
     """Tokens of a Parquet file, in whole windows: the unit of resuming, and of sharing the work."""
@@ -417,14 +437,14 @@ class NtpParams(Section):
 class KdParams(Section):
     """Knowledge distillation from the base model."""
 
-    kl_weight: Annotated[float, Field(ge=0)]
+    kl_weight: Weight
     """Weight of KL(base || student) beside the cross-entropy (paper: 0.1)."""
 
 
 class PauseParams(Section):
     """Pause tokens: one learned vector after each token."""
 
-    layer: Positive
+    layer: Size
     """Blocks below the pause vectors: CoCoMix's concept_layer, for a comparison like the paper's (Fig. 6f)."""
     mixing: Literal["interleave", "interleave_with_state"]
     """interleave_with_state: the token's hidden state is added to the vector; interleave: the vector alone, which must
@@ -439,21 +459,21 @@ class CocomixParams(Section):
     mixing: Literal["interleave", "interleave_with_state", "add", "none"]
     """interleave: a position of its own after each token; interleave_with_state: so, plus the token's hidden state;
     add: added to the token's hidden state (Fig. 6e); none: predicted only (Fig. 6d)."""
-    concept_layer: Positive
+    concept_layer: Size
     """Blocks below the concept head (released code: 3 of 8); at least 1, for the KV cache's sake."""
-    concept_k: Positive
+    concept_k: Size
     """Predicted concepts that are mixed (paper: 32)."""
     concept_head: Literal["released", "equations"]
     """released: the hidden state is normalised and the concept scaled back, as the code does; equations: neither."""
     concept_init: Literal["tied", "normal"]
     """tied: unit-norm predictor rows and compress = tied_scale x their transpose; normal: N(0, 0.02), as released."""
-    tied_scale: Annotated[float, Field(gt=0)]
+    tied_scale: Annotated[float, Field(gt=0, le=1e6)]
     """How strongly the mixed vector is a copy of the hidden state at a tied start."""
     learned_scale: bool
     """Whether a learned number, 1 at first, multiplies what compress makes of the predicted concepts."""
     stop_gradient: bool
     """Whether the language model's loss leaves the prediction alone."""
-    concept_weight: Annotated[float, Field(ge=0)]
+    concept_weight: Weight
     """Lambda, the weight of the concept loss (paper: 0.1); 0: mixing without concept loss (Fig. 6d)."""
     hidden_loss: HiddenDistance
     """Distance between hidden states, with predicts: hidden."""
@@ -502,27 +522,29 @@ class EvaluationCorpusParams(Section):
 
     paths: Annotated[list[str], Field(min_length=1)]
     text_field: str = "text"
-    megabytes: Annotated[float, Field(gt=0)] | None = None
+    megabytes: Megabytes | None = None
     """Text to take at most, from the beginning, in 10^6 UTF-8 bytes; none: all."""
 
 
 def _is_corpus_name(name: str) -> str:
-    if name in ("train", "validation", "test") or not re.fullmatch(r"[A-Za-z][\w-]*", name):
-        raise ValueError("allowed: a letter, then letters, digits, _ and -; not train, validation, test: our corpus's")
+    if name in ("train", "validation", "test") or not re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,99}", name):
+        raise ValueError(
+            "allowed: a letter (A-Z), then letters, digits, _ and -, 100 in all; not train, validation, test"
+        )
     return name
 
 
 class EvaluateParams(Section):
     """What is measured on the finished models."""
 
-    batch_size: Positive
+    batch_size: Size
     """Windows in a forward pass at most."""
     stride: Positive | None = None
     """Tokens between the starts of two windows: each token is predicted once, from at least context - stride tokens.
     None: windows follow each other, and the first token of each is not predicted."""
     corpora: dict[Annotated[str, AfterValidator(_is_corpus_name)], EvaluationCorpusParams] = {}
     """By the name that the metrics give them."""
-    intervention_windows: Annotated[int, Field(ge=2)]
+    intervention_windows: Annotated[int, Field(ge=2, le=2**24)]
     """Validation windows on which the concepts of a model are changed, to see what its loss makes of it: at least two,
     since what one window mixes is given to another."""
     tasks: list[str] = []
@@ -536,18 +558,18 @@ class EvaluateParams(Section):
 class SteerParams(Section):
     """How the steering of concepts is measured."""
 
-    concepts: Annotated[int, Field(ge=2)]
+    concepts: Annotated[int, Field(ge=2, le=2**24)]
     """Of those that every CoCoMix model mixes in the text, drawn at random; the others are a concept's control."""
-    strengths: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
+    strengths: Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Field(min_length=1)]
     """That concepts are given, or factors of them."""
-    windows: Positive
+    windows: Size
     """Validation windows that are read, and whose beginnings are continued."""
-    prompt_tokens: Positive
-    new_tokens: Annotated[int, Field(ge=2)]
+    prompt_tokens: Size
+    new_tokens: Annotated[int, Field(ge=2, le=2**24)]
     """Of each continuation."""
-    promoted: Positive
+    promoted: Size
     """Tokens that are watched for each concept: those that it promotes most; and named of each predicted one."""
-    read_windows: Positive
+    read_windows: Size
     """Validation windows, or all, that are read for what the models make of every concept."""
     seed: Seed = 0
     """Of the choice of concepts and windows, and of the continuations."""
@@ -566,11 +588,11 @@ class ExplainModelParams(Section):
     name: str | None = None
     """Hub id or folder."""
     revision: str | None = None
-    concepts: Positive | None = None
+    concepts: Size | None = None
     """Label only those that fire most, so many; the others keep their tokens. None: all."""
-    contexts: Positive = 10
+    contexts: Size = 10
     """Contexts in a prompt: the strongest."""
-    judged: Positive = 10
+    judged: Size = 10
     """Held-out contexts of either kind that a label is tested on."""
 
 
@@ -581,20 +603,20 @@ class ExplainParams(Section):
     """Training tokens to look through, in whole windows."""
     held_out_tokens: Positive
     """Validation tokens that labels are tested on, in whole windows."""
-    contexts: Positive
+    contexts: Size
     """Contexts of a concept's strongest firings, of a window at most one."""
-    quantiles: Positive
+    quantiles: Size
     """Contexts spread evenly over the strengths of a concept."""
-    before: Annotated[int, Field(ge=2)]
-    after: Positive
+    before: Annotated[int, Field(ge=2, le=2**16)]
+    after: Annotated[int, Field(gt=0, le=2**16)]
     """Tokens of a context before and after the one the concept fires on."""
-    sample: Positive
+    sample: Size
     """Firings of a concept, drawn by lot, behind the tokens it fires on and its label."""
-    shown: Positive
+    shown: Size
     """Tokens that it fires on, tokens that it promotes, and concepts near it, of each so many."""
-    label_tokens: Positive
+    label_tokens: Size
     """Tokens of a label at most."""
-    held_out: Positive
+    held_out: Size
     """Held-out firings of a concept that its label is tested on."""
     labeller: Literal["tokens", "model"] = "tokens"
     """tokens: labels are the tokens that tell a concept's contexts from others; model: a language model writes them."""
@@ -619,7 +641,7 @@ class ReportParams(Section):
     """The page."""
 
     title: str
-    label_runs: Positive
+    label_runs: Size
     """Training runs that share the base model, the autoencoder and the labels: each owes its part of their cost."""
 
 

@@ -35,7 +35,7 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
             output_loading_info=True,
         )
     except Exception as error:  # of any kind: it comes from whatever reads the files
-        raise _unreadable(key, name, "model", error) from None
+        raise unreadable(key, name, "model", error) from None
     troubles = {
         "has no weights for": report["missing_keys"],
         "has weights of other shapes than its config.json says:": [each for each, *_ in report["mismatched_keys"]],
@@ -58,13 +58,14 @@ def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedToke
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:
-        raise _unreadable(key, name, "tokenizer", error) from None
+        raise unreadable(key, name, "tokenizer", error) from None
     if not tokenizer.encode("a", add_special_tokens=False):
         raise UserError(f"{key}: {name!r}: its tokenizer knows no text: tokenizer.json is missing")
     return tokenizer
 
 
-def _unreadable(key: str, name: str, what: str, error: Exception) -> UserError:
+def unreadable(key: str, name: str, what: str, error: Exception) -> UserError:
+    """What to say when `what`, a model or a tokenizer, cannot be read for `error`, in one line."""
     kind = "folder" if Path(name).is_dir() else "hub id or folder"
     reason = (str(error).strip() or "unreadable").splitlines()[0]
     if not isinstance(error, OSError | ValueError):

@@ -20,11 +20,11 @@ FILE = Path("runtime.yaml")
 LOGITS = 2**27
 """Logits that an evaluation holds at once: 512 MB in fp32."""
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**16)]
 
 
 def _is_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", name):
         raise ValueError("allowed: auto, cpu, mps, cuda, or cuda:N")
     return name
 
@@ -32,7 +32,7 @@ def _is_device(name: str) -> str:
 class Runtime(BaseModel):
     """Knobs of the machine."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     device: Annotated[str, AfterValidator(_is_device)] = "auto"
     """auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one."""

@@ -12,7 +12,10 @@ if sys.argv[0] == "-m":  # Python is still looking for the program, which is one
     # A server started here must not depend on what other projects, or other versions, have left in ~/.prefect.
     os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").absolute()))
 from cocomix.distributed import stand_alone
+from cocomix.streams import mend_streams
 
+if sys.argv[0] == "-m":
+    mend_streams()
 # Left over in a shell, torchrun's variables would make a stage wait for others.
 stand_alone()
 # Prefect reads this switch from the environment only; the others are in prefect.toml.

@@ -12,11 +12,10 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from cocomix import external
-from cocomix.checked import parse
+from cocomix.checked import mapping, parse
 from cocomix.errors import UserError, suggestion
 from cocomix.params import FILE, Params, load
 from flows.changes import WithContents, found_outside, only_keys, ran_with, reasons
-from flows.preset import read as read_preset
 from flows.workspace import LOCK, WITHOUT_LOCK, lock_is_torn
 
 Mode = Literal["upstream", "only", "downstream"]
@@ -65,7 +64,7 @@ def read(params: bytes | None = None) -> dict[str, Stage]:
 
     @cache
     def digests() -> dict[str, str | None]:
-        return external.digests(load() if params is None else parse(Params, read_preset(params), str(FILE)))
+        return external.digests(load() if params is None else parse(Params, mapping(params, str(FILE)), str(FILE)))
 
     contents = {external.FILE: lambda: external.to_json(digests())}
     if params is not None:

@@ -1,12 +1,13 @@
 """Parameters given for a run: checked as params.yaml is, and written there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 
 from cocomix.artifact import write_atomically
+from cocomix.errors import UserError
 from cocomix.params import FILE, Params
 from flows.preset import merge, sections, with_values
 
@@ -64,12 +65,21 @@ def override(values: Mapping[str, Any]) -> None:
         write_atomically(FILE, after)
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values with dots in keys made sections: `{"sae.k": 16}` is `{"sae": {"k": 16}}`."""
+def nested(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The same values with dots in keys made sections: `{"sae.k": 16}` is `{"sae": {"k": 16}}`.
+
+    Raises:
+        UserError: when a key is given twice, as by `sae.k` and within `sae`.
+    """
     found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = nested(value) if isinstance(value, Mapping) else value
-        merge(found, under(str(key), inner))
+    given = set[str]()
+    for key, value in values.items() if isinstance(values, Mapping) else values:
+        inner = under(str(key), nested(value) if isinstance(value, Mapping) else value)
+        keys = set(flat(inner))
+        if twice := given & keys:
+            raise UserError(f"{min(twice)}: is given twice")
+        given |= keys
+        merge(found, inner)
     return found
 
 

@@ -14,18 +14,18 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import WithJsonSchema
-from ruamel.yaml import YAML, YAMLError
 
+from cocomix.dialect import load_yaml
 from cocomix.errors import UserError
 from cocomix.runtime import runtime
 from flows import publish
 from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time
-from flows.overrides import Overrides, flat, override
+from flows.overrides import Overrides, flat, nested, override
 from flows.owner import check_definition
 from flows.reproduce import Result, reproduce
 from flows.server import end_with_runner, run_here
-from flows.workspace import alone
+from flows.workspace import alone, check_folder
 
 UP_TO_DATE = "Up to date"
 FIRST_MICRO_BATCH = 8
@@ -184,7 +184,8 @@ def main() -> None:
     """The command line."""
     given = command_line()
     try:
-        overrides = dict(_assignment(each) for each in given.set)
+        check_folder()
+        overrides = nested(_assignment(each) for each in given.set)
     except UserError as error:
         sys.exit(f"error: {error}")
     run_here(lambda: pipeline(tuple(given.stages), given.mode, overrides, return_state=True))
@@ -193,10 +194,7 @@ def main() -> None:
 def _assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if key and equals:
-        try:
-            return key, YAML(typ="safe").load(value)
-        except (YAMLError, ValueError):  # the latter: 2020-99-99
-            pass
+        return key, load_yaml(value, text)
     raise UserError(f"{text}: must be KEY=VALUE, such as sae.k=16, with the value in YAML")
 
 

@@ -23,17 +23,18 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cocomix.checked import parse
+from cocomix.checked import mapping, parse
 from cocomix.corpus.files import find_files
 from cocomix.errors import UserError, suggestion
 from cocomix.gpus import GPUS, Gpu, gpu_named
 from cocomix.params import FILE, Params
 from cocomix.planning import LIBRARIES, Estimate, Text, estimate, estimate_text, measured_text
+from cocomix.preflight import preflight
 from cocomix.report.wording import duration, si
 from cocomix.runtime import runtime
 from flows import dag
 from flows.overrides import nested
-from flows.preset import content_of, read, sections, with_values
+from flows.preset import content_of, sections, with_values
 from flows.verify import REMEDY, cut_short, verify
 
 UTILISATION = 0.3
@@ -101,8 +102,7 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     Raises:
         UserError: for an unknown preset, or parameters that are not valid.
     """
-    content = content_of(preset) if preset else sections(FILE)
-    params = parse(Params, read(content), str(FILE))
+    content, params = _asked(preset)
     stages = dag.read(content)
     why = reasons(stages)
     needs = estimate(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
@@ -110,6 +110,20 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     return [
         _planned(stage, why[name], needs.get(name, Estimate()), params, rates, gpu) for name, stage in stages.items()
     ]
+
+
+def refusal(preset: str | None = None) -> str | None:
+    """What would be refused at the start of a run; None: nothing."""
+    try:
+        preflight(_asked(preset)[1])
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _asked(preset: str | None) -> tuple[bytes, Params]:
+    content = content_of(preset) if preset else sections(FILE)
+    return content, parse(Params, mapping(content, str(FILE)), str(FILE))
 
 
 def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
@@ -147,7 +161,7 @@ def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str
     """By kind of stage: of the longest one that finished here, and was long enough to tell."""
     ran_with = [nested(stage.ran_with) for stage in stages.values()]
     try:
-        params = parse(Params, read(with_values(content, ran_with, "dvc.lock")), "dvc.lock")
+        params = parse(Params, mapping(with_values(content, ran_with, "dvc.lock"), "dvc.lock"), "dvc.lock")
         needs = estimate(params, _text(params, up_to_date=True))
     except (UserError, FileNotFoundError):  # of an older pipeline, or nothing ran yet
         return {}
@@ -292,17 +306,20 @@ def main() -> None:
         gpu = gpu_named(given.gpu)
         if gpu is None:
             raise UserError(f"--gpu {given.gpu}: not known; {suggestion(given.gpu, GPUS)}")
-        planned = plan(given.preset, gpu)
+        planned, refused = plan(given.preset, gpu), refusal(given.preset)
         damaged = list(map(str, verify())) if given.verify else cut_short()
     except UserError as error:
         sys.exit(f"error: {error}")
     if given.json:
         stages = [asdict(each) for each in planned]
-        print(json.dumps({"gpu": given.gpu, "stages": stages, "damaged": damaged}, indent=2))
+        print(json.dumps({"gpu": given.gpu, "stages": stages, "damaged": damaged, "refused": refused}, indent=2))
     else:
         show(planned, given.gpu, Console())
-    if damaged:
-        sys.exit("\n".join(["damaged:", *damaged, REMEDY]))
+    trouble = ["damaged:", *damaged, REMEDY] if damaged else []
+    if refused:
+        trouble.append(f"error: refused at the start: {refused}")
+    if trouble:
+        sys.exit("\n".join(trouble))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from cocomix.artifact import write_atomically
-from cocomix.checked import parse, read_yaml
+from cocomix.checked import mapping, parse, read_file
+from cocomix.dialect import needs_quotes
 from cocomix.errors import UserError, suggestion
 from cocomix.params import FILE, Params
 from flows.workspace import alone
@@ -60,8 +63,9 @@ def sections(path: Path) -> bytes:
     Raises:
         UserError: when it is another file, or none.
     """
-    read_yaml(path)
-    return path.read_bytes()
+    content = read_file(path)
+    mapping(content, str(path))
+    return content
 
 
 def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: str) -> bytes:
@@ -78,18 +82,12 @@ def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: s
         merge(content, values)
         _align(content, values)
     stream = io.BytesIO()
-    _yaml().dump(content, stream)
     try:
-        written = read(stream.getvalue())
-    except YAMLError:  # half a character, as a command line or JSON may hold it
+        _yaml().dump(content, stream)
+    except (YAMLError, UnicodeError):  # half a character, as a command line or JSON may hold it
         raise UserError(f"{source}: holds text that is not Unicode") from None
-    parse(Params, written, source)
+    parse(Params, mapping(stream.getvalue(), source), source)
     return stream.getvalue()
-
-
-def read(params: bytes) -> dict[str, Any]:
-    """A content of params.yaml as it is, not checked."""
-    return dict(YAML(typ="safe").load(params))
 
 
 def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -120,7 +118,14 @@ def _yaml() -> YAML:
     yaml.width = 4096
     yaml.preserve_quotes = True
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml.representer.add_representer(str, _represent_text)
+    yaml.representer.ignore_aliases = lambda _: True
     return yaml
+
+
+def _represent_text(to: RoundTripRepresenter, text: str) -> ScalarNode:
+    """With quotes where readers of YAML would take it differently without them."""
+    return to.represent_scalar("tag:yaml.org,2002:str", text, style='"' if needs_quotes(text) else None)
 
 
 def main() -> None:

@@ -69,7 +69,8 @@ def parameters(overrides: Mapping[str, Any]) -> None:
     given = "\n".join(f"{key}: {json.dumps(value)}" for key, value in overrides.items())
     title = f"Given for this run:\n\n{_fenced(given)}\n\n" if given else ""
     with _if_possible():
-        create_markdown_artifact(title + _fenced(FILE.read_text()), "parameters", "params.yaml of this run")
+        content = FILE.read_text(encoding="utf-8")
+        create_markdown_artifact(title + _fenced(content), "parameters", "params.yaml of this run")
 
 
 def metrics(stage: str, files: Iterable[Path]) -> None:
@@ -85,8 +86,9 @@ def metrics(stage: str, files: Iterable[Path]) -> None:
             create_table_artifact(table, _key("metrics", stage), f"What stage {stage} measured")
         if stage == REPORT.name and (summary := REPORT / "summary.txt").exists():
             address = os.environ.get(REPORT_URL) or (REPORT / "index.html").absolute().as_uri()
+            shown = summary.read_text(encoding="utf-8")
             create_markdown_artifact(
-                f"[The report]({address}) (`{REPORT / 'index.html'}`)\n\n{_fenced(summary.read_text())}",
+                f"[The report]({address}) (`{REPORT / 'index.html'}`)\n\n{_fenced(shown)}",
                 "report",
                 "The comparison of the language models",
             )

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML, YAMLError
-
-from cocomix.checked import parse, read_yaml
+from cocomix.checked import mapping, parse, read_yaml
+from cocomix.dialect import load_yaml
 from cocomix.errors import UserError
 from cocomix.params import FILE, Params
 from cocomix.report.tuning import decisive
-from flows.overrides import under
+from flows.overrides import nested, under
 from flows.preset import merge, sections, with_values
 
 
@@ -51,20 +50,25 @@ def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
     """
     found = [Setting("", {})]
     if file:
-        found = [Setting(str(name), values or {}) for name, values in read_yaml(file).items()]
+        found = [Setting("" if name is None else str(name), values or {}) for name, values in read_yaml(file).items()]
+        if not all(each.name.strip() for each in found):
+            raise UserError(f"{file}: a setting has no name")
         if wrong := next((each.name for each in found if not isinstance(each.values, Mapping)), None):
             raise UserError(f"{file}: {wrong}: must be a section of 'key: value', as in {FILE}")
+    axes = list[tuple[str, Any]]()
     for axis in grid:
         key, equals, text = axis.partition("=")
-        try:
-            values = YAML(typ="safe").load(f"[{text}]")
-        except (YAMLError, ValueError):  # the latter: 2020-99-99
-            values = None
-        if not (key and equals and values):
+        values = load_yaml(f"[{text}]", axis) if key and equals else None
+        if not values:
             raise UserError(f"{axis}: must be key=value,value, such as pretrain.cocomix.concept_weight=0.1,0.3")
+        axes.append((key, values[0]))
         found = [_with(each, key, value) for each in found for value in values]
+    nested(axes)
     if unclear := next((each.name for each in found if not each.name.isprintable()), None):
         raise UserError(f"setting {unclear}: the name must be one line of printable characters")
+    names = [each.name for each in found]
+    if twice := next((each for each in names if names.count(each) > 1), None):
+        raise UserError(f"setting {twice}: is given twice")
     return found
 
 
@@ -83,7 +87,7 @@ def tasks(chosen: Sequence[Setting], methods: Sequence[str] = (), seeds: Sequenc
         items = {name: list(each) for name, each in (("methods", methods), ("seeds", seeds)) if each}
         source = f"setting {setting.name or '(params.yaml)'}"
         content = with_values(shipped, [setting.values, {"pretrain": items}], source)
-        params = parse(Params, YAML(typ="safe").load(content), source)
+        params = parse(Params, mapping(content, source), source)
         found += [
             Task(setting, method, seed, content, decisive(params))
             for method in params.pretrain.methods

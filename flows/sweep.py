@@ -26,6 +26,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from cocomix.artifact import write_atomically
+from cocomix.checked import whole_number
 from cocomix.errors import UserError
 from cocomix.params import FILE, Method, Seed
 from cocomix.report.efficiency import equal_flops, loss_at, spread
@@ -39,7 +40,7 @@ from flows.owner import check_definition
 from flows.pipeline import bring_up_to_date
 from flows.server import end_with_runner, run_here
 from flows.settings import Task, settings, tasks
-from flows.workspace import kept
+from flows.workspace import check_folder, kept
 
 
 @flow(persist_result=False)
@@ -196,7 +197,13 @@ def _asked(name: str, grid: Sequence[str], methods: Sequence[Method], seeds: Seq
     """The name of the results, and the models to train."""
     file = Path(name) if name.endswith((".yaml", ".yml")) else None
     results = file.stem if file else name
-    if not name.isprintable() or (not file and set(results) & set("=/")):
+    if (
+        not results.isprintable()
+        or results != results.strip()
+        or results.startswith((".", "-"))
+        or not 0 < len(results.encode()) < 200
+        or (not file and set(results) & set("=/"))
+    ):
         raise UserError(f"{name}: no name of a sweep; it must be a name, or a file of settings")
     if file and not file.resolve().is_relative_to(Path.cwd()):
         raise UserError(f"{name}: must lie in this folder")  # or a run from the UI could read any file
@@ -212,9 +219,10 @@ def main() -> None:
     parser.add_argument("name", metavar="NAME|FILE.yaml", help="names the results; a file also holds settings")
     parser.add_argument("grid", nargs="*", metavar="KEY=VALUE,...", help="a point of the grid is one of each")
     parser.add_argument("--methods", nargs="+", default=[], help="as pretrain.methods of params.yaml, the default")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="as pretrain.seeds, likewise")
+    parser.add_argument("--seeds", nargs="+", type=whole_number, default=[], help="as pretrain.seeds, likewise")
     given = parser.parse_args()
     try:
+        check_folder()
         _asked(**vars(given))  # what is wrong is said before a server starts
     except UserError as error:
         sys.exit(f"error: {error}")

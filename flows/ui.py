@@ -83,7 +83,7 @@ def _run() -> None:
 
 
 def _port(text: str) -> int:
-    if text.isdecimal() and 0 < int(text) < 65535:
+    if text.isascii() and text.isdecimal() and 0 < int(text) < 65535:
         return int(text)
     raise UserError(
         f"PREFECT_SERVER_API_PORT: {text}: must be a whole number from 1 to 65534 (the report has the next)"

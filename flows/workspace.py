@@ -22,6 +22,7 @@ from dvc.utils import strictyaml
 from cocomix.artifact import write_atomically
 from cocomix.errors import UserError
 from cocomix.params import FILE
+from cocomix.preflight import check_place
 
 LOCK = Path("dvc.lock")
 TORN = Path("dvc.lock.torn")
@@ -93,6 +94,17 @@ def _is_dvc(process: int) -> bool:
     return False
 
 
+def check_folder() -> None:
+    """Check that the working directory is the project's folder, in which its files can be written.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if not FILE.exists():
+        raise UserError(f"{FILE}: no such file; run from the project's folder")
+    check_place(IN_USE.parents[1])
+
+
 @contextmanager
 def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iterator[None]:
     """Keep other flows, sweeps and presets, which would change parameters underneath, out of the project's folder.
@@ -107,6 +119,7 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
     Raises:
         UserError: when another one is at work, and this does not wait.
     """
+    check_folder()
     IN_USE.parent.mkdir(parents=True, exist_ok=True)
     with IN_USE.open("a+") as lock:
         for attempt in count():

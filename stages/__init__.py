@@ -14,6 +14,10 @@ if sys.argv[0] == "-m":  # a stage is starting
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from cocomix import sources
+from cocomix.streams import mend_streams
 
 CODE = sources.states()
 """Of the files, before the modules of a stage are imported from them."""
+
+if sys.argv[0] == "-m":
+    mend_streams()

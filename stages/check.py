@@ -1,4 +1,7 @@
-"""Stage `check`: before anything else, each time: what the parameters name outside the project, as digests."""
+"""Stage `check`: before anything else, each time.
+
+It refuses what can be known to fail, and notes what the parameters name outside the project, as digests.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +9,13 @@ from typing import Any
 from cocomix import external
 from cocomix.artifact import Work
 from cocomix.params import Params
+from cocomix.preflight import preflight
 from stages.stage import main, produce
 
 
 def run(params: Params) -> None:
     """Make artifacts/external: external.json, which the stages that read such files depend on by key."""
+    preflight(params)
     found = external.digests(params)
 
     def compute(work: Work) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Stage `pretrain`: one language model, by one method and from one seed: `python -m stages.pretrain METHOD SEED`."""
 
 import json
-import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +30,7 @@ from cocomix.training import (
     WindowData,
     write_curve,
 )
+from stages.reads import stage_of_dvc
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
@@ -104,7 +105,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     tokenizer.padding_side, tokenizer.model_max_length = "left", trained.context
     tokenizer.init_kwargs["padding_side"] = "left"  # without it, the side is not saved
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(model, trained))
+    (folder / "README.md").write_text(model_card(model, trained), encoding="utf-8")
 
 
 def _objective(
@@ -151,10 +152,10 @@ def matrix_item(arguments: list[str], params: Params) -> tuple[Method, int]:
     Raises:
         UserError: when they are not a method and a seed of `pretrain`.
     """
-    if not arguments and (stage := os.environ.get("DVC_STAGE")):  # such as pretrain@cocomix-0
+    if not arguments and (stage := stage_of_dvc()):  # such as pretrain@cocomix-0
         method, _, seed = stage.partition("@")[2].rpartition("-")
         arguments = [method, seed]
-    if len(arguments) != 2 or arguments[0] not in get_args(Method) or not arguments[1].isdecimal():
+    if len(arguments) != 2 or arguments[0] not in get_args(Method) or not re.fullmatch("[0-9]{1,19}", arguments[1]):
         raise UserError(
             f"usage: METHOD SEED, with a method of {', '.join(get_args(Method))}; got {' '.join(arguments)!r}"
         )

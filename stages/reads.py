@@ -40,7 +40,7 @@ class Reads:
         self._deps = [Path(self._filled(each)) for each in entry.get("deps", [])]
         self._keys: dict[Path, list[str]] = {FILE: []} | dict(self._keys_of(entry))
         self._files, self._others = self._read_files(params), self._read_others(params)
-        if "DVC_STAGE" in os.environ:
+        if stage_of_dvc():
             self._check_noted()
 
     @property
@@ -103,9 +103,17 @@ class Reads:
         return text.replace("${item.method}", method).replace("${item.seed}", seed)
 
 
+def stage_of_dvc() -> str | None:
+    """The name in dvc.yaml of the stage that DVC runs here; none: DVC runs none.
+
+    To DVC, in another folder than dvc.yaml's, it is `../dvc.yaml:sae`.
+    """
+    return os.environ.get("DVC_STAGE", "").rpartition(":")[2] or None
+
+
 def _name_and_item() -> tuple[str, str]:
     """Of `pretrain@ntp-0`: pretrain and ntp-0. DVC says it, else the command line."""
-    if stage := os.environ.get("DVC_STAGE"):
+    if stage := stage_of_dvc():
         name, _, item = stage.partition("@")
         return name, item
     module = getattr(sys.modules["__main__"], "__spec__", None)

@@ -21,6 +21,7 @@ from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
 from cocomix.origins import check_origins
 from cocomix.params import Params, load
+from cocomix.preflight import check_place
 from cocomix.progress import say
 from cocomix.runtime import runtime
 from stages import CODE
@@ -56,6 +57,7 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         sys.exit(2)
     try:
         params = load()
+        check_place(ARTIFACTS)
         if shared and "RANK" not in os.environ and (processes := _processes()) > 1:
             sys.exit(launch(processes))
         _share_cores()

@@ -1,5 +1,10 @@
 """Stage `tokenize`: the tokenizer, and the corpus as windows of token ids."""
 
+import sys
+
+if __name__ == "tokenize":  # a stage was started by its path: Python finds this for its own module of that name
+    sys.exit("error: start a stage from the project's folder by its name, such as: python -m stages.corpus")
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +16,7 @@ from cocomix.artifact import Artifact, Work, write_atomically
 from cocomix.errors import UserError
 from cocomix.external import digest_of
 from cocomix.params import Params, TokenizeParams
+from cocomix.preflight import check_validation_windows
 from cocomix.progress import say
 from cocomix.splits import SPLITS
 from cocomix.tokens.pack import count_tokens, encode, first_documents, write_windows
@@ -63,6 +69,7 @@ def run(params: Params) -> None:
                     pending.rows = len(groups)
             bytes_per_token = corpus.about["splits"][split]["bytes"] / tokens
             metrics[split] = {"tokens": tokens, "windows": windows, "bytes_per_token": bytes_per_token}
+        check_validation_windows(params, metrics["validation"]["windows"])
         (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {
             "context": section.context,

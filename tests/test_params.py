@@ -1,12 +1,12 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from cocomix.checked import parse, read_yaml
 from cocomix.errors import UserError
-from cocomix.params import SaeParams, load
+from cocomix.params import Params, SaeParams, load
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
@@ -202,15 +202,6 @@ def test_a_whole_number_and_a_bare_exponent_are_fine_as_float(tmp_path: Path) ->
         assert load(path).sae.learning_rate == value
 
 
-@given(value=st.floats(min_value=1e-12, max_value=1e12), style=st.sampled_from(["{!r}", "{:e}", "{:.3g}"]))
-def test_numbers_are_read_as_dvc_reads_them(tmp_path_factory: pytest.TempPathFactory, value: float, style: str) -> None:
-    from ruamel.yaml import YAML
-
-    path = tmp_path_factory.mktemp("params") / "params.yaml"
-    path.write_text(SHIPPED.read_text().replace("learning_rate: 1.0e-3", f"learning_rate: {style.format(value)}", 1))
-    assert load(path).sae.learning_rate == YAML(typ="safe").load(path)["sae"]["learning_rate"]
-
-
 def test_a_key_given_twice_is_an_error_with_its_line(tmp_path: Path) -> None:
     line = SHIPPED.read_text().splitlines().index("  k: 32                       # active at a time (paper: 32)") + 2
     assert loaded(tmp_path, "  k: 32 ", "  k: 32\n  k: 33 ") == f":{line}: not valid YAML: the key 'k' is given twice"
@@ -242,3 +233,87 @@ def test_a_file_without_sections_is_one_line(tmp_path: Path, content: bytes, mes
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"params\.yaml: no such file; run from the project's folder"):
         load(tmp_path / "params.yaml")
+
+
+def leaves(model: type[BaseModel], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The keys of all values, of named sections one."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = get_args(field.annotation)[1] if get_origin(field.annotation) is dict else field.annotation
+        named = ("named",) if inner is not field.annotation else ()
+        section = isinstance(inner, type) and issubclass(inner, BaseModel)
+        found += leaves(inner, (*before, name, *named)) if section else [(*before, name)]
+    return found
+
+
+EXTREMES = [
+    *(0, -1, 1, 2**31, 2**53, 2**63, 2**64, -(2**64), 10**400),
+    *(0.0, -0.0, 5e-324, 1e308, -1e308, float("inf"), float("-inf"), float("nan")),
+    *("", "x", "\ud800", "a\0b", "x" * 10_000, "\u0663", "resid_post_\u0663", "resid_post_" + "9" * 5000, "\n"),
+    *(None, True, [], {}, "010", "yes"),
+]
+
+
+@pytest.mark.parametrize("key", leaves(Params), ids=".".join)
+def test_an_extreme_value_is_refused_in_one_line_or_is_in_the_range_of_what_computes(key: tuple[str, ...]) -> None:
+    content = read_yaml(SHIPPED)
+    content["evaluate"]["corpora"] = {"named": {"paths": ["x"]}}
+    content["sae"]["also"] = {"named": {}}
+    section = content
+    for name in key[:-1]:
+        section = section[name]
+    for value in (wrapped for each in EXTREMES for wrapped in (each, [each], [each, each])):
+        section[key[-1]] = value
+        try:
+            params = parse(Params, content, "params.yaml")
+        except UserError as error:
+            message = str(error)
+            assert message.startswith(f"params.yaml: {key[0]}") or key[-1] in message, message
+            assert message.isprintable()
+            assert len(message) < 1000
+        else:
+            check_computes(params.model_dump())
+
+
+def check_computes(value: object) -> None:
+    match value:
+        case bool() | None:
+            pass
+        case int():
+            assert -(2**63) <= value < 2**63
+        case float():
+            assert abs(value) <= 1e30  # of which fp32 and bf16 can still take a product with some more
+        case str():
+            value.encode()
+            assert "\0" not in value
+            assert len(value) <= 4096
+        case dict():
+            for each in (*value, *value.values()):
+                check_computes(each)
+        case list() | tuple():
+            for each in value:
+                check_computes(each)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  seed: 0", "  seed: 18446744073709551616", "base.seed: 18446744073709551616: input should be less than"),
+        (
+            "  seeds: [0]",
+            "  seeds: [9223372036854775808]",
+            "pretrain.seeds.0: 9223372036854775808: input should be less",
+        ),
+        ("  seeds: [0]", "  seeds: [-1]", "pretrain.seeds.0: -1: input should be greater than or equal to 0"),
+        ("-10, -5", "1e308, -5", "steer.strengths.0: 1e+308: input should be less than or equal to 1000000"),
+        ("-10, -5", ".nan, -5", "steer.strengths.0: nan: input should be a finite number"),
+        ("title: Language", 'title: "\\ud800', ":"),
+        ("[resid_post_2]", "[resid_post_\u0663]", "activations.sites.0: 'resid_post_\u0663': allowed: resid_post, "),
+        ("also: {}", "also: {\u0663: {k: 5}}", "sae.also.\u0663: '\u0663': string should match pattern"),
+        ("corpora: {}", "corpora: {a\u0663: {paths: [x]}}", "evaluate.corpora.a\u0663: 'a\u0663': allowed: a letter"),
+        ("n_layer: 4", "n_layer: 1000000", "base.model.n_layer: 1000000: input should be less than or equal to 1024"),
+        ("    paths: []", '    paths: ["a\\0b"]', "corpus.files.paths: ['a\\x00b']: must be text of at most 4096"),
+    ],
+)
+def test_a_value_beyond_what_computes_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert loaded(tmp_path, old, new).startswith(message)

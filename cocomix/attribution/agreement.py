@@ -44,6 +44,7 @@ from cocomix.attribution.score import (
     strongest,
 )
 from cocomix.base import load_base, micro_batch
+from cocomix.checked import whole_number
 from cocomix.distributed import stand_alone
 from cocomix.errors import UserError
 from cocomix.origins import check_origins
@@ -209,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     stand_alone()
     parser = argparse.ArgumentParser(prog="python -m cocomix.attribution.agreement")
-    parser.add_argument("--positions", type=int, default=256, help=f"to compare, {PER_WINDOW} of a window")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--positions", type=whole_number, default=256, help=f"to compare, {PER_WINDOW} of a window")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the sample")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     asked = parser.parse_args(arguments)
     artifacts, params = Path("artifacts"), load().attribution

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from cocomix.corpus.files import files_digest, read_files
+from cocomix.corpus.files import files_digest, find_files, read_files
 from cocomix.corpus.store import Document
 from cocomix.errors import UserError
 from cocomix.evaluation.text import Text, token_bytes
@@ -38,6 +38,16 @@ def digest_of_corpus_files(name: str, params: EvaluationCorpusParams) -> str:
     """
     with _named(name):
         return files_digest(params.paths)
+
+
+def check_files(name: str, params: EvaluationCorpusParams) -> None:
+    """Check that the files of the corpus called `name` are there.
+
+    Raises:
+        UserError: when a path matches no file, or one of an unknown kind.
+    """
+    with _named(name):
+        find_files(params.paths)
 
 
 def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Text:

@@ -75,6 +75,19 @@ def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
     return tasks
 
 
+def check_task(task: str, tasks_dir: Path | None) -> None:
+    """Check that lm-eval knows the task, and that its examples are there when they are to come from a folder.
+
+    Raises:
+        UserError: otherwise.
+    """
+    require_lm_eval()
+    if tasks_dir is None:
+        _tasks_with(task)
+    else:
+        _local_file(task, tasks_dir)
+
+
 def task_digest(task: str, tasks_dir: Path | None) -> str:
     """Of what decides a task's examples and prompts besides its name; of the hub's, the version of lm-eval.
 

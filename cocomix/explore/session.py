@@ -115,7 +115,7 @@ class Session:
     def search(self, text: str) -> list[Found]:
         """The concept of this number, then those whose label or tokens match, `LISTED` at most."""
         wanted, known = text.strip(), range(self._model.config.num_concepts)
-        number = int(wanted) if wanted.isdecimal() and len(wanted) < 10 else -1
+        number = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 else -1
         found = [Found(number, self._labels.get(number, ""), "label")] if number in known else []
         if self._atlas is not None:
             with self._looking:

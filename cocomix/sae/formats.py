@@ -177,7 +177,7 @@ def _openai(path: Path) -> _Foreign:
     # The file does not say it: with the activation TopK, inputs are normalised.
     config = {"d_model": d_model, "latents": latents, "k": activation.count("k"), "normalize": "token"}
     site = None
-    if published := re.search(r"(resid_\w+)_v5_\w+/(?:autoencoders/)?(\d+)\.pt$", path.as_posix()):
+    if published := re.search(r"(resid_\w+)_v5_\w+/(?:autoencoders/)?([0-9]+)\.pt$", path.as_posix()):
         if published[1] not in _OPENAI_LOCATIONS:
             raise UserError(f"{path}: {published[1]!r}: allowed: {', '.join(_OPENAI_LOCATIONS)}")
         site = Site(_OPENAI_LOCATIONS[published[1]], int(published[2]) + 1)
@@ -231,7 +231,7 @@ def _sae_lens_site(config: _Fields) -> Site | None:
     hook = config.inner("metadata").get("hook_name") or config.get("hook_name") or config.get("hook_point")
     if not hook:
         return None
-    named = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", str(hook))
+    named = re.fullmatch(r"blocks\.([0-9]+)\.hook_(\w+)", str(hook))
     if named and named[2] == "resid_pre" and named[1] != "0":
         return Site("resid_post", int(named[1]))
     try:
@@ -249,7 +249,7 @@ def _sparsify(folder: Path) -> _Foreign:
     d_model = config.count("d_in")
     latents = config.count("num_latents") if config.get("num_latents") else d_model * config.count("expansion_factor")
     site = None
-    if hook := re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.[\w.]+)?", folder.name):  # the hook point
+    if hook := re.fullmatch(r"(?:.*\.)?(?:layers|h)\.([0-9]+)(\.[\w.]+)?", folder.name):  # the hook point
         if hook[2] not in _SPARSIFY_LOCATIONS:
             raise UserError(
                 f"{folder}: {hook[2]!r}: allowed: {', '.join(filter(None, _SPARSIFY_LOCATIONS))}, or nothing"

@@ -10,11 +10,11 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.schema_tools.validation import validate
 
+from cocomix.checked import mapping
 from cocomix.errors import UserError
 from cocomix.params import load
 from flows.overrides import flat, nested, override
 from flows.pipeline import pipeline
-from flows.preset import read
 from tests.flows.conftest import ROOT
 from tests.flows.test_preset import shipped
 from tests.flows.test_serve import deployed
@@ -22,7 +22,7 @@ from tests.flows.test_serve import deployed
 KEYS = st.text("abc", min_size=1, max_size=3)
 FORM = pipeline.parameters.model_dump_for_openapi()
 SCHEMA = FORM["properties"]["overrides"]
-SHIPPED = read(shipped())
+SHIPPED = mapping(shipped(), "params.yaml")
 VALUES = flat(SHIPPED)
 """All but empty mappings, by key."""
 

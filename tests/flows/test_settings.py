@@ -32,10 +32,39 @@ def test_the_settings_of_a_file_are_taken_at_each_point_of_the_grid(folder: Path
     ]
 
 
-@pytest.mark.parametrize("axis", ["k", "k=", "=1", "k=[1"])
-def test_an_axis_that_is_none_is_refused(axis: str) -> None:
-    with pytest.raises(UserError, match=r"must be key=value,value"):
-        settings(None, [axis])
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (["k"], "k: must be key=value,value"),
+        (["k="], "k=: must be key=value,value"),
+        (["=1"], "=1: must be key=value,value"),
+        (["k=[1"], "k=[1: not valid YAML"),
+        (["k=1,010"], "k=1,010: 010: readers of YAML take it differently"),
+        (["k=1,2020-99-99"], "k=1,2020-99-99: 2020-99-99: readers of YAML take it differently"),
+        (["k=1,2", "k=3"], "k: is given twice"),
+        (["a.b=1", "a={b: 2}"], "a.b: is given twice"),
+        (["k=1,1"], "setting k=1: is given twice"),
+    ],
+)
+def test_an_axis_that_is_none_is_refused(grid: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        settings(None, grid)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("'': {sae: {k: 8}}\n", "a setting has no name"),
+        ("~: {sae: {k: 8}}\n", "a setting has no name"),
+        ("1: {sae: {k: 8}}\n'1': {sae: {k: 4}}\n", "setting 1: is given twice"),
+        ("a: &a {sae: {k: 8}}\nb: *a\n", ":1: &a names a value to repeat it"),
+    ],
+)
+def test_settings_without_names_of_their_own_are_refused(folder: Path, content: str, message: str) -> None:
+    Path("settings.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        settings(Path("settings.yaml"), [])
 
 
 def test_a_setting_that_is_not_valid_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
