@@ -178,7 +178,7 @@ def test_a_signal_to_the_caller_ends_a_stage_that_stops_for_nothing_though_its_d
 
 def wait_for_pid() -> int:
     """The process of the stage `wait`, when it has begun."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if Path("pid").exists() and (text := Path("pid").read_text()):
             return int(text)
