@@ -220,7 +220,7 @@ def test_a_caller_waits_for_a_stage_that_saves_its_work_and_the_stage_outlives_a
 
 def wait_for_pid() -> int:
     """The process of the stage `wait`, when it has begun."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if Path("pid").exists() and (text := Path("pid").read_text()):
             return int(text)
