@@ -162,7 +162,8 @@ def _parse(path: Path) -> Source:
 
 
 def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    inside = next((each for each in (Path.cwd(), ROOT) if path.is_relative_to(each)), None)
+    return path.relative_to(inside) if inside else path
 
 
 def _imports(path: Path, tree: ast.AST) -> Iterator[str]:

@@ -119,7 +119,7 @@ def test_what_changed_since_the_first_stage_looked_is_not_noted_as_what_it_found
     done = stage(DVC_STAGE="toy_reads")
     assert done.returncode == 2
     message = "what base.pretrained (params.yaml) names changed since the stage 'check' ran; run that again"
-    assert done.stderr == f"error: {message}\n"
+    assert said(done) == f"error: {message}"
     assert stage().returncode == 0  # by hand nothing is noted
 
 
@@ -138,7 +138,7 @@ def test_processes_that_started_with_other_code_do_not_work_together(project: Pa
         )
         for rank, where in enumerate((project, other))
     ]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], said
-    assert "error: the processes of this stage found other code, parameters or inputs each; run it again" in said[0]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], told
+    assert "error: the processes of this stage found other code, parameters or inputs each; run it again" in told[0]
     assert not Path("artifacts/toy_reads").exists()
