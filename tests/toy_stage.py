@@ -1,4 +1,4 @@
-"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE | lockstep]`."""
+"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE | lockstep|blind|lose]`."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cocomix import distributed
 from cocomix.artifact import Work
 from cocomix.errors import UserError
 from cocomix.params import Params
@@ -24,10 +25,13 @@ def run(_params: Params) -> None:
         pids.write(f"{os.getpid()}\n")
     if sys.argv[1:] == ["shared", "lockstep"]:
         walk_in_step()
+    if sys.argv[2:] == ["blind"] and runtime().rank:
+        look_at_a_stale_disk()
     produce("toy", OUT, {}, {}, compute, {"metrics.json": Path("metrics/toy.json")})
 
 
 def compute(work: Work) -> Mapping[str, Any]:
+    work.plan(f"{number}.bin" for number in range(FILES))
     mine = range(runtime().rank, FILES, runtime().world_size)
     with progress("toy", len(mine), "files") as bar:
         for number in mine:
@@ -38,8 +42,19 @@ def compute(work: Work) -> Mapping[str, Any]:
             if number >= 4:
                 get_into(sys.argv[2:])
             bar.advance(1)
+    if sys.argv[2:] == ["lose"]:
+        distributed.barrier()
+        if runtime().rank == 0:
+            (work.path / "journal.jsonl").write_bytes(b"")
+        distributed.barrier()
     (work.side / "metrics.json").write_text("{}")
     return {"files": FILES}
+
+
+def look_at_a_stale_disk() -> None:
+    """As a network file system may, show this process none of what was there before it."""
+    for name in ("exists", "is_file"):
+        setattr(Path, name, lambda _: False)
 
 
 def walk_in_step() -> None:
