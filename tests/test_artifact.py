@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix import artifact as module
+from cocomix import distributed
 from cocomix.artifact import Artifact, FileRecord, Work
 from cocomix.errors import UserError
 
@@ -193,6 +194,63 @@ def test_a_torn_line_of_the_journal_is_passed_over(folder: Path, whole: dict[str
     assert make_all() == ["part/2"]
     assert make_all() == []
     assert content_of(OUT) == whole
+
+
+def test_a_line_that_is_lost_from_the_journal_costs_its_file_and_nothing_else(
+    folder: Path, whole: dict[str, bytes]
+) -> None:
+    with make_work() as work:
+        make(work, upto=2)
+        journal = work.path / "journal.jsonl"
+        journal.write_bytes(b"\n".join(line for line in journal.read_bytes().splitlines() if b"part/0" not in line))
+    assert make_all() == ["part/0", "part/2"]
+    assert content_of(OUT) == whole
+
+
+def test_nothing_is_published_without_a_file_that_was_planned(folder: Path) -> None:
+    with make_work() as work:
+        work.plan(f"part/{number}" for number in range(5))
+        make(work, upto=2)
+        with pytest.raises(UserError, match=r"^thing: 3 of its files are missing, the first is part/2; run it again: "):
+            work.finish({})
+        assert not work.finished
+        assert not OUT.exists()
+
+
+def test_nothing_is_published_without_a_file_that_has_vanished_since(folder: Path, whole: dict[str, bytes]) -> None:
+    with make_work() as work:
+        make(work, upto=2)
+        (work.files / "part/1").unlink()
+        with pytest.raises(UserError, match=r"^thing: 1 of its files are missing, the first is part/1; run it again: "):
+            work.finish({})
+    assert make_all() == ["part/1", "part/2"]
+    assert content_of(OUT) == whole
+
+
+def test_the_digest_is_known_before_the_artifact_is_finished(folder: Path) -> None:
+    with make_work() as work:
+        make(work, upto=2)
+        digest = work.digest({"shape": [2]})
+        (work.side / "metrics.json").write_text("{}")
+        work.finish({"shape": [2]})
+        work.publish()
+    assert Artifact(OUT).digest == digest
+
+
+@pytest.mark.parametrize("which", ["another key", "the same"])
+def test_processes_that_read_different_inputs_do_not_work_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    work = make_work()
+    first = work.path.name if which == "the same" else "0123456789abcdef"
+    monkeypatch.setattr(distributed, "told", lambda _: (first, False, {}))
+    if which == "the same":
+        work.__enter__()
+    else:
+        with pytest.raises(UserError, match=r"^thing: the processes read different inputs, parameters or code; run "):
+            work.__enter__()
 
 
 def test_killed_between_finish_and_publish_nothing_is_computed_again(folder: Path, whole: dict[str, bytes]) -> None:

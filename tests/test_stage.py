@@ -102,6 +102,20 @@ def test_a_stage_publishes_and_a_second_run_computes_nothing() -> None:
     assert again.stderr == "toy: already computed, publishing it\n"
 
 
+def test_what_the_first_process_finds_counts_for_all(whole: dict[str, bytes]) -> None:
+    assert run(*ALONE).returncode == 0
+    again = run(*SHARED, "blind")
+    assert (again.returncode, errors_in(again.stderr)) == (0, [])
+    assert "already computed" in again.stderr
+    assert content() == whole
+
+
+def test_lines_that_are_lost_from_the_journal_lose_no_file(whole: dict[str, bytes]) -> None:
+    done = run(*SHARED, "lose")
+    assert (done.returncode, errors_in(done.stderr)) == (0, [])
+    assert content() == whole
+
+
 def usage() -> dict[str, float]:
     return json.loads(Path("metrics/toy.json").read_text())["usage"]
 

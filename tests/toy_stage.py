@@ -1,4 +1,7 @@
-"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE|lockstep|save N]`."""
+"""A stage of a dozen small files, for killing.
+
+python -m toy_stage alone|shared [RANK TROUBLE|lockstep|save N|blind|lose]
+"""
 
 import sys
 
@@ -15,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cocomix import distributed
 from cocomix.artifact import Work
 from cocomix.errors import UserError
 from cocomix.interrupt import Interrupted
@@ -34,10 +38,13 @@ def run(_params: Params) -> None:
     if sys.argv[1:2] == ["shared"] and sys.argv[2:3] in (["lockstep"], ["save"]):
         with Work("toy", OUT, {}, {}) as work:
             walk_in_step(work)
+    if sys.argv[2:] == ["blind"] and runtime().rank:
+        look_at_a_stale_disk()
     produce("toy", OUT, {}, {}, compute, {"metrics.json": Path("metrics/toy.json")})
 
 
 def compute(work: Work) -> Mapping[str, Any]:
+    work.plan(f"{number}.bin" for number in range(FILES))
     mine = range(runtime().rank, FILES, runtime().world_size)
     with progress("toy", len(mine), "files") as bar:
         for number in mine:
@@ -48,8 +55,19 @@ def compute(work: Work) -> Mapping[str, Any]:
             if number >= 4:
                 get_into(sys.argv[2:])
             bar.advance(1)
+    if sys.argv[2:] == ["lose"]:
+        distributed.barrier()
+        if runtime().rank == 0:
+            (work.path / "journal.jsonl").write_bytes(b"")
+        distributed.barrier()
     (work.side / "metrics.json").write_text("{}")
     return {"files": FILES}
+
+
+def look_at_a_stale_disk() -> None:
+    """As a network file system may, show this process none of what was there before it."""
+    for name in ("exists", "is_file"):
+        setattr(Path, name, lambda _: False)
 
 
 def walk_in_step(work: Work) -> None:
