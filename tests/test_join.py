@@ -136,6 +136,7 @@ def test_a_port_in_use_is_one_line() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_wrong_interface_is_one_line() -> None:
     done = run(*SHARED, GLOO_SOCKET_IFNAME="none7")
     assert done.returncode == 2
@@ -230,6 +231,7 @@ def test_a_launcher_waits_for_a_checkpoint_as_long_as_it_grows() -> None:
     assert len(checkpoints()) == 1
 
 
+@pytest.mark.slow
 def test_the_next_run_waits_for_one_that_still_saves() -> None:
     with save_slowly(0.01, grace=300) as process:
         (first, *_) = ranks(process, count=1)  # the other one has ended
@@ -243,12 +245,14 @@ def test_the_next_run_waits_for_one_that_still_saves() -> None:
             assert after.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_while_it_saves_is_killed_in_the_end() -> None:
     with save_slowly(1000) as process:
         assert process.wait() == 128 + signal.SIGTERM
     assert checkpoints() == []
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_save_at_once() -> None:
     with save_slowly(1.0) as process:
         wait_until(lambda: "stopping" in Path("artifacts/.work/toy/lock").read_text())
@@ -259,6 +263,7 @@ def test_a_second_signal_ends_a_save_at_once() -> None:
     assert checkpoints() == []
 
 
+@pytest.mark.slow
 def test_a_save_outlives_the_launcher() -> None:
     with save_slowly(0.1) as process:
         process.kill()
