@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cocomix.corpus.files import files_digest, read_files
 from cocomix.corpus.store import Document
@@ -42,14 +43,14 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
     encoder.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
     encoder.no_truncation()
     encoder.no_padding()
-    parts, groups, size = [np.empty(0, dtype)], list[str](), 0
+    parts, groups, size = list[NDArray[np.unsignedinteger]](), list[str](), 0
     for batch in _batches(name, params):
         texts = [document.text for document in batch]
         for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False):
             parts.append(np.array([*encoding.ids, tokens.eos_id], dtype))
         groups += [document.group for document in batch]
         size += sum(len(text.encode()) for text in texts)
-    ids = np.concatenate(parts)
+    ids = np.concatenate([np.empty(0, dtype), *parts])
     windows = len(ids) // tokens.context
     if not windows:
         within = f" in whole documents up to megabytes ({params.megabytes})" if params.megabytes else ""
@@ -58,7 +59,8 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
             f"tokenize.context ({tokens.context})"
         )
     windowed = ids[: windows * tokens.context].reshape(windows, tokens.context)
-    return Text(windowed, tokens.eos_id, token_bytes(tokenizer, size / len(ids)), groups)
+    ends = np.cumsum([part.size for part in parts])
+    return Text(windowed, ends, *token_bytes(tokenizer, size / len(ids)), groups)
 
 
 def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Document]]:
