@@ -70,17 +70,12 @@ def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Documen
     size = 0
     with _named(name):
         for document in read_files(FilesParams(paths=params.paths, text_field=params.text_field)):
-            text = document.text.strip()
-            try:
-                size += len(text.encode())
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"{document.source}: half a surrogate pair at character {error.start + 1}: not Unicode"
-                ) from None
+            document = document.stripped()
+            size += len(document.text.encode())
             if size > left:
                 break
-            if text:
-                batch.append(document._replace(text=text))
+            if document.text:
+                batch.append(document)
             if size >= _BATCH_BYTES:
                 yield batch
                 left, batch, size = left - size, [], 0

@@ -67,8 +67,9 @@ def test_the_split_of_a_document_follows_from_its_text_alone(out: Path) -> None:
     build(params_of(["a.jsonl"]), out)
     before = {row["text"] for row in pq.read_table(out / "validation.parquet").to_pylist()}
     write_jsonl("a.jsonl", ["Something new.", *reversed(TEXTS)])
-    build(params_of(["a.jsonl"]), out)
-    after = {row["text"] for row in pq.read_table(out / "validation.parquet").to_pylist()}
+    (other := out / "other").mkdir()
+    build(params_of(["a.jsonl"]), other)
+    after = {row["text"] for row in pq.read_table(other / "validation.parquet").to_pylist()}
     assert after - {"Something new."} == before
 
 
