@@ -29,9 +29,7 @@ def read_hub(params: HubParams, skip: int = 0) -> Iterator[Document]:
                     text = field_of(row, params.text_field)
                 except KeyError:
                     known = f"(corpus.hub.text_field); {unknown(params.text_field, names_of(row))}"
-                    raise UserError(
-                        f"{name}: no field {params.text_field!r} {known}"
-                    ) from None
+                    raise UserError(f"{name}: no field {params.text_field!r} {known}") from None
                 if not isinstance(text, str | None):
                     kind = type(text).__name__
                     raise UserError(f"{name} row {number}: {params.text_field!r} holds {kind}, not text")

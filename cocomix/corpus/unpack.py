@@ -14,7 +14,7 @@ from cocomix.errors import UserError
 
 DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 """What reading a damaged file raises."""
-UNPACKED_BYTES, UNPACKED_TIMES = 64_000_000, 1000
+UNPACKED_BYTES, UNPACKED_TIMES = 256_000_000, 1000
 """A file may unpack to so many bytes, or to so many times its own size, if that is more; texts never do."""
 
 _CHUNK = 1 << 16

@@ -88,4 +88,4 @@ def pretrained_digest(params: TokenizeParams) -> str:
     if params.source == "train" or not folder.is_dir():
         return ""
     states = [f"{path.name} {digest_of(path)}" for path in sorted(folder.iterdir()) if path.is_file()]
-    return hashlib.sha256("\n".join(states).encode()).hexdigest()
+    return hashlib.sha256("\n".join(states).encode(errors="surrogateescape")).hexdigest()  # a name may be any bytes
