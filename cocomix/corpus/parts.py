@@ -4,6 +4,7 @@ Parts depend on the source and its parameters alone, so any number of workers ma
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -56,8 +57,12 @@ def in_parts(
     """
     folder.mkdir(exist_ok=True)
     tasks = (_Task(make, item, _path(folder, number)) for number, item in enumerate(items))
-    unsent = (task._replace(item=None) if task.path.exists() else task for task in tasks)
-    for part in in_order(_keep, unsent):
+    for task in tasks:
+        if not task.path.exists():
+            tasks = chain([task], tasks)
+            break
+        yield _read(task.path)
+    for part in in_order(_keep, (task._replace(item=None) if task.path.exists() else task for task in tasks)):
         yield _read(part.path)
         if part.error:
             raise UserError(part.error)

@@ -13,6 +13,7 @@ from cocomix.corpus.store import Document
 from cocomix.errors import UserError
 from cocomix.evaluation.text import Text, token_bytes
 from cocomix.params import EvaluationCorpusParams, FilesParams
+from cocomix.tokens.plain import ids_of, plain
 from cocomix.tokens.windows import Tokens
 
 _BATCH_BYTES = 250_000
@@ -39,15 +40,12 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
         UserError: when a file cannot be read, or the text fills no window.
     """
     tokenizer = tokens.tokenizer()
-    encoder, dtype = tokenizer.backend_tokenizer, tokens.windows("validation").dtype
-    encoder.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
-    encoder.no_truncation()
-    encoder.no_padding()
+    encoder, dtype = plain(tokenizer.backend_tokenizer), tokens.windows("validation").dtype
     parts, groups, size = list[NDArray[np.unsignedinteger]](), list[str](), 0
     for batch in _batches(name, params):
         texts = [document.text for document in batch]
-        for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False):
-            parts.append(np.array([*encoding.ids, tokens.eos_id], dtype))
+        for found in ids_of(encoder, texts, f"a document of evaluate.corpora.{name}"):
+            parts.append(np.array([*found, tokens.eos_id], dtype))
         groups += [document.group for document in batch]
         size += sum(len(text.encode()) for text in texts)
     ids = np.concatenate([np.empty(0, dtype), *parts])

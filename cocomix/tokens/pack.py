@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from cocomix.artifact import write_atomically
 from cocomix.progress import progress
 from cocomix.splits import Split
+from cocomix.tokens.plain import ids_of, plain
 from cocomix.tokens.tokenizer import read_texts
 from cocomix.workers import in_order
 
@@ -113,9 +114,9 @@ def _encode_shard(shard: _Shard) -> int:
     texts = read_texts(pq.ParquetFile(shard.text), shard.row_group)
     tokenizer = _tokenizer(shard.tokenizer)
     parts = [
-        np.array([*encoding.ids, shard.eos_id], shard.dtype)
+        np.array([*ids, shard.eos_id], shard.dtype)
         for batch in _batches(texts)
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        for ids in ids_of(tokenizer, batch, f"a document of row group {shard.row_group} of {shard.text}")
     ]
     _save(_lengths(shard.ids), np.array([part.size for part in parts]))
     _save(shard.ids, np.concatenate(parts))  # last: a shard whose ids are there is finished
@@ -144,8 +145,4 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 @cache
 def _tokenizer(path: Path) -> Tokenizer:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return plain(Tokenizer.from_file(str(path)))

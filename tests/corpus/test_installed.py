@@ -104,7 +104,11 @@ def test_processes_do_not_change_what_is_read(
     assert read_installed_docs(tmp_path / "shared") == alone
 
 
-def test_reading_stops_when_the_text_asked_for_is_there(origins: list[Origin], tmp_path: Path) -> None:
+def test_reading_stops_when_the_text_asked_for_is_there(
+    origins: list[Origin], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+
     def size(limit: float) -> int:
         found = read_installed_docs(tmp_path / "parts", limit)  # what was read for one limit serves any
         return sum(len(each.text) for documents in found.groups.values() for each in documents)
