@@ -178,7 +178,7 @@ def _tokens() -> Tokens:
             with work.write(f"{split}.npy") as pending:
                 np.save(pending.path, ids)
             with work.write(f"{split}.documents.npy") as pending:
-                np.save(pending.path, ids[:, 0].astype(np.uint32))
+                np.save(pending.path, np.arange(CONTEXT // 2, ids.size + CONTEXT, CONTEXT))
         work.finish({"context": CONTEXT, "vocab_size": VOCAB, "eos_id": 0, "origin": {"source": "files"}})
         work.publish()
     return Tokens(Path("artifacts/tokens"))

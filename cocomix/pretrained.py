@@ -3,10 +3,26 @@
 Code that lies beside a model is not trusted, and weights are read from safetensors only: a pickle can hold code.
 """
 
+import os
+import resource
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cocomix import interrupt
 from cocomix.errors import UserError
+
+MAX_VOCABULARY = 1 << 22
+"""Ids of a tokenizer are below; a model has a row of weights for each."""
+TRIAL_SECONDS, TRIAL_BYTES = 60, 4 << 30
+"""Processor time and memory in which a tokenizer must be loaded and encode a few texts."""
+TRIAL_TEXTS = (
+    "The quick brown fox, 3.14159 and naïve_variable2.\n\n\tIt's 敏捷的棕色狐狸 \U0001f600!",
+    *(each * 2000 for each in ("a", "A", "0", " ", "\n", ".", "e\u0301", "猫", "\U0001f600", "ab", "a ", "a1", "x\n")),
+    *("".join([each * 40, end]) for each in ("a", "0", " ", "ab") for end in ("!", "\n", "b", "0")),
+)
+"""Some of them long runs, on which a pattern that goes back and forth does not end."""
 
 if TYPE_CHECKING:
     import torch
@@ -48,19 +64,66 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
 
 
 def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedTokenizerFast":
-    """A tokenizer.
+    """A tokenizer, which has been tried in a process of its own first: one can be made so that it never ends.
 
     Raises:
-        UserError: in one line, when there is none.
+        UserError: in one line, when there is none, or it takes more than `TRIAL_SECONDS` and `TRIAL_BYTES`.
     """
+    for path in Path(name).iterdir() if Path(name).is_dir() else ():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{key}: {name!r}: {path.name} is a pipe, socket or device: reading it may never end")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.auto.tokenization_auto"])
+    ours, theirs = context.Pipe(duplex=False)
+    trial = context.Process(target=_try_tokenizer, args=(theirs, key, name, revision), daemon=True)
+    trial.start()
+    theirs.close()
+    try:
+        trouble = ours.recv()
+    except EOFError:  # it was ended
+        trouble = (
+            f"{key}: {name!r}: its tokenizer cannot be loaded and tried within {TRIAL_SECONDS} s and "
+            f"{TRIAL_BYTES >> 30} GB: it is damaged, or meant to do harm"
+        )
+    trial.join()
+    interrupt.check()
+    if trouble:
+        raise UserError(trouble)
+    return _tokenizer(key, name, revision)
+
+
+def _try_tokenizer(answer: Connection, key: str, name: str, revision: str | None) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads have memory of their own
+    resource.setrlimit(resource.RLIMIT_CPU, (TRIAL_SECONDS, TRIAL_SECONDS))
+    resource.setrlimit(resource.RLIMIT_DATA, (TRIAL_BYTES, TRIAL_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Rust tells at length what it dies of
+    try:
+        tokenizer = _tokenizer(key, name, revision)
+        for text in TRIAL_TEXTS:
+            tokenizer(text, add_special_tokens=False, verbose=False)
+        answer.send("")
+    except UserError as error:
+        answer.send(str(error))
+    except BaseException:  # of any kind, also of Rust
+        os._exit(1)
+
+
+def _tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise unreadable(key, name, "tokenizer", error) from None
-    if not tokenizer.encode("a", add_special_tokens=False):
+    vocabulary = tokenizer.get_vocab()
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if not any(token.strip("\u2581") for token in vocabulary.keys() - added - set(tokenizer.all_special_tokens)):
         raise UserError(f"{key}: {name!r}: its tokenizer knows no text: tokenizer.json is missing")
+    largest = max(vocabulary, key=lambda token: vocabulary[token])
+    if vocabulary[largest] >= MAX_VOCABULARY:
+        allowed = f"allowed: below {MAX_VOCABULARY:,}"
+        raise UserError(f"{key}: {name!r}: its token {largest[:40]!r} has the id {vocabulary[largest]:,}; {allowed}")
     return tokenizer
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -25,7 +26,10 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     """
     workers = runtime().workers
     count = runtime().cores if workers == "auto" else workers
-    if count == 1:
+    items = iter(items)
+    first = list(islice(items, 2))
+    items = chain(first, items)
+    if count == 1 or len(first) == 1:  # a process of its own would take longer to start
         yield from map(function, items)
         return
     # Spawned, not forked: a fork copies the locks of the thread pools of arrow and tokenizers as they happen to be.

@@ -13,10 +13,12 @@ from cocomix.evaluation.text import split_text
 from cocomix.external import outside
 from cocomix.modeling import config_of, flops_per_token, parameters
 from cocomix.params import Params
-from cocomix.pretrained import load_model
+from cocomix.pretrained import load_model, load_tokenizer
+from cocomix.progress import say
 from cocomix.runtime import runtime
 from cocomix.shapes import gpt2_shape
 from cocomix.tokens import Tokens
+from cocomix.tokens.same import difference
 from cocomix.training import CurveRow, NextToken, Training, WindowData, write_curve
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -62,7 +64,27 @@ def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
         )
     if not _is_causal(model):
         raise UserError(f"base.pretrained: {source!r}: a {type(model).__name__} sees the tokens that it is to predict")
+    _check_tokenizer(params, tokens)
     return model
+
+
+def _check_tokenizer(params: Params, tokens: Tokens) -> None:
+    """Check that the tokens were made by the base model's own tokenizer, as far as it has one."""
+    source, made = str(params.base.pretrained), tokens.artifact.manifest.params
+    advice = f"set tokenize.source: pretrained, tokenize.pretrained: {source}, and tokenize.revision to base.revision"
+    try:
+        theirs = load_tokenizer("base.pretrained", source, params.base.revision)
+    except UserError as error:
+        if made.get("source") == "pretrained":
+            name = made["pretrained"]
+            say(f"{error}; that of tokenize.pretrained ({name}) is taken to be its own: nothing can be compared")
+            return
+        raise UserError(
+            f"{error}; a tokenizer that was trained here (tokenize.source: train) is not that of this model: set "
+            "tokenize.source: pretrained, and tokenize.pretrained to the model's own"
+        ) from None
+    if found := difference(tokens, theirs):
+        raise UserError(f"base.pretrained: {source!r} has another tokenizer than the tokens: {found}; {advice}")
 
 
 @torch.no_grad()

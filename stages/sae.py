@@ -16,7 +16,7 @@ from cocomix.external import outside
 from cocomix.params import ActivationsParams, Params, SaeParams, Site
 from cocomix.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
-from cocomix.sae.formats import load_published
+from cocomix.sae.formats import is_same_model, load_published, model_named
 from cocomix.sae.learner import CurveRow
 from cocomix.sae.quality import duplicates, reconstruction, splice
 from cocomix.sae.training import SaeTraining, Wanted, write_curve
@@ -46,7 +46,7 @@ def run(params: Params) -> None:
             trained = {name: each.finish() for name, each in learners.items()}
             curves = {name: each.curve for name, each in learners.items()}
         else:
-            trained = {MAIN: _published(params.sae, stores[params.sae.site])}
+            trained = {MAIN: _published(params.sae, stores[params.sae.site], base)}
         if runtime().rank == 0:
             model, measured = load_base(base, tokens.context), {}
             stored = ActivationsParams.model_validate(activations.manifest.params)
@@ -112,10 +112,18 @@ def _check_explains(fvu: float, section: SaeParams, name: str, site: Site) -> No
     raise UserError(f"{which} explains nothing of these activations (variance unexplained: {fvu:.2f}): {why}")
 
 
-def _published(section: SaeParams, store: ActivationStore) -> SparseAutoencoder:
+def _published(section: SaeParams, store: ActivationStore, base: Artifact) -> SparseAutoencoder:
     """The published autoencoder, if it is what the parameters say, and of these activations."""
     path = str(section.published.path)
     sae = load_published(Path(path), section.published.format, store.site, section.k)
+    theirs, taken = model_named(Path(path), section.published.format), base.manifest.params
+    ours = taken["pretrained"] if taken.get("source") == "pretrained" else None
+    # A folder may be called anything.
+    if theirs and ours and not Path(ours).exists() and not is_same_model(theirs, ours):
+        raise UserError(
+            f"sae.published: {path} is of the model {theirs!r}; the base model is {ours!r} (base.pretrained); where "
+            "both are names of one model, remove model_name from its cfg.json"
+        )
     for key in ("architecture", "latents", "k", "normalize"):
         asked, found = getattr(section, key), getattr(sae.config, key)
         if asked != found:

@@ -19,7 +19,7 @@ from cocomix.params import Params, TokenizeParams
 from cocomix.preflight import check_validation_windows
 from cocomix.progress import say
 from cocomix.splits import SPLITS
-from cocomix.tokens.pack import count_tokens, encode, first_documents, write_windows
+from cocomix.tokens.pack import count_tokens, document_ends, encode, write_windows
 from cocomix.tokens.tokenizer import (
     load_pretrained,
     load_trained,
@@ -60,8 +60,9 @@ def run(params: Params) -> None:
                     write_windows(shards, section.context, pending.path)
                     pending.rows = windows
             with work.write(f"{split}.documents.npy") as pending:
-                np.save(pending.path, first_documents(shards, section.context, eos_id))
-                pending.rows = windows
+                ends = document_ends(shards)
+                np.save(pending.path, ends)
+                pending.rows = len(ends)
             if split != "train":
                 with work.write(f"{split}.groups.parquet") as pending:
                     groups = pq.read_table(texts[split], columns=["group"])

@@ -48,16 +48,15 @@ def tokens_folder(folder: Path) -> Path:
             noise = generator.random((windows, CONTEXT)) < 0.1
             ids = (start + step[number % 1] * np.arange(CONTEXT)) % VOCAB
             ids = np.where(noise, generator.integers(0, VOCAB, size=ids.shape), ids).astype(np.uint16)
-            flat_ends = np.cumsum(ids.reshape(-1) == 0)
-            first = np.concatenate([[0], flat_ends[CONTEXT - 1 : -1 : CONTEXT]]).astype(np.uint32)
-            for name, array in {f"{split}.npy": ids, f"{split}.documents.npy": first}.items():
+            ends = np.append(np.flatnonzero(ids.reshape(-1) == 0) + 1, ids.size + 1)  # the last goes on in no window
+            for name, array in {f"{split}.npy": ids, f"{split}.documents.npy": ends}.items():
                 with work.write(name) as pending:
                     with pending.path.open("wb") as file:
                         np.save(file, array)
-                    pending.rows = windows
+                    pending.rows = len(array)
             if split != "train":
                 with work.write(f"{split}.groups.parquet") as pending:
-                    groups = [f"package {each // 2}" for each in range(ids.size)]
+                    groups = [f"package {each // 2}" for each in range(len(ends))]
                     pq.write_table(pa.table({"group": groups}), pending.path)
         vocabulary = {"<|endoftext|>": 0} | {f"w{each}": each for each in range(1, VOCAB)}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))

@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from cocomix.corpus.files import files_digest, find_files, read_files
+from cocomix.corpus.files import Row, document_of, files_digest, find_files, read_rows
 from cocomix.corpus.hub import read_hub
 from cocomix.corpus.installed import InstalledDocs, read_installed_docs, split_groups, versions
+from cocomix.corpus.parts import Stretch, in_parts, kept, stretches
 from cocomix.corpus.seen import Seen
-from cocomix.corpus.store import CorpusWriter, Document, SplitSize, digest_of_text
+from cocomix.corpus.store import CorpusWriter, Document, SplitSize, digest_of_text, none_fits
 from cocomix.errors import UserError
 from cocomix.params import CorpusParams
 from cocomix.splits import SPLITS, Split
@@ -26,11 +29,12 @@ class Summary(NamedTuple):
 
 
 class Dealt(NamedTuple):
-    """A document with its digest and its split."""
+    """A document with its digest, the bytes of its text, and its split."""
 
     split: Split
     digest: bytes
     document: Document
+    size: int
 
 
 def fingerprint(params: CorpusParams) -> str:
@@ -47,65 +51,80 @@ def fingerprint(params: CorpusParams) -> str:
 def build(params: CorpusParams, folder: Path) -> Summary:
     """Write `<split>.parquet` into `folder`, without duplicates.
 
+    What an earlier process has read is kept there, and not read again.
+
     Raises:
         UserError: when nothing is left, or a split stays empty.
     """
     dropped: Counter[str] = Counter()
     limit = float("inf") if params.megabytes is None else params.megabytes * 1e6
+    parts = folder / "parts"
     match params.source:
         case "installed-docs":
-            found = read_installed_docs(limit)
+            found = read_installed_docs(parts, limit)
             sources, dealt = len(found.groups), _deal_packages(found, params, dropped)
         case "files":
-            sources, dealt = len(find_files(params.files.paths)), _deal(read_files(params.files), params, dropped)
+            rows = stretches(read_rows(params.files), lambda row: len(row.content))
+            documents = in_parts(partial(_documents, params.files.text_field), rows, parts)
+            sources, dealt = len(find_files(params.files.paths)), _deal(documents, params, dropped)
         case "hub":
-            sources, dealt = 1, _deal(read_hub(params.hub), params, dropped)
+            done = kept(parts)
+            more = stretches(read_hub(params.hub, sum(done)), lambda document: len(document.text))
+            documents = in_parts(Stretch.all, chain([None] * len(done), more), parts)
+            sources, dealt = 1, _deal(documents, params, dropped)
+    first_beyond: Dealt | None = None
     with CorpusWriter(folder) as writer:
-        for split, digest, document in dealt:
-            limit -= len(document.text.encode())
+        for each in dealt:
+            limit -= each.size
             if limit < 0:
+                first_beyond = each
                 break
-            writer.add(split, digest, document)
+            writer.add(*each)
         sizes = writer.sizes()
     total = sum(size.documents for size in sizes.values())
+    if not total and first_beyond:
+        raise none_fits(first_beyond.document.source, first_beyond.size)
     if not total:
         raise UserError(f"corpus: nothing is left of {params.source}; dropped: {dict(dropped) or 'nothing'}")
     for split in SPLITS:
         if not sizes[split].documents:
+            more_text = f"raise corpus.megabytes ({params.megabytes})" if first_beyond else "give more text"
             share = "" if split == "train" else f", or raise corpus.{split}_share"
-            raise UserError(f"corpus: no document for the {split} split ({total} in all): give more text{share}")
+            raise UserError(f"corpus: no document for the {split} split ({total} in all): {more_text}{share}")
     return Summary(sizes, sources, dropped)
 
 
-def _deal(documents: Iterable[Document], params: CorpusParams, dropped: Counter[str]) -> Iterator[Dealt]:
+def _documents(field: str, rows: Stretch[Row]) -> Iterator[Document]:
+    return (document_of(row, field) for row in rows.all())
+
+
+def _deal(parts: Iterable[list[Document]], params: CorpusParams, dropped: Counter[str]) -> Iterator[Dealt]:
     """Every document that is not empty and was not there before; its split follows from its text alone."""
     seen = Seen()
     validation, test = params.validation_share * 2**64, params.test_share * 2**64
-    for source, group, text in documents:
-        document = Document(source, group, text.strip())
-        if not document.text:
+    for document in chain.from_iterable(parts):
+        text = document.text.encode()
+        if not text:
             dropped["empty documents"] += 1
             continue
-        try:
-            digest = digest_of_text(document.text)
-        except UnicodeEncodeError as error:
-            raise UserError(f"{source}: half a surrogate pair at character {error.start + 1}: not Unicode") from None
+        digest = digest_of_text(text)
         if not seen.add(digest):
             dropped["repeated documents"] += 1
             continue
         number = int.from_bytes(digest, "big")
         split: Split = "validation" if number < validation else "test" if number < validation + test else "train"
-        yield Dealt(split, digest, document)
+        yield Dealt(split, digest, document, len(text))
 
 
 def _deal_packages(found: InstalledDocs, params: CorpusParams, dropped: Counter[str]) -> Iterator[Dealt]:
     """All documents in the order of their digests, which is as good as shuffled."""
     dropped.update({"repeated paragraphs": found.repeated, "short documents": found.short})
-    sizes = {group: sum(len(each.text.encode()) for each in documents) for group, documents in found.groups.items()}
+    texts = {group: [each.text.encode() for each in documents] for group, documents in found.groups.items()}
+    sizes = {group: sum(map(len, each)) for group, each in texts.items()}
     splits = split_groups(sizes, params.validation_share, params.test_share)
     dealt = [
-        Dealt(splits[group], digest_of_text(document.text), document)
+        Dealt(splits[group], digest_of_text(text), document, len(text))
         for group, documents in found.groups.items()
-        for document in documents
+        for document, text in zip(documents, texts[group], strict=True)
     ]
     return iter(sorted(dealt, key=lambda each: each.digest))

@@ -3,30 +3,45 @@
 import codecs
 import io
 import json
+import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, BinaryIO, Literal, cast
+from typing import IO, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cocomix.corpus.fields import field_of, names_of, unknown
+from cocomix.corpus.pages import largest_page
 from cocomix.corpus.store import Document
+from cocomix.corpus.unpack import DAMAGE, PACKED, opened
 from cocomix.digests import digest_of_files
-from cocomix.errors import UserError, suggestion
+from cocomix.errors import UserError
 from cocomix.params import FilesParams
 from cocomix.progress import progress
 
+DOCUMENT_BYTES = 64_000_000
+"""What a line of .jsonl, or a page of .parquet, may hold: more would not fit into memory everywhere."""
 PIECE_CHARACTERS = 1 << 16
 """A longer text file is cut at blank lines into documents of about this size: memory stays small, and a single
 big file can be split."""
 
-_COMPRESSION: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
 _KINDS = (".txt", ".md", ".jsonl", ".parquet")
 _CHUNK = 1 << 16
 _ROWS = 64
+
+
+class Row(NamedTuple):
+    """What becomes a document, as it is in a file."""
+
+    source: str
+    group: str
+    content: str | bytes
+    """The text, or the line of .jsonl that holds it."""
 
 
 def find_files(paths: list[str]) -> list[Path]:
@@ -37,10 +52,12 @@ def find_files(paths: list[str]) -> list[Path]:
     """
     found: set[Path] = set()
     for pattern in paths:
-        matched = {path for each in glob(pattern, recursive=True) if (path := Path(each)).is_file()}
-        if not matched:
-            raise UserError(f"corpus.files.paths: {pattern!r} matches no file in {Path.cwd()}")
-        found |= matched
+        matched = _glob(pattern)
+        files = {Path(each) for each in matched if os.path.isfile(each)}
+        if not files:
+            other = f": {min(matched)} is a folder, or no regular file" if matched else ""
+            raise UserError(f"corpus.files.paths: {pattern!r} matches no file in {Path.cwd()}{other}")
+        found |= files
     for path in found:
         if _kind(path) not in _KINDS:
             raise UserError(
@@ -60,56 +77,132 @@ def read_files(params: FilesParams) -> Iterator[Document]:
     Raises:
         UserError: for a file that is damaged, not UTF-8, or lacks the text field; it names the file and the line.
     """
+    return (document_of(row, params.text_field) for row in read_rows(params))
+
+
+def read_rows(params: FilesParams) -> Iterator[Row]:
+    """What `read_files` makes documents of."""
     paths = find_files(params.paths)
     with progress("corpus", sum(path.stat().st_size for path in paths), "B") as bar:
         for path in paths:
             consumed = 0
             try:
-                for position, document in _read(path, params.text_field):
-                    yield document
+                for position, row in _read(path, params.text_field):
+                    yield row
                     bar.advance(position - consumed)
                     consumed = position
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"{path}: damaged or unreadable: {str(error).splitlines()[0]}") from None
-            bar.advance(path.stat().st_size - consumed)
+                bar.advance(path.stat().st_size - consumed)
+            except (*DAMAGE, pa.ArrowException) as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise UserError(f"{path}: damaged or unreadable: {reason}") from None
+
+
+def document_of(row: Row, field: str) -> Document:
+    """The document that a row holds.
+
+    Args:
+        field: of a line of .jsonl.
+
+    Raises:
+        UserError: for a line that is no object with that field.
+    """
+    source, group, content = row
+    if isinstance(content, str):
+        return Document(source, group, content)
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8: {error.reason} at byte {error.start + 1} of the line") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source}: not valid JSON: {error.msg} at character {error.pos + 1}") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, endless nesting
+        raise UserError(f"{source}: not readable as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: holds {type(value).__name__}, not an object with the field {field!r}")
+    try:
+        text = field_of(value, field)
+    except KeyError:
+        allowed = unknown(field, names_of(value))
+        raise UserError(f"{source}: no field {field!r} (corpus.files.text_field); {allowed}") from None
+    return Document(source, group, _text(text, source, field))
+
+
+def _glob(pattern: str) -> set[str]:
+    """As `glob`, but `**` enters no folder twice: links may lead round in circles."""
+    before, stars, after = _around_stars(pattern)
+    if not stars:
+        return set(glob(pattern))
+    roots = [root for root in glob(before) if os.path.isdir(root)] if before else [""]
+    folders = (folder for root in roots for folder in _folders(root))
+    return {found for folder in folders for found in _glob(os.path.join(escape(folder), after or "*"))}
+
+
+def _around_stars(pattern: str) -> tuple[str, bool, str]:
+    """What is before and after the first part of a pattern that is `**`, and whether there is one."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return pattern, False, ""
+    at = parts.index("**")
+    return "/".join(parts[:at]) + "/" * (at > 0), True, "/".join(parts[at + 1 :])
+
+
+def _folders(root: str) -> Iterator[str]:
+    """A folder and all below it, each once, under a name that follows no link where there is one."""
+    seen: set[tuple[int, int]] = set()
+    waiting = deque([root])
+    while waiting:
+        folder = waiting.popleft()
+        try:
+            state = os.stat(folder or ".")
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            inside = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
+        except OSError:  # gone, or not to be read: as for `glob`, nothing is there
+            continue
+        yield folder
+        for entry in inside:
+            if entry.is_dir() and not entry.name.startswith("."):
+                name = os.path.join(folder, entry.name)
+                (waiting.append if entry.is_symlink() else waiting.appendleft)(name)
 
 
 def _kind(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in _COMPRESSION else path.suffix
+    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
 
 
-def _read(path: Path, field: str) -> Iterator[tuple[int, Document]]:
-    """Documents, each with how far into the file they end, in bytes on the disk."""
-    with pa.OSFile(str(path), "rb") as file:
-        compression = _COMPRESSION.get(path.suffix)
-        # Arrow, unlike the gzip and zstandard modules, reads both, and says when a stream ends too early.
-        stream = pa.CompressedInputStream(file, compression) if compression else file
+def _read(path: Path, field: str) -> Iterator[tuple[int, Row]]:
+    """Rows, each with how far into the file they end, in bytes on the disk."""
+    # A name need not be UTF-8; what a document says of its source is.
+    name = os.fsencode(path).decode(errors="backslashreplace")
+    with path.open("rb") as file, opened(path, file) as content:
         if _kind(path) == ".parquet":
+            if content is file:
+                yield from _parquet(path, name, file, field)
+                return
             with TemporaryFile() as unpacked:  # Parquet is read from its end
-                if compression:
-                    shutil.copyfileobj(stream, unpacked)
-                yield from _parquet(path, unpacked if compression else file, field)
+                shutil.copyfileobj(content, unpacked)
+                yield from _parquet(path, name, unpacked, field)
             return
-        buffered = io.BufferedReader(cast(io.RawIOBase, stream), _CHUNK)
-        for document in _jsonl(path, buffered, field) if _kind(path) == ".jsonl" else _plain(path, buffered):
-            yield file.tell(), document
+        for row in _jsonl(name, content) if _kind(path) == ".jsonl" else _plain(name, content):
+            yield file.tell(), row
 
 
-def _plain(path: Path, file: BinaryIO) -> Iterator[Document]:
+def _plain(name: str, file: BinaryIO) -> Iterator[Row]:
     line = 1  # where `text` begins
     text = ""
-    for more in _decode(path, file):
+    for more in _decode(name, file):
         text += more
         while len(text) > PIECE_CHARACTERS:
             ends = (text.rfind(gap, 1, PIECE_CHARACTERS) for gap in ("\n\n", "\n", " "))
             end = next((each for each in ends if each > 0), PIECE_CHARACTERS)
-            yield Document(f"{path}:{line}", str(path), text[:end])
+            yield Row(f"{name}:{line}", name, text[:end])
             line += text.count("\n", 0, end)
             text = text[end:]
-    yield Document(f"{path}:{line}", str(path), text)
+    yield Row(f"{name}:{line}", name, text)
 
 
-def _decode(path: Path, file: BinaryIO) -> Iterator[str]:
+def _decode(name: str, file: BinaryIO) -> Iterator[str]:
     """The text, a chunk at a time, with `\\n` for all ends of lines."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
     lines = 0
@@ -120,47 +213,68 @@ def _decode(path: Path, file: BinaryIO) -> Iterator[str]:
             yield decoder.decode(chunk, final=not following)
         except UnicodeDecodeError as error:
             line = lines + error.object[: error.start].count(b"\n") + 1
-            raise UserError(f"{path}:{line}: not UTF-8: {error.reason}") from None
+            raise UserError(f"{name}:{line}: not UTF-8: {error.reason}") from None
         lines += chunk.count(b"\n")
         chunk = following
 
 
-def _jsonl(path: Path, file: BinaryIO, field: str) -> Iterator[Document]:
-    for number, line in enumerate(file, 1):
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{place}: not UTF-8: {error.reason} at byte {error.start + 1} of the line") from None
-        except json.JSONDecodeError as error:
-            if not line.strip():
-                continue
-            raise UserError(f"{place}: not valid JSON: {error.msg} at character {error.pos + 1}") from None
-        except (ValueError, RecursionError) as error:  # a number of too many digits, endless nesting
-            raise UserError(f"{place}: not readable as JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: holds {type(row).__name__}, not an object with the field {field!r}")
-        if field not in row:
-            raise UserError(f"{place}: no field {field!r} (corpus.files.text_field); {suggestion(field, row)}")
-        yield Document(place, place, _text(row[field], place, field))
+def _jsonl(name: str, file: BinaryIO) -> Iterator[Row]:
+    number = 0
+    while line := file.readline(DOCUMENT_BYTES + 1):
+        number += 1
+        place = f"{name}:{number}"
+        if len(line) > DOCUMENT_BYTES:
+            raise UserError(f"{place}: the line is longer than {DOCUMENT_BYTES:,} bytes, the most that is allowed")
+        if line.strip():
+            yield Row(place, place, line)
 
 
-def _parquet(path: Path, file: pa.NativeFile | IO[bytes], field: str) -> Iterator[tuple[int, Document]]:
+def _parquet(path: Path, name: str, file: IO[bytes], field: str) -> Iterator[tuple[int, Row]]:
     # Without read-ahead, memory holds pages instead of whole row groups.
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_CHUNK)
-    names = parquet.schema_arrow.names
-    if field not in names:
-        raise UserError(f"{path}: no column {field!r} (corpus.files.text_field); {suggestion(field, names)}")
+    schema = parquet.schema
+    columns = {
+        column.path: number
+        for number, column in enumerate(map(schema.column, range(len(schema))))
+        if not column.max_repetition_level  # a list, of which a row holds any number
+    }
+    if field not in columns:
+        _refuse_column(name, field, parquet.schema_arrow, columns)
     size, rows, number = path.stat().st_size, parquet.metadata.num_rows, 0
-    for batch in parquet.iter_batches(_ROWS, columns=[field]):
-        for value in batch.column(0):
-            number += 1
-            place = f"{path}:{number}"
-            try:
-                text = value.as_py()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{place}: not UTF-8: {error.reason}") from None
-            yield size * number // rows, Document(place, place, _text(text, place, field))
+    for group in (each for each in range(parquet.num_row_groups) if parquet.metadata.row_group(each).num_rows):
+        largest = _largest_page(name, file, parquet.metadata.row_group(group).column(columns[field]))
+        if largest > DOCUMENT_BYTES:
+            raise UserError(
+                f"{name}:{number + 1}: a page of {field!r} in this row group unpacks to {largest:,} bytes; "
+                f"allowed: {DOCUMENT_BYTES:,}"
+            )
+        # No value is larger than the largest page, so these rows fit into memory however they are packed.
+        at_once = max(1, min(_ROWS, DOCUMENT_BYTES // max(1, largest)))
+        for batch in parquet.iter_batches(at_once, row_groups=[group], columns=[field]):
+            for value in batch.column(0):
+                number += 1
+                place = f"{name}:{number}"
+                try:
+                    found = field_of({batch.schema.names[0]: value.as_py()}, field)
+                    text = found.decode() if isinstance(found, bytes) else found
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{place}: not UTF-8: {error.reason}") from None
+                yield size * number // rows, Row(place, place, _text(text, place, field))
+
+
+def _largest_page(name: str, file: IO[bytes], column: pq.ColumnChunkMetaData) -> int:
+    try:
+        return largest_page(file, column)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: damaged or unreadable: {error}") from None
+
+
+def _refuse_column(name: str, field: str, schema: pa.Schema, columns: dict[str, int]) -> None:
+    """Say why a column cannot be read: it is not there, or not of one text a row."""
+    if field in schema.names:
+        raise UserError(f"{name}: the column {field!r} holds {schema.field(field).type}, not text")
+    allowed = unknown(field, columns)
+    raise UserError(f"{name}: no column {field!r} (corpus.files.text_field); {allowed}")
 
 
 def _text(value: object, place: str, field: str) -> str:

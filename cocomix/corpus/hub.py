@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 
+from cocomix.corpus.fields import field_of, names_of, unknown
 from cocomix.corpus.store import Document
-from cocomix.errors import UserError, suggestion
+from cocomix.errors import UserError
 from cocomix.params import HubParams
 from cocomix.progress import progress
 
 
-def read_hub(params: HubParams) -> Iterator[Document]:
-    """The first `limit` documents of the dataset, or all.
+def read_hub(params: HubParams, skip: int = 0) -> Iterator[Document]:
+    """The first `limit` documents of the dataset, or all, but `skip` at the beginning.
 
     Raises:
         UserError: when the dataset cannot be reached or has no such configuration, split or text field.
@@ -17,16 +18,18 @@ def read_hub(params: HubParams) -> Iterator[Document]:
     import datasets  # seconds to import, and no part of the core
 
     name = f"{params.dataset}@{params.revision}"
-    with progress("corpus", params.limit, "documents") as bar:
+    with progress("corpus", params.limit, "documents", done=skip) as bar:
         try:
             rows = datasets.load_dataset(
                 params.dataset, params.config, split=params.split, revision=params.revision, streaming=True
             )
-            for number, row in enumerate(rows if params.limit is None else rows.take(params.limit)):
-                if params.text_field not in row:
-                    known = suggestion(params.text_field, row)
-                    raise UserError(f"{name}: no field {params.text_field!r} (corpus.hub.text_field); {known}")
-                text = row[params.text_field]
+            rows = rows if params.limit is None else rows.take(params.limit)
+            for number, row in enumerate(rows.skip(skip) if skip else rows, skip):
+                try:
+                    text = field_of(row, params.text_field)
+                except KeyError:
+                    known = f"(corpus.hub.text_field); {unknown(params.text_field, names_of(row))}"
+                    raise UserError(f"{name}: no field {params.text_field!r} {known}") from None
                 if not isinstance(text, str | None):
                     kind = type(text).__name__
                     raise UserError(f"{name} row {number}: {params.text_field!r} holds {kind}, not text")

@@ -18,23 +18,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from email import message_from_bytes
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from itertools import groupby
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from cocomix.corpus.parts import in_parts
 from cocomix.corpus.prose import fold, paragraphs
-from cocomix.corpus.store import Document
+from cocomix.corpus.store import Document, none_fits
 from cocomix.errors import UserError
 from cocomix.progress import Progress, progress
 from cocomix.splits import Split
-from cocomix.workers import in_order
 
 _OURS, _EXTRA = "cocomix", "pipeline"
 _MIN_CHARACTERS = 100
 """A shorter document teaches nothing about context."""
-_BATCH = 32
+_BATCH = 64
+"""Files of a part."""
 _GENERATED = re.compile(rb"auto(?:matically|-)? ?generated|do not edit|@generated", re.IGNORECASE)
 """Said near the top of a file that repeats another one, or holds tables."""
 _SKIPPED = frozenset(
@@ -68,14 +70,21 @@ def versions() -> str:
     return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
 
 
-def read_installed_docs(limit: float = float("inf")) -> InstalledDocs:
-    """Read, clean and de-duplicate the documentation that is on this machine, until `limit` bytes of text are kept."""
+def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDocs:
+    """Read, clean and de-duplicate the documentation that is on this machine, until `limit` bytes of text are kept.
+
+    Args:
+        parts: where the paragraphs of many files are kept, so that they are read once.
+
+    Raises:
+        UserError: when the first text is larger than `limit`.
+    """
     origins = find_origins()
     groups: dict[str, list[Document]] = {}
     seen: set[str] = set()
     repeated = short = 0
     with progress("corpus", len(origins), "files") as bar:
-        for origin, found in _read(origins, bar):
+        for (source, group), found in _read(origins, parts, bar):
             kept = []
             for paragraph in found:
                 key = fold(paragraph)
@@ -85,11 +94,14 @@ def read_installed_docs(limit: float = float("inf")) -> InstalledDocs:
                     seen.add(key)
                     kept.append(paragraph)
             text = "\n\n".join(kept)
-            limit -= len(text.encode())
+            size = len(text.encode())
+            limit -= size
             if limit < 0:
+                if not groups:
+                    raise none_fits(source, size)
                 break
             if len(text) >= _MIN_CHARACTERS:
-                groups.setdefault(origin.group, []).append(Document(origin.source, origin.group, text))
+                groups.setdefault(group, []).append(Document(source, group, text))
             elif text:
                 short += 1
     return InstalledDocs(groups, repeated, short)
@@ -192,18 +204,22 @@ def _is_skipped(path: PurePath) -> bool:
     return not _SKIPPED.isdisjoint(path.parts) or path.name.startswith("test_") or path.name == "conftest.py"
 
 
-def _read(origins: list[Origin], bar: Progress) -> Iterator[tuple[Origin, list[str]]]:
-    """Each file with its paragraphs."""
+def _read(origins: list[Origin], parts: Path, bar: Progress) -> Iterator[tuple[tuple[str, str], list[str]]]:
+    """Source and group of each file that has paragraphs, with those."""
     batches = [origins[start : start + _BATCH] for start in range(0, len(origins), _BATCH)]
-    for batch, texts in zip(batches, in_order(_read_all, batches), strict=True):
-        yield from zip(batch, texts, strict=True)
+    for batch, found in zip(batches, in_parts(_paragraphs, batches, parts), strict=True):
+        for file, each in groupby(found, key=lambda paragraph: paragraph[:2]):
+            yield file, [paragraph.text for paragraph in each]
         bar.advance(len(batch))
 
 
-def _read_all(origins: Iterable[Origin]) -> list[list[str]]:
-    """The paragraphs of each file."""
+def _paragraphs(origins: Iterable[Origin]) -> Iterator[Document]:
+    """Each paragraph of each file."""
     gc.disable()  # syntax trees hold no cycles, and looking for some costs a third of the time
-    return [[each for text in _texts(origin.path) for each in paragraphs(text)] for origin in origins]
+    for origin in origins:
+        for text in _texts(origin.path):
+            for paragraph in paragraphs(text):
+                yield Document(origin.source, origin.group, paragraph)
 
 
 def _texts(path: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cocomix.errors import UserError
 from cocomix.splits import SPLITS, Split
 
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("group", pa.string()), ("text", pa.string())])
@@ -24,6 +25,20 @@ class Document(NamedTuple):
     """The same for documents that are alike, being of one package or cut from one text; else as `source`."""
     text: str
 
+    def stripped(self) -> Self:
+        """Without the white space around its text.
+
+        Raises:
+            UserError: when the text is not Unicode, which no file of ours could hold.
+        """
+        text = self.text.strip()
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            place = f"half a surrogate pair at character {error.start + 1}"
+            raise UserError(f"{self.source}: {place}: not Unicode") from None
+        return self._replace(text=text)
+
 
 class SplitSize(NamedTuple):
     """What one split holds."""
@@ -33,9 +48,14 @@ class SplitSize(NamedTuple):
     """UTF-8 bytes of text."""
 
 
-def digest_of_text(text: str) -> bytes:
-    """The 8 bytes that name a document: the same text has the same, everywhere."""
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+def digest_of_text(text: bytes) -> bytes:
+    """The 8 bytes that name a document: the same text, in UTF-8, has the same, everywhere."""
+    return hashlib.blake2b(text, digest_size=8).digest()
+
+
+def none_fits(source: str, size: int) -> UserError:
+    """What to say where the first document is larger than all that may be kept."""
+    return UserError(f"corpus.megabytes: the first document, {source}, alone has {size / 1e6:g}: allow more, or null")
 
 
 class CorpusWriter:
@@ -53,9 +73,9 @@ class CorpusWriter:
         for file in self._files.values():
             file.close()
 
-    def add(self, split: Split, digest: bytes, document: Document) -> None:
-        """Append one document."""
-        self._files[split].add((digest.hex(), document.source, document.group, document.text))
+    def add(self, split: Split, digest: bytes, document: Document, size: int) -> None:
+        """Append one document, whose text has `size` bytes."""
+        self._files[split].add((digest.hex(), document.source, document.group, document.text), size)
 
     def sizes(self) -> dict[Split, SplitSize]:
         """What was added."""
@@ -69,8 +89,7 @@ class _SplitFile:
         self._row_bytes = 0
         self.documents = self.bytes = 0
 
-    def add(self, row: tuple[str, str, str, str]) -> None:
-        size = len(row[-1].encode())
+    def add(self, row: tuple[str, str, str, str], size: int) -> None:
         self._rows.append(row)
         self._row_bytes += size
         self.documents += 1

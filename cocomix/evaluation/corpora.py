@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cocomix.corpus.files import files_digest, find_files, read_files
 from cocomix.corpus.store import Document
 from cocomix.errors import UserError
 from cocomix.evaluation.text import Text, token_bytes
 from cocomix.params import EvaluationCorpusParams, FilesParams
+from cocomix.tokens.plain import ids_of, plain
 from cocomix.tokens.windows import Tokens
 
 _BATCH_BYTES = 250_000
@@ -57,18 +59,15 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
         UserError: when a file cannot be read, or the text fills no window.
     """
     tokenizer = tokens.tokenizer()
-    encoder, dtype = tokenizer.backend_tokenizer, tokens.windows("validation").dtype
-    encoder.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
-    encoder.no_truncation()
-    encoder.no_padding()
-    parts, groups, size = [np.empty(0, dtype)], list[str](), 0
+    encoder, dtype = plain(tokenizer.backend_tokenizer), tokens.windows("validation").dtype
+    parts, groups, size = list[NDArray[np.unsignedinteger]](), list[str](), 0
     for batch in _batches(name, params):
         texts = [document.text for document in batch]
-        for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False):
-            parts.append(np.array([*encoding.ids, tokens.eos_id], dtype))
+        for found in ids_of(encoder, texts, f"a document of evaluate.corpora.{name}"):
+            parts.append(np.array([*found, tokens.eos_id], dtype))
         groups += [document.group for document in batch]
         size += sum(len(text.encode()) for text in texts)
-    ids = np.concatenate(parts)
+    ids = np.concatenate([np.empty(0, dtype), *parts])
     windows = len(ids) // tokens.context
     if not windows:
         within = f" in whole documents up to megabytes ({params.megabytes})" if params.megabytes else ""
@@ -77,7 +76,8 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
             f"tokenize.context ({tokens.context})"
         )
     windowed = ids[: windows * tokens.context].reshape(windows, tokens.context)
-    return Text(windowed, tokens.eos_id, token_bytes(tokenizer, size / len(ids)), groups)
+    ends = np.cumsum([part.size for part in parts])
+    return Text(windowed, ends, *token_bytes(tokenizer, size / len(ids)), groups)
 
 
 def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Document]]:
@@ -87,17 +87,12 @@ def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Documen
     size = 0
     with _named(name):
         for document in read_files(FilesParams(paths=params.paths, text_field=params.text_field)):
-            text = document.text.strip()
-            try:
-                size += len(text.encode())
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"{document.source}: half a surrogate pair at character {error.start + 1}: not Unicode"
-                ) from None
+            document = document.stripped()
+            size += len(document.text.encode())
             if size > left:
                 break
-            if text:
-                batch.append(document._replace(text=text))
+            if document.text:
+                batch.append(document)
             if size >= _BATCH_BYTES:
                 yield batch
                 left, batch, size = left - size, [], 0

@@ -93,8 +93,9 @@ def score_text(
     model.eval().to(device())
     ids, context = text.windows.reshape(-1), text.windows.shape[1]
     starts, seen = spans(len(ids), context, stride)
-    is_end = ids == text.eos_id
-    document = np.cumsum(is_end) - is_end
+    document = np.searchsorted(text.ends, np.arange(len(ids)), side="right")
+    bytes_of = text.token_bytes[ids]
+    bytes_of[text.ends[text.ends <= len(ids)] - 1] = text.end_bytes
     loss = np.zeros(document[-1] + 1)
     mine = shares(len(starts), windows_at_once(batch_size, context, model.config))
     summing = Summing(kept, mine, loss)
@@ -108,7 +109,7 @@ def score_text(
     loss = np.array(totals(*loss))
     is_predicted = np.ones(len(ids), bool)
     is_predicted[starts[seen == 0]] = False
-    document, bytes_of = document[is_predicted], text.token_bytes[ids[is_predicted]]
+    document, bytes_of = document[is_predicted], bytes_of[is_predicted]
     predicted = np.bincount(document, minlength=len(loss))
     documents = np.flatnonzero(predicted)
     return TextScore(

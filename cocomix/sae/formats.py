@@ -135,6 +135,21 @@ def load_published(path: Path, format: SaeFormat, site: Site, k: int) -> SparseA
     return sae
 
 
+def model_named(path: Path, format: SaeFormat) -> str | None:
+    """The language model that an autoencoder says it is of; of the formats, sae-lens alone can say it."""
+    if format != "sae-lens":
+        return None
+    config = _config(path)
+    name = config.inner("metadata").get("model_name") or config.get("model_name")
+    return str(name) if name else None
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: without its owner, and what TransformerLens leaves out or adds."""
+    short = [re.sub(r"-(small|hf|v0\.1)$", "", name.rpartition("/")[2].lower()) for name in (one, other)]
+    return short[0] == short[1]
+
+
 def save_for(sae: SparseAutoencoder, folder: Path, format: SaeFormat) -> None:
     """Write an autoencoder so that the other project loads it and gives the same reconstruction.
 

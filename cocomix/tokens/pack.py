@@ -1,7 +1,8 @@
 """From text to windows of token ids: documents end with EOS and follow each other without padding.
 
-A row group of the corpus makes a shard of ids, which is the unit of resuming and of sharing the work. All shards of
-a split, one after the other, make its windows; the rest at the end that fills no window is dropped.
+A row group of the corpus makes a shard of ids, which is the unit of resuming and of sharing the work; beside it lies
+how many each of its documents has. All shards of a split, one after the other, make its windows; the rest at the end
+that fills no window is dropped.
 """
 
 import os
@@ -10,7 +11,7 @@ from functools import cache
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer
 from cocomix.artifact import write_atomically
 from cocomix.progress import progress
 from cocomix.splits import Split
+from cocomix.tokens.plain import ids_of, plain
 from cocomix.tokens.tokenizer import read_texts
 from cocomix.workers import in_order
 
@@ -92,19 +94,14 @@ def write_windows(shards: Sequence[Path], context: int, path: Path) -> None:
             left -= min(left, ids.size)
 
 
-def first_documents(shards: Sequence[Path], context: int, eos_id: int) -> NDArray[np.uint32]:
-    """The number of the document that each window's first token belongs to: uint32 [windows]."""
-    windows = count_tokens(shards) // context
-    first = np.empty(windows, np.uint32)
-    documents = position = filled = 0  # ended so far; ids so far; windows that began so far
-    for ids in _load(shards):
-        ended = np.flatnonzero(ids == eos_id)
-        starts = np.arange(filled * context - position, ids.size, context)[: windows - filled]
-        first[filled : filled + starts.size] = documents + np.searchsorted(ended, starts)
-        filled += starts.size
-        documents += ended.size
-        position += ids.size
-    return first
+def document_ends(shards: Sequence[Path]) -> NDArray[np.int64]:
+    """The place after each document's EOS in the ids of all shards: int64 [documents]."""
+    return np.cumsum(np.concatenate([np.load(_lengths(shard)) for shard in shards]), dtype=np.int64)
+
+
+def _lengths(shard: Path) -> Path:
+    """The file of how many ids each document of a shard has, EOS included."""
+    return shard.with_suffix(".lengths.npy")
 
 
 def _load(shards: Sequence[Path]) -> Iterator[NDArray[np.unsignedinteger]]:
@@ -117,14 +114,19 @@ def _encode_shard(shard: _Shard) -> int:
     texts = read_texts(pq.ParquetFile(shard.text), shard.row_group)
     tokenizer = _tokenizer(shard.tokenizer)
     parts = [
-        np.array([*encoding.ids, shard.eos_id], shard.dtype)
+        np.array([*ids, shard.eos_id], shard.dtype)
         for batch in _batches(texts)
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        for ids in ids_of(tokenizer, batch, f"a document of row group {shard.row_group} of {shard.text}")
     ]
-    content = BytesIO()
-    np.save(content, np.concatenate(parts))
-    write_atomically(shard.ids, content.getvalue())
+    _save(_lengths(shard.ids), np.array([part.size for part in parts]))
+    _save(shard.ids, np.concatenate(parts))  # last: a shard whose ids are there is finished
     return shard.documents
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    content = BytesIO()
+    np.save(content, array)
+    write_atomically(path, content.getvalue())
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -143,8 +145,4 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 @cache
 def _tokenizer(path: Path) -> Tokenizer:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return plain(Tokenizer.from_file(str(path)))

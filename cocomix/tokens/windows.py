@@ -32,9 +32,11 @@ class Origin(NamedTuple):
 class Tokens:
     """The tokens artifact: documents end with EOS and are packed into windows of `context` tokens.
 
-    Files: `<split>.npy`, unsigned integers [windows, context]; `<split>.documents.npy`, uint32 [windows], the number
-    of the document that the window's first token belongs to; `<split>.groups.parquet`, for the splits that models are
-    measured on, the group of each document (`cocomix.corpus.store.Document`); `tokenizer/`, a Hugging Face folder.
+    Files: `<split>.npy`, unsigned integers [windows, context]; `<split>.documents.npy`, int64 [documents], where each
+    document ends; `<split>.groups.parquet`, for the splits that models are measured on, the group of each document
+    (`cocomix.corpus.store.Document`); `tokenizer/`, a Hugging Face folder.
+
+    An id does not tell where a document ends: with some tokenizers, the EOS also stands for text.
     """
 
     def __init__(self, path: Path = Path("artifacts/tokens")) -> None:
@@ -52,12 +54,19 @@ class Tokens:
             raise UserError(f"{self.artifact.path / name}: not the windows that the manifest says; run tokenize again")
         return windows
 
+    @cache  # noqa: B019
+    def ends(self, split: Split) -> NDArray[np.int64]:
+        """Where each document ends, as the place after its EOS in the ids of the split: ascending, [documents].
+
+        The last ones may be in no window.
+        """
+        return np.load(self.artifact.file(f"{split}.documents.npy"), mmap_mode="r")
+
     def documents(self, split: Split, rows: slice | NDArray[np.integer]) -> NDArray[np.uint32]:
         """The document number of every token of the windows `rows`: [rows, context]."""
-        first = np.load(self.artifact.file(f"{split}.documents.npy"), mmap_mode="r")[rows]
-        ends = self.windows(split)[rows] == self.eos_id
-        before = np.cumsum(ends, axis=1) - ends
-        return (first[:, None] + before).astype(np.uint32)
+        numbers = np.arange(*rows.indices(len(self.windows(split)))) if isinstance(rows, slice) else rows
+        places = numbers[:, None] * self.context + np.arange(self.context)
+        return np.searchsorted(self.ends(split), places, side="right").astype(np.uint32)
 
     def groups(self, split: Split) -> list[str]:
         """The group of each document of the validation or test split, by its number."""
@@ -73,9 +82,11 @@ class Tokens:
         return float(self.artifact.about["bytes_per_token"][split])
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer that made the windows."""
+        """The tokenizer that made the windows; as there, `<|endoftext|>` in a text is text."""
         from transformers import AutoTokenizer  # seconds to import, for readers that need none
 
         for name in self.artifact.names("tokenizer/"):
             self.artifact.file(name)
-        return AutoTokenizer.from_pretrained(self.artifact.path / "tokenizer")
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(self.artifact.path / "tokenizer")
+        tokenizer.split_special_tokens = True  # not saved with it
+        return tokenizer

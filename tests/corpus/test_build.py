@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
-from cocomix.corpus import build, fingerprint, installed
+from cocomix.corpus import build, fingerprint, installed, parts
 from cocomix.corpus.installed import Origin
 from cocomix.corpus.store import ROW_GROUP_BYTES
 from cocomix.errors import UserError
@@ -67,8 +69,9 @@ def test_the_split_of_a_document_follows_from_its_text_alone(out: Path) -> None:
     build(params_of(["a.jsonl"]), out)
     before = {row["text"] for row in pq.read_table(out / "validation.parquet").to_pylist()}
     write_jsonl("a.jsonl", ["Something new.", *reversed(TEXTS)])
-    build(params_of(["a.jsonl"]), out)
-    after = {row["text"] for row in pq.read_table(out / "validation.parquet").to_pylist()}
+    (other := out / "other").mkdir()
+    build(params_of(["a.jsonl"]), other)
+    after = {row["text"] for row in pq.read_table(other / "validation.parquet").to_pylist()}
     assert after - {"Something new."} == before
 
 
@@ -108,6 +111,54 @@ def test_too_little_or_broken_text_is_an_error(out: Path, texts: list[str], shar
     with pytest.raises(UserError) as caught:
         build(params_of(["a.jsonl"], share=share), out)
     assert str(caught.value).startswith(message)
+
+
+def test_a_first_document_above_megabytes_is_named(out: Path) -> None:
+    write_jsonl("a.jsonl", ["x" * 5000, *TEXTS])
+    with pytest.raises(UserError, match=r"corpus\.megabytes: the first document, a\.jsonl:1, alone has 0\.005: allow"):
+        build(params_of(["a.jsonl"], megabytes=0.004), out)
+    with pytest.raises(UserError, match=r"\(1 in all\): raise corpus\.megabytes \(0\.005\)"):
+        build(params_of(["a.jsonl"], megabytes=0.005), out)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+    monkeypatch.setattr(parts, "PART_BYTES", 2000)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet", "a.txt"])
+def test_parts_that_are_there_are_not_read_again_and_the_bytes_are_the_same(
+    out: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    repeated = [*TEXTS[:200], *TEXTS[100:], " "]
+    write_jsonl("a.jsonl", repeated)
+    Path("a.jsonl.zst").write_bytes(zstandard.compress(Path("a.jsonl").read_bytes()))
+    pq.write_table(pa.table({"text": repeated}), "a.parquet")
+    Path("a.txt").write_text("\n\n".join(repeated))
+    monkeypatch.setattr("cocomix.corpus.files.PIECE_CHARACTERS", 300)
+    whole = build(params_of([name]), out)
+    contents = [(out / f"{split}.parquet").read_bytes() for split in SPLITS]
+    for left in (0, 1, 4):
+        for path in sorted((out / "parts").iterdir())[left:]:
+            path.unlink()
+        kept = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
+        assert build(params_of([name]), out) == whole
+        assert [(out / f"{split}.parquet").read_bytes() for split in SPLITS] == contents
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list((out / "parts").iterdir())) > 5
+
+
+def test_what_is_wrong_beyond_the_text_that_is_kept_is_not_told(out: Path, small_parts: None) -> None:
+    write_jsonl("a.jsonl", TEXTS)
+    Path("b.jsonl").write_text("{")
+    Path("c.jsonl.gz").write_text("no archive")
+    assert build(params_of(["*.jsonl*"], megabytes=0.01), out).splits["train"].documents > 80
+    with pytest.raises(UserError, match=r"b\.jsonl:1: not valid JSON"):
+        build(params_of(["*.jsonl*"]), out)
+    Path("b.jsonl").unlink()
+    with pytest.raises(UserError, match=r"c\.jsonl\.gz: damaged"):
+        build(params_of(["*.jsonl*"]), out)
 
 
 def test_the_fingerprint_of_files_follows_their_state(folder: Path) -> None:

@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,8 +11,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cocomix.corpus import files
+from cocomix.corpus import files, unpack
 from cocomix.corpus.files import PIECE_CHARACTERS, files_digest, find_files, read_files
+from cocomix.corpus.pages import largest_page
 from cocomix.errors import UserError
 from cocomix.params import FilesParams
 
@@ -173,3 +175,170 @@ def test_damaged_files_are_named(folder: Path, name: str, damage: str) -> None:
     whole = compress(name, parquet(texts) if "parquet" in name else jsonl(texts))
     Path(name).write_bytes(whole[:-20] if damage == "cut" else b"not what it says" * 9)
     assert error_of(name).startswith(f"{name}: damaged or unreadable")
+
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+SKIPPABLE = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+
+
+def test_archives_may_hold_what_their_own_tools_write(folder: Path) -> None:
+    packed = {name: compress(name, jsonl(TEXTS)) for name in ("a.jsonl.gz", "a.jsonl.zst")}
+    Path("padded.jsonl.gz").write_bytes(packed["a.jsonl.gz"] + bytes(100))
+    Path("skippable.jsonl.zst").write_bytes(SKIPPABLE + packed["a.jsonl.zst"] + SKIPPABLE)
+    assert texts_of("*.jsonl.*") == TEXTS + TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_what_follows_an_archive_and_is_none_is_named(folder: Path, name: str) -> None:
+    for rest in (b"garbage", compress(name, jsonl(TEXTS))[:-3]):
+        Path(name).write_bytes(compress(name, jsonl(TEXTS)) + rest)
+        assert error_of(name).startswith(f"{name}: damaged or unreadable")
+
+
+def test_a_zst_with_a_long_window_is_read(folder: Path) -> None:
+    far = zstandard.ZstdCompressionParameters(
+        window_log=28, hash_log=10, chain_log=10, strategy=zstandard.STRATEGY_FAST
+    )
+    packer = zstandard.ZstdCompressor(compression_params=far).compressobj()
+    Path("a.jsonl.zst").write_bytes(packer.compress(jsonl(TEXTS)) + packer.flush())
+    assert zstandard.get_frame_parameters(Path("a.jsonl.zst").read_bytes()).window_size > 1 << 27
+    assert texts_of("a.jsonl.zst") == TEXTS
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not there")
+def test_a_zst_made_with_the_longest_window_is_read() -> None:
+    texts = texts_of(str(SHARED / "oddities/long-window-31.jsonl.zst"))
+    assert texts[0].startswith("document 0 ")
+    assert len(texts) > 10
+
+
+def test_names_that_are_not_utf8_are_read_and_told_by_an_escape(folder: Path) -> None:
+    for name in (b"a\xff.jsonl", b"b\xff.txt", b"c\xff.parquet", b"d\xff.jsonl.zst"):
+        with open(name, "wb") as file:
+            file.write(compress(os.fsdecode(name), parquet(["x"]) if b"parquet" in name else jsonl(["x"])))
+    found = list(read_files(FilesParams(paths=["*"])))
+    assert [each.source for each in found] == [
+        "a\\xff.jsonl:1",
+        "b\\xff.txt:1",
+        "c\\xff.parquet:1",
+        "d\\xff.jsonl.zst:1",
+    ]
+    assert files_digest(["*"]) != files_digest(["a*"])
+    with open(b"e\xff.jsonl", "wb") as file:
+        file.write(b"{")
+    assert error_of("e*").startswith("e\\xff.jsonl:1: not valid JSON")
+
+
+def test_a_field_in_a_field_is_read(folder: Path) -> None:
+    rows = [{"meta": {"text": text, "more": {"text": "deep"}}, "a.b": text} for text in TEXTS]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"meta": None, "a.b": ""}]))
+    pq.write_table(pa.Table.from_pylist([*rows, {"meta": None, "a.b": ""}]), "b.parquet")
+    for field, expected in {"meta.text": TEXTS, "meta.more.text": ["deep"] * 3, "a.b": TEXTS}.items():
+        assert texts_of("a.jsonl", "b.parquet", field=field) == [*expected, ""] * 2
+    for name, place in {"a.jsonl": "a.jsonl:1: no field", "b.parquet": "b.parquet: no column"}.items():
+        assert error_of(name, field="txt.meta").startswith(place)
+        assert error_of(name, field="meta.txt") == (
+            f"{place} 'meta.txt' (corpus.files.text_field); did you mean 'meta.text'?"
+        )
+    assert error_of("b.parquet", field="meta").startswith("b.parquet: the column 'meta' holds struct<")
+
+
+def test_fields_are_listed_as_far_as_a_line_holds_them(folder: Path) -> None:
+    Path("a.jsonl").write_text(json.dumps({f"field{number:03d}": {"x" * 200: 1} for number in range(999)} | {"b": 1}))
+    assert error_of("a.jsonl") == "a.jsonl:1: no field 'text' (corpus.files.text_field); allowed: b"
+    Path("a.jsonl").write_text(json.dumps({f"{number:03d}": 1 for number in range(999)}))
+    assert error_of("a.jsonl").endswith("018, 019, ...")
+
+
+COLUMNS = {
+    "large": pa.array(TEXTS, pa.large_string()),
+    "dictionary": pa.array(TEXTS).dictionary_encode(),
+    "binary": pa.array([text.encode() for text in TEXTS]),
+    "with nothing": pa.array([*TEXTS, None]),
+    "list": pa.array([[text] for text in TEXTS]),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_kind_of_column_that_holds_text_is_read(folder: Path, kind: str) -> None:
+    pq.write_table(pa.table({"text": COLUMNS[kind]}), "a.parquet")
+    pq.write_table(pa.table({"text": COLUMNS[kind]})[:0], "b.parquet")
+    if kind == "list":
+        assert error_of("a.parquet").startswith("a.parquet: the column 'text' holds list<")
+    else:
+        assert [text for text in texts_of("a.parquet", "b.parquet") if text] == TEXTS
+
+
+def test_links_that_lead_in_circles_are_followed_once(folder: Path) -> None:
+    for name in ("data/one/a.txt", "data/two/b.txt", "elsewhere/c.txt", "data/.hidden/d.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    for name in ("data/one/up", "data/one/top", "data/two/up", "data/two/top", "data/up"):
+        Path(name).symlink_to(folder / "data")
+    Path("data/out").symlink_to(folder / "elsewhere")
+    found = ["data/one/a.txt", "data/out/c.txt", "data/two/b.txt"]
+    assert [str(path) for path in find_files(["data/**/*.txt"])] == found
+    assert [str(path) for path in find_files(["**/*.txt"])] == [*found[:1], "data/two/b.txt", "elsewhere/c.txt"]
+    assert [str(path) for path in find_files(["data/**"])] == found
+    assert [str(path) for path in find_files(["*/**/b.txt", f"{folder}/data/one/**/a.txt"])] == [
+        str(folder / "data/one/a.txt"),
+        "data/two/b.txt",
+    ]
+
+
+def test_what_is_no_regular_file_is_not_opened(folder: Path) -> None:
+    os.mkfifo("pipe.txt")
+    Path("zero.txt").symlink_to("/dev/zero")
+    Path("gone.txt").symlink_to("nowhere")
+    Path("folder.txt").mkdir()
+    assert error_of("*.txt").endswith("folder.txt is a folder, or no regular file")
+    Path("a.txt").write_text("x")
+    assert texts_of("*.txt") == ["x"]
+
+
+def bomb(name: str, unpacked: bytes) -> None:
+    Path(name).write_bytes(compress(name, unpacked))
+
+
+def test_a_line_has_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
+        bomb(name, jsonl(["x"]) + jsonl(["a" * (files.DOCUMENT_BYTES + 1)]))
+        assert error_of(name) == f"{name}:2: the line is longer than 64,000,000 bytes, the most that is allowed"
+
+
+@pytest.mark.parametrize("layout", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}])
+def test_a_page_has_a_limit_and_it_is_not_unpacked(folder: Path, layout: dict[str, Any]) -> None:
+    table = pa.table({"text": ["x", "a" * (files.DOCUMENT_BYTES + 1)]})
+    pq.write_table(table, "a.parquet", compression="zstd", **layout)
+    assert Path("a.parquet").stat().st_size < 50_000
+    assert error_of("a.parquet").startswith("a.parquet:1: a page of 'text' in this row group unpacks to 64,000,0")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@given(
+    texts=st.lists(st.text(max_size=300), min_size=1, max_size=60),
+    dictionary=st.booleans(),
+    version=st.sampled_from(["1.0", "2.0"]),
+    statistics=st.booleans(),
+)
+def test_the_largest_page_is_at_least_as_large_as_any_text(
+    folder: Path, texts: list[str], dictionary: bool, version: Any, statistics: bool
+) -> None:
+    layout: dict[str, Any] = {
+        "use_dictionary": dictionary,
+        "data_page_version": version,
+        "write_statistics": statistics,
+    }
+    pq.write_table(pa.table({"text": texts}), "a.parquet", compression="zstd", data_page_size=500, **layout)
+    with open("a.parquet", "rb") as file:
+        size = largest_page(file, pq.ParquetFile("a.parquet").metadata.row_group(0).column(0))
+    assert max(len(text.encode()) for text in texts) <= size <= 10_000
+    assert texts_of("a.parquet") == texts
+
+
+def test_an_archive_has_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(unpack, "UNPACKED_TIMES", 10)
+    for name in ("a.parquet.zst", "a.parquet.gz", "a.txt.gz", "a.txt.zst", "a.jsonl.zst"):
+        bomb(name, bytes(1_000_000))
+        assert error_of(name).startswith(f"{name}: unpacks to more than ")

@@ -33,6 +33,10 @@ def test_the_limit_is_kept(dataset: str) -> None:
     assert len(list(read_hub(params_of(dataset, limit=7)))) == 7
 
 
+def test_what_was_read_before_is_skipped(dataset: str) -> None:
+    assert list(read_hub(params_of(dataset, limit=9), skip=5)) == list(read_hub(params_of(dataset, limit=9)))[5:]
+
+
 def test_a_missing_field_and_one_without_text_are_named(dataset: str) -> None:
     with pytest.raises(UserError, match=r"no field 'txt' \(corpus.hub.text_field\); did you mean 'text'\?"):
         list(read_hub(params_of(dataset, text_field="txt")))

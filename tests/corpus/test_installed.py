@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cocomix.corpus import installed
 from cocomix.corpus.installed import Origin, find_origins, read_installed_docs, split_groups
+from cocomix.corpus.store import Document
 from cocomix.errors import UserError
 from cocomix.runtime import runtime
 
@@ -38,8 +39,8 @@ def test_all_docstrings_are_found_in_the_order_of_the_source(tmp_path: Path) -> 
     path = tmp_path / "a.py"
     path.write_text(MODULE)
     subjects = ["gradient", "limit", "class", "method", "inner function", "C function"]
-    (found,) = installed._read_all([Origin("a", "a.py", path)])
-    assert found == [PROSE.replace("gradient", subject) for subject in subjects]
+    found = installed._paragraphs([Origin("a", "a.py", path)])
+    assert [each.text for each in found] == [PROSE.replace("gradient", subject) for subject in subjects]
 
 
 def test_every_docstring_that_ast_knows_is_found() -> None:
@@ -57,13 +58,13 @@ def test_files_that_cannot_be_read_as_python_are_passed_over(tmp_path: Path) -> 
         if content is not None:
             (tmp_path / name).write_bytes(content)
     origins = [Origin("a", name, tmp_path / name) for name in broken]
-    assert installed._read_all(origins) == [[], [], [], []]
+    assert list(installed._paragraphs(origins)) == []
 
 
 def test_the_description_of_a_distribution_is_read(tmp_path: Path) -> None:
     path = tmp_path / "METADATA"
     path.write_text(f"Metadata-Version: 2.1\nName: a\n\n# Title\n\n{PROSE}\n\n```\ncode\n```\n", encoding="utf-8")
-    assert installed._read_all([Origin("a", "a", path)]) == [[PROSE]]
+    assert list(installed._paragraphs([Origin("a", "a", path)])) == [Document("a", "a", PROSE)]
 
 
 @pytest.fixture
@@ -80,9 +81,11 @@ def origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Origin]:
     return found
 
 
-def test_paragraphs_of_one_template_are_kept_once(origins: list[Origin], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paragraphs_of_one_template_are_kept_once(
+    origins: list[Origin], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
-    found = read_installed_docs()
+    found = read_installed_docs(tmp_path / "parts")
     first, last = found.groups["package0"][0], found.groups["package9"][0]
     assert (first.source, last.source) == ("m0.py", "m98.py")
     assert first.text.startswith("The Optim0 keeps")
@@ -91,20 +94,29 @@ def test_paragraphs_of_one_template_are_kept_once(origins: list[Origin], monkeyp
     assert found.short == 98
 
 
-def test_processes_do_not_change_what_is_read(origins: list[Origin], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_do_not_change_what_is_read(
+    origins: list[Origin], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
-    alone = read_installed_docs()
+    alone = read_installed_docs(tmp_path / "alone")
     runtime.cache_clear()
     monkeypatch.setenv("COCOMIX_WORKERS", "2")
-    assert read_installed_docs() == alone
+    assert read_installed_docs(tmp_path / "shared") == alone
 
 
-def test_reading_stops_when_the_text_asked_for_is_there(origins: list[Origin]) -> None:
-    everything = sum(len(each.text) for documents in read_installed_docs().groups.values() for each in documents)
-    some = sum(
-        len(each.text) for documents in read_installed_docs(everything / 2).groups.values() for each in documents
-    )
-    assert 0 < some <= everything / 2
+def test_reading_stops_when_the_text_asked_for_is_there(
+    origins: list[Origin], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+
+    def size(limit: float) -> int:
+        found = read_installed_docs(tmp_path / "parts", limit)  # what was read for one limit serves any
+        return sum(len(each.text) for documents in found.groups.values() for each in documents)
+
+    everything = size(float("inf"))
+    assert 0 < size(everything / 2) <= everything / 2
+    with pytest.raises(UserError, match=r"corpus\.megabytes: the first document, m\d+\.py, alone has"):
+        size(10)
 
 
 def test_origins_are_real_modules_without_tests_and_without_this_project() -> None:

@@ -31,7 +31,10 @@ def text() -> Text:
     ids = np.random.default_rng(0).integers(1, VOCAB, size=(7, CONTEXT)).astype(np.uint16)
     ids[np.random.default_rng(1).random(ids.shape) < 0.15] = 0
     ids[2, 3:6] = 0
-    return Text(ids, 0, (np.arange(VOCAB) % 5).astype(float), [f"group {each % 3}" for each in range(ids.size)])
+    ends = np.append(np.flatnonzero(ids.reshape(-1) == 0) + 1, ids.size + 1)
+    return Text(
+        ids, ends, (np.arange(VOCAB) % 5).astype(float), 0.0, [f"group {each % 3}" for each in range(len(ends))]
+    )
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ class OneInFour(nn.Module):
 
 def test_perplexity_and_bits_per_byte_are_those_computed_by_hand() -> None:
     # Predicted are 3 3 2 (the first token of each of the two windows of 3 is not: 2, and 2), then 2.
-    text = Text(np.array([[2, 3, 3], [2, 2, 2]], np.uint16), 0, np.array([0.0, 1.0, 2.0, 4.0]), ["a"])
+    text = Text(np.array([[2, 3, 3], [2, 2, 2]], np.uint16), np.array([7]), np.array([0.0, 1.0, 2.0, 4.0]), 0.0, ["a"])
     score = score_text(OneInFour(), text, 8, "hand").whole  # type: ignore[arg-type]
     assert score.perplexity == pytest.approx((4 * 4 * 4 / 3 * 4 / 3) ** (1 / 4))
     assert score.loss == pytest.approx(math.log(score.perplexity))

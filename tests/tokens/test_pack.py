@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cocomix.splits import SPLITS
 from cocomix.tokens import pack
-from cocomix.tokens.pack import count_tokens, encode, first_documents, write_windows
+from cocomix.tokens.pack import count_tokens, document_ends, encode, write_windows
 from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
 
 EOS = 0
@@ -78,30 +78,27 @@ def test_ids_are_as_small_as_the_vocabulary_allows(
     assert np.load(tmp_path / "train.npy").dtype == dtype
 
 
-def write_shards(folder: Path, parts: list[list[int]]) -> list[Path]:
-    paths = [folder / f"{number}.npy" for number in range(len(parts))]
-    for path, part in zip(paths, parts, strict=True):
-        np.save(path, np.array(part, np.uint16))
-    return paths
-
-
 @given(
-    parts=st.lists(st.lists(st.sampled_from([EOS, 1, 2, 3]), min_size=1, max_size=20), min_size=1, max_size=6),
+    parts=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=6),
     context=st.integers(2, 9),
 )
 def test_windows_and_their_documents_are_those_of_the_joined_ids(
     tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], context: int
 ) -> None:
+    """`parts`: how many ids each document of each shard has. All are the EOS, so that none tells where one ends."""
     folder = tmp_path_factory.mktemp("shards")
-    shards = write_shards(folder, parts)
-    ids = np.array([each for part in parts for each in part])
+    shards = [folder / f"{number}.npy" for number in range(len(parts))]
+    for path, part in zip(shards, parts, strict=True):
+        np.save(path, np.full(sum(part), EOS, np.uint16))
+        np.save(path.with_suffix(".lengths.npy"), np.array(part))
+    lengths = [each for part in parts for each in part]
+    ids = np.concatenate([np.load(shard) for shard in shards])
     windows = ids.size // context
     write_windows(shards, context, folder / "windows.npy")
     np.testing.assert_array_equal(
         np.load(folder / "windows.npy", mmap_mode="r" if windows else None),
         ids[: windows * context].reshape(windows, context),
     )
-    document = np.cumsum(ids == EOS) - (ids == EOS)
-    first = first_documents(shards, context, EOS)
-    assert first.dtype == np.uint32
-    np.testing.assert_array_equal(first, document[: windows * context : context])
+    ends = document_ends(shards)
+    assert ends.dtype == np.int64
+    assert np.diff(ends, prepend=0).tolist() == lengths

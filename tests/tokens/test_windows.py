@@ -8,7 +8,8 @@ from cocomix.tokens import Tokens
 def test_every_token_knows_its_document(tokens_folder: Path) -> None:
     tokens = Tokens(tokens_folder)
     ids = np.asarray(tokens.windows("train"))
-    ends = (ids.reshape(-1) == tokens.eos_id).astype(int)
-    expected = (np.cumsum(ends) - ends).reshape(ids.shape)
+    ends = tokens.ends("train")
+    expected = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))[: ids.size].reshape(ids.shape)
     assert (tokens.documents("train", slice(None)) == expected).all()
     assert (tokens.documents("train", np.array([5, 2])) == expected[[5, 2]]).all()
+    assert (tokens.documents("train", slice(3, 9, 2)) == expected[3:9:2]).all()

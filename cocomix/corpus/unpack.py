@@ -1,0 +1,95 @@
+"""Files that may be compressed, as streams of bytes in bounded memory."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from cocomix.errors import UserError
+
+DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+"""What reading a damaged file raises."""
+UNPACKED_BYTES, UNPACKED_TIMES = 256_000_000, 1000
+"""A file may unpack to so many bytes, or to so many times its own size, if that is more; texts never do."""
+
+_CHUNK = 1 << 16
+_PIECE = 1 << 10
+"""Of a .zst, given to the decoder at a time: four bytes can unpack to 128 KB."""
+_WINDOW = 1 << 31
+"""How far back a .zst may refer: what `zstd --long=31` makes, the most that there is."""
+
+PACKED = (".gz", ".zst")
+
+
+@contextmanager
+def opened(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
+    """The content of `file`, which was opened at `path`, without compression.
+
+    Reading raises one of `DAMAGE` where the file is damaged, also where it ends too early.
+
+    Raises:
+        UserError: when it unpacks to more than is allowed.
+    """
+    if path.suffix not in PACKED:
+        yield file
+        return
+    chunks = _gzip(file) if path.suffix == ".gz" else _zstd(file)
+    yield io.BufferedReader(_Chunks(_limited(chunks, path)), _CHUNK)
+
+
+def _limited(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    limit = left = max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
+    for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            raise UserError(
+                f"{path}: unpacks to more than {limit:,} bytes; allowed: {UNPACKED_BYTES:,}, "
+                f"or {UNPACKED_TIMES} times its size"
+            )
+        yield chunk
+
+
+def _gzip(file: BinaryIO) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file) as content:
+        while chunk := content.read(_CHUNK):
+            yield chunk
+
+
+def _zstd(file: BinaryIO) -> Iterator[bytes]:
+    """All frames; zstandard's own stream does not tell a file that was cut from a whole one."""
+    whole = True
+    while piece := file.read(_PIECE):
+        while piece:
+            if whole:
+                frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj(write_size=_CHUNK)
+            yield frame.decompress(piece)
+            whole = frame.eof
+            piece = frame.unused_data if whole else b""
+    if not whole:
+        raise EOFError("the file ends within a frame")
+
+
+class _Chunks(io.RawIOBase):
+    """Chunks of bytes as a stream."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._chunk = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._chunk:
+            found = next(self._chunks, None)
+            if found is None:
+                return 0
+            self._chunk = memoryview(found)
+        size = min(len(buffer), len(self._chunk))
+        buffer[:size] = self._chunk[:size]
+        self._chunk = self._chunk[size:]
+        return size
