@@ -3,6 +3,7 @@
 Code that lies beside a model is not trusted, and weights are read from safetensors only: a pickle can hold code.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,12 @@ from cocomix.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        PreTrainedModel,
+        PreTrainedTokenizerFast,
+    )
 
 
 def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | Literal['auto']") -> "PreTrainedModel":
@@ -22,10 +28,8 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
     Raises:
         UserError: in one line, when there is none, or its weights are not whole: what is missing would be random.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = _auto_class(key, name, revision).from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
@@ -34,6 +38,8 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
             ignore_mismatched_sizes=True,  # reported, and refused below
             output_loading_info=True,
         )
+    except UserError:
+        raise
     except Exception as error:  # of any kind: it comes from whatever reads the files
         raise _unreadable(key, name, "model", error) from None
     troubles = {
@@ -44,7 +50,7 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
     for trouble, names in troubles.items():
         if names:
             raise UserError(f"{key}: {name!r} {trouble} {min(names)}, one of {len(names)}: it is damaged, or not whole")
-    return model
+    return _text_part(key, name, model)
 
 
 def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedTokenizerFast":
@@ -62,6 +68,47 @@ def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedToke
     if not tokenizer.encode("a", add_special_tokens=False):
         raise UserError(f"{key}: {name!r}: its tokenizer knows no text: tokenizer.json is missing")
     return tokenizer
+
+
+def _auto_class(
+    key: str, name: str, revision: str | None
+) -> "type[AutoModelForCausalLM | AutoModelForImageTextToText]":
+    """What loads a language model, or one of text and images whose text part is one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    # Its decoder alone could be loaded, which has learned to read an encoder.
+    if not config.is_encoder_decoder:
+        for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
+            if type(config) in kind._model_mapping:
+                return kind
+    raise UserError(f"{key}: {name!r}: a {config.model_type} is no causal language model")
+
+
+def _text_part(key: str, name: str, model: "PreTrainedModel") -> "PreTrainedModel":
+    """Of a model of text and images, the language model in it; any other as it is.
+
+    Raises:
+        UserError: when that is no language model of its own.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+    config = getattr(model.config, "text_config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return model
+    ids = torch.arange(1, 5)[None]
+    with torch.no_grad(), suppress(Exception):  # of any kind: it comes from what either class expects of the other
+        with torch.device("meta"):
+            text = AutoModelForCausalLM.from_config(config)
+        setattr(text, text.base_model_prefix, model.get_decoder())
+        text.set_output_embeddings(model.get_output_embeddings())
+        text.generation_config = model.generation_config
+        expected, found = (each.eval()(input_ids=ids, use_cache=False).logits for each in (model, text))
+        if torch.equal(found, expected):
+            return text
+    kind = type(model).__name__
+    raise UserError(f"{key}: {name!r}: the text part of a {kind}, {config.model_type}, is no language model of its own")
 
 
 def _unreadable(key: str, name: str, what: str, error: Exception) -> UserError:
