@@ -43,8 +43,9 @@ def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
         context: tokens of the windows that it will read.
     """
     # All families have the plain attention; without a word, transformers takes sdpa where a family has it.
-    plain = {"attn_implementation": "eager"} if attention(context) == "eager" else {}
-    return prepared(AutoModelForCausalLM.from_pretrained(artifact.verified(), dtype=torch.float32, **plain))
+    options: dict[str, Any] = {"attn_implementation": "eager"} if attention(context) == "eager" else {}
+    options |= {"dtype": torch.float32, "use_safetensors": True}
+    return prepared(AutoModelForCausalLM.from_pretrained(artifact.verified(), **options))
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cocomix.errors import UserError
+from cocomix.foreign import bounded, look_at
 
 if TYPE_CHECKING:
     import torch
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        PreTrainedModel,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 
 def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | Literal['auto']") -> "PreTrainedModel":
@@ -28,8 +25,14 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
     Raises:
         UserError: in one line, when there is none, or its weights are not whole: what is missing would be random.
     """
+    import torch
+
     try:
-        model, report = _auto_class(key, name, revision).from_pretrained(
+        held = look_at(name, revision)
+        kind, config = _auto_class(name, revision)
+        with torch.device("meta"), bounded(held):
+            kind.from_config(config)
+        model, report = kind.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
@@ -38,8 +41,8 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
             ignore_mismatched_sizes=True,  # reported, and refused below
             output_loading_info=True,
         )
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{key}: {name!r}: {error}") from None
     except Exception as error:  # of any kind: it comes from whatever reads the files
         raise _unreadable(key, name, "model", error) from None
     troubles = {
@@ -70,10 +73,8 @@ def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedToke
     return tokenizer
 
 
-def _auto_class(
-    key: str, name: str, revision: str | None
-) -> "type[AutoModelForCausalLM | AutoModelForImageTextToText]":
-    """What loads a language model, or one of text and images whose text part is one."""
+def _auto_class(name: str, revision: str | None) -> "tuple[type[_BaseAutoModelClass], PreTrainedConfig]":
+    """What loads a language model, or one of text and images whose text part is one; and its configuration."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -81,8 +82,8 @@ def _auto_class(
     if not config.is_encoder_decoder:
         for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
             if type(config) in kind._model_mapping:
-                return kind
-    raise UserError(f"{key}: {name!r}: a {config.model_type} is no causal language model")
+                return kind, config
+    raise UserError(f"a {config.model_type} is no causal language model")
 
 
 def _text_part(key: str, name: str, model: "PreTrainedModel") -> "PreTrainedModel":

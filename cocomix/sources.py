@@ -17,6 +17,7 @@ PLUMBING = frozenset(
         "cocomix.device",
         "cocomix.distributed",
         "cocomix.errors",
+        "cocomix.foreign",
         "cocomix.gpus",
         "cocomix.interrupt",
         "cocomix.params",
