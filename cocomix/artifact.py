@@ -90,6 +90,17 @@ class Manifest(BaseModel):
     files: dict[FileName, FileRecord]
 
 
+class _Facts(dict[str, Any]):
+    """Facts of a manifest, in which a missing one is an error that names the file."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        super().__init__(facts)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self._path}: says nothing of {name!r}; remove {self._path.parent} and run its stage again")
+
+
 class Artifact:
     """A published artifact, opened for reading.
 
@@ -101,12 +112,16 @@ class Artifact:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if (path / MANIFEST).is_fifo():  # which would be waited for
+                raise OSError
             content = (path / MANIFEST).read_bytes()
             self.manifest = Manifest.model_validate_json(content)
         except FileNotFoundError:
             raise UserError(f"{path}: not there or incomplete (no {MANIFEST}); run the stage that makes it") from None
-        except (ValidationError, NotADirectoryError):
+        except (ValidationError, OSError):
             raise UserError(f"{path / MANIFEST}: damaged; remove {path} and run the stage that makes it") from None
+        says = {name: _Facts(path / MANIFEST, getattr(self.manifest, name)) for name in ("about", "inputs")}
+        self.manifest = self.manifest.model_copy(update=says)
         self.digest = hashlib.sha256(content).hexdigest()
         self._verified: set[str] = set()
         for name, record in self.manifest.files.items():
@@ -343,6 +358,7 @@ class Work:
     def _commit(self, pending: Mapping[str, PendingFile]) -> None:
         entry = JournalEntry(files={name: _record(each.path, each.rows) for name, each in pending.items()})
         for name, each in pending.items():
+            as_any_new(each.path)
             target = self.files / name
             target.parent.mkdir(parents=True, exist_ok=True)
             each.path.replace(target)
@@ -392,6 +408,13 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_any_new(path: Path) -> None:
+    """Give a file the mode that the umask gives: what safetensors writes is for its owner's eyes alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -1,8 +1,8 @@
 """The base model: the frozen language model whose activations the concepts describe.
 
-Works with any Hugging Face causal language model whose blocks are one `nn.ModuleList`. The residual stream after
-`layer` blocks is what transformers calls `hidden_states[layer]`; other sites are found by the names that the families
-give to the parts of a block.
+Works with any Hugging Face causal language model whose blocks are one `nn.ModuleList`; `cocomix.families` checks it.
+The residual stream after `layer` blocks is the output of block `layer`, in most families what transformers calls
+`hidden_states[layer]`; other sites are found by the names that the families give to the parts of a block.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
-from transformers.pytorch_utils import Conv1D
 
 from cocomix.artifact import Artifact
 from cocomix.device import attention, device
@@ -23,9 +22,12 @@ from cocomix.runtime import runtime
 
 PARTS: dict[Location, tuple[str, ...]] = {
     # The norm that reads the stream between attention and MLP.
-    "resid_mid": ("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm"),
+    "resid_mid": (
+        *("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm"),
+        *("norm_2", "final_layer_norm", "ffn_norm", "pre_ff_layernorm"),
+    ),
     "attn_out": ("post_self_attn_layernorm", "attn", "self_attn", "attention", "self_attention"),
-    "mlp_out": ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp", "feed_forward"),
+    "mlp_out": ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp", "feed_forward", "block_sparse_moe"),
 }
 """What the module at a location is called in a block, the first that is there.
 
@@ -40,10 +42,10 @@ def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
         artifact: a Hugging Face model folder.
         context: tokens of the windows that it will read.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        artifact.verified(), dtype=torch.float32, attn_implementation=attention(context)
-    )
-    return prepared(model)
+    # All families have the plain attention; without a word, transformers takes sdpa where a family has it.
+    options: dict[str, Any] = {"attn_implementation": "eager"} if attention(context) == "eager" else {}
+    options |= {"dtype": torch.float32, "use_safetensors": True}
+    return prepared(AutoModelForCausalLM.from_pretrained(artifact.verified(), **options))
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
@@ -61,11 +63,17 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         UserError: when the model has no list of `num_hidden_layers` modules.
     """
-    count = model.config.num_hidden_layers
+    count = getattr(model.config, "num_hidden_layers", None)
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise UserError(f"base: {type(model).__name__} has no list of its {count} blocks, so its layers cannot be reached")
+    raise UserError(f"{type(model).__name__} has no list of its {count} blocks, so its layers cannot be reached")
+
+
+def longest(model: PreTrainedModel) -> int | None:
+    """The most tokens that `model` says it can read; none: it says nothing, as where it knows no positions."""
+    says = (getattr(model.config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((each for each in says if isinstance(each, int) and each > 0), None)
 
 
 def check_layer(model: PreTrainedModel, layer: int) -> None:
@@ -79,6 +87,7 @@ def check_layer(model: PreTrainedModel, layer: int) -> None:
         raise UserError(f"layer {layer}: the base model has {count} blocks; allowed: 1 to {count - 1}")
 
 
+@torch.no_grad()
 def check_sites(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """Check that the base model has all of `sites`.
 
@@ -87,9 +96,13 @@ def check_sites(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """
     for site in sites:
         check_layer(model, site.layer)
-        part_of(model, site)
-        if site.location == "resid_mid":
-            _check_resid_mid(model, site)
+        (activations,) = activations_at(model, _few_ids(model), [site])
+        if activations.dim() != 3:
+            raise UserError(
+                f"{site}: {type(model).__name__} has no vector for each token there; choose another location"
+            )
+        if site.location == "resid_mid" or (site.location != "resid_post" and _both_parts(model, site.layer)):
+            _check_added(model, site)
 
 
 def part_of(model: PreTrainedModel, site: Site) -> nn.Module:
@@ -127,6 +140,7 @@ def activations_at(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], *
             found[site] = activations
             if len(found) == len(sites):
                 raise _Reached
+            found[site] = activations.clone()  # some families add to it in place
 
         return take
 
@@ -136,10 +150,12 @@ def activations_at(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], *
             if site.location == "resid_mid":
                 handle = part.register_forward_pre_hook(lambda _part, args, take=take: take(args[0]))
             else:
-                handle = part.register_forward_hook(lambda _part, _args, output, take=take: take(_stream(output)))
+                handle = part.register_forward_hook(lambda _part, _args, output, take=take: take(stream_of(output)))
             hooks.callback(handle.remove)
         with suppress(_Reached):
             model(input_ids=ids, use_cache=False, **inputs)
+    if missing := [str(site) for site in sites if site not in found]:
+        raise UserError(f"{', '.join(missing)}: {type(model).__name__} does not run that part of the block")
     return [found[site] for site in sites]
 
 
@@ -206,24 +222,6 @@ def residual_at(model: PreTrainedModel, ids: Tensor, layer: int) -> Tensor:
     return residual
 
 
-def forward_flops(model: PreTrainedModel, context: int, layers: int | None = None) -> int:
-    """Floating-point operations of a forward pass over `context` tokens, a token.
-
-    Matrix products only, attention over the full square, as `cocomix.modeling.flops_per_token` counts.
-
-    Args:
-        layers: only so many blocks; none: the whole model.
-    """
-    blocks = blocks_of(model)[:layers]
-    matrices = [each.weight for each in blocks.modules() if isinstance(each, (nn.Linear, Conv1D))]
-    if layers is None:
-        matrices.append(model.get_output_embeddings().weight)
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 4 * context * config.num_attention_heads * head_dim
-    return sum(2 * each.numel() for each in matrices) + len(blocks) * attention
-
-
 @contextmanager
 def residual_edited(
     model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Tensor], location: Location = "resid_post"
@@ -238,8 +236,8 @@ def residual_edited(
     change: list[Tensor] = []
 
     def replace(_part: nn.Module, _args: Any, output: Any) -> Any:
-        edited = edit(_stream(output))
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        edited = edit(stream_of(output))
+        return _with_stream(output, edited)
 
     def replace_input(_part: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         edited = edit(args[0])
@@ -248,8 +246,7 @@ def residual_edited(
 
     def carry(_block: nn.Module, _args: Any, output: Any) -> Any:
         # The stream itself runs past the norm that reads it: it takes the change at the end of the block.
-        changed = _stream(output) + change.pop()
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return _with_stream(output, stream_of(output) + change.pop())
 
     with ExitStack() as hooks:
         if location == "resid_mid":
@@ -273,26 +270,47 @@ class _Reached(BaseException):
     """Leaves a forward pass once all that was asked for is there."""
 
 
-@torch.no_grad()
-def _check_resid_mid(model: PreTrainedModel, site: Site) -> None:
-    """Blocks whose attention and MLP are parallel, or normalised before they are added, have another such norm."""
+def _few_ids(model: PreTrainedModel) -> Tensor:
+    return torch.arange(4, device=model.device)[None]
+
+
+def _check_added(model: PreTrainedModel, site: Site) -> None:
+    """Check that the stream, up to resid_mid or else the block's end, grows by what the parts before that compute.
+
+    Parallel blocks have another norm where resid_mid is looked for; some families' parts add the stream themselves.
+    """
     entered: list[Tensor] = []
     block = blocks_of(model)[site.layer - 1]
     handle = block.register_forward_pre_hook(
         lambda _block, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
+    parts: tuple[Location, ...] = ("attn_out",) if site.location == "resid_mid" else ("attn_out", "mlp_out")
+    end: Location = "resid_mid" if site.location == "resid_mid" else "resid_post"
     with ExitStack() as hooks:
         hooks.callback(handle.remove)
-        ids = torch.arange(4, device=model.device)[None]
-        attention, middle = activations_at(model, ids, [Site("attn_out", site.layer), site])
-    if not torch.allclose(entered[0] + attention, middle, rtol=1e-3, atol=1e-3 * float(middle.abs().max())):
+        *added, left = activations_at(model, _few_ids(model), [Site(each, site.layer) for each in (*parts, end)])
+    growth, computed = left - entered[0], torch.stack(added).sum(0)
+    scale = (growth * computed).sum() / computed.square().sum()  # some families have a multiplier
+    if not (growth - scale * computed).norm() <= 1e-3 * max(growth.norm(), 1e-2 * left.norm()) or scale <= 0.01:
         raise UserError(
-            f"{site}: a block of {type(model).__name__} does not add attention to the residual stream before its MLP; "
-            "choose another location"
+            f"{site}: a block of {type(model).__name__} does not add to the residual stream what its attention and "
+            "then its MLP compute; choose another location"
         )
 
 
-def _stream(output: Any) -> Tensor:
-    """What a module computes: some families return a tuple that begins with it."""
-    stream: Tensor = output[0] if isinstance(output, tuple) else output
+def _both_parts(model: PreTrainedModel, layer: int) -> bool:
+    """Whether a block's attention and MLP are known."""
+    with suppress(UserError):
+        return all(part_of(model, Site(each, layer)) for each in ("attn_out", "mlp_out"))
+    return False
+
+
+def stream_of(output: Any) -> Tensor:
+    """What a module computes: some families return a tuple or a list that begins with it."""
+    stream: Tensor = output[0] if isinstance(output, tuple | list) else output
     return stream
+
+
+def _with_stream(output: Any, stream: Tensor) -> Any:
+    """`output` of a module, with `stream` in the place of `stream_of(output)`."""
+    return type(output)([stream, *output[1:]]) if isinstance(output, tuple | list) else stream

@@ -120,4 +120,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.pt"), reverse=True)
+    return sorted((each for each in folder.glob("step-*.pt") if each.is_file()), reverse=True)

@@ -53,14 +53,14 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}
 
     def compose_document(self) -> yaml.Node | None:
-        start: Any = self.peek_event()
+        start: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if start.version or start.tags:
             raise _Refused(problem="a line that begins with %: leave it out", problem_mark=start.start_mark)
         return super().compose_document()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()
-        if problem := _problem(event, within_brackets=bool(parent and parent.flow_style)):
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if problem := _problem(event, within_brackets=bool(getattr(parent, "flow_style", False))):
             raise _Refused(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 

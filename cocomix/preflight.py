@@ -65,23 +65,18 @@ def check_validation_windows(params: Params, windows: int) -> None:
 
 
 def check_base_model(model: "PreTrainedModel", params: Params) -> None:
-    """Check that each stage finds in a base model what it works with; its weights may be on the meta device.
+    """Check that a base model has the parts that parameters name; its weights may be on the meta device.
+
+    What only a run of the model shows is checked by the stage `base` (`cocomix.families`).
 
     Raises:
         UserError: otherwise.
     """
-    from cocomix.base import check_layer, forward_flops, part_of
-    from cocomix.explain.lens import final_norm
+    from cocomix.base import check_layer, part_of
 
-    name = type(model).__name__
     for site in map(Site.parse, params.activations.sites):
         check_layer(model, site.layer)
         part_of(model, site)
-    final_norm(model)
-    try:
-        forward_flops(model, params.tokenize.context)
-    except AttributeError as error:
-        raise UserError(f"base.pretrained: {params.base.pretrained!r}: a {name} cannot be counted: {error}") from None
 
 
 def _check_corpus(params: Params) -> None:
@@ -235,9 +230,11 @@ def _without_weights(config: "PreTrainedConfig", name: str) -> "PreTrainedModel"
 
     from cocomix.pretrained import unreadable
 
+    # Of a model of text and images, the base model is the text part.
+    is_text = type(config) in AutoModelForCausalLM._model_mapping
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config if is_text else config.get_text_config())
     except Exception as error:
         raise unreadable("base.pretrained", name, "model", error) from None
 

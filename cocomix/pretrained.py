@@ -5,6 +5,7 @@ Code that lies beside a model is not trusted, and weights are read from safetens
 
 import os
 import resource
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cocomix import interrupt
 from cocomix.errors import UserError
+from cocomix.foreign import bounded, look_at
 
 MAX_VOCABULARY = 1 << 22
 """Ids of a tokenizer are below; a model has a row of weights for each."""
@@ -26,7 +28,8 @@ TRIAL_TEXTS = (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 
 def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | Literal['auto']") -> "PreTrainedModel":
@@ -38,10 +41,14 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
     Raises:
         UserError: in one line, when there is none, or its weights are not whole: what is missing would be random.
     """
-    from transformers import AutoModelForCausalLM
+    import torch
 
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        held = look_at(name, revision)
+        kind, config = _auto_class(name, revision)
+        with torch.device("meta"), bounded(held):
+            kind.from_config(config)
+        model, report = kind.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
@@ -50,6 +57,8 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
             ignore_mismatched_sizes=True,  # reported, and refused below
             output_loading_info=True,
         )
+    except UserError as error:
+        raise UserError(f"{key}: {name!r}: {error}") from None
     except Exception as error:  # of any kind: it comes from whatever reads the files
         raise unreadable(key, name, "model", error) from None
     troubles = {
@@ -60,7 +69,7 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
     for trouble, names in troubles.items():
         if names:
             raise UserError(f"{key}: {name!r} {trouble} {min(names)}, one of {len(names)}: it is damaged, or not whole")
-    return model
+    return _text_part(key, name, model)
 
 
 def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedTokenizerFast":
@@ -125,6 +134,45 @@ def _tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedTokenize
         allowed = f"allowed: below {MAX_VOCABULARY:,}"
         raise UserError(f"{key}: {name!r}: its token {largest[:40]!r} has the id {vocabulary[largest]:,}; {allowed}")
     return tokenizer
+
+
+def _auto_class(name: str, revision: str | None) -> "tuple[type[_BaseAutoModelClass], PreTrainedConfig]":
+    """What loads a language model, or one of text and images whose text part is one; and its configuration."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    # Its decoder alone could be loaded, which has learned to read an encoder.
+    if not config.is_encoder_decoder:
+        for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
+            if type(config) in kind._model_mapping:
+                return kind, config
+    raise UserError(f"a {config.model_type} is no causal language model")
+
+
+def _text_part(key: str, name: str, model: "PreTrainedModel") -> "PreTrainedModel":
+    """Of a model of text and images, the language model in it; any other as it is.
+
+    Raises:
+        UserError: when that is no language model of its own.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+    config = getattr(model.config, "text_config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return model
+    ids = torch.arange(1, 5)[None]
+    with torch.no_grad(), suppress(Exception):  # of any kind: it comes from what either class expects of the other
+        with torch.device("meta"):
+            text = AutoModelForCausalLM.from_config(config)
+        setattr(text, text.base_model_prefix, model.get_decoder())
+        text.set_output_embeddings(model.get_output_embeddings())
+        text.generation_config = model.generation_config
+        expected, found = (each.eval()(input_ids=ids, use_cache=False).logits for each in (model, text))
+        if torch.equal(found, expected):
+            return text
+    kind = type(model).__name__
+    raise UserError(f"{key}: {name!r}: the text part of a {kind}, {config.model_type}, is no language model of its own")
 
 
 def unreadable(key: str, name: str, what: str, error: Exception) -> UserError:

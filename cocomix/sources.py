@@ -28,6 +28,7 @@ PLUMBING = frozenset(
         "cocomix.distributed",
         "cocomix.errors",
         "cocomix.external",
+        "cocomix.foreign",
         "cocomix.gpus",
         "cocomix.interrupt",
         "cocomix.lock",

@@ -11,6 +11,7 @@ from cocomix.errors import UserError
 from cocomix.evaluation.language_model import LanguageModelScore, score_text
 from cocomix.evaluation.text import split_text
 from cocomix.external import outside
+from cocomix.families import check_base
 from cocomix.modeling import config_of, flops_per_token, parameters
 from cocomix.params import Params
 from cocomix.pretrained import load_model, load_tokenizer
@@ -56,14 +57,15 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
 def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
     source = str(params.base.pretrained)
     model = load_model("base.pretrained", source, params.base.revision, torch.float32)
-    length = getattr(model.config, "max_position_embeddings", tokens.context)
-    if model.config.vocab_size < tokens.vocab_size or length < tokens.context:
+    if model.config.vocab_size < tokens.vocab_size:
         raise UserError(
-            f"base.pretrained: {source!r} has a vocabulary of {model.config.vocab_size} and a context of {length}; the "
-            f"tokens need {tokens.vocab_size} and {tokens.context}: use its tokenizer (tokenize.pretrained) and context"
+            f"base.pretrained: {source!r} has a vocabulary of {model.config.vocab_size}; the tokens need "
+            f"{tokens.vocab_size}: use its tokenizer (tokenize.pretrained)"
         )
-    if not _is_causal(model):
-        raise UserError(f"base.pretrained: {source!r}: a {type(model).__name__} sees the tokens that it is to predict")
+    try:
+        check_base(model.requires_grad_(False).eval(), tokens.context)
+    except UserError as error:
+        raise UserError(f"base.pretrained: {source!r}: {error}") from None
     _check_tokenizer(params, tokens)
     return model
 
@@ -85,13 +87,6 @@ def _check_tokenizer(params: Params, tokens: Tokens) -> None:
         ) from None
     if found := difference(tokens, theirs):
         raise UserError(f"base.pretrained: {source!r} has another tokenizer than the tokens: {found}; {advice}")
-
-
-@torch.no_grad()
-def _is_causal(model: PreTrainedModel) -> bool:
-    """Whether what comes after a token changes nothing for it; encoders can be loaded as language models too."""
-    one, other = (model.eval()(input_ids=torch.tensor([ids])).logits[0, 0] for ids in ([1, 2], [1, 3]))
-    return torch.allclose(one, other, atol=1e-3 * float(one.abs().max()))
 
 
 def _save(model: PreTrainedModel, curve: list[CurveRow], score: LanguageModelScore, tokens: Tokens, work: Work) -> None:

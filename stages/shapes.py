@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.artifact import Artifact, Work
-from cocomix.base import forward_flops
+from cocomix.base_flops import forward_flops
 from cocomix.params import Params
 from cocomix.shapes import Sources, shapes
 from cocomix.tokens import Tokens

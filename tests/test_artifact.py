@@ -1,14 +1,17 @@
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from cocomix import artifact as module
 from cocomix import distributed
@@ -442,3 +445,23 @@ def lose(work: Work, loss: str) -> None:
 def replace(path: Path, content: bytes) -> None:
     path.unlink()
     path.write_bytes(content)
+
+
+def test_a_published_file_has_the_mode_of_any_new_one_whatever_library_wrote_it(folder: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with Work("toy", Path("artifacts/toy"), {}, {}) as work:
+            with work.write_folder() as target:
+                save_file({"x": torch.zeros(2)}, target / "x.safetensors")  # 0600 by itself
+            with work.write("y") as pending:
+                pending.path.write_bytes(b"y")
+                pending.path.chmod(0o600)
+            work.finish({})
+            work.publish()
+    finally:
+        os.umask(before)
+    assert {each.name: stat.S_IMODE(each.stat().st_mode) for each in Path("artifacts/toy").iterdir()} == {
+        "manifest.json": 0o640,
+        "x.safetensors": 0o640,
+        "y": 0o640,
+    }

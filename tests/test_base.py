@@ -37,12 +37,12 @@ from cocomix.base import (
     check_layer,
     check_sites,
     documents_apart,
-    forward_flops,
     load_base,
     micro_batch,
     residual_at,
     residual_edited,
 )
+from cocomix.base_flops import forward_flops
 from cocomix.errors import UserError
 from cocomix.modeling import flops_per_token
 from cocomix.params import Location, Site
@@ -186,7 +186,7 @@ def residual_after(model: PreTrainedModel, ids: torch.Tensor, layer: int) -> tor
 
 def test_blocks_without_a_stream_between_attention_and_mlp_are_an_error(model: PreTrainedModel) -> None:
     parallel = families()[3]
-    with pytest.raises(UserError, match=r"resid_mid_1: .* GPTNeoXForCausalLM does not add attention .* before its MLP"):
+    with pytest.raises(UserError, match=r"resid_mid_1: .* GPTNeoXForCausalLM does not add to the residual stream"):
         check_sites(parallel, [Site("resid_mid", 1)])
     check_sites(parallel, [Site("attn_out", 1), Site("mlp_out", 2)])
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from cocomix.artifact import Work
+from cocomix.base import longest
 from cocomix.device import device
 from cocomix.errors import UserError
 from cocomix.explain.firing import Firings, Seen, rank_within
@@ -72,7 +73,7 @@ class LabelModel:
                 f"explain.model.name: {name!r}: its tokenizer has {len(self._tokenizer)} tokens, the model "
                 f"{model.config.vocab_size}: they are of different models"
             )
-        self._longest: int | None = getattr(model.config, "max_position_embeddings", None)
+        self._longest = longest(model)
         self._model = model.requires_grad_(False).eval().to(device())
         self._tokenizer.padding_side = "left"  # generation goes on at the right
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token

@@ -4,18 +4,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.base import blocks_of
-from cocomix.errors import UserError
+from cocomix.families import final_norm
 from cocomix.sae.autoencoder import SparseAutoencoder
 
 AT_A_TIME = 1024
 """Concepts that are compared with all tokens or all concepts at a time."""
-
-FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
-"""What the families call the norm above the last block."""
 
 
 class Best(NamedTuple):
@@ -49,7 +45,7 @@ def promoted(model: PreTrainedModel, sae: SparseAutoencoder, vocab: int, most: i
         vocab: tokens that count; a base model may have more rows than its tokenizer has tokens.
 
     Raises:
-        UserError: when the base model's final norm has an unknown name.
+        UserError: when the base model has no final norm.
     """
     norm, unembedding = final_norm(model), model.get_output_embeddings().weight[:vocab]
     parts = []
@@ -69,20 +65,6 @@ def nearest(sae: SparseAutoencoder, most: int) -> Best:
         cosines.diagonal(start).fill_(-2)
         parts.append(cosines.topk(min(most, len(every) - 1)))
     return _joined(parts)
-
-
-def final_norm(model: PreTrainedModel) -> nn.Module:
-    """The norm between the last block and the unembedding.
-
-    Raises:
-        UserError: when it has an unknown name.
-    """
-    blocks = blocks_of(model)
-    stack = next(module for module in model.modules() if any(child is blocks for child in module.children()))
-    for name in FINAL_NORMS:
-        if (norm := getattr(stack, name, None)) is not None:
-            return norm
-    raise UserError(f"explain: {type(model).__name__} has none of {', '.join(FINAL_NORMS)} above its blocks")
 
 
 def _joined(parts: list[torch.return_types.topk]) -> Best:

@@ -115,7 +115,7 @@ def _loading(config: object) -> str:
 
 path = "..."  # this folder, or its id on the hub
 model = AutoModelForCausalLM.from_pretrained(path{keywords})
-tokenizer = AutoTokenizer.from_pretrained(path)
+tokenizer = AutoTokenizer.from_pretrained(path{keywords})
 prompt = tokenizer("The model", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=True)[0]))
 ```"""

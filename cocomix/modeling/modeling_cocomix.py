@@ -102,6 +102,17 @@ def _is_bare(layer: nn.Module) -> bool:
     return type(layer) is Conv1D and not any(hooks)
 
 
+def _of_pairs(mask: Tensor) -> Tensor:
+    """A mask of tokens as one of twice as many positions, each token's followed by its vector's."""
+    if mask.dim() == 2:
+        return mask.repeat_interleave(2, dim=-1)
+    pairs = mask.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+    seq, past = mask.shape[2], mask.shape[3] - mask.shape[2]
+    token = torch.arange(seq, device=mask.device)
+    pairs[:, :, 2 * token, 2 * (past + token) + 1] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    return pairs
+
+
 class _LastBlock(GPT2Block):
     """The last of the blocks that see two positions a token: from 2T positions to the T that are read."""
 
@@ -207,7 +218,9 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
 
         Args:
             input_ids: [batch, seq], or `inputs_embeds`: [batch, seq, d_model].
-            attention_mask: 1 for tokens, 0 for padding: [batch, past + seq].
+            attention_mask: 1 for tokens, 0 for padding: [batch, past + seq]. Or what each token may look at, itself
+                among it, in place of all before it: [batch, 1, seq, past + seq], bool, or what is added to the scores.
+                With interleaving, who may look at a token may look at its vector; the token itself may not.
             position_ids: [batch, seq]; default: counted from the cache's length. Where they begin anew, so does a
                 document that sees none before it, as in other models: without `attention_mask` and cache.
             past_key_values: a `CoCoMixCache`.
@@ -224,8 +237,10 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
         documents = position_ids
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if attention_mask is not None:
+            attention_mask = self._checked(attention_mask, inputs_embeds, past)
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
 
         hidden = self.drop(inputs_embeds + self.wpe(position_ids))
@@ -246,7 +261,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             hidden = self._interleaved(hidden, vector) if self.config.interleaves else hidden + vector
         if self.config.interleaves:
             if attention_mask is not None:
-                attention_mask = attention_mask.repeat_interleave(2, dim=-1)
+                attention_mask = _of_pairs(attention_mask)
             if documents is not None:
                 documents = torch.stack([2 * documents, 2 * documents + 1], dim=-1).flatten(1)
             mask = self._mask(hidden, attention_mask, past_key_values, documents, layer=self.config.concept_layer)
@@ -260,6 +275,29 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             base_hidden=mixture.base_hidden,
             past_key_values=past_key_values if use_cache else None,
         )
+
+    def _checked(self, mask: Tensor, embeds: Tensor, past: int) -> Tensor:
+        """A mask as the attention in use takes it.
+
+        Raises:
+            ValueError: when its shape is of other inputs.
+        """
+        rows, seq = embeds.shape[:2]
+        if mask.dim() == 4:
+            if mask.shape[0] not in (1, rows) or mask.shape[1] != 1 or mask.shape[2:] != (seq, past + seq):
+                raise ValueError(f"attention_mask: {list(mask.shape)}; must be [{rows}, 1, {seq}, {past + seq}]")
+            kind = self.config._attn_implementation
+            if kind not in ("eager", "sdpa"):
+                raise ValueError(f"attention_mask: {kind} attention takes none of four dimensions; use eager or sdpa")
+            if not mask.is_floating_point():
+                mask = mask.bool()
+                least = torch.finfo(embeds.dtype).min
+                return mask if kind == "sdpa" else embeds.new_zeros(mask.shape).masked_fill_(~mask, least)
+            return mask.to(embeds.dtype)
+        if mask.dim() != 2:
+            flat, square = [rows, past + seq], [rows, 1, seq, past + seq]
+            raise ValueError(f"attention_mask: {list(mask.shape)}; must be {flat} or {square}")
+        return mask
 
     def _check_concepts(self, labels: Tensor | None, edits: ConceptEdits | None) -> None:
         predicts, mixing = self.config.predicts, self.config.mixing
@@ -377,6 +415,15 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             expand_size, *args, **model_kwargs
         )
         return expanded
+
+    def _assisted_decoding(self, *args: Any, generation_config: Any, **kwargs: Any) -> Any:
+        asked = [name for name in ("output_attentions", "output_hidden_states") if getattr(generation_config, name)]
+        if self.config.interleaves and asked:
+            raise ValueError(
+                f"{asked[0]}: assisted decoding cuts it by tokens, of which each is two positions above the concept "
+                "layer; leave it out, or decode without assistance"
+            )
+        return super()._assisted_decoding(*args, generation_config=generation_config, **kwargs)
 
     def _get_candidate_generator(self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
         # An assistant need not mix concepts, nor these: its guesses are without edits, and are checked with them.

@@ -1,5 +1,6 @@
 """What the runs say when they are put side by side."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -175,7 +176,7 @@ def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, Ta
     }
     verdicts = dict.fromkeys(runs, Verdict(None, {}, False))
     if asked.kind == "accuracy":
-        verdicts = _verdicts(documents["correct"], task, lower_is_better=False)
+        verdicts = _verdicts(documents["correct"], task, lower_is_better=False, most=1)
     elif asked.kind == "perplexity":
         losses = {
             method: [each._replace(sums=-each.sums) for each in own]
@@ -210,18 +211,26 @@ def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, Ta
 
 
 def _verdicts(
-    documents: Mapping[Method, Sequence[Documents]], where: str, *, lower_is_better: bool
+    documents: Mapping[Method, Sequence[Documents]], where: str, *, lower_is_better: bool, most: float = math.inf
 ) -> dict[Method, Verdict]:
+    """Of figures that differ by at most `most`."""
     means = {method: fmean(each.sums.sum() / each.weights.sum() for each in own) for method, own in documents.items()}
     best = min(means, key=lambda method: means[method] if lower_is_better else -means[method])
-    gaps = {method: difference(documents[best], own, where) for method, own in documents.items() if method != best}
+    others = {method: own for method, own in documents.items() if method != best}
+    gaps = {method: _within(difference(documents[best], own, where), most) for method, own in others.items()}
     supported = bool(gaps) and len(documents[best]) > 1 and all(gap and gap.excludes_zero for gap in gaps.values())
     return {
         method: Verdict(
-            _from_baseline(documents, method, where), gaps if method == best else {}, supported and method == best
+            _within(_from_baseline(documents, method, where), most),
+            gaps if method == best else {},
+            supported and method == best,
         )
         for method in documents
     }
+
+
+def _within(gap: Interval | None, most: float) -> Interval | None:
+    return gap and gap.within(-most, most)
 
 
 def _from_baseline(documents: Mapping[Method, Sequence[Documents]], method: Method, where: str) -> Interval | None:

@@ -1,5 +1,6 @@
 """How much training a method needs to come down to the baseline's final loss, and how far it gets by equal compute."""
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -34,9 +35,10 @@ class Estimate(NamedTuple):
     """Of what other seeds would do; None: there is one seed."""
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, lowest and highest of at least one value, with the interval of the mean."""
-    return Estimate(*spread(values), mean_over_seeds(values))
+def estimate(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> Estimate:
+    """Mean, lowest and highest of at least one value of a figure from `low` to `high`, with the mean's interval."""
+    interval = mean_over_seeds(values)
+    return Estimate(*spread(values), interval and interval.within(low, high))
 
 
 class Reach(NamedTuple):
@@ -148,10 +150,10 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
     owed = supervision.seconds
     spent = Spent(
         tokens=spread([found.tokens for found, _ in pairs]),
-        tokens_saved=estimate([1 - found.tokens / training.tokens for found, training in pairs]),
-        flops_ratio=estimate([found.flops / training.flops for found, training in pairs]),
+        tokens_saved=estimate([1 - found.tokens / training.tokens for found, training in pairs], high=1),
+        flops_ratio=estimate([found.flops / training.flops for found, training in pairs], low=0),
         flops_ratio_with_supervision=estimate(
-            [(found.flops + supervision.flops) / training.flops for found, training in pairs]
+            [(found.flops + supervision.flops) / training.flops for found, training in pairs], low=0
         ),
         seconds_ratio=spread([found.seconds / training.seconds for found, training in pairs]),
         seconds_ratio_with_supervision=None

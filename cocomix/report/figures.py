@@ -112,7 +112,7 @@ def accuracies(results: Sequence[MethodResult]) -> str:
 
 def _with_error(task: TaskResult) -> Interval:
     mean, error = task.value.mean, task.standard_error or 0.0
-    return Interval(mean, mean - error, mean + error)
+    return Interval(mean, mean - error, mean + error).within(0, 1)
 
 
 @contextmanager

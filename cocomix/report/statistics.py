@@ -35,6 +35,10 @@ class Interval(NamedTuple):
         """Whether the sign of the mean is supported."""
         return self.low > 0 or self.high < 0
 
+    def within(self, low: float, high: float) -> "Interval":
+        """The same, of a figure that cannot be outside: what Student's t gives beyond is cut off."""
+        return Interval(self.mean, max(self.low, low), min(self.high, high))
+
 
 def paired_difference(
     values: NDArray[np.float64], others: NDArray[np.float64], weights: NDArray[np.float64]

@@ -78,16 +78,18 @@ def _effects(strength: float, columns: Mapping[str, Values]) -> Effects:
     read, control_read = (columns[each] - columns["read_unedited"] for each in ("read", "read_control"))
     return Effects(
         strength=strength,
-        success=_figure(columns["success"], columns["success_control"]),
+        success=_figure(columns["success"], columns["success_control"], 0, 1),
         log_ratio=_figure(ratio, control_ratio),
-        read=_figure(read, control_read),
+        read=_figure(read, control_read, -1, 1),
         loss=_difference(columns["loss"], columns["loss_unedited"]),
-        distinct=_difference(columns["distinct"], columns["distinct_unedited"]),
+        distinct=_difference(columns["distinct"], columns["distinct_unedited"]).within(-1, 1),
     )
 
 
-def _figure(own: Values, control: Values) -> Figure:
-    return Figure(_difference(own, np.zeros_like(own)), float(control.mean()), _difference(own, control))
+def _figure(own: Values, control: Values, low: float = -np.inf, high: float = np.inf) -> Figure:
+    """Of a figure that is from `low` to `high`."""
+    alone = _difference(own, np.zeros_like(own)).within(low, high)
+    return Figure(alone, float(control.mean()), _difference(own, control).within(low - high, high - low))
 
 
 def _difference(values: Values, others: Values) -> Interval:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ class Latents(NamedTuple):
 
 
 class Normalized(NamedTuple):
-    """Rows in the autoencoder's own scale: `x * std + mean` are the activations."""
+    """Rows in the autoencoder's own scale; `x * std + mean` is the way back, but for token's 1e-5 on the way in."""
 
     x: Tensor
     """[n, d_model]."""
@@ -105,11 +106,11 @@ class SparseAutoencoder(nn.Module):
                 zeros = x.new_zeros(len(x), 1)
                 return Normalized(x, zeros, zeros + 1)
             case "token":
-                # Unbiased, and the epsilon beside it: OpenAI's, not torch's layer_norm.
+                # Unbiased, and the epsilon beside it, on the way in alone: OpenAI's, not torch's layer_norm.
                 mean = x.mean(-1, keepdim=True)
                 centered = x - mean
-                std = (centered.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt() + 1e-5
-                return Normalized(centered / std, mean, std)
+                std = (centered.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt()
+                return Normalized(centered / (std + 1e-5), mean, std)
             case "whiten":
                 return Normalized((x - self.mean) / self.std, self.mean, self.std)
 
@@ -178,9 +179,20 @@ class SparseAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote."""
-        sae = cls(SaeConfig.model_validate_json((folder / CONFIG).read_bytes()))
-        sae.load_state_dict(load_file(folder / WEIGHTS))
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: when the configuration is none, or of other weights than lie there.
+        """
+        try:
+            config, weights = SaeConfig.model_validate_json((folder / CONFIG).read_bytes()), load_file(folder / WEIGHTS)
+            if (shape := weights["encoder"].shape) != (config.latents, config.d_model):
+                raise ValueError(f"{CONFIG} is of [{config.latents}, {config.d_model}], the weights of {list(shape)}")
+            sae = cls(config)
+            sae.load_state_dict(weights)
+        except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{folder}: no autoencoder can be read: {type(error).__name__}: {reason}") from None
         return sae
 
 

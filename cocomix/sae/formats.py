@@ -4,13 +4,14 @@ openai    a .pt file of OpenAI's sparse_autoencoder (v5: TopK on activations nor
 sae-lens  a folder with cfg.json and sae_weights.safetensors
 sparsify  a folder with cfg.json and sae.safetensors (EleutherAI's)
 
-What the other side cannot express exactly is refused, with the name of the field. One difference is let pass: after
-their per-token normalisation, OpenAI and SAELens multiply by the standard deviation without the 1e-5 they divide by.
+What the other side cannot express exactly is refused, with the name of the field.
 """
 
 import json
 import pickle
 import re
+import reprlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -21,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cocomix.artifact import as_any_new
 from cocomix.errors import UserError
+from cocomix.foreign import check_regular, read_json
 from cocomix.params import Location, SaeFormat, Site
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
@@ -52,6 +55,9 @@ _SPARSIFY_LOCATIONS: dict[str | None, Location] = {
 """Of modules, whose output it is."""
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 class _Fields:
     """A foreign config or state dict, in which what is missing or different is an error that names the field."""
 
@@ -75,15 +81,15 @@ class _Fields:
     def require(self, name: str, *allowed: Any) -> Any:
         """The field's value, or the first of the allowed ones where it is missing."""
         value = self._fields.get(name, allowed[0])
-        if value not in allowed:
+        if isinstance(value, Tensor) or value not in allowed:
             listed = ", ".join(repr(each) for each in allowed)
-            raise UserError(f"{self.source}: {name}: {value!r} cannot be represented; allowed: {listed}")
+            raise UserError(f"{self.source}: {name}: {reprlib.repr(value)} cannot be represented; allowed: {listed}")
         return value
 
     def count(self, name: str) -> int:
         value = self[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.source}: {name}: {value!r}: must be a whole number above 0")
+            raise UserError(f"{self.source}: {name}: {reprlib.repr(value)}: must be a whole number above 0")
         return value
 
     def length(self, name: str) -> int:
@@ -91,6 +97,7 @@ class _Fields:
         value = self[name]
         if not isinstance(value, Tensor) or value.dim() != 1:
             raise UserError(f"{self.source}: {name}: must be a tensor of one dimension")
+        self._check_plain(name, value)
         return len(value)
 
     def tensor(self, name: str, *shape: int) -> Tensor:
@@ -98,9 +105,17 @@ class _Fields:
         if not isinstance(value, Tensor) or value.shape != shape:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{self.source}: {name}: must be a tensor of shape {list(shape)}, not {found}")
+        self._check_plain(name, value)
         if not value.isfinite().all():
             raise UserError(f"{self.source}: {name}: holds numbers that are not finite")
         return value.float()
+
+    def _check_plain(self, name: str, value: Tensor) -> None:
+        """Check that a tensor is there, number by number: one of a few bytes may say that it is of any size."""
+        is_plain = value.layout is torch.strided and value.device.type == "cpu" and value.dtype in _FLOATS
+        if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            kind = f"{value.dtype} {value.layout} on {value.device.type}, {value.numel()} numbers".replace("torch.", "")
+            raise UserError(f"{self.source}: {name}: is {kind}; must be a plain tensor of 16 to 64 bit numbers")
 
 
 class _Foreign(NamedTuple):
@@ -129,6 +144,11 @@ def load_published(path: Path, format: SaeFormat, site: Site, k: int) -> SparseA
         found = {"openai": _openai, "sae-lens": _sae_lens, "sparsify": _sparsify}[format](path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read as {format}: {error.strerror}: {error.filename}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as {format}: {reason}") from None
+    if found.config.get("k", 1) > found.config["latents"]:
+        raise UserError(f"{path}: k: {found.config['k']}: more than its {found.config['latents']} latents")
     location, layer = found.site or site
     sae = SparseAutoencoder(SaeConfig(**({"k": k} | found.config), location=location, layer=layer))
     sae.load_state_dict({name: weight.contiguous() for name, weight in found.weights.items()})
@@ -165,10 +185,17 @@ def save_for(sae: SparseAutoencoder, folder: Path, format: SaeFormat) -> None:
     config, weights, file = writers[format](sae.folded())
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / file)
+    as_any_new(folder / file)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _openai(path: Path) -> _Foreign:
+    check_regular(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(each.file_size for each in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise UserError(f"{path}: says that it unpacks to {unpacked} bytes; torch packs nothing")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -283,15 +310,11 @@ def _sparsify(folder: Path) -> _Foreign:
 
 
 def _config(folder: Path) -> _Fields:
-    path = folder / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    return _Fields(path, content)
+    return _Fields(folder / CONFIG, read_json(folder / CONFIG))
 
 
 def _weights(path: Path) -> _Fields:
+    check_regular(path)
     try:
         return _Fields(path, load_file(path))
     except SafetensorError as error:

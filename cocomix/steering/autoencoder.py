@@ -5,6 +5,7 @@ activation: h + decode(edited) - decode(latents), in the scale of h. What the au
 place, so no edit is no change, and an edit is not undone by the rest.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,11 +48,16 @@ def concepts_edited(base: PreTrainedModel, sae: SparseAutoencoder, edits: Concep
             return hidden + _change(sae, hidden, positions[0], _by_beam(edits, len(hidden)))
 
     handle = base.register_forward_pre_hook(note_positions, with_kwargs=True)
+    options = base.generation_config
+    before = options.use_cache
+    if "past_key_values" not in inspect.signature(base.forward).parameters:
+        options.use_cache = False
     try:
         with residual_edited(base, sae.config.layer, change, sae.config.location):
             yield
     finally:
         handle.remove()
+        options.use_cache = before
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from cocomix import pretrained
 from cocomix.artifact import MANIFEST, Artifact
 from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.base import load_base
@@ -34,12 +35,13 @@ def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFas
         raise UserError(f"{folder}: no model there (no config.json); name a folder such as artifacts/models/cocomix-0")
     if (folder / MANIFEST).is_file():
         Artifact(folder).verified()
-    config = AutoConfig.from_pretrained(folder)
+    model = pretrained.load_model("--model", str(folder), None, torch.float32)
+    config = model.config
     if not isinstance(config, CoCoMixConfig) or config.predicts != "concepts":
         predicts = f" that predicts {config.predicts}" if isinstance(config, CoCoMixConfig) else ""
         raise UserError(f"{folder}: a {config.model_type} model{predicts}; concepts need one that predicts concepts")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.requires_grad_(False).eval().to(device()), AutoTokenizer.from_pretrained(folder)
+    tokenizer = pretrained.load_tokenizer("--model", str(folder), None)
+    return model.requires_grad_(False).eval().to(device()), tokenizer
 
 
 def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:

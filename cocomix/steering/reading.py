@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.attribution.labelling import label_windows
-from cocomix.base import micro_batch
+from cocomix.base import longest, micro_batch
 from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.replacing import vectors_replaced
@@ -105,10 +105,10 @@ def encode(
         ids: list[int] = tokenizer(unicode_text(text)).input_ids if isinstance(text, str) else text
     except ValueError as error:
         raise UserError(f"the text is {error}") from None
-    limit = model.config.max_position_embeddings
+    limit = longest(model)
     if not ids:
         raise UserError("the text is empty; give at least one token")
-    if len(ids) + new_tokens > limit:
+    if limit and len(ids) + new_tokens > limit:
         more = f" and {new_tokens} new ones" if new_tokens else ""
         raise UserError(f"the text has {len(ids)} tokens{more}; the model reads at most {limit}")
     return torch.tensor([ids], device=model.device)
@@ -163,8 +163,8 @@ def _zeroed(vectors: Tensor, places: Tensor) -> Tensor:
 def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[float]]]:
     """The labels of each position, and their scores."""
     base, sae, params = extractor
-    limit = base.config.max_position_embeddings
-    if len(ids) > limit:
+    limit = longest(base)
+    if limit and len(ids) > limit:
         raise UserError(f"the text has {len(ids)} tokens; the base model reads at most {limit}")
     found = label_windows(base, sae, ids[None], params)
     none = np.iinfo(found.concepts.dtype).max

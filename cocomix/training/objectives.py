@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from cocomix.base import forward_flops, residual_at
+from cocomix.base import residual_at
+from cocomix.base_flops import forward_flops
 from cocomix.modeling import CoCoMixForCausalLM, flops_per_token
 from cocomix.params import HiddenDistance
 from cocomix.training.distillation import fused_distillation_losses

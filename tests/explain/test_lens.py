@@ -4,7 +4,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cocomix.errors import UserError
-from cocomix.explain.lens import directions, final_norm, nearest, promoted
+from cocomix.explain.lens import directions, nearest, promoted
+from cocomix.families import final_norm
 from cocomix.sae.autoencoder import SparseAutoencoder
 from tests.attribution.conftest import LATENTS, Setting
 
@@ -35,9 +36,9 @@ def test_an_rms_norm_has_no_mean_to_take_away() -> None:
     torch.testing.assert_close(found, x / x.square().mean(1, keepdim=True).sqrt(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_without_a_known_final_norm_is_an_error(setting: Setting) -> None:
-    del setting.model.transformer.ln_f
-    with pytest.raises(UserError, match="GPT2LMHeadModel has none of ln_f, norm, "):
+def test_a_model_whose_unembedding_reads_no_norm_is_an_error(setting: Setting) -> None:
+    setting.model.lm_head.register_forward_pre_hook(lambda _head, args: (args[0] * 2,))
+    with pytest.raises(UserError, match="GPT2LMHeadModel: no norm makes its unembedding's input"):
         final_norm(setting.model)
 
 

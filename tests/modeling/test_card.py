@@ -1,6 +1,12 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from huggingface_hub import ModelCard
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.modeling import Trained, model_card
 from cocomix.params import Method
@@ -34,8 +40,8 @@ def test_the_card_says_what_the_model_was_trained_on_and_what_came_of_it() -> No
 
 
 def test_each_method_and_ablation_is_described_in_its_own_words() -> None:
-    models = [tiny(), tiny(mixing="add"), tiny(mixing="none"), tiny(predicts="hidden"), tiny(predicts="nothing")]
-    cards = [model_card(model, trained("cocomix")) for model in models]
+    kinds = [tiny(), tiny(mixing="add"), tiny(mixing="none"), tiny(predicts="hidden"), tiny(predicts="nothing")]
+    cards = [model_card(model, trained("cocomix")) for model in kinds]
     cards += [model_card(plain(), trained("ntp")), model_card(plain(), trained("kd"))]
     assert len(set(cards)) == len(cards)
 
@@ -48,3 +54,27 @@ def test_the_ways_to_load_are_programs_and_only_a_model_of_our_own_needs_our_cod
         compile(program, "README.md", "exec")
     ours = "trust_remote_code" in text
     assert ours == (len(programs) == 2) == (model.config.model_type == "cocomix")
+
+
+@pytest.mark.parametrize("model", [tiny(), plain()], ids=["cocomix", "ntp"])
+def test_the_ways_to_load_run_for_a_user_who_answers_no_question(model: PreTrainedModel, tmp_path: Path) -> None:
+    vocabulary = {"<|endoftext|>": 0, "The": 1, "model": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    programs = [each.split("```")[0] for each in model_card(model, trained("cocomix")).split("```python\n")[1:]]
+    for number, program in enumerate(programs):
+        without = number > 0  # the package: hidden, as where it is not installed
+        script = "import sys\nsys.modules['cocomix'] = None\n" if without else ""
+        script += program.replace('path = "..."', f"path = {str(tmp_path / 'model')!r}")
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("The model")

@@ -12,7 +12,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.modeling import CoCoMixCache, CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.modeling.mixers import ConceptHead
-from tests.modeling.conftest import ids, named, tiny
+from tests.modeling.conftest import MAIN, ids, named, tiny
 
 EXACT = {"atol": 1e-10, "rtol": 1e-8}
 INTERLEAVING = [
@@ -307,3 +307,47 @@ def test_a_configuration_that_cannot_work_or_would_be_ignored_is_refused(
 ) -> None:
     with pytest.raises(Exception, match=message):  # the library wraps some in its own
         tiny(**change)
+
+
+def as_given(allowed: Tensor, kind: str) -> Tensor:
+    return (
+        allowed if kind == "bool" else torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float).min)
+    )
+
+
+@pytest.mark.parametrize("variant", MAIN, ids=named)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["bool", "added"])
+def test_a_mask_of_who_looks_at_whom_keeps_documents_apart(
+    variant: dict[str, object], attention: str, kind: str
+) -> None:
+    model, tokens = tiny(**variant), ids(2, 9)
+    model.set_attn_implementation(attention)
+    second = torch.arange(9) >= 4
+    allowed = (torch.ones(9, 9).tril().bool() & (second[:, None] == second))[None, None]
+    position_ids = torch.cat([torch.arange(4), torch.arange(5)])[None]
+    found = model(tokens, attention_mask=as_given(allowed, kind), position_ids=position_ids, use_cache=False).logits
+    alone = torch.cat([model(part, use_cache=False).logits for part in (tokens[:, :4], tokens[:, 4:])], 1)
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", MAIN, ids=named)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_mask_of_all_that_came_before_changes_nothing_also_with_a_cache(
+    variant: dict[str, object], attention: str
+) -> None:
+    model, tokens = tiny(**variant), ids(2, 9)
+    model.set_attn_implementation(attention)
+    expected, causal = model(tokens).logits, torch.ones(9, 9).tril().bool()[None, None]
+    torch.testing.assert_close(model(tokens, attention_mask=causal).logits, expected, rtol=1e-4, atol=1e-4)
+    cache = model(tokens[:, :5]).past_key_values
+    later = model(tokens[:, 5:], attention_mask=causal[:, :, 5:], past_key_values=cache).logits
+    torch.testing.assert_close(later, expected[:, 5:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shape", [(9,), (2, 1, 9), (2, 9, 9), (3, 1, 9, 9), (2, 4, 9, 9), (2, 1, 9, 8), (2, 1, 18, 18)]
+)
+def test_a_mask_of_another_shape_is_an_error_that_says_what_it_must_be(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"attention_mask: \[.*\]; must be \[2, "):
+        tiny()(ids(2, 9), attention_mask=torch.ones(shape))

@@ -146,6 +146,30 @@ def test_assistance_by_another_model_gives_the_greedy_tokens(model: CoCoMixForCa
     assert model.generate(prompt, **PLAIN, assistant_model=assistant).tolist() == greedy(model, prompt).tolist()
 
 
+@pytest.mark.parametrize("asked", ["output_attentions", "output_hidden_states"])
+def test_assistance_refuses_what_it_would_cut_by_tokens_where_a_token_is_two_positions(asked: str) -> None:
+    options = PLAIN | {"return_dict_in_generate": True, "prompt_lookup_num_tokens": 3, asked: True}
+    prompt = ids(1, 4).repeat(1, 3)
+    with pytest.raises(ValueError, match=f"{asked}: assisted decoding cuts it by tokens"):
+        tiny().generate(prompt, **options)
+    adding = tiny(mixing="add")
+    adding.set_attn_implementation("eager")
+    assert adding.generate(prompt, **options).sequences.tolist() == greedy(adding, prompt).tolist()
+
+
+@pytest.mark.parametrize("more", [{}, {"num_beams": 2}, {"do_sample": True}], ids=["greedy", "beams", "sampled"])
+def test_what_generation_returns_on_request_is_whole(more: dict[str, object]) -> None:
+    model, prompt = tiny(), ids(1, 5)
+    model.set_attn_implementation("eager")
+    options = PLAIN | more | {"return_dict_in_generate": True}
+    found = model.generate(prompt, output_hidden_states=True, output_attentions=True, **options)
+    first, later = found.hidden_states[0], found.hidden_states[1]
+    assert [each.shape[1] for each in first] == [5, 5, 5, 10, 5]
+    assert [each.shape[1] for each in later] == [1, 1, 1, 2, 1]
+    assert [tuple(each.shape[2:]) for each in found.attentions[0]] == [(5, 5), (5, 5), (10, 10), (5, 10)]
+    assert [tuple(each.shape[2:]) for each in found.attentions[1]] == [(1, 6), (1, 6), (2, 12), (1, 12)]
+
+
 def test_a_cache_holds_two_positions_a_token_above_the_concept_layer_and_loses_them_by_tokens() -> None:
     model, cache = tiny(), CoCoMixCache(tiny().config)
     model(ids(2, 9), past_key_values=cache, use_cache=True)

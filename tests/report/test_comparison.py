@@ -21,6 +21,14 @@ def curve(*losses: float) -> Curve:
     return Curve(tokens, tokens * 10, tokens * 2, np.array(losses))
 
 
+def test_an_interval_of_a_share_ends_where_shares_end() -> None:
+    values = [0.9, 0.98, 0.99]
+    assert estimate(values).interval.high > 1
+    found = estimate(values, high=1)
+    assert (found.mean, found.interval.high) == (pytest.approx(np.mean(values)), 1)
+    assert found.interval.low == estimate(values).interval.low
+
+
 def test_a_loss_between_two_points_is_reached_between_them() -> None:
     assert reach(curve(6.0, 5.0, 4.0), 4.25) == Reach(275.0, 2750.0, 550.0)
 

@@ -116,3 +116,9 @@ def test_an_interval_that_ends_at_zero_supports_nothing() -> None:
 
 def test_one_seed_says_nothing_of_others() -> None:
     assert mean_over_seeds([0.3]) is None
+
+
+def test_an_interval_within_what_is_possible_keeps_its_mean_and_the_ends_that_are_possible() -> None:
+    assert Interval(0.97, 0.93, 1.007).within(0, 1) == Interval(0.97, 0.93, 1)
+    assert Interval(-0.99, -1.2, -0.8).within(-1, 1) == Interval(-0.99, -1, -0.8)
+    assert Interval(0.5, 0.4, 0.6).within(0, 1) == Interval(0.5, 0.4, 0.6)

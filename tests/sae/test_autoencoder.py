@@ -26,8 +26,9 @@ def dense(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     """The reconstruction as published, with the whole dictionary."""
     mean, std = torch.zeros(len(x), 1), torch.ones(len(x), 1)
     if sae.config.normalize == "token":
-        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
-    pre = ((x - mean) / std - sae.pre_bias) @ sae.encoder.T + sae.latent_bias
+        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    epsilon = 1e-5 * (sae.config.normalize == "token")
+    pre = ((x - mean) / (std + epsilon) - sae.pre_bias) @ sae.encoder.T + sae.latent_bias
     top = pre.topk(sae.config.k)
     latents = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
     return (latents @ sae.decoder + sae.pre_bias) * std + mean
@@ -68,6 +69,17 @@ def test_normalised_rows_have_mean_0_and_unbiased_variance_1() -> None:
     np.testing.assert_allclose(normalized.x.mean(1), 0, atol=1e-5)
     np.testing.assert_allclose(normalized.x.var(1), 1, atol=1e-4)
     torch.testing.assert_close(normalized.x * normalized.std + normalized.mean, x)
+
+
+def test_the_way_back_multiplies_by_the_standard_deviation_without_the_epsilon_as_in_the_released_code() -> None:
+    x = 3 + 1e-3 * torch.randn(5, 6, dtype=torch.float64)
+    sae = autoencoder().double()
+    normalized = sae.normalize(x)
+    std = x.std(1, keepdim=True)
+    torch.testing.assert_close(normalized.std, std, rtol=1e-12, atol=0)
+    torch.testing.assert_close(normalized.x, (x - x.mean(1, keepdim=True)) / (std + 1e-5), rtol=1e-9, atol=1e-12)
+    back = sae.decode(sae.encode(normalized.x)) * std + x.mean(1, keepdim=True)
+    torch.testing.assert_close(sae(x), back, rtol=1e-12, atol=1e-15)
 
 
 def test_latents_are_not_negative_and_at_most_k() -> None:

@@ -1,6 +1,8 @@
 """Files of other projects' layouts, written here field by field, and their formulas over the whole dictionary."""
 
 import json
+import os
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -424,3 +426,17 @@ for folder in sys.argv[1:]:
     assert done.returncode == 0, done.stderr
     for name, sae in saes.items():
         close(sae(X), torch.from_numpy(np.load(tmp_path / f"{name}.npy")))
+
+
+def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    sae = SparseAutoencoder(SaeConfig(d_model=D_MODEL, latents=LATENTS, k=K, normalize="none", layer=3))
+    for each in (sae.encoder, sae.decoder):
+        torch.nn.init.zeros_(each)
+    before = os.umask(0o027)
+    try:
+        for format in ("sae-lens", "sparsify"):
+            save_for(sae, tmp_path / format, format)
+    finally:
+        os.umask(before)
+    modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.glob("*/*")}
+    assert set(modes.values()) == {0o640}, modes
