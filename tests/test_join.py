@@ -233,7 +233,7 @@ def test_a_launcher_waits_for_a_checkpoint_as_long_as_it_grows() -> None:
 
 @pytest.mark.slow
 def test_the_next_run_waits_for_one_that_still_saves() -> None:
-    with save_slowly(0.01, grace=300) as process:
+    with save_slowly(0.3, grace=300) as process:
         (first, *_) = ranks(process, count=1)  # the other one has ended
         first.suspend()
         with start("alone") as after:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cocomix import checkpoint
+
 
 def run(processes: int, *arguments: str, sharding: str = "ddp") -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
@@ -71,5 +73,9 @@ def test_a_run_goes_on_with_other_processes_and_another_sharding(
 ) -> None:
     run(first[0], str(tmp_path), "cocomix", "7", sharding=first[1])
     assert not (tmp_path / "result.json").exists()
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    tied = state["model"]["model.transformer.wte.weight"], state["model"]["model.lm_head.weight"]
+    assert tied[0].data_ptr() == tied[1].data_ptr()  # one weight, saved once
     run(second[0], str(tmp_path), "cocomix", sharding=second[1])
     assert_same(result(tmp_path), alone)
