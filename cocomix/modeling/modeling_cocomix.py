@@ -284,7 +284,9 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         """
         rows, seq = embeds.shape[:2]
         if mask.dim() == 4:
-            if mask.shape[0] not in (1, rows) or mask.shape[1] != 1 or mask.shape[2:] != (seq, past + seq):
+            keys = mask.shape[3]  # a cache of the library's may have room for more, without interleaving
+            is_long = keys == past + seq or (keys > past + seq and not self.config.interleaves)
+            if mask.shape[0] not in (1, rows) or mask.shape[1:3] != (1, seq) or not is_long:
                 raise ValueError(f"attention_mask: {list(mask.shape)}; must be [{rows}, 1, {seq}, {past + seq}]")
             kind = self.config._attn_implementation
             if kind not in ("eager", "sdpa"):

@@ -56,25 +56,36 @@ def test_the_ways_to_load_are_programs_and_only_a_model_of_our_own_needs_our_cod
     assert ours == (len(programs) == 2) == (model.config.model_type == "cocomix")
 
 
-@pytest.mark.parametrize("model", [tiny(), plain()], ids=["cocomix", "ntp"])
-def test_the_ways_to_load_run_for_a_user_who_answers_no_question(model: PreTrainedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "number"),
+    [
+        pytest.param(tiny(), 0, marks=pytest.mark.slow, id="cocomix-with-the-package"),
+        pytest.param(tiny(), 1, id="cocomix-without-it"),
+        pytest.param(plain(), 0, marks=pytest.mark.slow, id="ntp"),
+    ],
+)
+def test_a_way_to_load_runs_for_a_user_who_answers_no_question(
+    model: PreTrainedModel, number: int, tmp_path: Path
+) -> None:
     vocabulary = {"<|endoftext|>": 0, "The": 1, "model": 2}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(tmp_path / "model")
     model.save_pretrained(tmp_path / "model")
-    programs = [each.split("```")[0] for each in model_card(model, trained("cocomix")).split("```python\n")[1:]]
-    for number, program in enumerate(programs):
-        without = number > 0  # the package: hidden, as where it is not installed
-        script = "import sys\nsys.modules['cocomix'] = None\n" if without else ""
-        script += program.replace('path = "..."', f"path = {str(tmp_path / 'model')!r}")
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("The model")
+    program = model_card(model, trained("cocomix")).split("```python\n")[1 + number].split("```")[0]
+    program = program.replace('path = "..."', f"path = {str(tmp_path / 'model')!r}")
+    hidden = "import sys\nsys.modules['cocomix'] = None\n"  # as where it is not installed
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            hidden * number + program.replace('path = "..."', f"path = {str(tmp_path / 'model')!r}"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The model")
