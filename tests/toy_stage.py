@@ -1,4 +1,4 @@
-"""A stage of a dozen small files, for killing: `python -m toy_stage alone|shared [RANK TROUBLE | lockstep|blind|lose]`."""
+"""A stage of a dozen small files, to kill: `python -m toy_stage alone|shared [RANK TROUBLE|lockstep|blind|lose]`."""
 
 import os
 import signal
