@@ -40,7 +40,8 @@ def in_parts(
 
     Args:
         parts: by the file of each, in a folder of exactly this work.
-        compute: the content of a part's file; it is given what to call with as many units as are done, time and again.
+        compute: the content of a part's file; it may call what it is given with as many units as are done, time and
+            again. A stop is obeyed there, and once a part is written.
         size: units in a part.
         task: for the progress, as is `unit`.
     """
@@ -49,7 +50,16 @@ def in_parts(
     total, done = sum(size(part) for (_, part), _ in mine), sum(size(part) for (_, part), is_there in mine if is_there)
     with progress(task, total, unit, done) as bar:
         for path, part in (each for each, is_there in mine if not is_there):
-            write_atomically(path, compute(part, bar.advance))
+            left = size(part)
+
+            def advance(amount: int) -> None:
+                nonlocal left
+                left -= amount
+                bar.advance(amount)
+
+            write_atomically(path, compute(part, advance))
+            if left:
+                bar.advance(left)
     distributed.barrier()
     for path in parts:
         distributed.see(path)

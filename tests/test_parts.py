@@ -111,6 +111,16 @@ def test_parts_that_are_there_are_not_made_again(folder: Path) -> None:
     assert [path.read_bytes() for path in files(folder)] == [bytes(part) for part in BATCHES]
 
 
+def test_a_part_during_which_a_stop_was_asked_for_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr("cocomix.progress.Progress.advance", stop)
+        in_parts(files(folder), lambda part, _: bytes(part), len, "parts", "numbers")
+    assert [path.exists() for path in files(folder)] == [True] + [False] * 9
+
+
 @pytest.fixture
 def second_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process is the second one; what the first one tells is patched in."""

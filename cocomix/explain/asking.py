@@ -147,7 +147,7 @@ def ask(
         work.confirm_inputs()
         return model
 
-    def answered(concepts: list[int], advance: Advance) -> bytes:
+    def answered(concepts: list[int], _advance: Advance) -> bytes:
         model = loaded()
         labels = model.write([asked.strongest(concept) for concept in concepts])
         pairs = dict(zip(concepts, labels, strict=True))
@@ -156,7 +156,6 @@ def ask(
             firing={concept: model.judge(label, asked.firing(concept)) for concept, label in pairs.items()},
             others={concept: model.judge(label, asked.others(concept)) for concept, label in pairs.items()},
         )
-        advance(len(concepts))
         return answers.model_dump_json().encode()
 
     in_parts(dict(zip(files, parts, strict=True)), answered, len, "explain: labels", "concepts")

@@ -139,7 +139,7 @@ def _doubled(
     all_concepts = torch.tensor(distributed.told(seen.predictions.nonzero()[:, 0].tolist()), device=ids.device)
 
     @torch.no_grad()
-    def doubled(concepts: Tensor, advance: Advance) -> bytes:
+    def doubled(concepts: Tensor, _advance: Advance) -> bytes:
         number, place = there[:, concepts].T.nonzero(as_tuple=True)
         of, rows = concepts[number], windows[place, concepts[number]]
         edits = [[Scale(each, 2.0)] for each in of.tolist()]
@@ -148,7 +148,6 @@ def _doubled(
         change = _shares(model, hidden[here]) - _shares(model, seen.hidden[rows][here])
         weights = F.one_hot(number[here.nonzero()[:, 0]], len(concepts)).float()
         largest = ((weights / weights.sum(0)).T @ change).topk(min(promoted, change.shape[1]))
-        advance(len(concepts))
         return save({"tokens": largest.indices.cpu(), "changes": largest.values.cpu()})
 
     size = max(1, micro_batch(ids.shape[1]) // DOUBLED)

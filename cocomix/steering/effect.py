@@ -201,9 +201,8 @@ def _on_all(model: PreTrainedModel, bench: Bench, grid: list[list[Edit]], kept: 
     shares = {kept / f"{start}-{size}.safetensors": grid[start : start + size] for start in range(0, len(grid), size)}
     noise = _noise(bench.writing, len(bench.text), model.config.vocab_size).to(bench.text.device)
 
-    def measured(edits: list[list[Edit]], advance: Advance) -> bytes:
+    def measured(edits: list[list[Edit]], _advance: Advance) -> bytes:
         seen = _Seen(*_on_text(model, bench, edits), *_on_writing(model, bench, noise, edits))
-        advance(len(edits))
         return save({name: found.double() for name, found in seen._asdict().items()})
 
     in_parts(shares, measured, len, name, "edits")
