@@ -56,7 +56,7 @@ def in_parts(
         UserError: what `make` raises, after the documents before.
     """
     folder.mkdir(exist_ok=True)
-    tasks = (_Task(make, item, _path(folder, number)) for number, item in enumerate(items))
+    tasks: Iterator[_Task[Item]] = (_Task(make, item, _path(folder, number)) for number, item in enumerate(items))
     for task in tasks:
         if not task.path.exists():
             tasks = chain([task], tasks)
