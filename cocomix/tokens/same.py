@@ -45,13 +45,12 @@ def difference(tokens: Tokens, theirs: "PreTrainedTokenizerBase") -> str | None:
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """None, where the tokenizer cannot encode the text."""
+    """Nothing, where the tokenizer cannot encode the text."""
     try:
-        ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-            "input_ids"
-        ]
+        found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     except Exception:  # as each of the libraries behind it likes
         return []
+    ids: list[int] = found["input_ids"]
     return ids
 
 

@@ -119,9 +119,7 @@ def test_a_base_model_of_another_tokenizer_is_refused_and_what_to_set_is_said(to
     lower_case(theirs)
     theirs.save_pretrained("other")
     _check_tokenizer(params("same"), tokens)
-    with pytest.raises(
-        UserError, match=r"'other' has another tokenizer than the tokens: .*pretrained: other"
-    ):
+    with pytest.raises(UserError, match=r"'other' has another tokenizer than the tokens: .*pretrained: other"):
         _check_tokenizer(params("other"), tokens)
 
 
