@@ -37,14 +37,21 @@ def difference(tokens: Tokens, theirs: "PreTrainedTokenizerBase") -> str | None:
     if theirs.eos_token_id not in (None, ours.eos_token_id):
         return f"documents end with {ours.eos_token!r} here and {theirs.eos_token!r} there"
     for text in (*PROBES, *_spelt(ours), *_spelt(theirs), *_texts(tokens)):
-        here, there = (
-            each(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-            for each in (ours, theirs)
-        )
+        here, there = (_ids(each, text) for each in (ours, theirs))
         if here != there:
             at = next((at for at, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1]), 0)
             return f"{text[:40]!r}.. is {here[at : at + 4]}.. here and {there[at : at + 4]}.. there, from token {at}"
     return None
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Nothing, where the tokenizer cannot encode the text."""
+    try:
+        found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    except Exception:  # as each of the libraries behind it likes
+        return []
+    ids: list[int] = found["input_ids"]
+    return ids
 
 
 def _spelt(tokenizer: "PreTrainedTokenizerBase") -> Iterable[str]:

@@ -32,9 +32,8 @@ def text() -> Text:
     ids[np.random.default_rng(1).random(ids.shape) < 0.15] = 0
     ids[2, 3:6] = 0
     ends = np.append(np.flatnonzero(ids.reshape(-1) == 0) + 1, ids.size + 1)
-    return Text(
-        ids, ends, (np.arange(VOCAB) % 5).astype(float), 0.0, [f"group {each % 3}" for each in range(len(ends))]
-    )
+    groups = [f"group {each % 3}" for each in range(len(ends))]
+    return Text(ids, ends, (np.arange(VOCAB) % 5).astype(float), 0.0, groups)
 
 
 @pytest.fixture

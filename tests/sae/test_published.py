@@ -18,7 +18,7 @@ from cocomix.errors import UserError
 from cocomix.params import ActivationsParams, Architecture, Params, SaeFormat, Site, load
 from cocomix.sae.autoencoder import SparseAutoencoder, load_sae
 from cocomix.sae.export import main as export
-from cocomix.sae.formats import load_published, save_for
+from cocomix.sae.formats import is_same_model, load_published, model_named, save_for
 from cocomix.tokens.windows import Tokens
 from stages.sae import run
 
@@ -215,3 +215,37 @@ def test_a_trained_autoencoder_that_explains_nothing_is_refused(
 def test_a_published_source_needs_a_path() -> None:
     with pytest.raises(ValueError, match=r"needs published\.path"):
         params_with(source="published")
+
+
+NAMES = [
+    ("gpt2-small", "openai-community/gpt2", True),
+    ("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped", True),
+    ("mistral-7b", "mistralai/Mistral-7B-v0.1", True),
+    ("pythia-70m", "EleutherAI/pythia-70m-deduped", False),
+    ("gpt2-small", "openai-community/gpt2-medium", False),
+    ("gemma-2-2b", "google/gemma-2b", False),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours", "same"), NAMES)
+def test_an_autoencoder_of_another_model_is_known_by_its_name(folder: Path, theirs: str, ours: str, same: bool) -> None:
+    assert is_same_model(theirs, ours) is same
+    for config in ({"model_name": theirs}, {"metadata": {"model_name": theirs}}):
+        Path("cfg.json").write_text(json.dumps(config))
+        assert model_named(folder, "sae-lens") == theirs
+
+
+def test_an_autoencoder_of_another_model_than_the_base_model_is_refused(project: Path) -> None:
+    path, config = Path("artifacts/base/manifest.json"), Path("theirs/cfg.json")
+    content = json.loads(config.read_text())
+    content["metadata"]["model_name"] = "model-b"
+    config.write_text(json.dumps(content))
+    manifest = json.loads(path.read_text())
+
+    def taken_from(name: str) -> None:
+        path.write_text(json.dumps(manifest | {"params": {"source": "pretrained", "pretrained": name}}))
+        run(published())
+
+    with pytest.raises(UserError, match=r"theirs is of the model 'model-b'; the base model is 'org/model-a'"):
+        taken_from("org/model-a")
+    taken_from("theirs")  # a folder may be called anything

@@ -1,12 +1,17 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from cocomix.errors import UserError
 from cocomix.splits import SPLITS
 from cocomix.tokens import pack
 from cocomix.tokens.pack import count_tokens, document_ends, encode, write_windows
@@ -78,6 +83,7 @@ def test_ids_are_as_small_as_the_vocabulary_allows(
     assert np.load(tmp_path / "train.npy").dtype == dtype
 
 
+@settings(deadline=None)
 @given(
     parts=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=6),
     context=st.integers(2, 9),
@@ -102,3 +108,67 @@ def test_windows_and_their_documents_are_those_of_the_joined_ids(
     ends = document_ends(shards)
     assert ends.dtype == np.int64
     assert np.diff(ends, prepend=0).tolist() == lengths
+
+
+def character_level(folder: Path) -> Path:
+    """The EOS is the end of a line."""
+    tokenizer = Tokenizer(models.WordLevel({"\n": 0, "a": 1, " ": 2, "?": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return saved(tokenizer, "\n", folder)
+
+
+def unigram(folder: Path) -> Path:
+    """The EOS is a piece as good as any other."""
+    pieces = [("<unk>", 0.0), ("</s>", -1.0), *((each, -9.0) for each in ("a", "<", "/", "s", ">", "\n", " "))]
+    return saved(Tokenizer(models.Unigram(pieces, unk_id=0)), "</s>", folder)
+
+
+def byte_level(folder: Path) -> Path:
+    return saved(train_tokenizer(TEXTS, 300), END_OF_DOCUMENT, folder)
+
+
+def saved(tokenizer: Tokenizer, eos: str, folder: Path) -> Path:
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos).save_pretrained(folder)
+    return folder / "tokenizer.json"
+
+
+MADE = [character_level, unigram, byte_level]
+PIECES = ["\n", "a", " ", "</s>", "<s>", END_OF_DOCUMENT, "猫"]
+
+
+@pytest.mark.parametrize("make", MADE)
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(st.lists(st.sampled_from(PIECES), max_size=9).map("".join), min_size=1, max_size=9))
+def test_documents_end_where_they_end_whatever_ids_their_text_gives(
+    tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], Path], texts: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("documents")
+    path = make(folder)
+    plain = pack._tokenizer(path)
+    eos = plain.token_to_id(json.loads((folder / "tokenizer_config.json").read_text())["eos_token"])
+    pq.write_table(pa.table({"text": texts}), folder / "text.parquet", row_group_size=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COCOMIX_WORKERS", "1")
+        shards = encode({"train": folder / "text.parquet"}, path, eos, 300, folder)["train"]
+    ends = document_ends(shards)
+    assert np.diff(ends, prepend=0).tolist() == [len(plain.encode(text).ids) + 1 for text in texts]
+    assert (np.array(ids_of(shards))[ends - 1] == eos).all()
+
+
+@pytest.mark.parametrize(("make", "text", "eos"), [(character_level, "a\na", 0), (unigram, "a</s>a", 1)])
+def test_the_eos_of_some_tokenizers_is_an_id_of_their_text(
+    tmp_path: Path, make: Callable[[Path], Path], text: str, eos: int
+) -> None:
+    assert eos in pack._tokenizer(make(tmp_path)).encode(text).ids
+
+
+def test_a_text_that_the_tokenizer_fails_on_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = train_tokenizer(TEXTS, 300)
+    endless = pre_tokenizers.Split(Regex(r"(a+a+)+$"), "isolated")
+    trained.pre_tokenizer = pre_tokenizers.Sequence([endless, trained.pre_tokenizer])
+    trained.save(str(tmp_path / "tokenizer.json"))
+    pq.write_table(pa.table({"text": ["a" * 60 + "!"]}), tmp_path / "text.parquet")
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+    with pytest.raises(UserError, match=r"cannot encode a document of row group 0 of .*text\.parquet: Onig") as caught:
+        encode({"train": tmp_path / "text.parquet"}, tmp_path / "tokenizer.json", EOS, 300, tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,8 @@
+import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,3 +91,73 @@ def test_a_tokenizer_without_eos_is_an_error(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has no EOS token"):
         load_pretrained(str(tmp_path), None)
+
+
+def edited(tmp_path: Path, **changes: Any) -> str:
+    """A folder with a trained tokenizer, of whose tokenizer.json parts are replaced."""
+    trained = tmp_path / "trained.json"
+    trained.write_text(train_tokenizer(TEXTS, 300).to_str())
+    load_trained(trained).save_pretrained(tmp_path / "edited")
+    path = tmp_path / "edited/tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return str(tmp_path / "edited")
+
+
+def test_a_tokenizer_need_not_know_any_given_letter(tmp_path: Path) -> None:
+    for vocabulary in ({"<end>": 0, "猫": 1}, {"<end>": 0, "0": 1, "1": 2}):
+        tokenizer = Tokenizer(models.WordLevel(vocabulary))
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(tmp_path)
+        assert load_pretrained(str(tmp_path), None).get_vocab() == vocabulary
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "t5", "gpt_neox"])
+def test_a_tokenizer_without_its_vocabulary_is_an_error(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UserError, match=r"its tokenizer knows no text: tokenizer\.json is missing"):
+        load_pretrained(str(tmp_path), None)
+
+
+ENDLESS = {"type": "Split", "pattern": {"Regex": "(a+a+)+$"}, "behavior": "Isolated", "invert": False}
+FAULTS = {
+    "its token 'far' has the id 4,294,967,294; allowed: below 4,194,304": {"far": 2**32 - 2},
+    "no tokenizer can be loaded from this folder: ": {"before": -1},
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_ids_that_no_model_could_have_are_named(tmp_path: Path, message: str) -> None:
+    model = json.loads(train_tokenizer(TEXTS, 300).to_str())["model"]
+    model["vocab"] |= FAULTS[message]
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_pretrained(edited(tmp_path, model=model), None)
+
+
+def test_a_tokenizer_that_explodes_is_tried_elsewhere_and_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = edited(tmp_path, pre_tokenizer=ENDLESS)
+    with pytest.raises(UserError, match=r"edited': its tokenizer cannot be loaded and tried within 60 s and 4 GB"):
+        load_pretrained(name, None)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_makes_endless_text_is_ended(tmp_path: Path) -> None:
+    twice = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    name = edited(tmp_path, normalizer={"type": "Sequence", "normalizers": [twice] * 40})
+    with pytest.raises(UserError, match="cannot be loaded and tried within 60 s and 4 GB"):
+        load_pretrained(name, None)
+
+
+def test_a_pipe_in_a_tokenizer_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json is a pipe, socket or device"):
+        load_pretrained(str(tmp_path), None)
+
+
+def test_the_digest_takes_any_name_of_a_file(tmp_path: Path) -> None:
+    params = TokenizeParams(source="pretrained", pretrained=str(tmp_path), context=8)
+    before = pretrained_digest(params)
+    with open(os.fsencode(tmp_path) + b"/\xff", "w"):
+        pass
+    assert pretrained_digest(params) != before
