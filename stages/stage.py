@@ -224,7 +224,7 @@ def _check_parameters(read: Params) -> None:
     if not (stage := stage_of_dvc()) or runtime().rank:
         return
     name, _, item = stage.partition("@")
-    known = read_yaml(Path("dvc.yaml"))["stages"][name]["params"]
+    known = read_yaml(Path("dvc.yaml"))["stages"][name].get("params", [])
     method, now = item.rpartition("-")[0], load()
     for key in (each.replace("${item.method}", method) for each in known if isinstance(each, str)):
         value = attrgetter(key)
