@@ -4,11 +4,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-run: .venv/ready          ## the whole pipeline, going on where it was, and its summary
+run: .git .venv/ready     ## the whole pipeline, going on where it was, and its summary
 	python -m flows.dvc --wait-for-lock repro
 	@cat artifacts/report/summary.txt
 
-report: .venv/ready       ## the page, brought up to date and opened; without a display, its path
+report: .git .venv/ready  ## the page, brought up to date and opened; without a display, its path
 	python -m flows.dvc --wait-for-lock repro report
 	@python -c "import pathlib, webbrowser; page = pathlib.Path('artifacts/report/index.html').absolute(); webbrowser.open(page.as_uri()) or print(page)"
 
@@ -21,10 +21,10 @@ test: .venv/ready         ## everything that CI checks
 explore: .venv/ready      ## a page to read, look up and steer the model's concepts; it prints its address
 	exec python -m cocomix explore
 
-flow: .venv/ready         ## the same pipeline, as a Prefect flow
+flow: .git .venv/ready    ## the same pipeline, as a Prefect flow
 	python -m flows.pipeline
 
-ui: .venv/ready           ## Prefect's server and UI on this machine, and what runs the pipeline from there
+ui: .git .venv/ready      ## Prefect's server and UI on this machine, and what runs the pipeline from there
 	exec python -m flows.ui
 
 bench: .venv/ready        ## speed and memory, as ratios against named alternatives
@@ -48,5 +48,8 @@ peers: .peers/sparsify/ready .peers/dictionary-learning/ready .peers/sae-lens/re
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[pipeline,dev]'  # Python compiles what it imports; pip would take a minute for all
 	touch $@
+
+.git:
+	@echo "error: no git repository here, which DVC needs: git init makes one" >&2; exit 1
 
 .PHONY: run report test explore flow ui bench bench-peers peers

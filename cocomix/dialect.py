@@ -111,11 +111,12 @@ def _remedy(word: str) -> str:
     return f"write a number in decimal digits without a leading 0, or '{word}' in quotes for the text"
 
 
-def load_yaml(content: bytes | str, source: str) -> Any:
+def load_yaml(content: bytes | str, source: str, *, lines: bool = True) -> Any:
     """What a YAML text holds.
 
     Args:
         source: where it is from, for the error.
+        lines: whether it has lines, unlike a command line: the error then says which.
 
     Raises:
         UserError: when it is no YAML, gives a key twice, or is not of the dialect.
@@ -123,22 +124,17 @@ def load_yaml(content: bytes | str, source: str) -> Any:
     try:
         text = content if isinstance(content, str) else content.decode()
         if found := _AMBIGUOUS_CHARACTERS.search(text):
-            line, escape = text.count("\n", 0, found.start()), ascii(found[0])[1:-1]
-            where = _where(source, text, line)
+            line, escape = text.count("\n", 0, found.start()) + 1, ascii(found[0])[1:-1]
+            where = f"{source}:{line}" if lines else source
             raise UserError(f'{where}: {escape}: readers of YAML take it differently; write "{escape}" in quotes')
         return yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = _where(source, text, mark.line) if mark else source
+        where = f"{source}:{mark.line + 1}" if mark and lines else source
         kind = "" if isinstance(error, _Refused) else "not valid YAML: "
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{where}: {kind}{problem}") from None
     except (ValueError, RecursionError) as error:  # a number of too many digits, endless nesting
         raise UserError(f"{source}: not valid YAML: {error}") from None
-
-
-def _where(source: str, text: str, line: int) -> str:
-    """With the line, unless there is one only, as on a command line."""
-    return f"{source}:{line + 1}" if "\n" in text else source

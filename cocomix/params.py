@@ -528,9 +528,7 @@ class EvaluationCorpusParams(Section):
 
 def _is_corpus_name(name: str) -> str:
     if name in ("train", "validation", "test") or not re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,99}", name):
-        raise ValueError(
-            "allowed: a letter (A-Z), then letters, digits, _ and -, 100 in all; not train, validation, test"
-        )
+        raise ValueError("allowed: a letter, then letters, digits, _ and - (100 in all); not train, validation, test")
     return name
 
 

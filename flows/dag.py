@@ -94,7 +94,9 @@ def read(params: bytes | None = None) -> dict[str, Stage]:
                 if any(Path(out.fs_path) == external.FILE.parent.absolute() for out in stage.outs):
                     stages[stage.addressing] = _looked_ahead(stages[stage.addressing], digests())
     except DvcException as error:
-        raise UserError(f"dvc.yaml: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        remedy = "; git init makes one" if said.endswith("is not a git repository") else ""
+        raise UserError(f"dvc.yaml: {said}{remedy}") from None
     order = TopologicalSorter({name: stages[name].needs for name in sorted(stages)}).static_order()
     return {name: stages[name] for name in order}
 

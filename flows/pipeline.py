@@ -194,7 +194,7 @@ def main() -> None:
 def _assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if key and equals:
-        return key, load_yaml(value, text)
+        return key, load_yaml(value, text, lines=False)
     raise UserError(f"{text}: must be KEY=VALUE, such as sae.k=16, with the value in YAML")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
@@ -82,11 +82,12 @@ def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: s
         merge(content, values)
         _align(content, values)
     stream = io.BytesIO()
+    _yaml().dump(content, stream)
     try:
-        _yaml().dump(content, stream)
-    except (YAMLError, UnicodeError):  # half a character, as a command line or JSON may hold it
+        written = mapping(stream.getvalue(), source)
+    except UserError:  # half a character, as a command line or JSON may hold it
         raise UserError(f"{source}: holds text that is not Unicode") from None
-    parse(Params, mapping(stream.getvalue(), source), source)
+    parse(Params, written, source)
     return stream.getvalue()
 
 

@@ -58,7 +58,7 @@ def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
     axes = list[tuple[str, Any]]()
     for axis in grid:
         key, equals, text = axis.partition("=")
-        values = load_yaml(f"[{text}]", axis) if key and equals else None
+        values = load_yaml(f"[{text}]", axis, lines=False) if key and equals else None
         if not values:
             raise UserError(f"{axis}: must be key=value,value, such as pretrain.cocomix.concept_weight=0.1,0.3")
         axes.append((key, values[0]))

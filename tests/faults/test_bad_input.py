@@ -164,10 +164,7 @@ SHIPPED = (Path(__file__).parents[2] / "params.yaml").read_bytes()
     ("content", "message"),
     [
         (b"\0\0\0", "not valid YAML: unacceptable character"),
-        (
-            b"!!python/object/apply:os.system ['touch executed']",
-            ":1: the tag tag:yaml.org,2002:python/object/apply:os.",
-        ),
+        (b"!!python/object/apply:os.system ['touch executed']", ":1: the tag tag:yaml.org,2002:python/object/"),
         (b"? [a, b]\n: 1\n" + SHIPPED, ":1: not valid YAML: a key must be a word"),
         (b"? {a: b}\n: 1\n" + SHIPPED, ":1: not valid YAML: a key must be a word"),
         (SHIPPED + b"\n---\n" + SHIPPED, "not valid YAML: but found another document"),
@@ -178,7 +175,7 @@ SHIPPED = (Path(__file__).parents[2] / "params.yaml").read_bytes()
         (SHIPPED.replace(b"  k: 32", b"  k: 2020-99-99"), ":70: 2020-99-99: readers of YAML take it differently"),
         (SHIPPED.replace(b"  k: 32", b"  k: 010"), ":70: 010: readers of YAML take it differently; write a number"),
         (SHIPPED.replace(b"model: {", b"model: &m {", 1), "&m names a value to repeat it; write it out"),
-        (SHIPPED.replace(b"  k: 32", b"  k: " + b"9" * 30), "sae: k (9999"),
+        (SHIPPED.replace(b"  k: 32", b"  k: " + b"9" * 30), "sae.k: 9999"),
         (SHIPPED.replace(b"  k: 32", b"  k: " + b"9" * 5000), "not valid YAML: Exceeds the limit"),
         (SHIPPED.replace(b"  k: 32", b"  k: !!binary x"), ":70: the tag tag:yaml.org,2002:binary: a value has no tag"),
     ],

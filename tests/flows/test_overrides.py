@@ -159,6 +159,9 @@ def test_null_is_a_value_where_it_is_allowed_and_an_empty_section_changes_nothin
         ({"sae.k": 100_000}, "k .100000. must not exceed latents"),
         ({"$(touch here)": 1}, "unknown key"),
         ({"": 1}, "unknown key"),
+        ({"sae.k": 16, "sae": {"k": 8}}, "sae.k: is given twice"),
+        ({"report.title": "\ud800"}, "holds text that is not Unicode"),
+        ({"report.title": "a\0b"}, "report.title"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(

@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -6,9 +7,11 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from dvc.utils.serialize import loads_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cocomix.checked import mapping
 from cocomix.errors import UserError
 from cocomix.params import load
 from cocomix.shapes import Sources, parameters_of, shapes
@@ -178,3 +181,38 @@ def test_a_preset_is_not_written_underneath_a_flow_or_sweep(params: Path, monkey
     assert params.read_bytes() == before
     main()
     assert params.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "yes", "1:30", "a:b", "<<", "2020-01-01", "a\u2028b", "\ufeffx", "null", "1e3", "'"]
+)
+def test_text_is_written_so_that_every_reader_takes_it_for_text(text: str) -> None:
+    values = {"report": {"title": text}, "evaluate": {"corpora": {"more": {"paths": [text, text]}}}}
+    written = with_values(shipped(), [values], "test")
+    for read in (mapping(written, "params.yaml"), loads_yaml(written)):
+        assert read["report"]["title"] == text
+        assert read["evaluate"]["corpora"]["more"]["paths"] == [text, text]
+
+
+def test_one_value_given_for_two_keys_is_written_out_at_each() -> None:
+    betas = [0.8, 0.9]
+    values = {"base": {"training": {"betas": betas}}, "pretrain": {"training": {"betas": betas}}}
+    written = with_values(shipped(), [values], "test")
+    assert b"&" not in written
+    changed = mapping(with_values(written, [{"base": {"training": {"betas": [0.1, 0.2]}}}], "test"), "params.yaml")
+    assert changed["pretrain"]["training"]["betas"] == betas
+
+
+def test_parameters_that_share_a_value_by_an_alias_are_refused_by_all_who_would_write_them(params: Path) -> None:
+    text = params.read_text().replace("  training:\n", "  training: &t\n", 1)
+    params.write_text(text)
+    with pytest.raises(UserError, match=r"^params\.yaml:\d+: &t names a value to repeat it; write it out"):
+        switch("smoke")
+    params.write_bytes(shipped())
+    Path("presets/mine.yaml").write_text("base: {model: &m {n_head: 2}}\npretrain: {model: *m}\n")
+    with pytest.raises(UserError, match=r"^presets/mine\.yaml:1: &m names a value to repeat it; write it out"):
+        switch("mine")
+    os.mkfifo("presets/pipe.yaml")
+    with pytest.raises(UserError, match=r"^presets/pipe\.yaml: no regular file$"):
+        switch("pipe")
+    assert params.read_bytes() == shipped()

@@ -12,7 +12,7 @@ from cocomix.errors import UserError
 from cocomix.report.tuning import SweepRun
 from flows import sweep as module
 from flows.settings import Task
-from flows.sweep import read, sweep
+from flows.sweep import _asked, read, sweep
 from tests.flows.test_pipeline import artifacts, tasks
 
 EVALUATE = """
@@ -123,3 +123,9 @@ def test_a_result_of_parameters_that_a_person_edited_meanwhile_does_not_count(
     final = run()
     assert final.message == "1 of 1 failed:\n  ntp seed 0: params.yaml was edited meanwhile: the result does not count"
     assert read("mine") == []
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", ".yaml", "a/b", "a=b", "a\nb", "\ud800", "-a", "a" * 250, "a "])
+def test_what_no_results_can_be_called_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"no name of a sweep"):
+        _asked(name, [], [], [])

@@ -37,7 +37,24 @@ def test_scaling_and_ablating_can_come_before_the_selection() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "412", "412*4", "x4", "412x", "9=two", "3~", "-3=1", "9=1@", "9=1@:", "9=1@x", "9=1@1:2:3"]
+    "text",
+    [
+        "",
+        "412",
+        "412*4",
+        "x4",
+        "412x",
+        "9=two",
+        "3~",
+        "-3=1",
+        "9=1@",
+        "9=1@:",
+        "9=1@x",
+        "9=1@1:2:3",
+        "\u0663=1",
+        "3=\u0663",
+        "3=1@\u0663",
+    ],
 )
 def test_a_text_that_is_no_edit_is_refused_with_those_that_are(text: str) -> None:
     with pytest.raises(UserError, match=r"edit '.*': write 412x4 \(times 4\), 77=0"):
