@@ -55,8 +55,6 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 def _check(model: PreTrainedModel, context: int) -> None:
     name, blocks, width = type(model).__name__, blocks_of(model), getattr(model.config, "hidden_size", None)
-    if len(blocks) < 2:
-        raise UserError(f"a {name} with {len(blocks)} block; concepts need a block below and one above")
     limit = longest(model) or context
     if limit < context:
         raise UserError(f"a {name} with a context of {limit}; the tokens need {context} (tokenize.context)")
@@ -79,6 +77,8 @@ def _check(model: PreTrainedModel, context: int) -> None:
             raise UserError(f"a {name} sees the tokens that it is to predict")
         if residual_at(model, ids[:1, :1].expand(1, context), 1).shape[1] != context:
             raise UserError(f"{name} does not read windows of {context} tokens")
+    if len(blocks) < 2:
+        raise UserError(f"a {name} with {len(blocks)} block; concepts need a block below and one above")
     final_norm(model)
     _check_gradient(model, ids)
 
