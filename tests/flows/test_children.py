@@ -129,7 +129,7 @@ def test_a_flow_asks_its_server_directly_under_proxies_that_do_not_answer(
     assert run.stderr.endswith("error: nmber: no such stage in dvc.yaml; did you mean 'number'?\n")
 
 
-@pytest.mark.parametrize("proxy", ["gopher://127.0.0.1:1", "http://[", "127.0.0.1:x"])
+@pytest.mark.parametrize("proxy", ["gopher://127.0.0.1:1", "127.0.0.1:x"])
 def test_a_proxy_of_a_kind_that_there_is_not_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
