@@ -38,7 +38,7 @@ from tests.tiny_families import AT_ONCE, BLOCKS, FAMILIES, VOCAB, WIDTH, config_
 
 CONTEXT, LAYER = 16, 2
 IDS = torch.randint(3, VOCAB, (2, 8), generator=torch.Generator().manual_seed(0))
-PARAMS = AttributionParams(k_attr=2, score="gradient", sign="absolute", shard_windows=1)
+PARAMS = AttributionParams(k_attr=2, score="gradient", sign="absolute", shard_tokens=8)
 
 
 @pytest.fixture(autouse=True)

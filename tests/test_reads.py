@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from ruamel.yaml import YAML
 from cocomix import external
 from cocomix.artifact import Work
 from cocomix.params import load
-from stages.launch import _free_port
 
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "tests/toy_reads.py"
@@ -123,11 +123,16 @@ def test_what_changed_since_the_first_stage_looked_is_not_noted_as_what_it_found
     assert stage().returncode == 0  # by hand nothing is noted
 
 
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
+
+
 def test_processes_that_started_with_other_code_do_not_work_together(project: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "toy_reads.py").write_text(TOY.read_text() + "\nmore = 1\n")
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     shared |= {"GLOO_SOCKET_IFNAME": "lo", "COCOMIX_DEVICE": "cpu", "PYTHONSAFEPATH": "1"}
     processes = [
         subprocess.Popen(

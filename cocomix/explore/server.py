@@ -165,8 +165,6 @@ def serve(session: Session, port: int, announce: Callable[[str], None]) -> None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, port))
-        except OverflowError:
-            raise UserError(f"--port {port}: must be from 0 to 65535; 0 takes one that is free") from None
         except OSError as error:
             raise UserError(f"--port {port}: {error.strerror}; 0 takes one that is free") from None
         listening.listen()

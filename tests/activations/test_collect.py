@@ -272,7 +272,7 @@ def test_a_row_group_that_parquet_cannot_hold_is_an_error_before_anything_is_com
     with pytest.raises(
         UserError, match=r"activations\.row_group_tokens: 200000000: allowed: at most 33554431 of 32 dim"
     ):
-        setting.collect(but(row_group_tokens=200_000_000, shard_tokens=200_000_000))
+        setting.collect(PARAMS.model_copy(update={"row_group_tokens": 200_000_000, "shard_tokens": 200_000_000}))
 
 
 def test_a_layer_that_is_not_there_is_an_error(setting: Setting) -> None:

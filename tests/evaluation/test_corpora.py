@@ -27,6 +27,7 @@ def tokens(folder: Path) -> Tokens:
         for split in ("train", "validation", "test"):
             with work.write(f"{split}.npy") as pending, pending.path.open("wb") as file:
                 np.save(file, np.zeros((1, CONTEXT), np.uint16))
+                pending.rows = 1
         with work.write_folder() as target:
             trained = work.scratch / "tokenizer.json"
             trained.write_text(train_tokenizer(DOCUMENTS, 300).to_str())

@@ -182,8 +182,6 @@ def test_more_connections_than_a_browser_opens_are_refused(session: Session) -> 
         (["generate", "w5", "--temperature", "1e-300"], "--temperature 1e-300: must be 0, or from 0.01 to 10"),
         (["generate", "w5", "--temperature", "inf"], "--temperature inf: must be 0, or from 0.01 to 10"),
         (["generate", "w5", "--edit", "9=1e39"], "edit '9=1e39': 1e+39 is beyond what 32 bits hold, 3.4e38"),
-        (["explore", "--port", "70000"], "--port 70000: must be from 0 to 65535; 0 takes one that is free"),
-        (["explore", "--port", "-1"], "--port -1: must be from 0 to 65535; 0 takes one that is free"),
     ],
 )
 def test_the_commands_refuse_the_same(session: Session, arguments: list[str], said: str) -> None:

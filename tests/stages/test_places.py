@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.stage import stage_of_dvc
+from stages.reads import stage_of_dvc
 
 ROOT = Path(__file__).parents[2]
 DVC_YAML = """
