@@ -9,8 +9,9 @@ from flows.loopback import LOOPBACK, ask_directly
 
 if sys.argv[0] == "-m":  # Python is still looking for the program, which is one of these
     signals.end_at_once()
-    # A server started here must not depend on what other projects, or other versions, have left in ~/.prefect.
-    os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").absolute()))
+    if Path("params.yaml").exists():  # in the project's folder, where Prefect may write
+        # A server started here must not depend on what other projects, or other versions, have left in ~/.prefect.
+        os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").absolute()))
 from cocomix.distributed import stand_alone
 from cocomix.streams import mend_streams
 

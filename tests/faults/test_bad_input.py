@@ -126,7 +126,7 @@ CASES = [
     (corpus("bad/folder.txt"), "corpus.files.paths: 'bad/folder.txt' matches no file"),
     (corpus("["), "corpus.files.paths: '[' matches no file"),
     (corpus(""), "corpus.files.paths: '' matches no file"),
-    (corpus("a\0b"), "matches no file"),
+    (corpus("a\0b"), "without null and half characters"),
     (corpus("bad/short.txt"), "corpus: no document for the"),
     (corpus("bad/short.txt", validation_share=0.5, test_share=0.5), "validation_share + test_share must be below 1"),
     (("corpus", {"corpus": {"source": "hub"}}), "source is hub, which needs hub.dataset and hub.revision"),

@@ -94,7 +94,8 @@ def test_a_run_that_was_lost_before_it_began_goes_on_and_one_of_the_future_waits
 
 
 def test_it_waits_for_a_flow_at_work_in_the_folder_and_says_so(folder: Path, server: str) -> None:
-    Path("prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    for name in ("prefect.yaml", "params.yaml"):
+        Path(name).write_bytes((ROOT / name).read_bytes())
     environment = os.environ | {"PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
     with (
         alone(),

@@ -34,6 +34,7 @@ def project(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     Repo.init(no_scm=True).close()
     Path(".dvc/config").write_text("[core]\n    no_scm = True\n[cache]\n    type = hardlink\n")
+    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     Path("thing.py").write_text(SCRIPT)
     Path("dvc.yaml").write_text(
         f"stages:\n  thing:\n    cmd: exec {sys.executable} thing.py {request.param}\n    deps: [thing.py]\n"

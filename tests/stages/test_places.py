@@ -47,8 +47,10 @@ def project(tmp_path: Path) -> Path:
     path = tmp_path / "my proj [1] $x'\u00e9#%20"
     (path / "stages").mkdir(parents=True)
     (path / "docs").mkdir()
-    for name in ("Makefile", "params.yaml", "stages/__init__.py", "stages/stage.py", "stages/launch.py"):
+    shared = [f"stages/{each}.py" for each in ("__init__", "early", "launch", "reads", "stage")]
+    for name in ("Makefile", "params.yaml", *shared):
         shutil.copy(ROOT / name, path / name)
+    shutil.copytree(ROOT / "flows", path / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     (path / "dvc.yaml").write_text(DVC_YAML)
     for name in ("toy", "report"):
         (path / f"stages/{name}.py").write_text(TOY.replace("NAME", name))
