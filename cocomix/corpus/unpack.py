@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-import zstandard
-
 from cocomix.errors import UserError
 
-DAMAGE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+DAMAGE = (OSError, EOFError, zlib.error)
 """What reading a damaged file raises."""
 UNPACKED_BYTES, UNPACKED_TIMES = 256_000_000, 1000
 """A file may unpack to so many bytes, or to so many times its own size, if that is more; texts never do."""
@@ -33,7 +31,7 @@ def opened(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
     Reading raises one of `DAMAGE` where the file is damaged, also where it ends too early.
 
     Raises:
-        UserError: when it unpacks to more than is allowed.
+        UserError: when it unpacks to more than is allowed, or the package for it is missing.
     """
     if path.suffix not in PACKED:
         yield file
@@ -62,12 +60,19 @@ def _gzip(file: BinaryIO) -> Iterator[bytes]:
 
 def _zstd(file: BinaryIO) -> Iterator[bytes]:
     """All frames; zstandard's own stream does not tell a file that was cut from a whole one."""
+    try:
+        import zstandard
+    except ModuleNotFoundError:
+        raise UserError("files that end in .zst need zstandard: pip install 'cocomix[pipeline]'") from None
     whole = True
     while piece := file.read(_PIECE):
         while piece:
             if whole:
                 frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj(write_size=_CHUNK)
-            yield frame.decompress(piece)
+            try:
+                yield frame.decompress(piece)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
             whole = frame.eof
             piece = frame.unused_data if whole else b""
     if not whole:
