@@ -86,9 +86,9 @@ def whole_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
         same = first.setdefault(weight, name)
         model[name] = model[same] if same != name else _gathered(model[name])
     moments: dict[str, dict[str, Any]] = state["state"]  # type: ignore[assignment]
-    for each in moments.values():
-        each |= {key: _gathered(value) for key, value in each.items()}
-    return model, state
+    # Other mappings: those of the optimiser are in use.
+    whole = {name: {key: _gathered(value) for key, value in each.items()} for name, each in moments.items()}
+    return model, {**state, "state": whole}
 
 
 def _gathered(value: Any) -> Any:
