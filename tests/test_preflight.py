@@ -134,14 +134,6 @@ def test_what_fits_is_let_through(files: Path, changes: dict[str, Any]) -> None:
     preflight(params(changes))
 
 
-def test_a_base_model_whose_final_norm_has_no_known_name_is_refused(
-    files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cocomix.explain.lens.FINAL_NORMS", ("other",))
-    with pytest.raises(UserError, match=r"explain: GPT2LMHeadModel has none of other above its blocks"):
-        preflight(params(base("small")))
-
-
 def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

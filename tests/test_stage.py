@@ -168,10 +168,15 @@ def test_a_signal_stops_it_at_a_safe_point_and_it_goes_on_from_there(
             f"stopped by {number.name}; what is finished is kept in artifacts/.work, "
             "and the same command goes on from there"
         ]
-    kept = {each.name: each.stat().st_ino for each in Path("artifacts/.work/toy").glob("*/files/*")}
+    kept = finished()
     assert run(*ALONE).returncode == 0
     assert content() == whole
-    assert kept.items() <= {each.name: each.stat().st_ino for each in OUT.iterdir()}.items()
+    assert kept.items() <= finished().items()
+
+
+def finished() -> dict[str, int]:
+    """The inodes of the finished files, by name: a file that is written again has another one."""
+    return {each.name: each.stat().st_ino for each in Path("artifacts/.work/toy").glob("*/files/*")}
 
 
 def kill_until_done(arguments: tuple[str, ...], chance: random.Random, longest: float) -> int:

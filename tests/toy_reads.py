@@ -1,5 +1,6 @@
 """A stage that reads one of each kind, and changes a file while it works: `python -m toy_reads FILE=>OLD=>NEW`."""
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,4 +32,4 @@ def run(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, shared="RANK" in os.environ)

@@ -67,7 +67,8 @@ def compute(work: Work) -> Mapping[str, Any]:
 def look_at_a_stale_disk() -> None:
     """As a network file system may, show this process none of what was there before it."""
     for name in ("exists", "is_file"):
-        setattr(Path, name, lambda _: False)
+        before = getattr(Path, name)
+        setattr(Path, name, lambda path, before=before: "artifacts" not in path.parts and before(path))
 
 
 def walk_in_step(work: Work) -> None:

@@ -131,7 +131,7 @@ def test_what_cannot_be_done_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
     assert "--seed must be from 0" in refused("generate", "w5", "--seed", str(2**64))
     for option in (["--greedy"], []):
         assert "predictions overflow" in refused("generate", "w5", "--edit", "9=1e38", "8=-1e38", *option)
-    assert "--tokens must be 1 or more" in refused("generate", "w5", "--tokens", "0")
+    assert "--tokens must be from 1 to a million" in refused("generate", "w5", "--tokens", "0")
     assert "--temperature -1: must be 0, or from 0.01 to 10" in refused("generate", "w5", "--temperature", "-1")
     assert "leave it or --base out" in refused("steer", "w5", "--edit", "9x2", "--before-selection", "--base")
     other = tiny(vocab_size=64, num_concepts=41)
