@@ -200,7 +200,7 @@ def test_an_autoencoder_that_explains_nothing_is_refused(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"learning_rate": 1e3}, r"sae explains nothing of .*: nan\): learning_rate \(1000\)"),
+        ({"learning_rate": 1e3}, r"sae explains nothing of .*: learning_rate \(1000\)"),
         ({"also": {"hot": {"learning_rate": 1e3}}}, r"sae\.also\.hot explains nothing"),
     ],
     ids=["first", "also"],
