@@ -12,11 +12,11 @@ if sys.argv[0] == "-m":  # Python is still looking for the program, which is one
     if Path("params.yaml").exists():  # in the project's folder, where Prefect may write
         # A server started here must not depend on what other projects, or other versions, have left in ~/.prefect.
         os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").absolute()))
-from cocomix.distributed import stand_alone
-from cocomix.streams import mend_streams
+    from cocomix.streams import mend_streams
 
-if sys.argv[0] == "-m":
     mend_streams()
+from cocomix.distributed import stand_alone
+
 # Left over in a shell, torchrun's variables would make a stage wait for others.
 stand_alone()
 # Prefect reads this switch from the environment only; the others are in prefect.toml.

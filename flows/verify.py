@@ -205,8 +205,6 @@ def main() -> None:
             print("Removed; `dvc repro` makes it again, or `dvc pull` brings it where a remote has it.")
         else:
             sys.exit(f"{len(found)} places are damaged: {REMEDY}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     except DvcException as error:
         sys.exit(f"error: dvc.yaml: {' '.join(str(error).split())}")
     except UserError as error:

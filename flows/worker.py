@@ -92,7 +92,8 @@ def main() -> None:
         except UserError as error:
             sys.exit(f"error: {error}")
     os.environ[RUNNER_PID] = str(os.getpid())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)  # asyncio replaces the first by its own
     try:
         asyncio.run(Worker(work_pool_name=given.pool, limit=1).start())
     except KeyboardInterrupt:

@@ -12,12 +12,11 @@ if sys.argv[0] == "-m":  # a stage is starting
     # Read when torch is loaded. Threads that wait by spinning cost 25 times their work where another program needs
     # the core, as in a pipeline on a laptop, and gain nothing where none does.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from cocomix.streams import mend_streams
+
+    mend_streams()
 
 from cocomix import sources
-from cocomix.streams import mend_streams
 
 CODE = sources.states()
 """Of the files, before the modules of a stage are imported from them."""
-
-if sys.argv[0] == "-m":
-    mend_streams()
