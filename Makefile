@@ -15,6 +15,7 @@ report: .git .venv/ready  ## the page, brought up to date and opened; without a 
 test: .venv/ready         ## everything that CI checks
 	ruff check . && ruff format --check .
 	lint-imports
+	python -m flows.dependencies --check
 	mypy
 	pytest -n 2 --dist worksteal
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from cocomix.allocator import keep_freed_memory
-from cocomix.device import bf16, device, peak_memory
+from cocomix.plumbing.allocator import keep_freed_memory
+from cocomix.plumbing.device import bf16, device, peak_memory
 
 
 def set_up() -> None:

@@ -33,10 +33,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from benchmarks import medians, report, set_up
 from cocomix.activations.collect import collect
 from cocomix.activations.store import MIXED_GROUPS, Activations, ActivationStore, write_activations
-from cocomix.artifact import Artifact, Work
-from cocomix.base import micro_batch, prepared, residual_at
-from cocomix.device import attention, autocast
+from cocomix.base.hooks import micro_batch, prepared, residual_at
 from cocomix.params import ActivationsParams
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.device import attention, autocast
 from cocomix.tokens.windows import Tokens
 
 ROWS, WIDE, FILES, BATCH = 65_536, 768, 4, 2048

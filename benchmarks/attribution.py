@@ -10,7 +10,7 @@ attribution_over_forward       time of labels over that of a forward pass, at th
 attribution_over_forward_gpt2  the same at the shape of `rate`
 
 All weights are random. The as-published base model multiplies in fp32, as released; ours in bf16 where the hardware
-does (`cocomix.device.bf16`). What the as-published way does is in `as_published`.
+does (`cocomix.plumbing.device.bf16`). What the as-published way does is in `as_published`.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks import medians, own_peak, peak, report, set_up
 from benchmarks.as_published import PublishedTeacher
 from cocomix.attribution.labelling import label_windows
-from cocomix.base import prepared
-from cocomix.device import attention, autocast, device
+from cocomix.base.hooks import prepared
 from cocomix.params import AttributionParams
+from cocomix.plumbing.device import attention, autocast, device
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
 PARAMS = AttributionParams(k_attr=4, score="gradient", sign="released", shard_tokens=1)

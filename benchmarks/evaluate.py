@@ -25,10 +25,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks import medians, report, set_up
-from cocomix.device import attention, device
 from cocomix.evaluation.downstream import score_tasks
 from cocomix.evaluation.downstream_tasks import PAPER_TASKS, load_tasks
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, flops_per_token
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.models.accounting import flops_per_token
+from cocomix.plumbing.device import attention, device
 
 ON_GPU = device().type == "cuda"
 CONTEXT, VOCAB, LATENTS, LAYER = (1024, 50257, 32768, 3) if ON_GPU else (128, 4096, 1024, 2)

@@ -20,8 +20,8 @@ import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks import medians, report, set_up
-from cocomix.device import device
 from cocomix.modeling import CoCoMixCache, CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.plumbing.device import device
 
 
 class Shape(NamedTuple):

@@ -10,9 +10,9 @@ over_flop_ratio   time of our CoCoMix step over that of our NTP step of the same
                   of their floating-point operations
 
 A step is forward, backward, clipping, fused AdamW. All weights are random; tokens and labels too. Students multiply in
-bf16 where the hardware does (`cocomix.device.bf16`), the as-published base model in fp32 (on a GPU TF32), as released.
-Both sides have the same attention kernels, the same threads, and no dropout. What the as-published step does is in
-`as_published`. The released code compiles its models by default: `COCOMIX_COMPILE=true` compiles both sides.
+bf16 where the hardware does (`cocomix.plumbing.device.bf16`), the as-published base model in fp32 (on a GPU TF32), as
+released. Both sides have the same attention kernels, the same threads, and no dropout. What the as-published step does
+is in `as_published`. The released code compiles its models by default: `COCOMIX_COMPILE=true` compiles both sides.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import medians, own_peak, peak, report, set_up
 from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
-from cocomix.device import attention, autocast, device, tf32
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, flops_per_token
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.models.accounting import flops_per_token
 from cocomix.params import TrainingParams
-from cocomix.runtime import runtime
+from cocomix.plumbing.device import attention, autocast, device, tf32
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
-from cocomix.training import ConceptMixing, NextToken, Objective
 from cocomix.training.loop import adamw
+from cocomix.training.objectives import ConceptMixing, NextToken, Objective
 
 ON_GPU = device().type == "cuda"
 CONTEXT, WINDOWS = (1024, 8) if ON_GPU else (256, 2)

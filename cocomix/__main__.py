@@ -21,18 +21,18 @@ from rich.console import Console
 from rich.text import Text
 from transformers.utils import logging
 
-from cocomix.artifact import MANIFEST
-from cocomix.checked import port_number, whole_number
-from cocomix.distributed import stand_alone
-from cocomix.errors import UserError
+from cocomix.explore.continuation import Sampling, checked_temperature, continuation
+from cocomix.explore.edit_syntax import Written, parse_edit
+from cocomix.explore.load import default_model, load_extractor, load_labels, load_model
+from cocomix.explore.terminal import Stream, meanings, side_by_side, table_of
 from cocomix.modeling import CoCoMixConfig
+from cocomix.plumbing.artifact import MANIFEST
+from cocomix.plumbing.checked import port_number, whole_number
+from cocomix.plumbing.distributed import stand_alone
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.streams import mend_streams
 from cocomix.steering.autoencoder import concepts_edited, editing
-from cocomix.steering.project import default_model, load_extractor, load_labels, load_model
 from cocomix.steering.reading import Concept, concepts, encode
-from cocomix.steering.show import Stream, meanings, side_by_side, table_of
-from cocomix.steering.syntax import Written, parse_edit
-from cocomix.steering.writing import Sampling, checked_temperature, continuation
-from cocomix.streams import mend_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from cocomix.checked import parse, read_yaml
+from cocomix.plumbing.checked import parse, read_yaml
 
 FILE = Path("params.yaml")
 

@@ -11,9 +11,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cocomix import interrupt
-from cocomix.errors import UserError
-from cocomix.foreign import bounded, look_at
+from cocomix.plumbing import interrupt
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.foreign import bounded, look_at
 
 MAX_VOCABULARY = 1 << 22
 """Ids of a tokenizer are below; a model has a row of weights for each."""

@@ -12,10 +12,10 @@ if sys.argv[0] == "-m":  # Python is still looking for the program, which is one
     if Path("params.yaml").exists():  # in the project's folder, where Prefect may write
         # A server started here must not depend on what other projects, or other versions, have left in ~/.prefect.
         os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").absolute()))
-    from cocomix.streams import mend_streams
+    from cocomix.plumbing.streams import mend_streams
 
     mend_streams()
-from cocomix.distributed import stand_alone
+from cocomix.plumbing.distributed import stand_alone
 
 # Left over in a shell, torchrun's variables would make a stage wait for others.
 stand_alone()

@@ -11,7 +11,7 @@ from dvc.dependency import Dependency, ParamsDependency
 from dvc.fs import LocalFileSystem
 from dvc.stage import Stage
 
-from cocomix import external
+from cocomix.check import external
 from cocomix.params import FILE
 
 Status = Sequence[Mapping[str, Mapping[str, Any]] | str]

@@ -14,8 +14,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
-from cocomix.errors import UserError
-from cocomix.parent import end_with_parent
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.parent import end_with_parent
 
 START_SECONDS = 300.0
 """A new database takes half a minute of a core that may be shared by many. A server that ends is noticed at once."""

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from cocomix import external
-from cocomix.checked import mapping, parse
-from cocomix.errors import UserError, suggestion
+from cocomix.check import external
 from cocomix.params import FILE, Params, load
+from cocomix.plumbing.checked import mapping, parse
+from cocomix.plumbing.errors import UserError, suggestion
 from flows.changes import WithContents, found_outside, only_keys, ran_with, reasons
 from flows.workspace import LOCK, WITHOUT_LOCK, lock_is_torn
 

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import nullcontext
 
-from cocomix.parent import end_with_parent
+from cocomix.plumbing.parent import end_with_parent
 
 # Before what takes seconds to import. Stages ask the kernel the same about DVC: a killed flow takes everything along.
 if flow := os.environ.get("FLOW_PID"):

@@ -10,7 +10,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
-from cocomix.runtime import runtime
+from cocomix.plumbing.runtime import runtime
 
 LEASE_SECONDS = 60.0
 """After the death of a process that held the GPU, until the server gives it to another."""

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from pydantic import WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 
-from cocomix.artifact import write_atomically
-from cocomix.errors import UserError
 from cocomix.params import FILE, Params
+from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.errors import UserError
 from flows.preset import merge, sections, with_values
 
 

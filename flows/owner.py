@@ -17,7 +17,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment, flow_run
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 
 SET_FOLDER = "prefect.deployments.steps.set_working_directory"
 """The one step that `prefect deploy` gives the project's deployments."""

@@ -15,9 +15,9 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import exponential_backoff
 from pydantic import WithJsonSchema
 
-from cocomix.dialect import load_yaml
-from cocomix.errors import UserError
-from cocomix.runtime import runtime
+from cocomix.plumbing.dialect import load_yaml
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 from flows import publish
 from flows.dag import Mode, Stage, names, outdated_inputs, read, select
 from flows.gpu import has_gpu, one_at_a_time

@@ -1,11 +1,11 @@
 """What would run and why, and what it needs: `python -m flows.plan [--preset NAME] [--gpu H100] [--json]`.
 
-Nothing runs, and nothing is written but digests of large files outside, which are kept (`cocomix/digests.py`). That an
+Nothing runs, and nothing is written but digests of large files outside (`cocomix/plumbing/digests.py`). That an
 artifact lacks a file, or a part of one, is said too; that its bytes are altered, with `--verify`.
 
-What a stage needs is computed from the parameters (`cocomix/planning.py`). How long it takes is its operations over a
-rate: on this machine that of the longest finished stage of its kind, else of the longest training, else an assumed one;
-on a named GPU an assumed share of its peak.
+What a stage needs is computed from the parameters (`cocomix/shapes/planning.py`). How long it takes is its operations
+over a rate: on this machine that of the longest finished stage of its kind, else of the longest training, else an
+assumed one; on a named GPU an assumed share of its peak.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cocomix.checked import mapping, parse
+from cocomix.check.preflight import preflight
 from cocomix.corpus.files import find_files
-from cocomix.errors import UserError, suggestion
-from cocomix.gpus import GPUS, Gpu, gpu_named
 from cocomix.params import FILE, Params
-from cocomix.planning import LIBRARIES, Estimate, Text, estimate, estimate_text, measured_text
-from cocomix.preflight import preflight
+from cocomix.plumbing.checked import mapping, parse
+from cocomix.plumbing.errors import UserError, suggestion
+from cocomix.plumbing.gpus import GPUS, Gpu, gpu_named
+from cocomix.plumbing.runtime import runtime
 from cocomix.report.wording import duration, si
-from cocomix.runtime import runtime
+from cocomix.shapes.planning import LIBRARIES, Estimate, Text, estimate, estimate_text, measured_text
 from flows import dag
 from flows.overrides import nested
 from flows.preset import content_of, sections, with_values

@@ -17,11 +17,11 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from cocomix.artifact import write_atomically
-from cocomix.checked import mapping, parse, read_file
-from cocomix.dialect import needs_quotes
-from cocomix.errors import UserError, suggestion
 from cocomix.params import FILE, Params
+from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.checked import mapping, parse, read_file
+from cocomix.plumbing.dialect import needs_quotes
+from cocomix.plumbing.errors import UserError, suggestion
 from flows.workspace import alone
 
 FOLDER = Path("presets")

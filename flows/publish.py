@@ -27,7 +27,7 @@ from cocomix.params import FILE
 from flows.overrides import flat
 from flows.ui import REPORT, REPORT_URL
 
-# As `cocomix.progress` writes it: "sae:  12% 125k/999k [00:05<00:30, 28.7k tokens/s, fvu=0.1787]".
+# As `cocomix.plumbing.progress` writes it: "sae:  12% 125k/999k [00:05<00:30, 28.7k tokens/s, fvu=0.1787]".
 _PROGRESS = re.compile(r"(?P<task>.*): +(?P<percent>\d+)% (?P<counts>.*)")
 
 

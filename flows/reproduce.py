@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal, NamedTuple
 
-from cocomix.lock import signs_of_life
+from cocomix.plumbing.lock import signs_of_life
 
 GRACE_SECONDS = 8.0
-"""What a stage gets to stop at a safe point, since its last sign of life (`cocomix.lock`).
+"""What a stage gets to stop at a safe point, since its last sign of life (`cocomix.plumbing.lock`).
 
 Prefect kills a cancelled flow after 30 s; a stage that is still saving then finishes that by itself, and the next one
 waits for it.

@@ -36,8 +36,8 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.types.entrypoint import EntrypointType
 from pydantic import BaseModel
 
-from cocomix.checked import parse, read_yaml
-from cocomix.errors import UserError
+from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.errors import UserError
 from flows import signals
 from flows.owner import check_owner, owner_tag
 from flows.pipeline import pipeline

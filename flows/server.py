@@ -22,8 +22,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from cocomix.errors import UserError
-from cocomix.parent import end_with_parent
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.parent import end_with_parent
 from flows import gate, signals
 from flows.children import server_log, start_server, stop
 from flows.loopback import LOOPBACK

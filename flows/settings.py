@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cocomix.checked import mapping, parse, read_yaml
-from cocomix.dialect import load_yaml
-from cocomix.errors import UserError
 from cocomix.params import FILE, Params
+from cocomix.plumbing.checked import mapping, parse, read_yaml
+from cocomix.plumbing.dialect import load_yaml
+from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import decisive
 from flows.overrides import nested, under
 from flows.preset import merge, sections, with_values

@@ -25,15 +25,15 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from cocomix.artifact import write_atomically
-from cocomix.checked import whole_number
-from cocomix.errors import UserError
 from cocomix.params import FILE, Method, Seed
+from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.checked import whole_number
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.sources import digest_of_sources, states
 from cocomix.report.efficiency import equal_flops, loss_at, spread
 from cocomix.report.facts import read_run, run_files
 from cocomix.report.tuning import SWEEPS, SweepRun, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
-from cocomix.sources import digest_of_sources, states
 from flows import publish
 from flows.dag import plan
 from flows.owner import check_definition

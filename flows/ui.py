@@ -25,8 +25,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from cocomix.artifact import Artifact
-from cocomix.errors import UserError
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.errors import UserError
 from flows import gate, signals
 from flows.children import server_log, start, start_server, stop
 from flows.loopback import LOOPBACK, ask_directly

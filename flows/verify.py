@@ -22,9 +22,9 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from pydantic import ValidationError
 
-from cocomix.artifact import MANIFEST, Artifact, Manifest, read_journal
-from cocomix.errors import UserError
-from cocomix.progress import progress
+from cocomix.plumbing.artifact import MANIFEST, Artifact, Manifest, read_journal
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress
 from flows.workspace import alone
 
 ARTIFACTS = Path("artifacts")

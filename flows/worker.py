@@ -21,7 +21,7 @@ from prefect.runner._starter_direct import DirectSubprocessStarter
 from prefect.states import Failed
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from flows import signals
 from flows.serve import FLOWS
 from flows.server import RUNNER_PID, check_proxies, check_server

@@ -19,10 +19,10 @@ from dvc.lock import LockError, make_lock
 from dvc.repo import Repo
 from dvc.utils import strictyaml
 
-from cocomix.artifact import write_atomically
-from cocomix.errors import UserError
+from cocomix.check.preflight import check_place
 from cocomix.params import FILE
-from cocomix.preflight import check_place
+from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.errors import UserError
 
 LOCK = Path("dvc.lock")
 TORN = Path("dvc.lock.torn")

@@ -12,11 +12,11 @@ if sys.argv[0] == "-m":  # a stage is starting
     # Read when torch is loaded. Threads that wait by spinning cost 25 times their work where another program needs
     # the core, as in a pipeline on a laptop, and gain nothing where none does.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from cocomix.streams import mend_streams
+    from cocomix.plumbing.streams import mend_streams
 
     mend_streams()
 
-from cocomix import sources
+from cocomix.plumbing import sources
 
 CODE = sources.states()
 """Of the files, before the modules of a stage are imported from them."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.activations.collect import collect
-from cocomix.artifact import Artifact, Work
-from cocomix.base import load_base
+from cocomix.base.hooks import load_base
 from cocomix.params import Params
+from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 

@@ -5,13 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labelling import label
 from cocomix.attribution.labels import Labels, label_type, read_labels
 from cocomix.attribution.summary import summarise
-from cocomix.base import load_base
+from cocomix.base.hooks import load_base
 from cocomix.params import Params
-from cocomix.runtime import runtime
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json

@@ -6,21 +6,24 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from cocomix.artifact import Artifact, Work
-from cocomix.errors import UserError
+from cocomix.base.families import check_base
+from cocomix.check.external import outside
 from cocomix.evaluation.language_model import LanguageModelScore, score_text
 from cocomix.evaluation.text import split_text
-from cocomix.external import outside
-from cocomix.families import check_base
-from cocomix.modeling import config_of, flops_per_token, parameters
+from cocomix.models.accounting import flops_per_token, parameters
+from cocomix.models.configs import config_of
 from cocomix.params import Params
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import say
+from cocomix.plumbing.runtime import runtime
 from cocomix.pretrained import load_model, load_tokenizer
-from cocomix.progress import say
-from cocomix.runtime import runtime
-from cocomix.shapes import gpt2_shape
-from cocomix.tokens import Tokens
-from cocomix.tokens.same import difference
-from cocomix.training import CurveRow, NextToken, Training, WindowData, write_curve
+from cocomix.shapes.models import gpt2_shape
+from cocomix.tokens.comparison import difference
+from cocomix.tokens.window_data import WindowData
+from cocomix.tokens.windows import Tokens
+from cocomix.training.loop import CurveRow, Training, write_curve
+from cocomix.training.objectives import NextToken
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 

@@ -6,10 +6,10 @@ It refuses what can be known to fail, and notes what the parameters name outside
 from collections.abc import Mapping
 from typing import Any
 
-from cocomix import external
-from cocomix.artifact import Work
+from cocomix.check import external
+from cocomix.check.preflight import preflight
 from cocomix.params import Params
-from cocomix.preflight import preflight
+from cocomix.plumbing.artifact import Work
 from stages.stage import main, produce
 
 

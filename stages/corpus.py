@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cocomix.artifact import Work
-from cocomix.corpus import build, fingerprint
+from cocomix.corpus.build import build, fingerprint
+from cocomix.corpus.splits import SPLITS
 from cocomix.params import Params
-from cocomix.splits import SPLITS
+from cocomix.plumbing.artifact import Work
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cocomix.parent import end_with_parent
+from cocomix.plumbing.parent import end_with_parent
 
 END_CLAIM = "STAGE_END_CLAIM"
 """Names a file; the process that creates it is the first to end before its time."""

@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels, supervision
-from cocomix.device import attention
 from cocomix.evaluation import concepts, corpora, downstream, language_model, mixing
 from cocomix.evaluation.concepts import ConceptScores, score_concepts
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
@@ -21,16 +19,18 @@ from cocomix.evaluation.downstream_tasks import task_digest
 from cocomix.evaluation.examples import choose_examples
 from cocomix.evaluation.language_model import TextScore, score_text
 from cocomix.evaluation.mixing import MixingScore, score_mixing
-from cocomix.evaluation.once import once
 from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks
 from cocomix.evaluation.text import Text, split_text
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.origins import check_origins
 from cocomix.params import EvaluateParams, Method, Params
-from cocomix.runtime import runtime
-from cocomix.tokens import Split, Tokens
-from cocomix.training import WindowData
-from stages.pretrain import matrix_item
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.device import attention
+from cocomix.plumbing.once import once
+from cocomix.plumbing.origins import check_origins
+from cocomix.plumbing.runtime import runtime
+from cocomix.tokens.window_data import WindowData
+from cocomix.tokens.windows import Split, Tokens
+from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 SPLITS: tuple[Split, ...] = ("validation", "test")

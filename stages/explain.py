@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix.artifact import Artifact, Work
-from cocomix.base import load_base
-from cocomix.explain.making import make_atlas
-from cocomix.external import outside
+from cocomix.base.hooks import load_base
+from cocomix.check.external import outside
+from cocomix.explain.build import make_atlas
 from cocomix.params import Params
+from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json

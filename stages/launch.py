@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from cocomix.distributed import MASTER_SOCKET
-from cocomix.interrupt import ECHO_SECONDS
-from cocomix.lock import signs_of_life
-from cocomix.parent import end_with_parent, outlive_parent
+from cocomix.plumbing.distributed import MASTER_SOCKET
+from cocomix.plumbing.interrupt import ECHO_SECONDS
+from cocomix.plumbing.lock import signs_of_life
+from cocomix.plumbing.parent import end_with_parent, outlive_parent
 from stages.early import END_CLAIM
 
 GRACE_SECONDS = 30.0

@@ -1,36 +1,28 @@
 """Stage `pretrain`: one language model, by one method and from one seed: `python -m stages.pretrain METHOD SEED`."""
 
 import json
-import re
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels, supervision
-from cocomix.base import load_base
-from cocomix.errors import UserError
-from cocomix.modeling import Trained, config_of, model_card, parameters
-from cocomix.origins import check_origins
+from cocomix.base.hooks import load_base
+from cocomix.models.accounting import parameters
+from cocomix.models.card import Trained, model_card
+from cocomix.models.configs import config_of
 from cocomix.params import Method, Params, PretrainParams
-from cocomix.runtime import runtime
-from cocomix.shapes import shape_of
-from cocomix.tokens import Split, Tokens
-from cocomix.training import (
-    ConceptMixing,
-    CurveRow,
-    Distillation,
-    HiddenMixing,
-    NextToken,
-    Objective,
-    Training,
-    WindowData,
-    write_curve,
-)
-from stages.reads import stage_of_dvc
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.origins import check_origins
+from cocomix.plumbing.runtime import runtime
+from cocomix.shapes.models import shape_of
+from cocomix.tokens.window_data import WindowData
+from cocomix.tokens.windows import Split, Tokens
+from cocomix.training.loop import CurveRow, Training, write_curve
+from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, NextToken, Objective
+from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
@@ -142,27 +134,6 @@ def _metrics(method: str, seed: int, objective: Objective, curve: list[CurveRow]
         "train_loss": last.train_loss,
         "validation_loss": last.validation_loss,
     }
-
-
-def matrix_item(arguments: list[str], params: Params) -> tuple[Method, int]:
-    """METHOD and SEED from a command line, or without any, from DVC; checked against the parameters.
-
-    DVC names the stage in its environment: in the command, a shell would read what nobody has checked yet.
-
-    Raises:
-        UserError: when they are not a method and a seed of `pretrain`.
-    """
-    if not arguments and (stage := stage_of_dvc()):  # such as pretrain@cocomix-0
-        method, _, seed = stage.partition("@")[2].rpartition("-")
-        arguments = [method, seed]
-    if len(arguments) != 2 or arguments[0] not in get_args(Method) or not re.fullmatch("[0-9]{1,19}", arguments[1]):
-        raise UserError(
-            f"usage: METHOD SEED, with a method of {', '.join(get_args(Method))}; got {' '.join(arguments)!r}"
-        )
-    method, seed = arguments
-    if method not in params.pretrain.methods or int(seed) not in params.pretrain.seeds:
-        raise UserError(f"{method} {seed}: not in pretrain.methods and pretrain.seeds of params.yaml")
-    return method, int(seed)  # type: ignore[return-value]
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from cocomix import external, sources
-from cocomix.artifact import MANIFEST, digest_of
-from cocomix.checked import read_yaml
-from cocomix.errors import UserError
+from cocomix.check import external
 from cocomix.params import FILE, Params, load
+from cocomix.plumbing import sources
+from cocomix.plumbing.artifact import MANIFEST, digest_of
+from cocomix.plumbing.checked import read_yaml
+from cocomix.plumbing.errors import UserError
 
 DAG = Path("dvc.yaml")
 

@@ -10,8 +10,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cocomix.artifact import MANIFEST, Artifact, Work, digest_of
 from cocomix.params import Params
+from cocomix.plumbing.artifact import MANIFEST, Artifact, Work, digest_of
 from cocomix.report.comparison import BASELINE, MethodResult, compare
 from cocomix.report.concepts import mean_concepts, read_examples
 from cocomix.report.costs import Cost, Source, costs, sources_of
@@ -28,8 +28,6 @@ from cocomix.report.facts import (
 )
 from cocomix.report.figures import accuracies, differences, learning_curves, told
 from cocomix.report.numbers import numbers
-from cocomix.report.statistics import CONFIDENCE, REPLICATES
-from cocomix.report.steering import Sweep, read_sweeps
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
 from cocomix.report.tuning import Tuning, decisive, own_weight, read_sweep, sweep_files, tuning
 from cocomix.report.usage import StageUsage, stage_usages
@@ -52,6 +50,8 @@ from cocomix.report.wording import (
     variant,
     within,
 )
+from cocomix.statistics import CONFIDENCE, REPLICATES
+from cocomix.steering.averages import Sweep, read_sweeps
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

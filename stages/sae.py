@@ -8,13 +8,13 @@ from transformers import PreTrainedModel
 
 from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import open_activations
-from cocomix.artifact import Artifact, Work
-from cocomix.base import load_base
-from cocomix.device import device
-from cocomix.errors import UserError
-from cocomix.external import outside
+from cocomix.base.hooks import load_base
+from cocomix.check.external import outside
 from cocomix.params import ActivationsParams, Params, SaeParams, Site
-from cocomix.runtime import runtime
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.device import device
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
 from cocomix.sae.formats import is_same_model, load_published, model_named
 from cocomix.sae.learner import CurveRow

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cocomix.artifact import Artifact, Work
-from cocomix.base_flops import forward_flops
+from cocomix.base.flops import forward_flops
 from cocomix.params import Params
-from cocomix.shapes import Sources, shapes
-from cocomix.tokens import Tokens
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.shapes.models import Sources, shapes
+from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 

@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cocomix import distributed, interrupt, sources
-from cocomix.allocator import keep_freed_memory
-from cocomix.artifact import Artifact, Work, write_atomically
-from cocomix.errors import UserError
-from cocomix.interrupt import Interrupted
-from cocomix.origins import check_origins
+from cocomix.check.preflight import check_place
 from cocomix.params import Params, load
-from cocomix.preflight import check_place
-from cocomix.progress import say
-from cocomix.runtime import runtime
+from cocomix.plumbing import distributed, interrupt, sources
+from cocomix.plumbing.allocator import keep_freed_memory
+from cocomix.plumbing.artifact import Artifact, Work, write_atomically
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.interrupt import Interrupted
+from cocomix.plumbing.origins import check_origins
+from cocomix.plumbing.progress import say
+from cocomix.plumbing.runtime import runtime
 from stages import CODE
 from stages.early import end_now, first_to_end
 from stages.launch import launch
@@ -150,7 +150,7 @@ def _peak_memory() -> int:
     started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     if "torch" not in sys.modules:
         return max(started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-    from cocomix.device import peak_memory
+    from cocomix.plumbing.device import peak_memory
 
     return max(started, peak_memory())
 

@@ -13,22 +13,22 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels, supervision
-from cocomix.base import load_base
-from cocomix.device import device
-from cocomix.errors import UserError
-from cocomix.evaluation.once import once
-from cocomix.explain import predicted
+from cocomix.base.hooks import load_base
 from cocomix.explain.lens import promoted
-from cocomix.explain.predicted import Predicted, predict
-from cocomix.explain.predictions import PREDICTED, SCHEMA, predictions_table
 from cocomix.modeling.concept_edits import Edit, Scale, Set
 from cocomix.params import Params, SteerParams
-from cocomix.report.steering import Sweep, read_sweeps
-from cocomix.runtime import runtime
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.device import device
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.once import once
+from cocomix.plumbing.runtime import runtime
+from cocomix.predictions import measure
+from cocomix.predictions.measure import Predicted, predict
+from cocomix.predictions.table import PREDICTED, SCHEMA, predictions_table
 from cocomix.sae.autoencoder import load_sae
 from cocomix.steering import effect
+from cocomix.steering.averages import Sweep, read_sweeps
 from cocomix.steering.effect import Bench, Effect, Writing, effects_table, sample_concepts, steering_effects
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -131,7 +131,7 @@ def _predicted(
 
     key = {"model": trained.digest, "tokens": tokens.artifact.digest, "labels": concepts.digest}
     what = key | {"windows": windows.tolist(), "promoted": section.promoted}
-    found = once("predicted", what, read, list[Predicted], predicted.__file__)
+    found = once("predicted", what, read, list[Predicted], measure.__file__)
     return predictions_table(seed, found, windows.tolist(), ids.tolist())
 
 

@@ -12,20 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cocomix.artifact import Artifact, Work, write_atomically
-from cocomix.errors import UserError
-from cocomix.external import digest_of
+from cocomix.check.external import digest_of
+from cocomix.check.preflight import check_validation_windows
+from cocomix.corpus.splits import SPLITS
 from cocomix.params import Params, TokenizeParams
-from cocomix.preflight import check_validation_windows
-from cocomix.progress import say
-from cocomix.splits import SPLITS
+from cocomix.plumbing.artifact import Artifact, Work, write_atomically
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import say
 from cocomix.tokens.pack import count_tokens, document_ends, encode, write_windows
-from cocomix.tokens.tokenizer import (
-    load_pretrained,
-    load_trained,
-    sample_texts,
-    train_tokenizer,
-)
+from cocomix.tokens.tokenizer import load_pretrained, load_trained, sample_texts, train_tokenizer
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from cocomix.artifact import Work
-from cocomix.runtime import runtime
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.runtime import runtime
 
 CONTEXT, VOCAB = 16, 64
 hypothesis.settings.register_profile("same", derandomize=True)  # the same examples each time: no luck in CI

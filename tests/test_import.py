@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 CORE = [
-    "cocomix.artifact",
+    "cocomix.plumbing.artifact",
     "cocomix.corpus",
     "cocomix.tokens",
     "cocomix.activations",

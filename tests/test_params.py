@@ -4,9 +4,9 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from cocomix.checked import parse, read_yaml
-from cocomix.errors import UserError
 from cocomix.params import Params, SaeParams, load
+from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 

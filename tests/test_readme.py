@@ -81,7 +81,7 @@ def test_the_stages_and_presets_in_commands_exist() -> None:
 
 
 def test_every_runtime_knob_in_the_readme_exists() -> None:
-    from cocomix.runtime import Runtime
+    from cocomix.plumbing.runtime import Runtime
 
     knobs = {each.lower() for each in re.findall(r"COCOMIX_([A-Z_]+)=", text("README.md"))}
     assert knobs

@@ -11,8 +11,8 @@ from typing import Any
 from driver import batches, finish, setting
 from torch import Tensor
 
-from cocomix.allocator import keep_freed_memory
 from cocomix.params import SaeParams, Site
+from cocomix.plumbing.allocator import keep_freed_memory
 from cocomix.sae.training import SaeTraining, Wanted
 
 S = setting()

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix import distributed
 from cocomix.activations.coding import MADE, STORED, encoded, scale_of
 from cocomix.activations.plan import Shard, dropped_ids, kept, plan
 from cocomix.activations.store import PAGE_BYTES, Activations, write_activations
-from cocomix.artifact import Work
-from cocomix.base import activations_at, check_documents_apart, check_sites, documents_apart, micro_batch
-from cocomix.device import autocast
-from cocomix.errors import UserError
+from cocomix.base.hooks import activations_at, check_documents_apart, check_sites, documents_apart, micro_batch
 from cocomix.params import ActivationsParams, Site
-from cocomix.progress import progress, say
-from cocomix.runtime import runtime
+from cocomix.plumbing import distributed
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.device import autocast
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress, say
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.windows import Tokens
 
 ORIGIN_BYTES = 12

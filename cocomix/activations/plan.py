@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cocomix.errors import UserError
 from cocomix.params import ActivationsParams
-from cocomix.progress import say
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import say
 from cocomix.tokens.windows import SPLITS, Split, Tokens
 
 COUNTED_WINDOWS = 4096

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cocomix.activations.coding import MADE, READ, Coded, Scale, as_tensor, decoded, metadata_of, scale_of
-from cocomix.artifact import Artifact
-from cocomix.columns import raw_column
-from cocomix.errors import UserError
 from cocomix.params import Site
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.columns import raw_column
+from cocomix.plumbing.errors import UserError
 from cocomix.tokens.windows import Split
 
 MIXED_GROUPS = 8

@@ -10,14 +10,14 @@ from typing import Any
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from cocomix import interrupt
 from cocomix.activations.coding import Coded, decoded
 from cocomix.activations.collect import make, shuffled
 from cocomix.activations.plan import plan
 from cocomix.activations.store import ActivationStore, RowGroup
-from cocomix.artifact import Artifact
-from cocomix.errors import UserError
 from cocomix.params import ActivationsParams
+from cocomix.plumbing import interrupt
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.errors import UserError
 from cocomix.tokens.windows import Split, Tokens
 
 

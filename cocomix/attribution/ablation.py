@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix import interrupt
 from cocomix.attribution.apart import keys_values, positions_apart
-from cocomix.base import micro_batch, residual_at, residual_edited
+from cocomix.base.hooks import micro_batch, residual_at, residual_edited
 from cocomix.params import Scope
+from cocomix.plumbing import interrupt
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 
 

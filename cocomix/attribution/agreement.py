@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from cocomix.artifact import Artifact
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.apart import check_positions_apart
 from cocomix.attribution.score import (
@@ -43,13 +42,14 @@ from cocomix.attribution.score import (
     strength,
     strongest,
 )
-from cocomix.base import load_base, micro_batch
-from cocomix.checked import whole_number
-from cocomix.distributed import stand_alone
-from cocomix.errors import UserError
-from cocomix.origins import check_origins
+from cocomix.base.hooks import load_base, micro_batch
 from cocomix.params import AttributionParams, Scope, Sign, load
-from cocomix.progress import progress
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.checked import whole_number
+from cocomix.plumbing.distributed import stand_alone
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.origins import check_origins
+from cocomix.plumbing.progress import progress
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder, load_sae
 from cocomix.tokens.windows import Tokens
 

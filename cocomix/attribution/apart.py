@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from cocomix.base import residual_edited
-from cocomix.errors import UserError
+from cocomix.base.hooks import residual_edited
+from cocomix.plumbing.errors import UserError
 
 NAME = "positions_apart"
 

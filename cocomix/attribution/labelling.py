@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.artifact import Work
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.apart import check_positions_apart
 from cocomix.attribution.labels import LARGEST_SCORE, SUPERVISION, Labels, label_type, write_labels
@@ -23,11 +22,12 @@ from cocomix.attribution.score import (
     scores_of_all,
     strongest,
 )
-from cocomix.base import check_layer, micro_batch
-from cocomix.errors import UserError
+from cocomix.base.hooks import check_layer, micro_batch
 from cocomix.params import AttributionParams
-from cocomix.progress import progress
-from cocomix.runtime import runtime
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Split, Tokens
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
-from cocomix import distributed
-from cocomix.artifact import Artifact
-from cocomix.columns import raw_column, rows_of
-from cocomix.errors import UserError
 from cocomix.params import Method
-from cocomix.runtime import runtime
+from cocomix.plumbing import distributed
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.columns import raw_column, rows_of
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.windows import Split, Tokens
 
 SUPERVISION = "supervision.json"

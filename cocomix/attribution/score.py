@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.attribution.apart import KeysValues, keys_values, positions_apart
-from cocomix.base import residual_at, residual_edited
-from cocomix.device import autocast
+from cocomix.base.hooks import residual_at, residual_edited
 from cocomix.params import Scope, Sign
+from cocomix.plumbing.device import autocast
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.sae.sparse import dots, weighted_sum
 

@@ -12,10 +12,10 @@ from cocomix.corpus.hub import read_hub
 from cocomix.corpus.installed import InstalledDocs, read_installed_docs, split_groups, versions
 from cocomix.corpus.parts import Stretch, in_parts, kept, stretches
 from cocomix.corpus.seen import Seen
+from cocomix.corpus.splits import SPLITS, Split
 from cocomix.corpus.store import CorpusWriter, Document, SplitSize, digest_of_text, none_fits
-from cocomix.errors import UserError
 from cocomix.params import CorpusParams
-from cocomix.splits import SPLITS, Split
+from cocomix.plumbing.errors import UserError
 
 
 class Summary(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from cocomix.errors import suggestion
+from cocomix.plumbing.errors import suggestion
 
 _SHOWN, _NAME_CHARACTERS, _DEPTH = 20, 80, 4
 """Of a record's fields, in an error."""

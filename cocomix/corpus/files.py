@@ -19,10 +19,10 @@ from cocomix.corpus.fields import field_of, names_of, unknown
 from cocomix.corpus.pages import largest_page
 from cocomix.corpus.store import Document
 from cocomix.corpus.unpack import DAMAGE, PACKED, opened
-from cocomix.digests import digest_of_files
-from cocomix.errors import UserError
 from cocomix.params import FilesParams
-from cocomix.progress import progress
+from cocomix.plumbing.digests import digest_of_files
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress
 
 DOCUMENT_BYTES = 64_000_000
 """What a line of .jsonl, or a page of .parquet, may hold: more would not fit into memory everywhere."""

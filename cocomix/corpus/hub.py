@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from cocomix.corpus.fields import field_of, names_of, unknown
 from cocomix.corpus.store import Document
-from cocomix.errors import UserError
 from cocomix.params import HubParams
-from cocomix.progress import progress
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress
 
 
 def read_hub(params: HubParams, skip: int = 0) -> Iterator[Document]:

@@ -27,10 +27,10 @@ from packaging.utils import canonicalize_name
 
 from cocomix.corpus.parts import in_parts
 from cocomix.corpus.prose import fold, paragraphs
+from cocomix.corpus.splits import Split
 from cocomix.corpus.store import Document, none_fits
-from cocomix.errors import UserError
-from cocomix.progress import Progress, progress
-from cocomix.splits import Split
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import Progress, progress
 
 _OURS, _EXTRA = "cocomix", "pipeline"
 _MIN_CHARACTERS = 100

@@ -10,10 +10,10 @@ from typing import Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from cocomix.artifact import write_atomically
 from cocomix.corpus.store import Document
-from cocomix.errors import UserError
-from cocomix.workers import in_order
+from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.workers import in_order
 
 PART_BYTES = 8_000_000
 """Of a source that is one long stream."""

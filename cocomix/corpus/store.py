@@ -8,8 +8,8 @@ from typing import NamedTuple, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cocomix.errors import UserError
-from cocomix.splits import SPLITS, Split
+from cocomix.corpus.splits import SPLITS, Split
+from cocomix.plumbing.errors import UserError
 
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("group", pa.string()), ("text", pa.string())])
 ROW_GROUP_BYTES = 2_000_000

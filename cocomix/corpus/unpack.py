@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 
 DAMAGE = (OSError, EOFError, zlib.error)
 """What reading a damaged file raises."""

@@ -8,14 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cocomix.base import residual_at
-from cocomix.device import device, send
-from cocomix.distributed import totals
+from cocomix.base.hooks import residual_at
 from cocomix.evaluation.language_model import shares, windows_at_once
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.parts import Summing
-from cocomix.progress import progress
-from cocomix.training import WindowData
+from cocomix.plumbing.device import device, send
+from cocomix.plumbing.distributed import totals
+from cocomix.plumbing.parts import Summing
+from cocomix.plumbing.progress import progress
+from cocomix.tokens.window_data import WindowData
 from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions
 
 IGNORED = 1 / 64

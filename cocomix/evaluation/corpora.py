@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from cocomix.corpus.files import files_digest, find_files, read_files
 from cocomix.corpus.store import Document
-from cocomix.errors import UserError
 from cocomix.evaluation.text import Text, token_bytes
 from cocomix.params import EvaluationCorpusParams, FilesParams
-from cocomix.tokens.plain import ids_of, plain
+from cocomix.plumbing.errors import UserError
+from cocomix.tokens.encoding import ids_of, plain
 from cocomix.tokens.windows import Tokens
 
 _BATCH_BYTES = 250_000

@@ -17,8 +17,8 @@ from unittest.mock import patch
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.device import device
 from cocomix.evaluation.downstream_tasks import PAPER_TASKS, load_tasks, require_lm_eval
+from cocomix.plumbing.device import device
 
 Json = dict[str, Any]
 
@@ -86,7 +86,7 @@ def score_tasks(
         batch_size: the model computes as many tokens at a time as this many texts of its whole context, or as a
             micro-batch if that is less.
         name: the model's, for the progress.
-        kept: see `cocomix.parts.Summing`; for log-likelihoods, not for what a model generates.
+        kept: see `cocomix.plumbing.parts.Summing`; for log-likelihoods, not for what a model generates.
 
     Raises:
         UserError: without lm-eval, for an unknown task, or when a task's data is missing or not what it reads.

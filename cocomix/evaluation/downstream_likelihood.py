@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from cocomix.device import device
-from cocomix.distributed import totals
-from cocomix.parts import Summing
-from cocomix.progress import progress
-from cocomix.runtime import LOGITS, runtime
+from cocomix.plumbing.device import device
+from cocomix.plumbing.distributed import totals
+from cocomix.plumbing.parts import Summing
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.runtime import LOGITS, runtime
 
 Tokens = tuple[int, ...]
 Item = TypeVar("Item")

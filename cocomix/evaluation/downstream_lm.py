@@ -9,9 +9,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.errors import UserError
 from cocomix.evaluation.downstream_likelihood import Likelihood, Request, log_likelihoods
-from cocomix.runtime import runtime
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 
 
 class DownstreamLM(HFLM):
@@ -33,7 +33,7 @@ class DownstreamLM(HFLM):
 
         Args:
             task: for the progress.
-            kept: see `cocomix.parts.Summing`.
+            kept: see `cocomix.plumbing.parts.Summing`.
         """
         self.task, self._kept, self._asked = task, kept, 0
         self.cut: set[int] = set()

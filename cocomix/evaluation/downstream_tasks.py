@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 
 
 class _PaperTask(NamedTuple):

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cocomix.base import residual_at
-from cocomix.device import device, send
+from cocomix.base.hooks import residual_at
 from cocomix.evaluation.language_model import windows_at_once
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.training import WindowData
+from cocomix.plumbing.device import device, send
+from cocomix.tokens.window_data import WindowData
 from cocomix.training.losses import NO_LABEL
 
 EXAMPLES = 6

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.device import device, send
-from cocomix.distributed import totals
 from cocomix.evaluation.text import Text
-from cocomix.parts import Summing
-from cocomix.progress import progress
-from cocomix.runtime import LOGITS, runtime
+from cocomix.plumbing.device import device, send
+from cocomix.plumbing.distributed import totals
+from cocomix.plumbing.parts import Summing
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.runtime import LOGITS, runtime
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cocomix.artifact import Artifact
-from cocomix.errors import UserError
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.errors import UserError
 
 CONCEPTS, CONTEXTS, VOCABULARY = "concepts.parquet", "contexts.parquet", "vocabulary.parquet"
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cocomix.explain.firing import Firings, best_of_each
+from cocomix.explain.firings import Firings, best_of_each
 
 Place = Literal["at", "after", "before", "near"]
 PLACES: tuple[Place, ...] = ("at", "after", "before", "near")

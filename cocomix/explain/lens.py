@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.families import final_norm
+from cocomix.base.families import final_norm
 from cocomix.sae.autoencoder import SparseAutoencoder
 
 AT_A_TIME = 1024

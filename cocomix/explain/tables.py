@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cocomix.explain.atlas import CONCEPTS_SCHEMA, CONTEXTS_SCHEMA, VOCABULARY_SCHEMA
 from cocomix.explain.detection import Detection
-from cocomix.explain.firing import Firings, Seen, best_of_each, rank_within
+from cocomix.explain.firings import Firings, Seen, best_of_each, rank_within
 from cocomix.explain.lens import Best
-from cocomix.explain.looking import ids_around
+from cocomix.explain.scan import ids_around
 from cocomix.params import ExplainParams
 from cocomix.tokens.windows import Tokens
 

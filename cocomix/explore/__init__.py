@@ -1,1 +1,1 @@
-"""A page on this machine to read, look up and steer a model's concepts; the atlas as a page of its own."""
+"""Concepts and continuations for people: at a terminal, on a page of this machine; the atlas as a page of its own."""

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cocomix.explore import limits
-from cocomix.steering.syntax import Written
-from cocomix.steering.writing import Sampling, checked_temperature
+from cocomix.explore.continuation import Sampling, checked_temperature
+from cocomix.explore.edit_syntax import Written
 
 
 class Continuation(BaseModel):
@@ -54,7 +54,7 @@ def python_call(folder: Path, artifacts: Path, asked: Continuation, edits: Seque
         "import torch",
         "",
         *([f"from cocomix.steering import {', '.join(names)}"] if names else []),
-        f"from cocomix.steering.project import {'load_extractor, ' if asked.base else ''}load_model",
+        f"from cocomix.explore.load import {'load_extractor, ' if asked.base else ''}load_model",
         "",
         f"model, tokenizer = load_model(Path({str(folder)!r}))",
         *([f"base, sae, _ = load_extractor(Path({str(artifacts)!r}), model)"] if asked.base else []),

@@ -27,11 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from cocomix.errors import UserError
 from cocomix.explore import limits
+from cocomix.explore.as_json import plain
 from cocomix.explore.calls import Continuation
-from cocomix.explore.plain import plain
 from cocomix.explore.session import Session
+from cocomix.plumbing.errors import UserError
 
 STATIC = Path(__file__).with_name("static")
 HOST = "127.0.0.1"

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from cocomix.artifact import MANIFEST, Artifact
-from cocomix.errors import UserError
 from cocomix.explain import Atlas, Card, Found
-from cocomix.explain.predictions import Predictions, predicting
 from cocomix.explore.calls import Continuation, python_call, shell_call
-from cocomix.origins import check_origins
+from cocomix.explore.continuation import continuation
+from cocomix.explore.edit_syntax import Written, parse_edit
+from cocomix.explore.load import load_extractor, load_labels, load_model
+from cocomix.plumbing.artifact import MANIFEST, Artifact
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.origins import check_origins
+from cocomix.predictions.table import Predictions, predicting
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
-from cocomix.steering.project import load_extractor, load_labels, load_model
 from cocomix.steering.reading import Position, concepts, encode
-from cocomix.steering.syntax import Written, parse_edit
-from cocomix.steering.writing import continuation
 
 LISTED = 200
 """Concepts that a search finds at most."""

@@ -2,10 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from cocomix.modeling.accounting import flops_per_token, parameters, parameters_of
-from cocomix.modeling.card import Trained, model_card
 from cocomix.modeling.concept_edits import Ablate, ConceptEdits, Concepts, Edit, Scale, Set, Swap
-from cocomix.modeling.configs import config_of
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
 from cocomix.modeling.mixers import Mixture
 from cocomix.modeling.modeling_cocomix import CoCoMixCache, CoCoMixForCausalLM, CoCoMixModel, CoCoMixOutput
@@ -32,10 +29,4 @@ __all__ = [
     "Scale",
     "Set",
     "Swap",
-    "Trained",
-    "config_of",
-    "flops_per_token",
-    "model_card",
-    "parameters",
-    "parameters_of",
 ]

@@ -11,7 +11,7 @@ from cocomix.report.costs import Cost, Source, share
 from cocomix.report.documents import Documents, TaskFigure, difference
 from cocomix.report.efficiency import AtEqual, Saving, Spread, at_equal, equal_flops, saving, spread
 from cocomix.report.facts import ConceptFacts, Kind, Run
-from cocomix.report.statistics import Interval
+from cocomix.statistics import Interval
 
 BASELINE: Method = "ntp"
 """The method that the others are compared with."""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from cocomix.artifact import Artifact
 from cocomix.explain.atlas import Atlas
+from cocomix.plumbing.artifact import Artifact
 from cocomix.report.documents import EVALUATIONS
 from cocomix.report.facts import ConceptFacts
 

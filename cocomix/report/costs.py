@@ -1,7 +1,7 @@
 """What making the supervision costs: the base model, the autoencoder and the labels that a method learns from.
 
 Training FLOPs of a model do not contain it, since it is paid once, whatever the epochs and however many models learn
-from it. `cocomix.supervision` counts the autoencoder's and the labels' operations. With F operations of the base
+from it. `cocomix.shapes.label_flops` counts the autoencoder's and the labels' operations. With F operations of the base
 model's forward pass a token, f of them up to the concepts' layer:
 
     base         3 F a token that it is trained on; nothing where it comes from elsewhere
@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 
 from cocomix.params import CocomixParams, Method, Params
 from cocomix.report.facts import Pipeline, Usage
-from cocomix.shapes import Sources
-from cocomix.supervision import attribution_flops, sae_flops
+from cocomix.shapes.label_flops import attribution_flops, sae_flops
+from cocomix.shapes.models import Sources
 
 Source = Literal["base", "activations", "sae", "attribution"]
 SOURCES: tuple[Source, ...] = ("base", "activations", "sae", "attribution")

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cocomix.artifact import Artifact
-from cocomix.errors import UserError
-from cocomix.report.statistics import Interval, paired_difference
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.errors import UserError
+from cocomix.statistics import Interval, paired_difference
 
 EVALUATIONS = Path("artifacts/evaluations")
 

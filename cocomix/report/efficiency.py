@@ -9,7 +9,7 @@ import numpy as np
 
 from cocomix.report.costs import Cost
 from cocomix.report.facts import Curve, Run
-from cocomix.report.statistics import Interval, mean_over_seeds
+from cocomix.statistics import Interval, mean_over_seeds
 
 
 class Spread(NamedTuple):

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from cocomix.artifact import MANIFEST, Artifact
-from cocomix.checked import parse, read_json
-from cocomix.errors import UserError
-from cocomix.origins import check_origins
 from cocomix.params import Method
+from cocomix.plumbing.artifact import MANIFEST, Artifact
+from cocomix.plumbing.checked import parse, read_json
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.origins import check_origins
 from cocomix.report.documents import EVALUATIONS, Documents, TaskFigure, read_corpora, read_tasks
 
 
@@ -265,7 +265,7 @@ class Pipeline(NamedTuple):
     explain: AtlasFacts
     shapes: ShapeFacts
     steer: StageFacts
-    """The page reads the effects themselves: `cocomix.report.steering`."""
+    """The page reads the effects themselves: `cocomix.steering.averages`."""
 
 
 class Run(NamedTuple):

@@ -15,8 +15,8 @@ from cocomix.report.comparison import BASELINE, MethodResult, TaskResult
 from cocomix.report.drawing import COLORS, INK, MARKERS, MUTED, Drawing, drawing, line_of
 from cocomix.report.efficiency import reach
 from cocomix.report.facts import Curve, MixingFacts
-from cocomix.report.statistics import Interval
 from cocomix.report.wording import NAMES, PREFIXES, power_of_1000, signed
+from cocomix.statistics import Interval
 
 Axis = Literal["tokens", "flops", "seconds"]
 _EARLY = 1 / 3

@@ -7,10 +7,10 @@ from cocomix.report.comparison import MethodResult
 from cocomix.report.concepts import mean_concepts
 from cocomix.report.costs import Cost, Source
 from cocomix.report.facts import Pipeline
-from cocomix.report.steering import Sweep
 from cocomix.report.tuning import Tuning
 from cocomix.report.usage import StageUsage
 from cocomix.report.wording import loss_weight
+from cocomix.steering.averages import Sweep
 
 
 def numbers(

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cocomix.report.drawing import COLORS, INK, MUTED, drawing
-from cocomix.report.statistics import CONFIDENCE, Interval
-from cocomix.report.steering import Effects, Sweep
 from cocomix.report.wording import signed
+from cocomix.statistics import CONFIDENCE, Interval
+from cocomix.steering.averages import Effects, Sweep
 
 
 class _Look(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from cocomix.checked import parse, read_json
-from cocomix.errors import UserError
 from cocomix.params import Method, Params
+from cocomix.plumbing.checked import parse, read_json
+from cocomix.plumbing.errors import UserError
 from cocomix.report.efficiency import Spread, equal_flops, loss_at, spread
 from cocomix.report.facts import METRICS, Curve, Facts
 

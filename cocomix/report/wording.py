@@ -7,8 +7,8 @@ from typing import NamedTuple
 from cocomix.params import AttributionParams, CocomixParams, Method, PretrainParams
 from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.efficiency import Spent, Spread
-from cocomix.report.statistics import CONFIDENCE, Interval
 from cocomix.report.tuning import Trial, Tuning
+from cocomix.statistics import CONFIDENCE, Interval
 
 NAMES: dict[Method, str] = {
     "ntp": "Next-token prediction",

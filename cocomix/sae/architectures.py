@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cocomix import distributed
+from cocomix.plumbing import distributed
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.sae.sparse import batch_top_indices, indices_above, kth_largest, partial_sums
 

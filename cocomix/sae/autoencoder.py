@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cocomix.artifact import Artifact
-from cocomix.device import device, no_autocast
-from cocomix.errors import UserError
 from cocomix.params import Architecture, Location, Normalization
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.device import device, no_autocast
+from cocomix.plumbing.errors import UserError
 from cocomix.sae.sparse import dots, indices_above, top_indices, weighted_sum
 
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"

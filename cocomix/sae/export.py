@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from cocomix.artifact import Artifact
-from cocomix.distributed import stand_alone
-from cocomix.errors import UserError
 from cocomix.params import SaeFormat
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.distributed import stand_alone
+from cocomix.plumbing.errors import UserError
 from cocomix.sae.autoencoder import load_sae
 from cocomix.sae.formats import save_for
 

@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocomix.artifact import as_any_new
-from cocomix.errors import UserError
-from cocomix.foreign import check_regular, read_json
 from cocomix.params import Location, SaeFormat, Site
+from cocomix.plumbing.artifact import as_any_new
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.foreign import check_regular, read_json
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
 CONFIG = "cfg.json"

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cocomix import distributed
-from cocomix.device import device
 from cocomix.params import SaeParams, Site
-from cocomix.runtime import runtime
+from cocomix.plumbing import distributed
+from cocomix.plumbing.device import device
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.architectures import batch_top, encode_to_train
 from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
 from cocomix.sae.sparse import dots, top_indices, weighted_sum

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from cocomix.activations.plan import dropped_ids, kept
 from cocomix.activations.store import ActivationStore
-from cocomix.base import micro_batch, residual_edited
-from cocomix.device import autocast, device
+from cocomix.base.hooks import micro_batch, residual_edited
 from cocomix.params import ActivationsParams
-from cocomix.parts import Summing
-from cocomix.progress import progress
+from cocomix.plumbing.device import autocast, device
+from cocomix.plumbing.parts import Summing
+from cocomix.plumbing.progress import progress
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Tokens
 

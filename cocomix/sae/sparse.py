@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cocomix.device import bf16
+from cocomix.plumbing.device import bf16
 
 GROUP = 8
 """Scores that are first compared by their maximum (measured: 8 is best from 1024 to 32768 latents)."""

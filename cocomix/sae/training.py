@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cocomix import checkpoint, distributed
 from cocomix.activations.store import ActivationStore
-from cocomix.device import device
-from cocomix.errors import UserError
-from cocomix.interrupt import Interrupted
 from cocomix.params import SaeParams, Site
-from cocomix.progress import progress, say
-from cocomix.runtime import runtime
+from cocomix.plumbing import checkpoint, distributed
+from cocomix.plumbing.device import device
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.interrupt import Interrupted
+from cocomix.plumbing.progress import progress, say
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.learner import CurveRow, Learner
 
 SAMPLE_ROWS = 32_768

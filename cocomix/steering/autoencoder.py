@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cocomix.base import residual_edited
-from cocomix.device import no_autocast
+from cocomix.base.hooks import residual_edited
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import ConceptEdits, Concepts, edited, is_by_row
+from cocomix.plumbing.device import no_autocast
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.sae.sparse import weighted_sum
 

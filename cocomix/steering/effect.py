@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from cocomix.attribution.score import activations_of
-from cocomix.base import micro_batch
+from cocomix.base.hooks import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Edit
-from cocomix.parts import Advance, in_parts
+from cocomix.plumbing.parts import Advance, in_parts
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.attribution.labelling import label_windows
-from cocomix.base import longest, micro_batch
-from cocomix.errors import UserError
+from cocomix.base.hooks import longest, micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.modeling.replacing import vectors_replaced
+from cocomix.models.replacement import vectors_replaced
 from cocomix.params import AttributionParams
+from cocomix.plumbing.errors import UserError
 from cocomix.sae.autoencoder import SparseAutoencoder
 
 

@@ -19,12 +19,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from cocomix.artifact import write_atomically
-from cocomix.progress import progress
-from cocomix.splits import Split
-from cocomix.tokens.plain import ids_of, plain
+from cocomix.corpus.splits import Split
+from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.workers import in_order
+from cocomix.tokens.encoding import ids_of, plain
 from cocomix.tokens.tokenizer import read_texts
-from cocomix.workers import in_order
 
 _BATCH_CHARACTERS = 250_000
 """Encoded at a time: the tokenizer keeps a hundred bytes a token meanwhile."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from cocomix.pretrained import load_tokenizer
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cocomix.artifact import Artifact
-from cocomix.errors import UserError
-from cocomix.splits import SPLITS, Split
+from cocomix.corpus.splits import SPLITS, Split
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -24,36 +24,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from cocomix import checkpoint, distributed, interrupt
-from cocomix.base import micro_batch
-from cocomix.device import autocast, device, peak_flops, peak_memory, send, tf32
-from cocomix.errors import UserError
-from cocomix.interrupt import Interrupted
+from cocomix.base.hooks import micro_batch
 from cocomix.params import TrainingParams
-from cocomix.progress import progress, say
-from cocomix.runtime import runtime
-from cocomix.training.board import tensorboard
+from cocomix.plumbing import checkpoint, distributed, interrupt
+from cocomix.plumbing.device import autocast, device, peak_flops, peak_memory, send, tf32
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.interrupt import Interrupted
+from cocomix.plumbing.progress import progress, say
+from cocomix.plumbing.runtime import runtime
+from cocomix.tokens.window_data import WindowData
 from cocomix.training.objectives import Objective
 from cocomix.training.order import WindowOrder
 from cocomix.training.sharding import clip, distribute, last_micro_batch, made_whole, set_whole_state, whole_state
-
-
-@dataclass(frozen=True)
-class WindowData:
-    """Token windows, with the concept labels of their positions where the method uses them."""
-
-    windows: NDArray[np.unsignedinteger]
-    """[windows, context]."""
-    labels: NDArray[np.unsignedinteger] | None = None
-    """[windows, context, k_attr]; the dtype's largest value: no label."""
-
-    def batch(self, rows: NDArray[np.int64] | slice) -> tuple[Tensor, ...]:
-        """The arguments of an objective, on the CPU: windows, and labels if there are any; both int64."""
-        batch = [self.windows[rows].astype(np.int64)]
-        if self.labels is not None:
-            labels = self.labels[rows]
-            batch.append(np.where(labels == np.iinfo(labels.dtype).max, -1, labels.astype(np.int64)))
-        return tuple(torch.from_numpy(each) for each in batch)
+from cocomix.training.tensorboard import tensorboard
 
 
 @dataclass(frozen=True)

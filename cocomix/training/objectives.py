@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
-from cocomix.base import residual_at
-from cocomix.base_flops import forward_flops
-from cocomix.modeling import CoCoMixForCausalLM, flops_per_token
+from cocomix.base.flops import forward_flops
+from cocomix.base.hooks import residual_at
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.models.accounting import flops_per_token
 from cocomix.params import HiddenDistance
 from cocomix.training.distillation import fused_distillation_losses
 from cocomix.training.losses import fused_next_token_loss, hidden_loss, labelled_positions

@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from cocomix import interrupt
-from cocomix.device import device
-from cocomix.runtime import runtime
+from cocomix.plumbing import interrupt
+from cocomix.plumbing.device import device
+from cocomix.plumbing.runtime import runtime
 
 WHOLE = StateDictOptions(full_state_dict=True)
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import PreTrainedModel
 
-from cocomix import distributed
 from cocomix.activations.collect import collect
-from cocomix.artifact import Artifact, Work
-from cocomix.base import load_base
+from cocomix.base.hooks import load_base
 from cocomix.params import ActivationsParams
-from cocomix.runtime import runtime
+from cocomix.plumbing import distributed
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocomix.activations.store import MIXED_GROUPS, Activations, ActivationStore, write_activations
-from cocomix.artifact import Artifact, Work
-from cocomix.errors import UserError
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.errors import UserError
 
 ROW_GROUP, D_MODEL = 4, 3
 FILES = [4 * ROW_GROUP * MIXED_GROUPS, 2 * ROW_GROUP + 1, 3]

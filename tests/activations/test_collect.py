@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from cocomix import interrupt, progress
 from cocomix.activations import collect as module
 from cocomix.activations.plan import plan
 from cocomix.activations.store import ActivationStore
-from cocomix.artifact import Artifact
-from cocomix.base import residual_at
-from cocomix.errors import UserError
-from cocomix.interrupt import Interrupted
+from cocomix.base.hooks import residual_at
 from cocomix.params import Site
+from cocomix.plumbing import interrupt, progress
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.interrupt import Interrupted
 from tests.activations.conftest import PARAMS, SITE, Setting, but
 from tests.conftest import CONTEXT, VOCAB
 

@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix import checkpoint, distributed, interrupt
 from cocomix.activations import stream
 from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import ActivationStream, open_activations
-from cocomix.interrupt import Interrupted
 from cocomix.params import SaeParams
+from cocomix.plumbing import checkpoint, distributed, interrupt
+from cocomix.plumbing.interrupt import Interrupted
 from cocomix.sae.training import SaeTraining, Wanted
 from tests.activations.conftest import Setting, but
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.artifact import Artifact
-from cocomix.base import load_base
-from cocomix.runtime import runtime
+from cocomix.base.hooks import load_base
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT

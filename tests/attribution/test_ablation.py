@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cocomix import interrupt
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.score import integrated_scores, loss_gradient, scores_of
-from cocomix.base import blocks_of, residual_at, residual_edited
-from cocomix.interrupt import Interrupted
+from cocomix.base.hooks import blocks_of, residual_at, residual_edited
 from cocomix.params import Scope
+from cocomix.plumbing import interrupt
+from cocomix.plumbing.interrupt import Interrupted
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.sae.sparse import weighted_sum
 from tests.attribution.conftest import LAYER, K, Setting

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.artifact import Work
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.agreement import Scored, agreement, main, mean_correlation, spearman
 from cocomix.attribution.score import Labelled, loss_gradient, scores_of, strongest
-from cocomix.errors import UserError
 from cocomix.params import AttributionParams, Sign
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.errors import UserError
 from cocomix.sae.autoencoder import Latents
 from tests.attribution.conftest import LAYER, Setting
 from tests.conftest import CONTEXT

@@ -7,17 +7,17 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from cocomix import distributed, interrupt
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labelling import label, label_windows, plan
 from cocomix.attribution.labels import ConceptLabels, Labels
 from cocomix.attribution.score import loss_gradient, scores_of, strongest
 from cocomix.attribution.summary import summarise
-from cocomix.base import prepared
-from cocomix.errors import UserError
-from cocomix.interrupt import Interrupted
+from cocomix.base.hooks import prepared
 from cocomix.params import AttributionParams
-from cocomix.progress import Progress
+from cocomix.plumbing import distributed, interrupt
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.interrupt import Interrupted
+from cocomix.plumbing.progress import Progress
 from tests.attribution.conftest import LATENTS, LAYER, Setting
 from tests.conftest import CONTEXT, VOCAB
 

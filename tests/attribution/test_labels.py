@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import ConceptLabels, Labels, label_type, read_labels, write_labels
-from cocomix.errors import UserError
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.errors import UserError
 
 
 def some_labels(windows: int, context: int, k_attr: int, latents: int) -> Labels:

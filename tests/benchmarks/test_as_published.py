@@ -5,10 +5,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
 from cocomix.attribution.score import loss_gradient, scores_of, strongest
-from cocomix.base import prepared
+from cocomix.base.hooks import prepared
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
-from cocomix.training import ConceptMixing
+from cocomix.training.objectives import ConceptMixing
 
 SHAPE = {"vocab_size": 32, "n_positions": 8, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 0}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -6,12 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from cocomix.corpus import build, fingerprint, installed, parts
+from cocomix.corpus import build, installed, parts
+from cocomix.corpus.build import fingerprint
 from cocomix.corpus.installed import Origin
+from cocomix.corpus.splits import SPLITS
 from cocomix.corpus.store import ROW_GROUP_BYTES
-from cocomix.errors import UserError
 from cocomix.params import CorpusParams, FilesParams
-from cocomix.splits import SPLITS
+from cocomix.plumbing.errors import UserError
 
 
 def params_of(paths: list[str], megabytes: float | None = None, share: float = 0.2) -> CorpusParams:

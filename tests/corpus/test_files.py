@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from cocomix.corpus import files, unpack
 from cocomix.corpus.files import PIECE_CHARACTERS, files_digest, find_files, read_files
 from cocomix.corpus.pages import largest_page
-from cocomix.errors import UserError
 from cocomix.params import FilesParams
+from cocomix.plumbing.errors import UserError
 
 TEXTS = ["The first text.", "Der zweite Text, länger.", "第三\nwith two lines"]
 

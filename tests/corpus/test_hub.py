@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from cocomix.corpus.hub import read_hub
-from cocomix.errors import UserError
 from cocomix.params import HubParams
+from cocomix.plumbing.errors import UserError
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from cocomix.corpus import installed
 from cocomix.corpus.installed import Origin, find_origins, read_installed_docs, split_groups
 from cocomix.corpus.store import Document
-from cocomix.errors import UserError
-from cocomix.runtime import runtime
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 
 PROSE = "The optimizer keeps a running average of the gradient, which it uses to scale the step."
 OTHER = "It is safe to call this function from several threads at the same time, as long as they wait."

@@ -16,9 +16,9 @@ import pytest
 import yaml
 import zstandard
 
-from cocomix.artifact import Artifact
-from cocomix.splits import SPLITS
-from cocomix.tokens import Tokens
+from cocomix.corpus.splits import SPLITS
+from cocomix.plumbing.artifact import Artifact
+from cocomix.tokens.windows import Tokens
 
 REPOSITORY = Path(__file__).parents[2]
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "ou") for c in ("", "n", "st", "nder", "ly")]

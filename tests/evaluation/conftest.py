@@ -5,7 +5,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.evaluation.text import Text
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.training import WindowData
+from cocomix.tokens.window_data import WindowData
 
 CONTEXT, VOCAB, CONCEPTS, K_ATTR = 12, 31, 24, 3
 SHAPE = {"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": 16, "n_layer": 3, "n_head": 2}

@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-from cocomix import distributed
 from cocomix.evaluation.downstream_likelihood import Request, log_likelihoods
-from cocomix.runtime import runtime
+from cocomix.plumbing import distributed
+from cocomix.plumbing.runtime import runtime
 from tests.evaluation.downstream_project import CONTEXT, gpt2
 
 REQUESTS = [Request((1 + n, 2, 3), (4 + n, 5)) for n in range(12)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cocomix.evaluation.concepts import score_concepts
-from cocomix.training import WindowData
+from cocomix.tokens.window_data import WindowData
 from tests.evaluation.conftest import CONCEPTS, K_ATTR, cocomix
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cocomix.artifact import Work
-from cocomix.corpus import build
-from cocomix.errors import UserError
+from cocomix.corpus.build import build
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
 from cocomix.params import CorpusParams, EvaluationCorpusParams, FilesParams
-from cocomix.tokens import Tokens
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.errors import UserError
 from cocomix.tokens.pack import encode, write_windows
 from cocomix.tokens.tokenizer import load_trained, train_tokenizer
+from cocomix.tokens.windows import Tokens
 
 CONTEXT = 8
 DOCUMENTS = [f" document {number} is about {'cats and ' * (number % 7)}dogs.\n" for number in range(60)]

@@ -15,13 +15,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.errors import UserError
 from cocomix.evaluation import downstream
 from cocomix.evaluation.downstream import DocumentScore, TaskScore, score_tasks
 from cocomix.evaluation.downstream_tasks import PAPER_TASKS, task_digest
 from cocomix.evaluation.tables import write_tasks
-from cocomix.modeling import Trained
-from cocomix.tokens import Origin
+from cocomix.models.card import Trained
+from cocomix.plumbing.errors import UserError
+from cocomix.tokens.windows import Origin
 from stages.pretrain import write_model
 from tests.evaluation.downstream_project import (
     CONTEXT,

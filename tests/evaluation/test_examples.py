@@ -7,7 +7,7 @@ import torch
 
 from cocomix.evaluation.examples import choose_examples
 from cocomix.evaluation.tables import write_examples
-from cocomix.training import WindowData
+from cocomix.tokens.window_data import WindowData
 from tests.evaluation.conftest import K_ATTR, cocomix
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from transformers import GPT2LMHeadModel
 
-from cocomix import parts
 from cocomix.evaluation.concepts import score_concepts
 from cocomix.evaluation.downstream_likelihood import Request, log_likelihoods
 from cocomix.evaluation.language_model import score_text
 from cocomix.evaluation.mixing import score_mixing
 from cocomix.evaluation.text import Text
-from cocomix.progress import Progress
-from cocomix.training import WindowData
+from cocomix.plumbing import parts
+from cocomix.plumbing.progress import Progress
+from cocomix.tokens.window_data import WindowData
 from tests.evaluation.conftest import CONTEXT, cocomix
 
 Measure = Callable[[Path | None], Any]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cocomix.evaluation.mixing import MixingScore, Tell, score_mixing
 from cocomix.modeling import CoCoMixForCausalLM, Concepts
-from cocomix.training import WindowData
+from cocomix.tokens.window_data import WindowData
 from tests.evaluation.conftest import K_ATTR, cocomix
 
 FAR = 3

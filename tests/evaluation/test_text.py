@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.evaluation.text import split_text, token_bytes
-from cocomix.tokens import Tokens
 from cocomix.tokens.tokenizer import train_tokenizer
+from cocomix.tokens.windows import Tokens
 
 TRAINED = PreTrainedTokenizerFast(
     tokenizer_object=train_tokenizer(["the cat sat on the mat, naïve 猫 " * 20], 300), eos_token="<|endoftext|>"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cocomix.explain.cues import Cues, background_rates, best_cues, cues_of, label_of
-from cocomix.explain.firing import Firings
+from cocomix.explain.firings import Firings
 
 VOCAB, BEFORE = 10, 4
 AT, AFTER, BEFORE_IT, NEAR = (place * VOCAB for place in range(4))

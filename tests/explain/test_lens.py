@@ -3,9 +3,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cocomix.errors import UserError
+from cocomix.base.families import final_norm
 from cocomix.explain.lens import directions, nearest, promoted
-from cocomix.families import final_norm
+from cocomix.plumbing.errors import UserError
 from cocomix.sae.autoencoder import SparseAutoencoder
 from tests.attribution.conftest import LATENTS, Setting
 

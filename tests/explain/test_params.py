@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.checked import parse, read_yaml
-from cocomix.errors import UserError
 from cocomix.params import ExplainParams
+from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.errors import UserError
 
 SHIPPED = read_yaml(Path(__file__).parents[2] / "params.yaml")["explain"]
 

@@ -8,18 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import supervision
-from cocomix.base import load_base
+from cocomix.base.hooks import load_base
 from cocomix.explain import Atlas
-from cocomix.explain.making import make_atlas
-from cocomix.explain.predicted import predict
-from cocomix.explain.predictions import PREDICTED, predictions_table
+from cocomix.explain.build import make_atlas
 from cocomix.explore.session import Session
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.predictions.measure import predict
+from cocomix.predictions.table import PREDICTED, predictions_table
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
-from tests.explain.test_making import PARAMS
+from tests.explain.test_build import PARAMS
 from tests.steering.conftest import CONCEPTS, artifacts, fp32
 
 __all__ = ["artifacts", "fp32"]

@@ -11,11 +11,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from cocomix.__main__ import main
-from cocomix.errors import UserError
 from cocomix.explore import limits
+from cocomix.explore.edit_syntax import parse_edit
 from cocomix.explore.server import application
 from cocomix.explore.session import Session
-from cocomix.steering.syntax import parse_edit
+from cocomix.plumbing.errors import UserError
 from tests.explore.serving import serving
 
 HERE = "http://127.0.0.1"

@@ -11,9 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from cocomix.explain import Atlas, Card
-from cocomix.explain.predictions import Predicting, Predictions, predicting
 from cocomix.explore.export import write_page
 from cocomix.explore.session import Session
+from cocomix.predictions.table import Predicting, Predictions, predicting
 from tests.explore.serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -22,16 +22,16 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from cocomix.__main__ import main
-from cocomix.artifact import Work
-from cocomix.errors import UserError
 from cocomix.explain import Atlas
-from cocomix.explain.predictions import predicting
+from cocomix.explore.as_json import plain
 from cocomix.explore.calls import Continuation
-from cocomix.explore.plain import plain
+from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.explore.server import application
 from cocomix.explore.session import Session
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.errors import UserError
+from cocomix.predictions.table import predicting
 from cocomix.steering import concepts
-from cocomix.steering.project import load_extractor, load_labels, load_model
 from cocomix.tokens.windows import Tokens
 from tests.explore.serving import serving
 

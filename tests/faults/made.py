@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix.artifact import Artifact
+from cocomix.plumbing.artifact import Artifact
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.sae.formats import save_for
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cocomix.checked import parse, read_yaml
-from cocomix.errors import UserError
 from cocomix.params import Params, load
-from stages.pretrain import matrix_item
+from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.errors import UserError
+from stages.matrix import matrix_item
 from tests.faults.made import MARK, make_all
 from tests.stages.project import Project, merge
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from cocomix.artifact import write_atomically
+from cocomix.plumbing.artifact import write_atomically
 from stages.stage import _machine_trouble
 from tests.faults.inside import in_child
 from tests.faults.killing import content, forget, kill_half_way, locked

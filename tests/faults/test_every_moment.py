@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cocomix import checkpoint
-from cocomix.artifact import Artifact, Work
+from cocomix.plumbing import checkpoint
+from cocomix.plumbing.artifact import Artifact, Work
 from tests.faults.inside import Fault, changes_in, disk_full, in_child, killed
 
 OUT = Path("artifacts/thing")

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from cocomix.__main__ import main as command
-from cocomix.artifact import Artifact
 from cocomix.attribution import agreement
-from cocomix.errors import UserError
+from cocomix.explore.load import default_model
 from cocomix.explore.session import Session
 from cocomix.params import Params, load
-from cocomix.steering.project import default_model
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.errors import UserError
 from tests.stages.project import OUTS, Project, words
 
 ARTIFACTS = Path("artifacts")

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from cocomix.errors import UserError
 from cocomix.params import load
+from cocomix.plumbing.errors import UserError
 from flows import pipeline
 from flows.overrides import override
 from flows.plan import plan

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from cocomix import checkpoint
-from cocomix.artifact import Artifact, Work
-from cocomix.errors import UserError
 from cocomix.params import load
+from cocomix.plumbing import checkpoint
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.errors import UserError
 from flows.overrides import override
-from stages.pretrain import matrix_item
+from stages.matrix import matrix_item
 from tests.faults.made import MARK, Evil
 from tests.stages.project import Project
 
@@ -33,7 +33,7 @@ def test_a_checkpoint_that_holds_more_than_tensors_is_passed_over(
 def test_arrays_of_objects_are_not_read(tokens_folder: Path) -> None:
     import numpy as np
 
-    from cocomix.tokens import Tokens
+    from cocomix.tokens.windows import Tokens
 
     np.save("evil.npy", np.array([Evil()], dtype=object), allow_pickle=True)
     with Work("tokenize", tokens_folder, {}, {"evil": True}) as work:

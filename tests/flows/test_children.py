@@ -12,7 +12,7 @@ import httpx
 import pytest
 import websockets
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from flows.children import start_server
 from flows.loopback import LOOPBACK, ask_directly
 from flows.server import check_proxies

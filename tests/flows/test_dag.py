@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from flows.dag import Mode, Stage, names, outdated_inputs, plan, select
 
 

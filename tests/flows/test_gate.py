@@ -26,7 +26,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from cocomix.artifact import Work
+from cocomix.plumbing.artifact import Work
 from flows.gate import Gate
 from flows.ui import report_pages
 from tests.flows.conftest import ROOT, make_project, set_params

@@ -10,9 +10,9 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.schema_tools.validation import validate
 
-from cocomix.checked import mapping
-from cocomix.errors import UserError
 from cocomix.params import load
+from cocomix.plumbing.checked import mapping
+from cocomix.plumbing.errors import UserError
 from flows.overrides import flat, nested, override
 from flows.pipeline import pipeline
 from tests.flows.conftest import ROOT

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import get_client
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from flows import serve
 from flows.owner import check_owner, owner_tag
 from tests.flows.conftest import ROOT

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State, TaskRun
 
-from cocomix.runtime import runtime
+from cocomix.plumbing.runtime import runtime
 from flows.gpu import one_at_a_time
 from flows.pipeline import command_line, pipeline
 from flows.server import RUNNER_PID

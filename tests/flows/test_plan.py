@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from cocomix import external
-from cocomix.errors import UserError
+from cocomix.check import external
+from cocomix.plumbing.errors import UserError
 from flows import dag
 from flows.changes import found_outside
 from flows.dag import Stage

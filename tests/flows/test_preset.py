@@ -11,10 +11,10 @@ from dvc.utils.serialize import loads_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cocomix.checked import mapping
-from cocomix.errors import UserError
 from cocomix.params import load
-from cocomix.shapes import Sources, parameters_of, shapes
+from cocomix.plumbing.checked import mapping
+from cocomix.plumbing.errors import UserError
+from cocomix.shapes.models import Sources, parameters_of, shapes
 from flows.preset import main, merged, switch, with_values
 from flows.workspace import alone
 from tests.flows.conftest import ROOT

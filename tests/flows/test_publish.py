@@ -1,6 +1,6 @@
 import pytest
 
-from cocomix.progress import progress
+from cocomix.plumbing.progress import progress
 from flows.publish import _PROGRESS
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cocomix.artifact import Work
+from cocomix.plumbing.artifact import Work
 from flows.reproduce import _NO_MEMORY, GRACE_SECONDS, Result, reproduce
 from tests.flows.conftest import set_params
 
@@ -113,7 +113,7 @@ def test_a_stage_that_another_dvc_holds_is_busy(project: Path) -> None:
 def test_a_stage_that_another_process_works_on_is_busy(project: Path) -> None:
     Path("number.py").write_text(
         "from pathlib import Path\n"
-        "from cocomix.artifact import Work\n"
+        "from cocomix.plumbing.artifact import Work\n"
         "from stages.stage import main\n"
         "main(lambda _: Work('number', Path('artifacts/number'), {}, {}).__enter__())\n"
     )

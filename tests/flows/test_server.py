@@ -14,7 +14,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from flows.server import check_server
 
 ANSWERS = {

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from flows.settings import Setting, settings, tasks
 from tests.flows.conftest import ROOT
 

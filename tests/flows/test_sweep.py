@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prefect.states import Completed
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SweepRun
 from flows import sweep as module
 from flows.settings import Task

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from cocomix.artifact import Artifact
+from cocomix.plumbing.artifact import Artifact
 from flows.verify import cut_short, main, verify
 from tests.flows.conftest import ROOT
 

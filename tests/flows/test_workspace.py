@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from flows import workspace
 from flows.dag import read
 from flows.overrides import override

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel, Trained
-from cocomix.tokens import Origin
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel
+from cocomix.models.card import Trained
 from cocomix.tokens.tokenizer import load_trained, train_tokenizer
+from cocomix.tokens.windows import Origin
 from stages.pretrain import write_model
 from tests.modeling.conftest import VARIANTS, ids, named, tiny
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.training import ConceptMixing, HiddenMixing, NextToken, Objective
 from cocomix.training.losses import NO_LABEL, concept_loss, hidden_loss, next_token_loss
+from cocomix.training.objectives import ConceptMixing, HiddenMixing, NextToken, Objective
 from tests.modeling.conftest import MAIN, ids, named, tiny
 
 ABLATIONS = [*MAIN, {"mixing": "none"}, {"mixing": "none", "concept_head": "equations"}, {"predicts": "hidden"}]

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cocomix.artifact import Work
 from cocomix.evaluation.downstream import DocumentScore, Figure, TaskScore
 from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
 from cocomix.evaluation.tables import write_documents, write_examples, write_tasks
 from cocomix.explain.atlas import CONCEPTS, VOCABULARY
 from cocomix.params import FILE, Method
+from cocomix.plumbing.artifact import Work
 from cocomix.steering.effect import Effect, Measured, effects_table
 
 DOCUMENTS = 40

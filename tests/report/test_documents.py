@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cocomix.artifact import Artifact, Work
 from cocomix.evaluation.language_model import DocumentLosses
 from cocomix.evaluation.tables import write_documents
+from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.report.documents import Documents, difference, read_corpora
 
 PACKAGES, TRIALS, GAIN = 30, 100, 0.03

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cocomix.artifact import Artifact
-from cocomix.errors import UserError
 from cocomix.params import FILE, Method, load
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.errors import UserError
 from cocomix.report.figures import _dots
-from cocomix.report.statistics import Interval
+from cocomix.statistics import Interval
 from stages.report import run
 from tests.report.made_metrics import falling, write_params, write_pipeline, write_run, write_steering
 from tests.report.test_tuning import swept

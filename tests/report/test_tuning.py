@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cocomix.errors import UserError
 from cocomix.params import FILE, Method, load
+from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep, tuning
 from cocomix.report.wording import tuned_says
 from flows.settings import settings, tasks

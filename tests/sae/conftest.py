@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cocomix.activations.store import Activations, ActivationStore, write_activations
-from cocomix.artifact import Artifact, Work
-from cocomix.runtime import runtime
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.runtime import runtime
 from tests.activations.conftest import setting
 
 __all__ = ["setting"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from cocomix import distributed
 from cocomix.activations.store import ActivationStore
-from cocomix.artifact import Artifact
-from cocomix.runtime import runtime
+from cocomix.plumbing import distributed
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.learner import Learner
 from cocomix.sae.training import SaeTraining, Wanted, write_curve
 from tests.sae.test_training import PARAMS, options
@@ -39,4 +39,4 @@ def main(store: Path, out: Path, architectures: list[str]) -> None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     sys.stderr.flush()
-    os._exit(0)  # as stages do: see cocomix.distributed.join
+    os._exit(0)  # as stages do: see cocomix.plumbing.distributed.join

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocomix.errors import UserError
 from cocomix.params import Site
+from cocomix.plumbing.errors import UserError
 from cocomix.sae import formats
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.sae.formats import save_for

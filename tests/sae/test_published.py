@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from cocomix.activations.collect import collect
-from cocomix.artifact import Artifact, Work
-from cocomix.base import load_base
-from cocomix.errors import UserError
+from cocomix.base.hooks import load_base
 from cocomix.params import ActivationsParams, Architecture, Params, SaeFormat, Site, load
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.errors import UserError
 from cocomix.sae.autoencoder import SparseAutoencoder, load_sae
 from cocomix.sae.export import main as export
 from cocomix.sae.formats import is_same_model, load_published, model_named, save_for

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor, zeros_like
 
-from cocomix import parts
 from cocomix.activations.store import ActivationStore
-from cocomix.artifact import Artifact
-from cocomix.base import load_base, residual_edited
+from cocomix.base.hooks import load_base, residual_edited
 from cocomix.params import Location
-from cocomix.runtime import runtime
+from cocomix.plumbing import parts
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
 from cocomix.sae.quality import Reconstruction, Splice, duplicates, reconstruction, splice
 from cocomix.sae.training import SaeTraining, Wanted

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cocomix.runtime import runtime
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae import sparse
 from cocomix.sae.sparse import (
     Chosen,

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cocomix import interrupt
 from cocomix.activations.store import ActivationStore
-from cocomix.errors import UserError
-from cocomix.interrupt import Interrupted
 from cocomix.params import SaeParams
-from cocomix.progress import Progress
+from cocomix.plumbing import interrupt
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.interrupt import Interrupted
+from cocomix.plumbing.progress import Progress
 from cocomix.sae.learner import Learner, geometric_median, learning_rate_share
 from cocomix.sae.quality import reconstruction
 from cocomix.sae.training import SaeTraining, Wanted

@@ -14,12 +14,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import stages.evaluate
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labels import Labels, write_labels
 from cocomix.evaluation.downstream import DocumentScore, Figure, TaskScore
 from cocomix.evaluation.language_model import TextScore
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params, load
+from cocomix.plumbing.artifact import Artifact, Work
 from tests.conftest import CONTEXT, VOCAB
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from dvc.repo import Repo
 
-from cocomix.artifact import Artifact
+from cocomix.plumbing.artifact import Artifact
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Tokens
 from tests.stages.project import Project
@@ -118,7 +118,7 @@ def test_a_parameter_touches_exactly_its_stages(
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
-        ("cocomix/progress.py", set()),
+        ("cocomix/plumbing/progress.py", set()),
         ("stages/stage.py", set()),
         ("params.yaml", set()),
         ("stages/sae.py", {"sae"}),

@@ -10,7 +10,7 @@ import pytest
 from dvc.repo import Repo
 
 from cocomix.params import load
-from cocomix.planning import estimate, measured_text
+from cocomix.shapes.planning import estimate, measured_text
 from flows.plan import Planned, plan
 from tests.stages.project import OUTS, Project
 from tests.stages.test_pipeline import changed

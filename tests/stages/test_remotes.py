@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cocomix.artifact import Artifact
+from cocomix.plumbing.artifact import Artifact
 from tests.stages.project import Project
 from tests.stages.test_pipeline import artifacts, ran
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.artifact import Artifact, Work
 from cocomix.attribution.labelling import label
-from cocomix.base import load_base
+from cocomix.base.hooks import load_base
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import AttributionParams
-from cocomix.runtime import runtime
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder, load_sae
 from cocomix.steering import Extractor
 from cocomix.tokens.windows import Tokens

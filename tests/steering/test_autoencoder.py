@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
-from cocomix.base import residual_edited
+from cocomix.base.hooks import residual_edited
 from cocomix.modeling import Ablate, Edit, Scale, Set, Swap
 from cocomix.modeling.concept_edits import Concepts
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder

@@ -11,10 +11,10 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from cocomix.__main__ import main
-from cocomix.artifact import Work
+from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.modeling import Set
+from cocomix.plumbing.artifact import Work
 from cocomix.steering import concepts
-from cocomix.steering.project import load_extractor, load_labels, load_model
 from tests.modeling.conftest import tiny
 
 PROJECT = Path(__file__).parents[2]

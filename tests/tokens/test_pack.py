@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.errors import UserError
-from cocomix.splits import SPLITS
+from cocomix.corpus.splits import SPLITS
+from cocomix.plumbing.errors import UserError
 from cocomix.tokens import pack
 from cocomix.tokens.pack import count_tokens, document_ends, encode, write_windows
 from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer

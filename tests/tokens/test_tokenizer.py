@@ -10,14 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cocomix.errors import UserError
-from cocomix.tokens.tokenizer import (
-    END_OF_DOCUMENT,
-    load_pretrained,
-    load_trained,
-    sample_texts,
-    train_tokenizer,
-)
+from cocomix.plumbing.errors import UserError
+from cocomix.tokens.tokenizer import END_OF_DOCUMENT, load_pretrained, load_trained, sample_texts, train_tokenizer
 
 TEXTS = [f"The {number}th sentence says that {word}s are {word}." for number in range(50) for word in ("good", "bad")]
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cocomix.tokens import Tokens
+from cocomix.tokens.windows import Tokens
 
 
 def test_every_token_knows_its_document(tokens_folder: Path) -> None:

@@ -6,9 +6,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from cocomix import distributed
-from cocomix.runtime import runtime
-from cocomix.training import Training
+from cocomix.plumbing import distributed
+from cocomix.plumbing.runtime import runtime
+from cocomix.training.loop import Training
 from tests.training import test_loop
 from tests.training.test_loop import PARAMS, training
 
@@ -36,4 +36,4 @@ def main(folder: Path, method: str, stop_at: int | None) -> None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
     sys.stderr.flush()
-    os._exit(0)  # as stages do: see cocomix.distributed.join
+    os._exit(0)  # as stages do: see cocomix.plumbing.distributed.join

@@ -9,24 +9,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix import checkpoint
-from cocomix.errors import UserError
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import TrainingParams
-from cocomix.runtime import runtime
-from cocomix.training import (
-    ConceptMixing,
-    CurveRow,
-    Distillation,
-    HiddenMixing,
-    NextToken,
-    Objective,
-    Training,
-    WindowData,
-    loop,
-)
-from cocomix.training.loop import adamw, learning_rate, write_curve
-from cocomix.training.objectives import Losses
+from cocomix.plumbing import checkpoint
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
+from cocomix.tokens.window_data import WindowData
+from cocomix.training import loop
+from cocomix.training.loop import CurveRow, Training, adamw, learning_rate, write_curve
+from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, Losses, NextToken, Objective
 
 PARAMS = TrainingParams(
     steps=12, batch_size=6, learning_rate=1e-2, eval_every=5, eval_windows=8, checkpoint_every=4, warmup_share=0.25

@@ -5,11 +5,10 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.base import prepared, residual_at
+from cocomix.base.hooks import prepared, residual_at
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.training import ConceptMixing, Distillation, HiddenMixing, NextToken
 from cocomix.training.losses import NO_LABEL, concept_loss, distillation_loss, hidden_loss
-from cocomix.training.objectives import Losses
+from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, Losses, NextToken
 
 SHAPE = {"vocab_size": 32, "n_positions": 8, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 0}
 CONCEPTS = {"num_concepts": 24, "concept_layer": 1, "concept_k": 4}

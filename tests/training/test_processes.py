@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cocomix import checkpoint
+from cocomix.plumbing import checkpoint
 
 
 def run(processes: int, *arguments: str, sharding: str = "ddp") -> None:

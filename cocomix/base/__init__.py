@@ -1,0 +1,1 @@
+"""The base model: any causal language model whose blocks are one list. Its parts, requirements and cost."""

@@ -1,0 +1,132 @@
+"""What parameters name outside the project: files, folders, installed packages. Its digests, by parameter.
+
+A model of the hub is known by its revision; a folder's content may change under its name. The stage `check` writes the
+digests into artifacts/external/external.json each time DVC runs, and a stage that reads such a file depends on its own
+key there, as if on a parameter. It also has the digest among the inputs of its work.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cocomix.params import Params
+from cocomix.plumbing.digests import digest_of_path
+from cocomix.plumbing.errors import UserError
+
+FILE = Path("artifacts/external/external.json")
+
+
+def _corpus_source(params: Params) -> str | None:
+    if params.corpus.source != "installed-docs":
+        return None
+    from cocomix.corpus.installed import versions
+
+    return versions()
+
+
+def _corpus_files(params: Params) -> str | None:
+    if params.corpus.source != "files":
+        return None
+    from cocomix.corpus.files import files_digest
+
+    return files_digest(params.corpus.files.paths)
+
+
+def _tokenizer(params: Params) -> str | None:
+    section = params.tokenize
+    return _named(section.pretrained) if section.source == "pretrained" else None
+
+
+def _base(params: Params) -> str | None:
+    section = params.base
+    return _named(section.pretrained) if section.source == "pretrained" else None
+
+
+def _autoencoder(params: Params) -> str | None:
+    section = params.sae
+    if section.source != "published":
+        return None
+    found = _named(section.published.path)
+    if found is None:
+        raise UserError(f"sae.published.path: {section.published.path}: no such file or folder")
+    return found
+
+
+def _label_model(params: Params) -> str | None:
+    section = params.explain
+    return _named(section.model.name) if section.labeller == "model" else None
+
+
+def _corpora(params: Params) -> str | None:
+    corpora = params.evaluate.corpora
+    if not corpora:
+        return None
+    from cocomix.evaluation.corpora import digest_of_corpus_files
+
+    return _joined({name: digest_of_corpus_files(name, each) for name, each in corpora.items()})
+
+
+def _tasks(params: Params) -> str | None:
+    section = params.evaluate
+    if section.tasks_dir is None or not section.tasks:
+        return None
+    from cocomix.evaluation.downstream_tasks import data_folder
+
+    return _joined({task: digest_of_path(Path(section.tasks_dir) / data_folder(task)) for task in section.tasks})
+
+
+_DIGESTS: Mapping[str, Callable[[Params], str | None]] = {
+    "corpus.source": _corpus_source,
+    "corpus.files.paths": _corpus_files,
+    "tokenize.pretrained": _tokenizer,
+    "base.pretrained": _base,
+    "sae.published.path": _autoencoder,
+    "explain.model.name": _label_model,
+    "evaluate.corpora": _corpora,
+    "evaluate.tasks_dir": _tasks,
+}
+KEYS = tuple(_DIGESTS)
+"""The parameters that can name something outside."""
+
+
+def digest_of(key: str, params: Params) -> str | None:
+    """Digest of what the parameter `key` names; none: nothing on this machine, or it is not used.
+
+    Raises:
+        UserError: when it names what is not there, or cannot be read.
+    """
+    return _DIGESTS[key](params)
+
+
+def outside(key: str, params: Params) -> dict[str, str]:
+    """`digest_of`, among the inputs of a stage: nothing where there is none."""
+    found = digest_of(key, params)
+    return {} if found is None else {key: found}
+
+
+def digests(params: Params) -> dict[str, str | None]:
+    """`digest_of` all keys."""
+    return {key: digest_of(key, params) for key in KEYS}
+
+
+def to_json(digests: Mapping[str, str | None]) -> bytes:
+    """The content of external.json, whose sections are those of params.yaml."""
+    content: dict[str, Any] = {}
+    for key, digest in digests.items():
+        *sections, last = key.split(".")
+        inner = content
+        for each in sections:
+            inner = inner.setdefault(each, {})
+        inner[last] = digest
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _joined(digests: Mapping[str, str | None]) -> str:
+    return hashlib.sha256(json.dumps(dict(digests), sort_keys=True).encode()).hexdigest()
+
+
+def _named(name: str | None) -> str | None:
+    """Digest of a file or folder; none: there is none of that name, as of an id of the hub."""
+    return digest_of_path(Path(str(name)))

@@ -1,0 +1,255 @@
+"""What can be refused before any work: parameters that do not fit the files and packages on this machine.
+
+Nothing is fetched: of a hub's model, only what is in its cache is known. What a parameter does not ask for is not
+imported, so that the shipped parameters take milliseconds. Ranges of values are in `cocomix.params`.
+"""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cocomix.params import LAYERS, Params, Site
+from cocomix.plumbing.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
+WEIGHTS = {"sae-lens": ("sae_weights.safetensors", "W_enc"), "sparsify": ("sae.safetensors", "encoder.weight")}
+"""Of each format that is a folder: the file of weights, and the tensor of as many latents as dimensions."""
+BYTES_OF_A_TOKEN = 0.5
+"""At least: a token of a byte-level vocabulary has one, and each document ends with one that has none."""
+
+
+def preflight(params: Params) -> None:
+    """Check what can be known before any work.
+
+    Raises:
+        UserError: the first thing that is wrong: the key, the value, and what is allowed.
+    """
+    _check_corpus(params)
+    _check_tokenizer(params)
+    _check_base(params)
+    _check_sae(params)
+    _check_labeller(params)
+    _check_evaluate(params)
+    _check_steer(params)
+
+
+def check_place(artifacts: Path) -> None:
+    """Check that artifacts can be where they are to be. DVC takes no folder behind a link, and says so at the end.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if artifacts.is_symlink() or (artifacts.exists() and not artifacts.is_dir()):
+        raise UserError(
+            f"{artifacts}: must be a folder, not a link or a file; to have it on another disk, mount that here, or put "
+            "the whole project there"
+        )
+
+
+def check_validation_windows(params: Params, windows: int) -> None:
+    """Check that what is read of the validation split is there.
+
+    Args:
+        windows: of the validation split.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if params.steer.windows > windows:
+        raise UserError(f"steer.windows ({params.steer.windows}) must not exceed validation's {windows} windows")
+
+
+def check_base_model(model: "PreTrainedModel", params: Params) -> None:
+    """Check that a base model has the parts that parameters name; its weights may be on the meta device.
+
+    What only a run of the model shows is checked by the stage `base` (`cocomix.base.families`).
+
+    Raises:
+        UserError: otherwise.
+    """
+    from cocomix.base.hooks import check_layer, part_of
+
+    for site in map(Site.parse, params.activations.sites):
+        check_layer(model, site.layer)
+        part_of(model, site)
+
+
+def _check_corpus(params: Params) -> None:
+    section = params.corpus
+    if section.source == "files":
+        from cocomix.corpus.files import find_files
+
+        find_files(section.files.paths)
+    if section.source == "hub":
+        _need("datasets", "corpus.source: hub", "pipeline")
+
+
+def _check_tokenizer(params: Params) -> None:
+    section = params.tokenize
+    if section.source == "pretrained" and _is_folder("tokenize.pretrained", str(section.pretrained)):
+        from cocomix.pretrained import load_tokenizer
+
+        load_tokenizer("tokenize.pretrained", str(section.pretrained), section.revision)
+
+
+def _check_base(params: Params) -> None:
+    if params.base.source == "train":
+        return
+    name = str(params.base.pretrained)
+    config = _config("base.pretrained", name, params.base.revision)
+    if config is None:
+        return
+    text, context = config.get_text_config(), params.tokenize.context
+    length = getattr(text, "max_position_embeddings", context)
+    if length < context:
+        raise UserError(f"base.pretrained: {name!r} has a context of {length}; tokenize.context is {context}")
+    if text.num_hidden_layers > LAYERS:
+        raise UserError(f"base.pretrained: {name!r} has {text.num_hidden_layers} blocks; allowed: at most {LAYERS}")
+    check_base_model(_without_weights(config, name), params)
+
+
+def _check_sae(params: Params) -> None:
+    section = params.sae
+    if section.source == "train":
+        return
+    path, format = Path(str(section.published.path)), section.published.format
+    key = f"sae.published.path: {path}"
+    if not path.exists():
+        raise UserError(f"{key}: no such file or folder")
+    if format not in WEIGHTS:
+        if not path.is_file():
+            raise UserError(f"{key}: sae.published.format: {format} is a file, and this is none")
+        return
+    file, tensor = WEIGHTS[format]
+    for name in ("cfg.json", file):
+        if not (path / name).is_file():
+            raise UserError(f"{key}: sae.published.format: {format} is a folder with {name}, which is not there")
+    shape = _shape_of(path / file, tensor)
+    latents = set(shape) - ({params.base.model.d_model} if params.base.source == "train" else set())
+    if shape and section.latents not in shape:
+        raise UserError(f"sae.latents: {section.latents}: the autoencoder in {path} has {max(latents, default=0)}")
+    if shape and params.base.source == "train" and params.base.model.d_model not in shape:
+        raise UserError(
+            f"{key}: is of a base model of {min(shape)} dimensions; base.model.d_model is {params.base.model.d_model}"
+        )
+
+
+def _check_labeller(params: Params) -> None:
+    section = params.explain
+    if section.labeller == "model":
+        _config("explain.model.name", str(section.model.name), section.model.revision)
+
+
+def _check_evaluate(params: Params) -> None:
+    section = params.evaluate
+    for name, corpus in section.corpora.items():
+        from cocomix.evaluation.corpora import check_files
+
+        check_files(name, corpus)
+    if section.tasks:
+        folder = None if section.tasks_dir is None else Path(section.tasks_dir)
+        if folder and not folder.is_dir():
+            raise UserError(f"evaluate.tasks_dir: {section.tasks_dir!r}: no such folder")
+        from cocomix.evaluation.downstream_tasks import check_task
+
+        for task in section.tasks:
+            check_task(task, folder)
+
+
+def _check_steer(params: Params) -> None:
+    if params.corpus.megabytes is not None:
+        check_validation_windows(
+            params, int(params.corpus.megabytes * 1e6 / BYTES_OF_A_TOKEN / params.tokenize.context)
+        )
+    windows = _validation_windows_here(params)
+    if windows is not None and params.steer.windows > windows:
+        from cocomix.corpus.build import fingerprint
+
+        if _manifest("corpus")["inputs"] == {"source": fingerprint(params.corpus)}:
+            check_validation_windows(params, windows)
+
+
+def _validation_windows_here(params: Params) -> int | None:
+    """Of the tokens in artifacts/, if these parameters made them."""
+    corpus, tokens = _manifest("corpus"), _manifest("tokens")
+    try:
+        if corpus["params"] == params.corpus.model_dump(mode="json") and tokens["params"] == params.tokenize.model_dump(
+            mode="json"
+        ):
+            return int(tokens["files"]["validation.npy"]["rows"])
+    except (KeyError, TypeError):
+        pass
+    return None
+
+
+def _manifest(artifact: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(Path("artifacts", artifact, "manifest.json").read_bytes()))
+    except (OSError, ValueError, TypeError):  # the stage that reads it says what is wrong
+        return {}
+
+
+def _is_folder(key: str, name: str) -> bool:
+    """Whether it is a folder, and not a hub's id.
+
+    Raises:
+        UserError: when it can be neither.
+    """
+    if Path(name).is_dir():
+        return True
+    if not HUB_ID.fullmatch(name):
+        raise UserError(f"{key}: {name!r}: no such folder, and no id of the hub")
+    if Path(name).exists():
+        raise UserError(f"{key}: {name!r}: a file; it must be a hub id or a folder")
+    return False
+
+
+def _config(key: str, name: str, revision: str | None) -> "PreTrainedConfig | None":
+    """The configuration of a model in a folder, or in the hub's cache; none: not here."""
+    is_folder = _is_folder(key, name)
+    from transformers import AutoConfig
+
+    from cocomix.pretrained import unreadable
+
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of any kind: it comes from whatever reads the files
+        if is_folder:
+            raise unreadable(key, name, "model", error) from None
+        return None
+
+
+def _without_weights(config: "PreTrainedConfig", name: str) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cocomix.pretrained import unreadable
+
+    # Of a model of text and images, the base model is the text part.
+    is_text = type(config) in AutoModelForCausalLM._model_mapping
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config if is_text else config.get_text_config())
+    except Exception as error:
+        raise unreadable("base.pretrained", name, "model", error) from None
+
+
+def _shape_of(file: Path, tensor: str) -> list[int]:
+    """Of a tensor in a safetensors file; empty where the stage that reads it says what is wrong."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as tensors:
+            return list(tensors.get_slice(tensor).get_shape())
+    except (SafetensorError, OSError):
+        return []
+
+
+def _need(package: str, what: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{what} needs {package}, which is not installed: pip install '.[{extra}]'")

@@ -1,0 +1,191 @@
+"""Making the atlas: pass, labels, tables."""
+
+from dataclasses import dataclass
+from functools import partial, reduce
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.base.hooks import check_layer
+from cocomix.explain.atlas import (
+    CONCEPTS,
+    CONCEPTS_SCHEMA,
+    CONTEXTS,
+    CONTEXTS_SCHEMA,
+    VOCABULARY,
+    VOCABULARY_SCHEMA,
+    write_table,
+)
+from cocomix.explain.cues import Cues, background_rates, best_cues, cues_of, label_of
+from cocomix.explain.detection import detection
+from cocomix.explain.firings import Keep, Seen, merge, pack, rank_within, unpack
+from cocomix.explain.label_model import Answers, ask
+from cocomix.explain.lens import nearest, promoted
+from cocomix.explain.scan import Shard, ids_around, look, plan
+from cocomix.explain.tables import chosen_contexts, concepts_table, contexts_tables, tokens_fired_on, vocabulary_table
+from cocomix.params import ExplainParams
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.parts import Advance, in_parts
+from cocomix.plumbing.runtime import runtime
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.tokens.windows import Split, Tokens
+
+POOL = 4
+"""Firings from which one of those at the quantiles is chosen."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the atlas is like, all together."""
+
+    tokens: int
+    """Of the training split that were read."""
+    concepts: int
+    fired: int
+    """Concepts that fire anywhere in them."""
+    scored: int
+    """Concepts whose label has a score: they fire in the held-out text too."""
+    auc: float
+    """The mean over them."""
+    balanced_accuracy: float
+    auc_quartiles: list[float]
+    """A quarter, a half and three quarters of the scored labels are below."""
+
+
+def make_atlas(
+    work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: ExplainParams
+) -> Summary | None:
+    """Look at this process's shards of text, wait for the others, and, in the first process, write the atlas.
+
+    Returns:
+        What it is like, in the first process; None in the others.
+
+    Raises:
+        UserError: when the autoencoder does not fit the base model.
+    """
+    check_layer(model, sae.config.layer)
+    if sae.config.d_model != model.config.hidden_size:
+        raise UserError(f"sae: is for width {sae.config.d_model}, the base model's is {model.config.hidden_size}")
+    read = Keep(params.contexts, POOL * params.quantiles, params.sample, params.before, params.after, params.seed)
+    held_out = read._replace(strongest=0, pool=0, sample=params.held_out)
+    shards = [
+        *plan(tokens, "train", params.tokens, params.shard_tokens, params.seed),
+        *plan(tokens, "validation", params.held_out_tokens, params.shard_tokens, params.seed),
+    ]
+
+    def looked(shard: Shard, advance: Advance) -> bytes:
+        return pack(look(model, sae, tokens, shard, read if shard.split == "train" else held_out, advance))
+
+    files = {_file(work, shard): shard for shard in shards}
+    in_parts(files, looked, lambda shard: len(shard.windows) * tokens.context, "explain", "tokens")
+    if runtime().rank and params.labeller == "tokens":
+        return None
+    train, validation = (
+        reduce(partial(merge, keep=keep), (unpack(_file(work, shard)) for shard in shards if shard.split == split))
+        for split, keep in (("train", read), ("validation", held_out))
+    )
+    texts = token_texts(tokens)
+    answers = Answers() if params.labeller == "tokens" else ask(work, train, validation, texts, tokens, params)
+    return None if runtime().rank else _write(work, model, sae, tokens, params, train, validation, texts, answers)
+
+
+def _file(work: Work, shard: Shard) -> Path:
+    return work.scratch / f"{shard.name}.safetensors"
+
+
+def _write(
+    work: Work,
+    model: PreTrainedModel,
+    sae: SparseAutoencoder,
+    tokens: Tokens,
+    params: ExplainParams,
+    train: Seen,
+    held_out: Seen,
+    texts: list[str],
+    answers: Answers,
+) -> Summary:
+    concepts = sae.config.concepts
+    cues_at = partial(cues_at_places, tokens, "train", params.before)
+    rates = background_rates(train.tokens, cues_at(train.background))
+    cues = best_cues(train.sample, cues_at, rates, concepts, params.label_tokens)
+    labels = [label_of(each, texts) for each in cues.numbers.tolist()]
+    labellers = ["tokens"] * concepts
+    firing, others = held_out_scores(cues, held_out, tokens, params)
+    for concept, label in answers.labels.items():
+        if not label:  # the model said nothing
+            continue
+        labels[concept], labellers[concept] = label, "model"
+        firing[concept], others[concept] = torch.nan, torch.nan
+        firing[concept, : len(answers.firing[concept])] = torch.tensor(answers.firing[concept])
+        others[concept, : len(answers.others[concept])] = torch.tensor(answers.others[concept])
+    scores = detection(firing, others)
+    fired_at = ids_around(tokens, "train", train.sample.places, 0, 0)[:, 0]
+    fires_on = tokens_fired_on(train.sample, fired_at, train.tokens, concepts, params.shown)
+    table = concepts_table(
+        train,
+        fires_on,
+        labels,
+        labellers,
+        scores,
+        promoted(model, sae, tokens.vocab_size, params.shown),
+        nearest(sae, params.shown),
+    )
+    chosen = chosen_contexts(train, params.quantiles)
+    for name, parts, schema in (
+        (CONCEPTS, [table], CONCEPTS_SCHEMA),
+        (CONTEXTS, contexts_tables(chosen, tokens, params, concepts), CONTEXTS_SCHEMA),
+        (VOCABULARY, [vocabulary_table(texts, train)], VOCABULARY_SCHEMA),
+    ):
+        with work.write(name) as pending:
+            pending.rows = write_table(pending.path, parts, schema)
+    scored = ~scores.auc.isnan()
+    return Summary(
+        tokens=int(train.tokens.sum()),
+        concepts=concepts,
+        fired=int((train.counts > 0).sum()),
+        scored=int(scored.sum()),
+        auc=float(scores.auc[scored].mean()),
+        balanced_accuracy=float(scores.balanced_accuracy[scored].mean()),
+        auc_quartiles=scores.auc[scored].quantile(torch.tensor([0.25, 0.5, 0.75])).tolist(),
+    )
+
+
+def cues_at_places(tokens: Tokens, split: Split, before: int, places: Tensor) -> Tensor:
+    """The cues of the contexts at some places: `cues_of`."""
+    return cues_of(ids_around(tokens, split, places, before, 1), before, tokens.vocab_size)
+
+
+class Scores(NamedTuple):
+    """What labels say to held-out contexts: [concepts, ...], NaN: no further context."""
+
+    firing: Tensor
+    others: Tensor
+
+
+def held_out_scores(cues: Cues, seen: Seen, tokens: Tokens, params: ExplainParams) -> Scores:
+    """Score the held-out firings, and the background where a concept does not fire, by cues."""
+    cues_at = partial(cues_at_places, tokens, "validation", params.before)
+    sample, concepts = seen.sample, len(cues.numbers)
+    firing = torch.full((concepts, params.held_out), torch.nan)
+    firing[sample.concepts, rank_within(sample.concepts)] = cues.score(sample.concepts, cues_at(sample.places))
+    background = cues_at(seen.background)
+    others = torch.stack(
+        [cues.score(torch.full((len(background),), concept), background) for concept in range(concepts)]
+    )
+    return Scores(firing, others.masked_fill(seen.background_fires.T, torch.nan))
+
+
+def token_texts(tokens: Tokens) -> list[str]:
+    """The text of each token alone, with the space before a word."""
+    tokenizer = tokens.tokenizer()
+    texts = []
+    for token in range(tokens.vocab_size):
+        text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        # SentencePiece marks the space, and leaves it out where a text begins.
+        marked = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
+        texts.append(f" {text}" if marked and not text.startswith(" ") else text)
+    return texts

@@ -1,0 +1,67 @@
+"""Continuing a text, so that the same request gives the same words wherever it is made."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast
+
+from cocomix.plumbing.errors import UserError
+
+
+class Sampling(NamedTuple):
+    """How tokens are chosen."""
+
+    tokens: int = 40
+    """New ones at most."""
+    temperature: float = 0.8
+    """0: the likeliest token each time; else within `TEMPERATURES`."""
+    seed: int = 0
+
+
+TEMPERATURES = (0.01, 10.0)
+"""Below, logits overflow when they are divided by it; above, all tokens are about as likely."""
+
+
+def checked_temperature(temperature: float) -> float:
+    """The temperature itself.
+
+    Raises:
+        ValueError: when it is neither 0 nor within `TEMPERATURES`; also for NaN.
+    """
+    least, most = TEMPERATURES
+    if temperature != 0 and not least <= temperature <= most:
+        raise ValueError(f"must be 0, or from {least:g} to {most:g}")
+    return temperature
+
+
+def continuation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tensor, sampling: Sampling, **more: Any
+) -> str:
+    """What `model` says after the prompt ids [1, seq]; `more` is for its `generate`, such as `concept_edits`.
+
+    Raises:
+        UserError: when its predictions overflow, after an edit such as 9=1e38.
+    """
+    torch.manual_seed(sampling.seed)
+    drawn = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature else {"do_sample": False}
+    generated = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=sampling.tokens,
+        pad_token_id=tokenizer.eos_token_id,
+        logits_processor=LogitsProcessorList([_Finite()]),
+        **drawn,
+        **more,
+    )
+    text: str = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
+    return text
+
+
+class _Finite(LogitsProcessor):
+    """Refuses predictions that are no numbers: generation would end the text there, or in an error of torch's."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        if scores.isnan().any() or scores.isposinf().any():
+            raise UserError("the model's predictions overflow with these edits; give smaller strengths")
+        return scores

@@ -1,0 +1,82 @@
+"""What a finished pipeline left that reads and changes concepts: models, labels, what concepts mean."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from cocomix import pretrained
+from cocomix.attribution.labels import ConceptLabels, supervision
+from cocomix.base.hooks import load_base
+from cocomix.explain import Atlas
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.params import AttributionParams, load
+from cocomix.plumbing.artifact import MANIFEST, Artifact
+from cocomix.plumbing.checked import parse
+from cocomix.plumbing.device import device
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.origins import check_origins
+from cocomix.sae.autoencoder import load_sae
+from cocomix.steering.reading import Extractor
+
+
+def default_model(artifacts: Path) -> Path:
+    """The folder of the CoCoMix model with the first of the seeds in params.yaml."""
+    return artifacts / "models" / f"cocomix-{load().pretrain.seeds[0]}"
+
+
+def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFast]:
+    """A CoCoMix model in fp32 for inference, on this process's device, and its tokenizer.
+
+    Raises:
+        UserError: when the folder holds none, or the artifact is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model there (no config.json); name a folder such as artifacts/models/cocomix-0")
+    if (folder / MANIFEST).is_file():
+        Artifact(folder).verified()
+    model = pretrained.load_model("--model", str(folder), None, torch.float32)
+    config = model.config
+    if not isinstance(config, CoCoMixConfig) or config.predicts != "concepts":
+        predicts = f" that predicts {config.predicts}" if isinstance(config, CoCoMixConfig) else ""
+        raise UserError(f"{folder}: a {config.model_type} model{predicts}; concepts need one that predicts concepts")
+    tokenizer = pretrained.load_tokenizer("--model", str(folder), None)
+    return model.requires_grad_(False).eval().to(device()), tokenizer
+
+
+def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
+    """The base model and the autoencoder that `model` learned its concepts from, and how labels were made.
+
+    Raises:
+        UserError: when one of them is missing or damaged, or has other concepts than `model`, or they do not belong
+            together.
+    """
+    concepts = Artifact(artifacts / "concepts")
+    labels = ConceptLabels(concepts)
+    if labels.latents != model.config.num_concepts:
+        raise UserError(
+            f"{concepts.path}: has {labels.latents} concepts, the model {model.config.num_concepts}; they are "
+            "of different pipelines"
+        )
+    base, sae = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
+    made = Path(model.name_or_path)
+    opened: dict[str, Artifact | str] = {"concepts": concepts, "base": base, "sae": sae}
+    if (made / MANIFEST).is_file():
+        opened[f"models/{made.name}"] = Artifact(made)
+    check_origins(opened | supervision(concepts, "cocomix"))
+    params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
+    return Extractor(load_base(base, labels.context), load_sae(sae), params)
+
+
+def load_labels(artifacts: Path) -> dict[int, str]:
+    """What concepts mean, by number; nothing without an atlas.
+
+    Raises:
+        UserError: when the atlas was made from something else than the labels that models learn from.
+    """
+    if not (artifacts / "atlas" / MANIFEST).is_file():
+        return {}
+    atlas, concepts = Atlas(artifacts / "atlas"), Artifact(artifacts / "concepts")
+    if (concepts.path / MANIFEST).is_file():
+        check_origins({"atlas": atlas, "concepts": concepts})
+    return {concept: atlas.label(concept) for concept in range(len(atlas))}

@@ -1,0 +1,131 @@
+"""The model card: README.md of a model's folder, as the Hugging Face hub shows it."""
+
+from math import exp
+from typing import NamedTuple
+
+from huggingface_hub import ModelCardData
+from transformers import PreTrainedModel
+
+from cocomix.modeling.configuration_cocomix import CoCoMixConfig
+from cocomix.models.accounting import parameters
+from cocomix.params import Method
+from cocomix.tokens.windows import Origin
+
+
+class Trained(NamedTuple):
+    """How a model came to be."""
+
+    name: str
+    method: Method
+    text: Origin
+    context: int
+    """Tokens of a window."""
+    tokens: int
+    """Text tokens seen."""
+    flops: float
+    """Of the whole training."""
+    validation_loss: float
+    """Nats a token, at the end of the learning curve."""
+
+
+def model_card(model: PreTrainedModel, trained: Trained) -> str:
+    """The card: a YAML head that the hub reads, then Markdown. It holds no time, so that a model's folder does not."""
+    head = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gpt2", "pretraining", trained.method],
+        datasets=[trained.text.dataset] if trained.text.dataset else None,
+    )
+    stored, active = parameters(model)
+    config = model.config
+    return f"""---
+{head.to_yaml()}
+---
+
+# {trained.name}
+
+{_what(config, trained.method)}
+
+{config.n_layer} blocks of width {config.n_embd} with {config.n_head} heads; {config.n_positions} positions; a
+vocabulary of {config.vocab_size}. {stored:,} parameters, of which {active:,} work on a token.
+
+## Training
+
+| | |
+|---|---|
+| Data | {_data(trained.text)}, in windows of {trained.context} tokens |
+| Tokens seen | {trained.tokens:,} |
+| Training FLOPs | {trained.flops:.3g} |
+| Validation loss | {trained.validation_loss:.4f} nats a token (perplexity {exp(trained.validation_loss):.2f}) |
+
+The validation loss is that of a fixed part of the validation documents, which are of the same corpus; none of them was
+trained on. The model was trained to compare methods of pretraining; it was not tuned to follow instructions, nor
+filtered in what it says.
+
+## How to load it
+
+{_loading(config)}
+
+## Citation
+
+```bibtex
+@article{{tack2025cocomix,
+  title   = {{{{LLM}} Pretraining with Continuous Concepts}},
+  author  = {{Tack, Jihoon and Lanchantin, Jack and Yu, Jane and Cohen, Andrew and Kulikov, Ilia and Lan, Janice and
+             Hao, Shibo and Tian, Yuandong and Weston, Jason and Li, Xian}},
+  journal = {{arXiv preprint arXiv:2502.08524}},
+  year    = {{2025}},
+}}
+```
+"""
+
+
+def _what(config: object, method: Method) -> str:
+    paper = "[LLM Pretraining with Continuous Concepts](https://arxiv.org/abs/2502.08524)"
+    if not isinstance(config, CoCoMixConfig):
+        teacher = " and to match the distribution of a base model (knowledge distillation)" if method == "kd" else ""
+        return f"A GPT-2 trained to predict the next token{teacher}: a baseline of {paper}."
+    vector = {
+        "concepts": f"predicts concepts, latents of another model's sparse autoencoder ({config.num_concepts} of them,"
+        f" the {config.concept_k} strongest of which make one vector)",
+        "hidden": "predicts the hidden state of another model",
+        "nothing": "takes a learned vector, a pause token",
+    }[config.predicts]
+    mixed = {
+        "interleave": "The vector follows its token as a position of its own.",
+        "interleave_with_state": "The vector, plus the token's hidden state, follows as a position of its own.",
+        "add": "The vector is added to the token's hidden state.",
+        "none": "Nothing of it is mixed into the hidden states.",
+    }[config.mixing]
+    return f"A GPT-2 that after block {config.concept_layer} {vector}. {mixed} A model of {paper}."
+
+
+def _data(text: Origin) -> str:
+    if text.dataset:
+        part = f", {text.config}" if text.config else ""
+        return f"`{text.dataset}`{part}, revision `{text.revision}`"
+    docs = text.source == "installed-docs"
+    return "The documentation of installed Python packages" if docs else "Local text files"
+
+
+def _loading(config: object) -> str:
+    def snippet(first: str, keywords: str) -> str:
+        return f"""```python
+{first}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "..."  # this folder, or its id on the hub
+model = AutoModelForCausalLM.from_pretrained(path{keywords})
+tokenizer = AutoTokenizer.from_pretrained(path{keywords})
+prompt = tokenizer("The model", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=True)[0]))
+```"""
+
+    if not isinstance(config, CoCoMixConfig):
+        return snippet("", "")
+    return f"""With the `cocomix` package:
+
+{snippet("import cocomix.modeling  # makes the Auto classes know the model" + chr(10), "")}
+
+Without it, by the Python files that lie next to the weights:
+
+{snippet("", ", trust_remote_code=True")}"""

@@ -1,0 +1,13 @@
+"""From the shape of a model to its configuration."""
+
+from transformers import GPT2Config
+
+from cocomix.modeling.configuration_cocomix import CoCoMixConfig
+from cocomix.plumbing.device import attention
+from cocomix.shapes.models import Shape
+
+
+def config_of(shape: Shape) -> GPT2Config:
+    """The configuration of a shape, with this machine's attention."""
+    kind = CoCoMixConfig if "concept_layer" in shape else GPT2Config
+    return kind(**shape, attn_implementation=attention(shape["n_positions"]))

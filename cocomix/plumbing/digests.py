@@ -1,0 +1,99 @@
+"""Digests of files that are not ours, kept by the files' state: what was not written since is not read again.
+
+They are of the content, so that a copy, or another time, makes no difference. What was written in the last seconds is
+not kept: it may be written once more within what a clock can tell apart.
+"""
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.sources import State, state_of
+
+KEPT = Path("artifacts/.work/digests.json")
+SETTLED_NS = 3_000_000_000
+"""How old a file must be for its digest to be kept. Some file systems tell times apart by two seconds."""
+_CHUNK = 1 << 22
+
+
+def digest_of_files(paths: Sequence[Path], folder: Path = Path()) -> str:
+    """Digest of files: of their names, relative to `folder` where they are in it, and of their content.
+
+    Raises:
+        UserError: when one cannot be read.
+    """
+    try:
+        found = _contents(paths)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    named = [(str(path.relative_to(folder) if path.is_relative_to(folder) else path), found[path]) for path in paths]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def digest_of_path(path: Path) -> str | None:
+    """Digest of a file, or of the files in a folder, however deep, hidden ones left out; none: nothing is there."""
+    if not path.is_dir():
+        return digest_of_files([path], path.parent) if path.is_file() else None
+    files = (each for each in path.rglob("*") if each.is_file())
+    return digest_of_files(
+        sorted(each for each in files if not any(part.startswith(".") for part in each.relative_to(path).parts)), path
+    )
+
+
+def _contents(paths: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of each file."""
+    now = {path: state_of(path) for path in paths}
+    with _locked():
+        kept = _read()
+    found = {path: kept[key][1] for path in paths if kept.get(key := _key(path), (None,))[0] == now[path]}
+    missing = [path for path in paths if path not in found]
+    if not missing:
+        return found
+    began = time.time_ns()
+    with progress("reading files that params.yaml names", sum(now[path][0] for path in missing), "B") as bar:
+        for path in missing:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    bar.advance(len(chunk))
+            found[path] = digest.hexdigest()
+    settled = [path for path in missing if _written(now[path]) < began - SETTLED_NS and state_of(path) == now[path]]
+    with _locked():
+        _write(_read() | {_key(path): (now[path], found[path]) for path in settled})
+    return found
+
+
+def _key(path: Path) -> str:
+    return str(path.absolute())
+
+
+def _written(state: State) -> int:
+    _, modified, changed, *_ = state
+    return max(modified, changed)
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    with KEPT.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read() -> dict[str, tuple[State, str]]:
+    try:
+        return {path: (tuple(state), digest) for path, (state, digest) in json.loads(KEPT.read_bytes()).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):  # not there, or damaged
+        return {}
+
+
+def _write(kept: Mapping[str, tuple[State, str]]) -> None:
+    write_atomically(KEPT, json.dumps(kept, indent=0).encode())

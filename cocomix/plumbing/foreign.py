@@ -1,0 +1,169 @@
+"""Files of others, looked at before anything in them is loaded or allocated: plain files, of plain tensors.
+
+A configuration may name a million layers, an index another folder or a pickle, a file may be a pipe that never ends.
+What a model takes is bounded by what its weight files hold, whose headers are read here.
+"""
+
+import json
+import reprlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from cocomix.plumbing.errors import UserError
+
+JSON_BYTES = 1 << 26
+"""Of a configuration or an index at most."""
+LAYERS = 10_000
+"""Layers, labels or the like that a configuration may name: lists of as many are made before any tensor."""
+PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+"""What safetensors calls the types of a model that is not quantised; whole numbers are of masks and positions."""
+
+
+class Held(NamedTuple):
+    """What weight files hold."""
+
+    tensors: int
+    numbers: int
+
+
+def check_regular(path: Path) -> None:
+    """Check that a file is one: a pipe or a device would be waited for, or read, without end.
+
+    Raises:
+        UserError: otherwise, or when it is not there.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'no file, but something else' if path.exists() else 'no such file'}")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a small JSON file.
+
+    Raises:
+        UserError: in one line, when it is none.
+    """
+    check_regular(path)
+    if (size := path.stat().st_size) > JSON_BYTES:
+        raise UserError(f"{path}: has {size} bytes; such a file has at most {JSON_BYTES}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def look_at(name: str, revision: str | None) -> Held:
+    """Check the configuration and the weight files of a model, without loading them.
+
+    Args:
+        name: hub id or folder.
+
+    Raises:
+        UserError: in one line, naming the file.
+    """
+    if Path(name).is_dir():
+        for each in Path(name).iterdir():
+            if not each.is_dir():
+                check_regular(each)
+    config, path = _read(name, "config.json", revision)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no configuration")
+    _check_counts(config, path)
+    for field in ("quantization_config", "transformers_weights"):
+        if config.get(field):
+            raise UserError(f"{path}: {field}: not read; give the model's own weights, in 16 or 32 bits")
+    return _held(name, revision)
+
+
+@contextmanager
+def bounded(held: Held) -> Iterator[None]:
+    """Inside, a model that is built, without memory, is refused once it is far larger than its weight files.
+
+    Raises:
+        UserError: then.
+    """
+    modules, numbers = 0, 0
+
+    def count(_parent: nn.Module, _name: str, _child: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > 200 + 8 * held.tensors:
+            raise UserError(f"config.json asks for over {modules - 1} modules; the weights are {held.tensors} tensors")
+
+    def weigh(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        nonlocal numbers
+        numbers += tensor.numel() if tensor is not None else 0
+        if numbers > (1 << 30) + 4 * held.numbers:  # the first is for masks, which are not stored
+            raise UserError(f"config.json asks for {numbers} numbers and more; the weights hold {held.numbers}")
+
+    with ExitStack() as hooks:
+        hooks.callback(register_module_module_registration_hook(count).remove)
+        hooks.callback(register_module_parameter_registration_hook(weigh).remove)
+        hooks.callback(register_module_buffer_registration_hook(weigh).remove)
+        yield
+
+
+def _read(name: str, file: str, revision: str | None) -> tuple[Any, Path]:
+    from transformers.utils import cached_file
+
+    path = cached_file(name, file, revision=revision)
+    if path is None:
+        raise UserError(f"{file}: no such file")
+    return read_json(Path(path)), Path(path)
+
+
+def _check_counts(fields: Any, path: Path) -> None:
+    """Of a configuration, with those in it."""
+    for field, value in fields.items() if isinstance(fields, dict) else ():
+        counts = any(word in str(field) for word in ("layer", "label", "block", "depth", "stage"))
+        if counts and isinstance(value, int | float) and value > LAYERS:
+            raise UserError(f"{path}: {field}: {reprlib.repr(value)}: allowed: at most {LAYERS}")
+        _check_counts(value, path)
+
+
+def _held(name: str, revision: str | None) -> Held:
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+    def found(file: str) -> str | None:
+        path: str | None = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return path
+
+    names = [SAFE_WEIGHTS_NAME]
+    if not found(SAFE_WEIGHTS_NAME):
+        if not found(SAFE_WEIGHTS_INDEX_NAME):
+            raise UserError(f"no {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} there: other weights are not read")
+        index, path = _read(name, SAFE_WEIGHTS_INDEX_NAME, revision)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{path}: weight_map: must say which file holds which tensor")
+        names = sorted({str(each) for each in shards.values()})
+        for each in names:
+            if Path(each).name != each or not each.endswith(".safetensors"):
+                raise UserError(f"{path}: names {reprlib.repr(each)}; allowed: .safetensors files beside it")
+    tensors = numbers = 0
+    for each in names:
+        shard = found(each)
+        if shard is None:
+            raise UserError(f"{each}: missing")
+        check_regular(Path(shard))
+        with safe_open(shard, "pt") as file:
+            for key in list(file.keys()):
+                tensor = file.get_slice(key)
+                if tensor.get_dtype() not in PLAIN:
+                    raise UserError(f"{shard}: {key}: is of type {tensor.get_dtype()}; allowed: 16 or 32 bits")
+                tensors, size = tensors + 1, 1
+                for side in tensor.get_shape():
+                    size *= side
+                numbers += size
+    return Held(tensors, numbers)

@@ -1,0 +1,71 @@
+"""Worker processes for work on text, which holds Python's lock."""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from threading import Thread
+from typing import TypeVar
+
+from cocomix.plumbing import sources
+from cocomix.plumbing.runtime import runtime
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`function` of every item, in the items' order, computed by `runtime().workers` processes.
+
+    Items are taken and results kept a few at a time, so memory does not grow with their number.
+    """
+    workers = runtime().workers
+    count = runtime().cores if workers == "auto" else workers
+    items = iter(items)
+    first = list(islice(items, 2))
+    items = chain(first, items)
+    if count == 1 or len(first) == 1:  # a process of its own would take longer to start
+        yield from map(function, items)
+        return
+    # Spawned, not forked: a fork copies the locks of the thread pools of arrow and tokenizers as they happen to be.
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start, initargs=(sources.HELD,))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(_apply, function, item))
+            if len(waiting) > 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _apply(function: Callable[[Item], Result], item: Item) -> Result:
+    _check_code()
+    return function(item)
+
+
+@cache
+def _check_code() -> None:
+    """Check once, after the imports, that this process has loaded the code that its parent runs."""
+    sources.check()
+
+
+def _start(held: Mapping[Path, sources.Source]) -> None:
+    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    sources.HELD.update(held)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,169 @@
+"""What a language model makes of concepts: where it predicts each, whether rightly, and what that does to its text."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocomix.base.hooks import micro_batch
+from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling.concept_edits import Scale
+from cocomix.plumbing import distributed
+from cocomix.plumbing.parts import Advance, in_parts
+
+DOUBLED = 2
+"""Windows of a concept, the strongest, in which it is doubled."""
+
+
+class Place(NamedTuple):
+    """A position at which a concept is predicted."""
+
+    window: int
+    position: int
+    strength: float
+    """The concept's logit."""
+    right: bool
+    """Whether the concept is a label there."""
+
+
+class Effect(NamedTuple):
+    """A token that a predicted concept makes more likely."""
+
+    token: int
+    change: float
+    """Of its probability, on average."""
+
+
+class Predicted(NamedTuple):
+    """How a language model predicts a concept in some text."""
+
+    predictions: int
+    """Positions at which it is among the predicted."""
+    right: int
+    """Of them, those of which it is a label."""
+    labelled: int
+    """Positions of which it is a label."""
+    places: list[Place]
+    """The strongest predictions, of a window at most one."""
+    promotes: list[Effect]
+    """By the change of the next token's distribution where the concept is predicted, when its strength is doubled."""
+
+
+class _Seen(NamedTuple):
+    """Of one reading."""
+
+    predictions: Tensor
+    """int64 [concepts], as are the next two."""
+    right: Tensor
+    labelled: Tensor
+    strengths: Tensor
+    """[places, concepts], falling; -inf: there are no more."""
+    places: Tensor
+    """Their positions, counted through the text: int64 [places, concepts]."""
+    chosen: Tensor
+    """The predicted concepts, int64 [windows, seq, concept_k]."""
+    hidden: Tensor
+    """Which the language model head reads: [windows, seq, d_model]."""
+
+
+@torch.no_grad()
+def predict(
+    model: CoCoMixForCausalLM,
+    ids: Tensor,
+    labels: Tensor,
+    promoted: int,
+    kept: Path,
+    places: int = 6,
+    task: str = "predicted",
+) -> list[Predicted]:
+    """Read some windows with a language model that mixes concepts; what it makes of each concept, in their order.
+    Several processes share the concepts, and each gets all of it.
+
+    The strength of a concept is doubled at all positions of its strongest windows at once, as steering does it.
+
+    Args:
+        ids: int64 [windows, seq].
+        labels: the concepts of each position, int64 [windows, seq, k_attr]; numbers that are no concept: no label.
+        promoted: tokens of a concept at most.
+        kept: the beginning of the names of files, of exactly this reading, for what is found.
+        places: of a concept at most.
+        task: what the progress is of.
+    """
+    ids, labels = ids.to(model.device), labels.to(model.device)
+    seen = _read(model, ids, labels, places)
+    effects = _doubled(model, ids, seen, promoted, kept, task)
+    concepts = torch.arange(model.config.num_concepts, device=ids.device)
+    right = (labels.flatten(0, 1)[seen.places] == concepts[:, None]).any(2)
+    found: list[list[Place]] = [[] for _ in concepts]
+    by_place = (each.tolist() for each in (seen.places, seen.strengths, right))
+    for rank in zip(*by_place, strict=True):
+        for concept, (place, strength, is_label) in enumerate(zip(*rank, strict=True)):
+            if strength > -torch.inf:
+                window, position = divmod(place, ids.shape[1])
+                found[concept].append(Place(window, position, strength, is_label))
+    counts = zip(seen.predictions.tolist(), seen.right.tolist(), seen.labelled.tolist(), found, strict=True)
+    return [Predicted(*each, effects.get(concept, [])) for concept, each in enumerate(counts)]
+
+
+def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -> _Seen:
+    concepts, seq = model.config.num_concepts, ids.shape[1]
+    predictions, right = ids.new_zeros(2, concepts)
+    strengths, at = torch.full((places, concepts), -torch.inf, device=ids.device), ids.new_zeros(places, concepts)
+    chosen, hidden = [], []
+    for rows in torch.split(torch.arange(len(ids), device=ids.device), micro_batch(seq)):
+        body = model.transformer(ids[rows], use_cache=False)
+        top = body.concept_logits.float().topk(model.config.concept_k)
+        predictions += top.indices.flatten().bincount(minlength=concepts)
+        is_label = (top.indices[..., None] == labels[rows, :, None]).any(3)
+        right += top.indices[is_label].bincount(minlength=concepts)
+        found = torch.full_like(body.concept_logits, -torch.inf, dtype=torch.float32)
+        peaks = found.scatter_(2, *reversed(top)).max(1)
+        strengths, order = torch.cat([strengths, peaks.values]).sort(dim=0, descending=True, stable=True)
+        at = torch.cat([at, rows[:, None] * seq + peaks.indices]).gather(0, order)
+        strengths, at = strengths[:places], at[:places]
+        chosen.append(top.indices)
+        hidden.append(body.last_hidden_state)
+    labelled = labels[(labels >= 0) & (labels < concepts)].bincount(minlength=concepts)
+    return _Seen(predictions, right, labelled, strengths, at, torch.cat(chosen), torch.cat(hidden))
+
+
+def _doubled(
+    model: CoCoMixForCausalLM, ids: Tensor, seen: _Seen, promoted: int, kept: Path, task: str
+) -> dict[int, list[Effect]]:
+    """What doubling does, by concept: all that were predicted."""
+    windows, there = seen.places[:DOUBLED] // ids.shape[1], seen.strengths[:DOUBLED] > -torch.inf
+    # Those of the first process: another one's arithmetic may round the last place in another way.
+    all_concepts = torch.tensor(distributed.told(seen.predictions.nonzero()[:, 0].tolist()), device=ids.device)
+
+    @torch.no_grad()
+    def doubled(concepts: Tensor, _advance: Advance) -> bytes:
+        number, place = there[:, concepts].T.nonzero(as_tuple=True)
+        of, rows = concepts[number], windows[place, concepts[number]]
+        edits = [[Scale(each, 2.0)] for each in of.tolist()]
+        here = (seen.chosen[rows] == of[:, None, None]).any(2)
+        hidden = model.transformer(ids[rows], use_cache=False, concept_edits=edits).last_hidden_state
+        change = _shares(model, hidden[here]) - _shares(model, seen.hidden[rows][here])
+        weights = F.one_hot(number[here.nonzero()[:, 0]], len(concepts)).float()
+        largest = ((weights / weights.sum(0)).T @ change).topk(min(promoted, change.shape[1]))
+        return save({"tokens": largest.indices.cpu(), "changes": largest.values.cpu()})
+
+    size = max(1, micro_batch(ids.shape[1]) // DOUBLED)
+    parts = {
+        kept.with_name(f"{kept.name}-{number}-{size}.safetensors"): concepts
+        for number, concepts in enumerate(torch.split(all_concepts, size))
+    }
+    in_parts(parts, doubled, len, task, "concepts")
+    effects = {}
+    for path, concepts in parts.items():
+        found = load(path.read_bytes())
+        for concept, *some in zip(concepts.tolist(), found["tokens"].tolist(), found["changes"].tolist(), strict=True):
+            effects[concept] = [Effect(*each) for each in zip(*some, strict=True) if each[1] > 0]
+    return effects
+
+
+def _shares(model: CoCoMixForCausalLM, hidden: Tensor) -> Tensor:
+    """The next token's distribution, float32 [n, vocab]."""
+    return model.lm_head(hidden).softmax(1, torch.float32)  # type: ignore[no-any-return]

@@ -1,0 +1,223 @@
+"""The shape of each method's model, as keyword arguments of its configuration; what such a model holds and costs.
+
+Knows no tensor, so that a plan of a run takes no longer than its arithmetic.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from cocomix.params import CocomixParams, Match, Method, ModelParams, PauseParams, PretrainParams
+from cocomix.plumbing.errors import UserError
+
+Shape = dict[str, Any]
+
+
+class Vocabulary(Protocol):
+    """What shapes depend on of the tokens: `Tokens` is one."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a window."""
+
+    @property
+    def eos_id(self) -> int:
+        """The token after a document."""
+
+
+class Parameters(NamedTuple):
+    """Parameter counts; tied embeddings count once."""
+
+    stored: int
+    active: int
+    """Without the compress rows of the concepts that are not mixed: what one token uses (paper App. A)."""
+
+
+class Sources(NamedTuple):
+    """What shapes depend on besides the parameters."""
+
+    latents: int
+    """Size of the dictionary of concepts."""
+    base_width: int
+    base_flops: int
+    """Of the base model's forward pass, a token: what distillation costs besides the student."""
+    base_flops_to_layer: int
+    """Of that, up to the layer that the concepts describe: what learning from its hidden state costs."""
+
+
+def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
+    """A GPT-2 of this shape, for these tokens."""
+    return {
+        "vocab_size": tokens.vocab_size,
+        "n_positions": tokens.context,
+        "n_embd": model.d_model,
+        "n_layer": model.n_layer,
+        "n_head": model.n_head,
+        "activation_function": "gelu_pytorch_tanh",  # GPT-2's gelu_new in one kernel instead of eight
+        "resid_pdrop": model.dropout,
+        "embd_pdrop": model.dropout,
+        "attn_pdrop": model.dropout,
+        "bos_token_id": tokens.eos_id,
+        "eos_token_id": tokens.eos_id,
+    }
+
+
+def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, sources: Sources) -> Shape:
+    """A CoCoMix model, or one of its ablations."""
+    return gpt2_shape(model, tokens) | {
+        "predicts": cocomix.predicts,
+        "mixing": cocomix.mixing,
+        "concept_layer": cocomix.concept_layer,
+        "num_concepts": sources.latents,
+        "concept_k": cocomix.concept_k,
+        "concept_head": cocomix.concept_head,
+        "concept_init": cocomix.concept_init,
+        "tied_scale": cocomix.tied_scale,
+        "learned_scale": cocomix.learned_scale,
+        "stop_gradient": cocomix.stop_gradient,
+        "base_width": sources.base_width,
+    }
+
+
+def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> Shape:
+    """A model with a pause vector after each token."""
+    return gpt2_shape(model, tokens) | {
+        "predicts": "nothing",
+        "mixing": pause.mixing,
+        "concept_layer": pause.layer,
+        "num_concepts": 1,
+        "concept_k": 1,
+    }
+
+
+def shapes(params: PretrainParams, tokens: Vocabulary, sources: Sources) -> dict[Method, Shape | None]:
+    """The shape of each method's model; those of `ntp` and `kd` as wide as `params.match` asks.
+
+    None for `kd` where the base model's forward pass alone costs what is to be matched: see `shape_of`.
+    """
+    cocomix = cocomix_shape(params.model, params.cocomix, tokens, sources)
+    hidden = params.cocomix.predicts == "hidden"
+    target = _cost(cocomix, params.match, tokens.context, hidden * sources.base_flops_to_layer)
+
+    def matched(base_flops: int) -> Shape:
+        def cost(model: ModelParams) -> int:
+            return _cost(gpt2_shape(model, tokens), params.match, tokens.context, base_flops)
+
+        return gpt2_shape(params.model if params.match == "width" else widened(params.model, cost, target), tokens)
+
+    is_too_dear = params.match == "flops" and sources.base_flops >= target
+    return {
+        "ntp": matched(0),
+        "kd": None if is_too_dear else matched(sources.base_flops),
+        "pause": pause_shape(params.model, params.pause, tokens),
+        "cocomix": cocomix,
+    }
+
+
+def shape_of(method: Method, found: Mapping[Method, Shape | None]) -> Shape:
+    """One of `shapes`.
+
+    Raises:
+        UserError: when no width gives `kd` CoCoMix's training FLOPs.
+    """
+    shape = found[method]
+    if shape is None:
+        raise UserError(
+            f"pretrain.match: flops: a token costs the base model of {method} more than all of CoCoMix's training on "
+            "it, so that no width is left to match; another match may be: stored, active, width"
+        )
+    return shape
+
+
+def widened(model: ModelParams, cost: Callable[[ModelParams], int], target: int) -> ModelParams:
+    """`model` at the width whose cost is nearest to `target`.
+
+    Heads have a dimension that is a multiple of 8, from half to twice what it is in `model` and as near to it as the
+    width allows; widths that allow none are left out.
+
+    Args:
+        cost: rises with the width.
+    """
+    usual = model.d_model // model.n_head
+    allowed = [each for each in range(8, max(8, 2 * usual) + 1, 8) if 2 * each >= usual]
+    dims = sorted(allowed, key=lambda each: abs(each - usual))
+
+    def at(width: int) -> ModelParams:
+        dim = next(each for each in dims if width % each == 0)
+        return model.model_copy(update={"d_model": width, "n_head": width // dim})
+
+    most = 8 * dims[0]
+    while cost(at(most)) < target:
+        most *= 2
+    widths = [each for each in range(8, most + 1, 8) if any(each % dim == 0 for dim in dims)]
+    above = bisect_left(widths, target, key=lambda each: cost(at(each)))
+    return min(map(at, widths[max(0, above - 1) : above + 1]), key=lambda each: abs(cost(each) - target))
+
+
+def parameters_of(shape: Mapping[str, Any]) -> Parameters:
+    """Count the parameters of a GPT-2 or CoCoMix model without making them; `shape` may be a whole configuration."""
+    d, layers, inner = shape["n_embd"], shape["n_layer"], shape.get("n_inner") or 4 * shape["n_embd"]
+    norm = 2 * d
+    block = 2 * norm + (3 * d * d + 3 * d) + (d * d + d) + (d * inner + inner) + (inner * d + d)
+    stored = (shape["vocab_size"] + shape["n_positions"]) * d + layers * block + norm
+    if "concept_layer" not in shape:
+        return Parameters(stored, stored)
+    mixes, latents = shape["mixing"] != "none", shape["num_concepts"]
+    match shape["predicts"]:
+        case "concepts":
+            pre_bias = d if mixes or shape["concept_head"] == "released" else 0
+            stored += latents * d + latents + pre_bias + mixes * latents * d + shape.get("learned_scale", False)
+            return Parameters(stored, stored - mixes * (latents - shape["concept_k"]) * d)
+        case "hidden":
+            width = shape["base_width"]
+            stored += norm + (4 * d * d + 4 * d) + (4 * d * width + width) + mixes * (width * d + d)
+        case "nothing":
+            stored += d
+    return Parameters(stored, stored)
+
+
+def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
+    """Floating-point operations of a forward pass over `context` tokens, per text token.
+
+    Matrix products only, two operations a multiply-add; attention over the full square, as dense kernels compute it.
+    A training step costs three times as much. With interleaving, every token is two positions among 2 x context above
+    the concept layer, of which the last block computes one.
+    """
+    d, layers, inner = shape["n_embd"], shape["n_layer"], shape.get("n_inner") or 4 * shape["n_embd"]
+
+    def block(length: int) -> int:
+        projections = 2 * (3 * d * d + d * d + 2 * d * inner)
+        attention = 2 * 2 * length * d
+        return projections + attention
+
+    head = 2 * d * shape["vocab_size"]
+    if "concept_layer" not in shape:
+        return layers * block(context) + head
+    if shape["mixing"] not in ("interleave", "interleave_with_state"):
+        return layers * block(context) + _mixer_flops(shape) + head
+    keys_and_values_of_the_token = 2 * 2 * d * d
+    last = block(2 * context) + keys_and_values_of_the_token
+    below, above = shape["concept_layer"], layers - shape["concept_layer"]
+    return below * block(context) + (above - 1) * 2 * block(2 * context) + last + _mixer_flops(shape) + head
+
+
+def _mixer_flops(shape: Mapping[str, Any]) -> int:
+    d, mixes = shape["n_embd"], shape["mixing"] != "none"
+    match shape["predicts"]:
+        case "concepts":
+            return 2 * d * (shape["num_concepts"] + mixes * shape["concept_k"])
+        case "hidden":
+            return 2 * (4 * d * d + (4 + mixes) * d * shape["base_width"])
+        case _:
+            return 0
+
+
+def _cost(shape: Shape, match: Match, context: int, base_flops: int) -> int:
+    if match == "flops":
+        return 3 * flops_per_token(shape, context) + base_flops
+    counted = parameters_of(shape)
+    return counted.active if match == "active" else counted.stored

@@ -1,0 +1,38 @@
+"""TensorBoard: each step and the points of the curve as scalars, where `runtime().tensorboard` names a folder."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
+
+
+@contextmanager
+def tensorboard(task: str, step: int) -> Iterator[Callable[[Mapping[str, float | None]], None]]:
+    """A function to give each row to; it writes `<folder>/<task>`, or does nothing where no folder is named.
+
+    Args:
+        step: the step that the run goes on from; what a killed process wrote of later ones is not shown.
+
+    Raises:
+        UserError: when TensorBoard is not installed.
+    """
+    folder = runtime().tensorboard
+    if folder is None or runtime().rank != 0:
+        yield lambda _: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("COCOMIX_TENSORBOARD needs tensorboard: pip install '.[tensorboard]'") from None
+    writer = SummaryWriter(str(folder / task), purge_step=step + 1)
+
+    def add(row: Mapping[str, float | None]) -> None:
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                writer.add_scalar(name, value, int(row["step"] or 0))
+
+    try:
+        yield add
+    finally:
+        writer.close()

@@ -1,0 +1,162 @@
+"""What can be known at the start is refused at the start, in one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from transformers import GPT2Config
+
+from cocomix.check.preflight import preflight
+from cocomix.params import Params
+from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.errors import UserError
+from tests.stages.project import merge
+
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
+
+
+def params(changes: dict[str, Any]) -> Params:
+    content = read_yaml(SHIPPED)
+    merge(content, changes)
+    return parse(Params, content, "params.yaml")
+
+
+def base(name: str, **more: Any) -> dict[str, Any]:
+    return {"base": {"source": "pretrained", "pretrained": name}, **more}
+
+
+def published(path: str, format: str, **more: Any) -> dict[str, Any]:
+    return {"sae": {"source": "published", "published": {"path": path, "format": format}, **more}}
+
+
+@pytest.fixture
+def files(folder: Path) -> Path:
+    """A folder with what parameters can name."""
+    for name in ("lens", "sparse", "no-weights"):
+        Path(name).mkdir()
+        Path(name, "cfg.json").write_text("{}")
+    save_file({"W_enc": np.zeros((128, 1024), np.float32)}, "lens/sae_weights.safetensors")
+    save_file({"encoder.weight": np.zeros((64, 96), np.float32)}, "sparse/sae.safetensors")
+    Path("file.txt").write_text("text")
+    Path("file.bin").write_text("no text")
+    GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, vocab_size=64).save_pretrained("short")
+    GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=128, vocab_size=64).save_pretrained("small")
+    Path("torn").mkdir()
+    Path("torn/config.json").write_text("{")
+    Path("empty").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"corpus": {"source": "files", "files": {"paths": ["no/*.txt"]}}},
+            "corpus.files.paths: 'no/*.txt' matches no",
+        ),
+        ({"corpus": {"source": "files", "files": {"paths": ["file.bin"]}}}, "file.bin: not a known kind of file"),
+        (
+            {"tokenize": {"source": "pretrained", "pretrained": "a/b/c"}},
+            "tokenize.pretrained: 'a/b/c': no such folder, and no id of the hub",
+        ),
+        (
+            {"tokenize": {"source": "pretrained", "pretrained": "file.txt"}},
+            "tokenize.pretrained: 'file.txt': a file; it",
+        ),
+        (
+            {"tokenize": {"source": "pretrained", "pretrained": "empty"}},
+            "tokenize.pretrained: 'empty': no tokenizer can",
+        ),
+        (base("./nowhere"), "base.pretrained: './nowhere': no such folder, and no id of the hub"),
+        (base("a b"), "base.pretrained: 'a b': no such folder, and no id of the hub"),
+        (base("torn"), "base.pretrained: 'torn': no model can be loaded from this folder: "),
+        (base("empty"), "base.pretrained: 'empty': no model can be loaded from this folder: "),
+        (base("short"), "base.pretrained: 'short' has a context of 64; tokenize.context is 128"),
+        (
+            base("small", activations={"sites": ["resid_post_3"]}),
+            "layer 3: the base model has 3 blocks; allowed: 1 to 2",
+        ),
+        (published("nowhere", "openai"), "sae.published.path: nowhere: no such file or folder"),
+        (published("lens", "openai"), "sae.published.path: lens: sae.published.format: openai is a file, and this is"),
+        (published("file.txt", "sae-lens"), "sae.published.path: file.txt: sae.published.format: sae-lens is a folder"),
+        (published("no-weights", "sparsify"), "sae.published.path: no-weights: sae.published.format: sparsify is a"),
+        (published("lens", "sae-lens", latents=512), "sae.latents: 512: the autoencoder in lens has 1024"),
+        (
+            published("sparse", "sparsify", latents=64),
+            "sae.published.path: sparse: is of a base model of 64 dimensions",
+        ),
+        (
+            {"explain": {"labeller": "model", "model": {"name": "../nowhere"}}},
+            "explain.model.name: '../nowhere': no such folder, and no id of the hub",
+        ),
+        (
+            {"explain": {"labeller": "model", "model": {"name": "torn"}}},
+            "explain.model.name: 'torn': no model can be loaded from this folder",
+        ),
+        (
+            {"evaluate": {"corpora": {"more": {"paths": ["no*"]}}}},
+            "evaluate.corpora.more.paths: 'no*' matches no file",
+        ),
+        (
+            {"evaluate": {"tasks": ["arc_easy"], "tasks_dir": "nowhere"}},
+            "evaluate.tasks_dir: 'nowhere': no such folder",
+        ),
+        ({"evaluate": {"tasks": ["arc_easy"], "tasks_dir": "empty"}}, "empty/arc_easy/test.jsonl: no such file"),
+        ({"steer": {"windows": 200_000}}, "steer.windows (200000) must not exceed validation's 118750 windows"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        preflight(params(changes))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"corpus": {"source": "files", "files": {"paths": ["*.txt"]}}},
+        base("small", activations={"sites": ["resid_post_2"]}),
+        base("nobody/never-cached"),
+        published("lens", "sae-lens"),
+        {"evaluate": {"corpora": {"more": {"paths": ["file.txt"]}}}},
+    ],
+    ids=str,
+)
+def test_what_fits_is_let_through(files: Path, changes: dict[str, Any]) -> None:
+    preflight(params(changes))
+
+
+def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = params({"steer": {"windows": 9}})
+    manifests: dict[str, Any] = {
+        "corpus": {"params": asked.corpus.model_dump(mode="json"), "inputs": {"source": "now"}},
+        "tokens": {"params": asked.tokenize.model_dump(mode="json"), "files": {"validation.npy": {"rows": 8}}},
+    }
+    for name, manifest in manifests.items():
+        Path("artifacts", name).mkdir(parents=True)
+        Path("artifacts", name, "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("cocomix.corpus.fingerprint", lambda _: "now")
+    with pytest.raises(UserError, match=r"steer.windows \(9\) must not exceed validation's 8 windows"):
+        preflight(asked)
+    monkeypatch.setattr("cocomix.corpus.fingerprint", lambda _: "later")  # the text has changed since
+    preflight(asked)
+
+
+def test_the_shipped_parameters_need_no_library_of_models() -> None:
+    program = (
+        "import sys; from pathlib import Path; from cocomix.params import load\n"
+        f"from cocomix.check.preflight import preflight; preflight(load(Path({str(SHIPPED)!r})))\n"
+        "print(sorted({'torch', 'transformers', 'lm_eval', 'pyarrow', 'datasets'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

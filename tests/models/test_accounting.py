@@ -1,0 +1,63 @@
+import pytest
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from cocomix.modeling import CoCoMixConfig
+from cocomix.models.accounting import flops_per_token, parameters, parameters_of
+from tests.modeling.conftest import ids, tiny
+
+
+def plain(**changes: object) -> GPT2LMHeadModel:
+    shape = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 4, "n_head": 4, "bos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**(shape | {"eos_token_id": 0, "attn_implementation": "eager"} | changes)))
+
+
+def counted(model: PreTrainedModel, context: int) -> int:
+    """What torch counts, and the embedding bag, which it does not."""
+    tokens = ids(2, context)
+    with FlopCounterMode(display=False) as counter:
+        model.requires_grad_(False)(tokens, use_cache=False)
+    config, mixer = model.config, getattr(model.transformer, "mixer", None)
+    bag = 2 * config.concept_k * config.n_embd if isinstance(getattr(mixer, "compress", None), nn.EmbeddingBag) else 0
+    return counter.get_total_flops() + tokens.numel() * bag
+
+
+@pytest.mark.parametrize("context", [1, 16])
+def test_flops_of_each_variant_are_those_that_torch_counts(variant: dict[str, object], context: int) -> None:
+    model = tiny(**variant, n_inner=48, attn_implementation="eager")
+    assert flops_per_token(model.config, context) * 2 * context == counted(model, context)
+
+
+@pytest.mark.parametrize("change", [{}, {"n_inner": 48}, {"n_layer": 1}])
+def test_flops_of_a_gpt2_are_those_that_torch_counts(change: dict[str, int]) -> None:
+    model = plain(**change).eval()
+    assert flops_per_token(model.config, 16) * 2 * 16 == counted(model, 16)
+
+
+def test_training_costs_three_forward_passes() -> None:
+    model, tokens = plain().train(), ids(2, 16)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, labels=tokens, use_cache=False).loss.backward()
+    assert counter.get_total_flops() == 3 * flops_per_token(model.config, 16) * tokens.numel()
+
+
+def test_parameters_are_those_that_are_stored_and_can_be_counted_before_a_model_is_made(
+    variant: dict[str, object],
+) -> None:
+    model = tiny(**variant)
+    assert parameters(model).stored == sum(each.numel() for each in model.parameters())
+    assert parameters_of(model.config) == parameters(model)
+
+
+def test_active_parameters_leave_out_the_compress_rows_that_a_token_does_not_read(variant: dict[str, object]) -> None:
+    stored, active = parameters(tiny(**variant))
+    mixes_concepts = "predicts" not in variant and variant["mixing"] != "none"
+    assert stored - active == (40 - 5) * 32 * mixes_concepts
+
+
+def test_parameters_of_the_papers_69m_model_are_the_papers() -> None:
+    config = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 512, "n_layer": 8, "n_head": 8}
+    stored, active = parameters_of(CoCoMixConfig(**config))
+    assert round(stored / 1e6, 1) == 85.1
+    assert round(active / 1e6, 1) == 68.3

@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from cocomix.models.card import Trained, model_card
+from cocomix.params import Method
+from cocomix.tokens.windows import Origin
+from tests.modeling.conftest import tiny
+
+DOCS = Origin("installed-docs")
+HUB = Origin("hub", "someone/texts", revision="abc123")
+
+
+def trained(method: Method, text: Origin = DOCS) -> Trained:
+    return Trained(f"{method}-0", method, text, context=48, tokens=2_048_000, flops=1.5e12, validation_loss=2.0)
+
+
+def plain() -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=48, n_embd=32, n_layer=2, n_head=4))
+
+
+def test_the_hub_reads_the_library_the_task_and_the_dataset_from_the_head() -> None:
+    head = ModelCard(model_card(tiny(), trained("cocomix", HUB))).data
+    assert (head.library_name, head.pipeline_tag) == ("transformers", "text-generation")
+    assert "cocomix" in head.tags
+    assert head.datasets == ["someone/texts"]
+    assert ModelCard(model_card(tiny(), trained("cocomix"))).data.datasets is None
+
+
+def test_the_card_says_what_the_model_was_trained_on_and_what_came_of_it() -> None:
+    text = ModelCard(model_card(tiny(), trained("cocomix", HUB))).text
+    for fact in ("someone/texts", "abc123", "2,048,000", "1.5e+12", "2.0000 nats", "perplexity 7.39", "2502.08524"):
+        assert fact in text
+
+
+def test_each_method_and_ablation_is_described_in_its_own_words() -> None:
+    kinds = [tiny(), tiny(mixing="add"), tiny(mixing="none"), tiny(predicts="hidden"), tiny(predicts="nothing")]
+    cards = [model_card(model, trained("cocomix")) for model in kinds]
+    cards += [model_card(plain(), trained("ntp")), model_card(plain(), trained("kd"))]
+    assert len(set(cards)) == len(cards)
+
+
+@pytest.mark.parametrize("model", [tiny(), plain()], ids=["cocomix", "ntp"])
+def test_the_ways_to_load_are_programs_and_only_a_model_of_our_own_needs_our_code(model: PreTrainedModel) -> None:
+    text = model_card(model, trained("cocomix"))
+    programs = [each.split("```")[0] for each in text.split("```python\n")[1:]]
+    for program in programs:
+        compile(program, "README.md", "exec")
+    ours = "trust_remote_code" in text
+    assert ours == (len(programs) == 2) == (model.config.model_type == "cocomix")
+
+
+@pytest.mark.parametrize(
+    ("model", "number"),
+    [
+        pytest.param(tiny(), 0, marks=pytest.mark.slow, id="cocomix-with-the-package"),
+        pytest.param(tiny(), 1, id="cocomix-without-it"),
+        pytest.param(plain(), 0, marks=pytest.mark.slow, id="ntp"),
+    ],
+)
+def test_a_way_to_load_runs_for_a_user_who_answers_no_question(
+    model: PreTrainedModel, number: int, tmp_path: Path
+) -> None:
+    vocabulary = {"<|endoftext|>": 0, "The": 1, "model": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    program = model_card(model, trained("cocomix")).split("```python\n")[1 + number].split("```")[0]
+    program = program.replace('path = "..."', f"path = {str(tmp_path / 'model')!r}")
+    hidden = "import sys\nsys.modules['cocomix'] = None\n"  # as where it is not installed
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            hidden * number + program.replace('path = "..."', f"path = {str(tmp_path / 'model')!r}"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The model")

@@ -1,0 +1,115 @@
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cocomix.modeling import CoCoMixConfig
+from cocomix.models.accounting import flops_per_token, parameters_of
+from cocomix.models.configs import config_of
+from cocomix.params import CocomixParams, KdParams, Match, Method, ModelParams, NtpParams, PauseParams, PretrainParams
+from cocomix.plumbing.errors import UserError
+from cocomix.shapes.models import Sources, cocomix_shape, pause_shape, shape_of, shapes, widened
+from cocomix.tokens.windows import Tokens
+from tests.training.test_loop import PARAMS
+
+COCOMIX = CocomixParams(
+    predicts="concepts",
+    mixing="interleave",
+    concept_layer=2,
+    concept_k=8,
+    concept_head="released",
+    concept_init="tied",
+    tied_scale=0.5,
+    learned_scale=False,
+    stop_gradient=False,
+    concept_weight=0.3,
+    hidden_loss="l2",
+)
+SOURCES = Sources(latents=512, base_width=32, base_flops=500_000, base_flops_to_layer=200_000)
+
+
+def matched(tokens: Tokens, match: Match, sources: Sources = SOURCES, **cocomix: object) -> dict[Method, Any]:
+    params = PretrainParams(
+        methods=["ntp"],
+        seeds=[0],
+        match=match,
+        model=ModelParams(d_model=64, n_layer=4, n_head=2),
+        training=PARAMS,
+        ntp=NtpParams(),
+        kd=KdParams(kl_weight=0.1),
+        pause=PauseParams(layer=1, mixing="interleave_with_state"),
+        cocomix=COCOMIX.model_copy(update=cocomix),
+    )
+    return shapes(params, tokens, sources)
+
+
+@pytest.fixture
+def tokens(tokens_folder: object) -> Tokens:
+    return Tokens()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 12), st.sampled_from([8, 16, 24, 32, 64, 72, 128]), st.integers(0, 10**8))
+def test_no_other_width_with_heads_of_about_the_size_comes_nearer(n_head: int, dim: int, target: int) -> None:
+    model = ModelParams(d_model=n_head * dim, n_layer=2, n_head=n_head)
+
+    def cost(shape: ModelParams) -> int:
+        return 12 * shape.d_model**2
+
+    found = widened(model, cost, target)
+    head = found.d_model // found.n_head
+    assert head % 8 == 0
+    assert dim / 2 <= head <= 2 * dim
+    for width in range(8, 2 * found.d_model, 8):
+        if any(width % each == 0 for each in range(8, 2 * dim + 1, 8) if 2 * each >= dim):
+            assert abs(cost(found) - target) <= abs(12 * width**2 - target)
+
+
+def test_an_unmatched_baseline_is_as_wide_as_the_model(tokens: Tokens) -> None:
+    found = matched(tokens, "width")
+    assert [found[method]["n_embd"] for method in ("ntp", "kd", "pause", "cocomix")] == [64] * 4
+
+
+@pytest.mark.parametrize("match", ["stored", "active"])
+def test_baselines_have_the_parameters_of_cocomix_to_within_a_step_of_the_width(tokens: Tokens, match: Match) -> None:
+    found = matched(tokens, match)
+    wanted = getattr(parameters_of(config_of(found["cocomix"])), match)
+    for method in ("ntp", "kd"):
+        assert found[method]["n_embd"] > 64
+        assert getattr(parameters_of(config_of(found[method])), match) == pytest.approx(wanted, rel=0.1)
+
+
+def test_matched_training_flops_count_the_base_models_forward_pass(tokens: Tokens) -> None:
+    found = matched(tokens, "flops")
+    wanted = 3 * flops_per_token(config_of(found["cocomix"]), tokens.context)
+    costs = {method: 3 * flops_per_token(config_of(found[method]), tokens.context) for method in ("ntp", "kd")}
+    assert costs["ntp"] == pytest.approx(wanted, rel=0.12)
+    assert costs["kd"] + SOURCES.base_flops == pytest.approx(wanted, rel=0.12)
+    assert costs["kd"] < costs["ntp"]
+    with_hidden = matched(tokens, "flops", predicts="hidden")
+    wanted = 3 * flops_per_token(config_of(with_hidden["cocomix"]), tokens.context) + SOURCES.base_flops_to_layer
+    assert 3 * flops_per_token(config_of(with_hidden["ntp"]), tokens.context) == pytest.approx(wanted, rel=0.12)
+
+
+def test_a_base_model_dearer_than_cocomix_leaves_distillation_no_width_of_equal_flops(tokens: Tokens) -> None:
+    dear = SOURCES._replace(
+        base_flops=3 * flops_per_token(config_of(matched(tokens, "width")["cocomix"]), tokens.context)
+    )
+    found = matched(tokens, "flops", dear)
+    assert [method for method, shape in found.items() if shape is None] == ["kd"]  # a key for DVC, which misses others
+    with pytest.raises(UserError, match=r"^pretrain\.match: flops: a token costs the base model of kd more than"):
+        shape_of("kd", found)
+    assert matched(tokens, "flops", dear._replace(base_flops=dear.base_flops - 1))["kd"]
+    assert matched(tokens, "stored", dear)["kd"]
+
+
+def test_shapes_are_configurations_of_their_methods(tokens: Tokens) -> None:
+    model = ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1)
+    cocomix = config_of(cocomix_shape(model, COCOMIX, tokens, SOURCES))
+    pause = config_of(pause_shape(model, PauseParams(layer=3, mixing="interleave"), tokens))
+    assert isinstance(cocomix, CoCoMixConfig)
+    assert isinstance(pause, CoCoMixConfig)
+    assert (cocomix.predicts, cocomix.num_concepts, cocomix.concept_layer) == ("concepts", 512, 2)
+    assert (pause.predicts, pause.mixing, pause.concept_layer, pause.resid_pdrop) == ("nothing", "interleave", 3, 0.1)
+    assert cocomix.vocab_size == tokens.vocab_size

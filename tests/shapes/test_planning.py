@@ -1,0 +1,107 @@
+"""What a plan says of stages that have not run; against finished ones: tests/stages/test_plan.py."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cocomix.params import Params
+from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.gpus import GPUS, gpu_named
+from cocomix.shapes.planning import Estimate, Text, estimate, estimate_text
+
+PARAMS = read_yaml(Path(__file__).parents[2] / "params.yaml")
+TEXT = Text({"train": 4e6, "validation": 1e6, "test": 1e6}, {"train": 1e6, "validation": 2.5e5, "test": 2.5e5}, 4096)
+
+
+def params(**changes: Mapping[str, Any]) -> Params:
+    """The shipped parameters with other ones, by section."""
+    return parse(Params, PARAMS | {name: PARAMS[name] | dict(values) for name, values in changes.items()}, "test")
+
+
+def needs(text: Text = TEXT, **changes: Mapping[str, Any]) -> dict[str, Estimate]:
+    return estimate(params(**changes), text)
+
+
+def test_activations_that_are_not_kept_take_no_disk_and_are_computed_in_the_autoencoders_training() -> None:
+    kept, not_kept = needs(), needs(activations={"keep": False, "mixed_shards": 2})
+    assert not_kept["activations"].disk < 0.1 * kept["activations"].disk
+    assert not_kept["sae"].flops > 2 * kept["sae"].flops
+    assert not_kept["attribution"] == kept["attribution"]
+
+
+def test_each_site_is_stored() -> None:
+    one, two = needs(), needs(activations={"sites": ["resid_post_2", "mlp_out_1"]}, sae={"site": "resid_post_2"})
+    assert two["activations"].disk == 2 * one["activations"].disk
+
+
+def test_a_published_autoencoder_takes_no_training() -> None:
+    found = needs(sae={"source": "published", "published": {"path": "x", "format": "openai"}})
+    assert found["sae"].flops == 0 < found["sae"].disk
+
+
+def test_no_more_activations_are_stored_than_there_are_tokens() -> None:
+    few = TEXT._replace(tokens={"train": 12_800.0, "validation": 1280.0, "test": 1280.0})
+    bytes_of_a_row = 2 * 128 + 5
+    assert needs(few)["activations"].disk == bytes_of_a_row * (12_800 + 1280)
+
+
+def test_every_method_and_seed_is_trained_and_evaluated() -> None:
+    found = needs(pretrain={"methods": ["kd", "pause"], "seeds": [3, 4]})
+    items = {
+        f"{stage}@{method}-{seed}"
+        for stage in ("pretrain", "evaluate")
+        for method in ("kd", "pause")
+        for seed in (3, 4)
+    }
+    assert {name for name in found if "@" in name} == items
+
+
+def test_distillation_costs_the_base_models_forward_pass_too() -> None:
+    changes = {"methods": ["ntp", "kd"], "match": "width"}
+    found, training = needs(pretrain=changes), params().pretrain.training
+    base_training = params().base.training
+    forward = found["base"].flops / (3 * base_training.steps * base_training.batch_size)
+    more = found["pretrain@kd-0"].flops - found["pretrain@ntp-0"].flops
+    assert more == forward * training.steps * training.batch_size
+
+
+def test_latents_with_two_signs_are_twice_as_many_concepts_and_no_more_work() -> None:
+    one, two = needs(), needs(sae={"architecture": "abstopk"})
+    twice = needs(sae={"latents": 2 * params().sae.latents})
+    for models in ("pretrain@ntp-0", "pretrain@cocomix-0", "evaluate@cocomix-0"):
+        assert two[models] == twice[models] != one[models]
+    assert two["explain"].disk == twice["explain"].disk
+    for stage in ("sae", "attribution", "explain"):
+        assert two[stage].flops == one[stage].flops < twice[stage].flops
+
+
+@given(st.floats(0.1, 1e5))
+def test_a_corpus_is_no_larger_than_its_limit_and_its_source(megabytes: float) -> None:
+    corpus = {"source": "files", "files": {"paths": ["*.txt"]}, "megabytes": megabytes}
+    text = estimate_text(params(corpus=corpus), 1e9)
+    assert sum(text.bytes.values()) == pytest.approx(min(megabytes * 1e6, 1e9))
+    assert text.tokens["train"] > text.tokens["validation"] > 0
+
+
+def test_a_dataset_of_unknown_size_must_be_limited() -> None:
+    corpus = {"source": "hub", "hub": {"dataset": "a", "revision": "b"}, "megabytes": None}
+    with pytest.raises(UserError, match=r"corpus\.megabytes: null: .* set a limit"):
+        estimate_text(params(corpus=corpus), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"), [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("a100", "A100")]
+)
+def test_a_gpu_is_known_by_its_drivers_name(name: str, gpu: str) -> None:
+    assert gpu_named(name) == GPUS[gpu]
+    assert gpu_named("Voodoo") is None
+
+
+def test_every_stage_of_the_pipeline_is_known() -> None:
+    stages = read_yaml(Path(__file__).parents[2] / "dvc.yaml")["stages"]
+    assert {name.partition("@")[0] for name in needs()} == set(stages) - {"check"}  # which needs nothing
