@@ -293,7 +293,7 @@ GIANTS = """
 import json, resource, sys
 from pathlib import Path
 import torch
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from tests.test_pretrained import AUTOENCODERS, MODELS, Site, load_model, load_published, tiny
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

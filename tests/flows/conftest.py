@@ -61,7 +61,7 @@ json.dump({"number": number, "of": {"many": list(range(100)), "text": "x"}}, ope
     "each.py": 'import shutil, sys; shutil.copy("parity.txt", f"each-{sys.argv[1]}.txt")',
     "wait.py": """
 import os, signal, time, yaml
-from cocomix.parent import end_with_parent
+from cocomix.plumbing.parent import end_with_parent
 end_with_parent(os.getppid(), signal.SIGTERM)
 open("pid", "w").write(str(os.getpid()))
 time.sleep(yaml.safe_load(open("params.yaml"))["base"]["seed"])

@@ -71,7 +71,7 @@ def test_a_command_that_a_closed_terminal_must_not_end_goes_on(folder: Path) -> 
 
 SERVER = """
 import sys
-from cocomix.errors import UserError
+from cocomix.plumbing.errors import UserError
 from flows import signals
 from flows.children import start_server
 with signals.end_in_order():

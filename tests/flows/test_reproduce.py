@@ -178,9 +178,9 @@ def test_a_signal_to_the_caller_ends_a_stage_that_stops_for_nothing_though_its_d
 
 SAVING = """
 import os, pathlib, signal, time
-from cocomix import interrupt
-from cocomix.artifact import Work
-from cocomix.parent import end_with_parent
+from cocomix.plumbing import interrupt
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.parent import end_with_parent
 end_with_parent(os.getppid(), signal.SIGTERM)
 interrupt.install()
 with Work("number", pathlib.Path("artifacts/number"), {}, {}):

@@ -14,8 +14,8 @@ from tests.flows.conftest import ROOT
 SCRIPT = """
 import sys
 from pathlib import Path
-from cocomix import artifact
-from cocomix.artifact import Work
+from cocomix.plumbing import artifact
+from cocomix.plumbing.artifact import Work
 artifact.COPIED_BYTES = int(sys.argv[1])
 with Work("thing", Path("artifacts/thing"), {}, {}) as work:
     for name in ("deep/one", "two"):

@@ -6,7 +6,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from cocomix.allocator import keep_freed_memory
+from cocomix.plumbing.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for _ in range(25):

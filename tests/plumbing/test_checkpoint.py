@@ -75,7 +75,7 @@ def test_what_a_killed_save_left_is_written_over(tmp_path: Path) -> None:
 SAVE = """
 import resource, sys, torch
 from pathlib import Path
-from cocomix import checkpoint
+from cocomix.plumbing import checkpoint
 state = {f"{each}": torch.ones(4 * 2**20) for each in range(16)}
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 checkpoint.save(Path(sys.argv[1]), 1, {"step": 1})

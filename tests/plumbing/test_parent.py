@@ -7,7 +7,7 @@ ADOPTED = """
 import os
 import signal
 import time
-from cocomix.parent import end_with_parent
+from cocomix.plumbing.parent import end_with_parent
 parent = os.getpid()
 if os.fork():
     os._exit(0)

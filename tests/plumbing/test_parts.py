@@ -62,7 +62,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from cocomix import parts
+from cocomix.plumbing import parts
 parts.SECONDS = -1.0
 upto, sums = int(sys.argv[1]), np.zeros(1)
 for number in (each.start for each in parts.Summing(Path("sums"), [range(n, n + 1) for n in range(20)], sums)):

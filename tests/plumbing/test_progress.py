@@ -13,7 +13,7 @@ from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import progress, say
 
 WORK = """
-from cocomix.progress import progress, say
+from cocomix.plumbing.progress import progress, say
 with progress("sae", 300, "steps", done=100) as bar:
     for step in range(200):
         bar.advance(1, loss=2.5)
