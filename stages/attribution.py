@@ -8,7 +8,7 @@ from typing import Any
 from cocomix.attribution.labelling import label
 from cocomix.attribution.labels import Labels, label_type, read_labels
 from cocomix.attribution.summary import summarise
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.runtime import runtime

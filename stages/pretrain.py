@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.attribution.labels import ConceptLabels, supervision
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
 from cocomix.models.configs import config_of

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import open_activations
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.check.external import outside
 from cocomix.params import ActivationsParams, Params, SaeParams, Site
 from cocomix.plumbing.artifact import Artifact, Work

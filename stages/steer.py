@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cocomix.attribution.labels import ConceptLabels, supervision
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.explain.lens import promoted
 from cocomix.modeling.concept_edits import Edit, Scale, Set
 from cocomix.params import Params, SteerParams

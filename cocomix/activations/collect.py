@@ -18,7 +18,10 @@ from transformers import PreTrainedModel
 from cocomix.activations.coding import MADE, STORED, encoded, scale_of
 from cocomix.activations.plan import Shard, dropped_ids, kept, plan
 from cocomix.activations.store import PAGE_BYTES, Activations, write_activations
-from cocomix.base.hooks import activations_at, check_documents_apart, check_sites, documents_apart, micro_batch
+from cocomix.base.documents_apart import check_documents_apart, documents_apart
+from cocomix.base.hooks import activations_at
+from cocomix.base.loading import micro_batch
+from cocomix.base.sites import check_sites
 from cocomix.params import ActivationsParams, Site
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Work

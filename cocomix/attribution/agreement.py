@@ -42,7 +42,7 @@ from cocomix.attribution.score import (
     strength,
     strongest,
 )
-from cocomix.base.hooks import load_base, micro_batch
+from cocomix.base.loading import load_base, micro_batch
 from cocomix.params import AttributionParams, Scope, Sign, load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.checked import whole_number

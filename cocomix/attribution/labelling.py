@@ -22,7 +22,8 @@ from cocomix.attribution.score import (
     scores_of_all,
     strongest,
 )
-from cocomix.base.hooks import check_layer, micro_batch
+from cocomix.base.blocks import check_layer
+from cocomix.base.loading import micro_batch
 from cocomix.params import AttributionParams
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError

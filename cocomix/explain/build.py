@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.base.hooks import check_layer
+from cocomix.base.blocks import check_layer
 from cocomix.explain.atlas import (
     CONCEPTS,
     CONCEPTS_SCHEMA,

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from cocomix.base.hooks import longest
+from cocomix.base.loading import longest_context
 from cocomix.explain.firings import Firings, Seen, rank_within
 from cocomix.explain.scan import ids_around
 from cocomix.params import ExplainModelParams, ExplainParams
@@ -73,7 +73,7 @@ class LabelModel:
                 f"explain.model.name: {name!r}: its tokenizer has {len(self._tokenizer)} tokens, the model "
                 f"{model.config.vocab_size}: they are of different models"
             )
-        self._longest = longest(model)
+        self._longest = longest_context(model)
         self._model = model.requires_grad_(False).eval().to(device())
         self._tokenizer.padding_side = "left"  # generation goes on at the right
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.base.hooks import activations_at, micro_batch
+from cocomix.base.hooks import activations_at
+from cocomix.base.loading import micro_batch
 from cocomix.explain.firings import Firings, Keep, Seen, rank_within
 from cocomix.params import Site
 from cocomix.plumbing.device import autocast

@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.base.hooks import micro_batch
+from cocomix.base.loading import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Scale
 from cocomix.plumbing import distributed

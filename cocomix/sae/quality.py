@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from cocomix.activations.plan import dropped_ids, kept
 from cocomix.activations.store import ActivationStore
-from cocomix.base.hooks import micro_batch, residual_edited
+from cocomix.base.hooks import residual_edited
+from cocomix.base.loading import micro_batch
 from cocomix.params import ActivationsParams
 from cocomix.plumbing.device import autocast, device
 from cocomix.plumbing.parts import Summing

@@ -52,7 +52,7 @@ ORIGIN_BYTES = 5
 SCORE_BITS = 13
 """Of a label's score, compressed; its number takes log2 C bits."""
 FORWARD_TOKENS = 2048
-"""Of a forward pass of a frozen model, `cocomix.base.hooks.micro_batch` on a CPU."""
+"""Of a forward pass of a frozen model, `cocomix.base.loading.micro_batch` on a CPU."""
 LIBRARIES = 500e6
 """Memory of a process that has only imported torch and transformers."""
 INTERVENTIONS = 12

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from cocomix.attribution.score import activations_of
-from cocomix.base.hooks import micro_batch
+from cocomix.base.loading import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Edit
 from cocomix.plumbing.parts import Advance, in_parts

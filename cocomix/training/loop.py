@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from cocomix.base.hooks import micro_batch
+from cocomix.base.loading import micro_batch
 from cocomix.params import TrainingParams
 from cocomix.plumbing import checkpoint, distributed, interrupt
 from cocomix.plumbing.device import autocast, device, peak_flops, peak_memory, send, tf32

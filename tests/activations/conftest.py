@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from cocomix.activations.collect import collect
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.params import ActivationsParams
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact, Work

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.score import integrated_scores, loss_gradient, scores_of
-from cocomix.base.hooks import blocks_of, residual_at, residual_edited
+from cocomix.base.blocks import blocks_of
+from cocomix.base.hooks import residual_at, residual_edited
 from cocomix.params import Scope
 from cocomix.plumbing import interrupt
 from cocomix.plumbing.interrupt import Interrupted

@@ -11,7 +11,7 @@ from cocomix.attribution.labelling import label, label_windows, plan
 from cocomix.attribution.labels import ConceptLabels, Labels
 from cocomix.attribution.score import loss_gradient, scores_of, strongest
 from cocomix.attribution.summary import summarise
-from cocomix.base.hooks import prepared
+from cocomix.base.loading import prepared
 from cocomix.params import AttributionParams
 from cocomix.plumbing import distributed, interrupt
 from cocomix.plumbing.artifact import Artifact, Work

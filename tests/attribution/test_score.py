@@ -14,7 +14,8 @@ from cocomix.attribution.score import (
     scores_of_all,
     strongest,
 )
-from cocomix.base.hooks import blocks_of, residual_edited
+from cocomix.base.blocks import blocks_of
+from cocomix.base.hooks import residual_edited
 from cocomix.params import Sign
 from cocomix.sae.autoencoder import Latents
 from tests.attribution.conftest import LATENTS, LAYER, K, Setting

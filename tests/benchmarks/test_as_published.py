@@ -5,7 +5,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
 from cocomix.attribution.score import loss_gradient, scores_of, strongest
-from cocomix.base.hooks import prepared
+from cocomix.base.loading import prepared
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.training.objectives import ConceptMixing

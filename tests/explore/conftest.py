@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cocomix.attribution.labels import supervision
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.explain import Atlas
 from cocomix.explain.build import make_atlas
 from cocomix.explore.session import Session

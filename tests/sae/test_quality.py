@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, zeros_like
 
 from cocomix.activations.store import ActivationStore
-from cocomix.base.hooks import load_base, residual_edited
+from cocomix.base.hooks import residual_edited
+from cocomix.base.loading import load_base
 from cocomix.params import Location
 from cocomix.plumbing import parts
 from cocomix.plumbing.artifact import Artifact

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.attribution.labelling import label
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import AttributionParams
 from cocomix.plumbing.artifact import Artifact, Work
