@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix.attribution.labelling import label
+from cocomix.attribution.build import label
 from cocomix.attribution.labels import Labels, label_type, read_labels
 from cocomix.attribution.summary import summarise
 from cocomix.base.loading import load_base

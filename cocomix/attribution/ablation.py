@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.attribution.apart import keys_values, positions_apart
+from cocomix.attribution.positions_apart import keys_values, positions_apart
 from cocomix.base.hooks import residual_at, residual_edited
 from cocomix.base.loading import micro_batch
 from cocomix.params import Scope

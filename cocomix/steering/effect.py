@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from cocomix.attribution.score import activations_of
+from cocomix.attribution.labelling import activation_scores
 from cocomix.base.loading import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Edit
@@ -241,7 +241,7 @@ def _on_writing(
             eos_token_id=None,
             **options,
         )
-    latents, _ = activations_of(bench.base, bench.sae, written, bench.sae.config.layer)
+    latents, _ = activation_scores(bench.base, bench.sae, written)
     found = bench.sae.as_concepts(latents)
     active = torch.where(found.values != 0, found.indices, -1).view(*written.shape, -1)[:, start:]
     wanted = torch.tensor(bench.concepts, device=active.device)

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from cocomix.attribution.apart import check_positions_apart
-from cocomix.attribution.labelling import label_windows
-from cocomix.attribution.score import loss_gradient
+from cocomix.attribution.labelling import label_windows, loss_gradient
+from cocomix.attribution.positions_apart import check_positions_apart
 from cocomix.base.blocks import blocks_of
 from cocomix.base.documents_apart import check_documents_apart
 from cocomix.base.families import check_base, final_norm

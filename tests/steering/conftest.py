@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.attribution.labelling import label
+from cocomix.attribution.build import label
 from cocomix.base.loading import load_base
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import AttributionParams

@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cocomix.attribution.apart import check_positions_apart, keys_values, positions_apart
-from cocomix.attribution.score import loss_gradient
+from cocomix.attribution.labelling import loss_gradient
+from cocomix.attribution.positions_apart import check_positions_apart, keys_values, positions_apart
 from cocomix.base.hooks import residual_at, residual_edited
 from cocomix.base.loading import prepared
 from cocomix.plumbing.errors import UserError
