@@ -17,7 +17,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
 from cocomix.sae.formats import is_same_model, load_published, model_named
-from cocomix.sae.learner import CurveRow
+from cocomix.sae.learner import SaeCurveRow
 from cocomix.sae.quality import duplicates, reconstruction, splice
 from cocomix.sae.training import SaeTraining, Wanted, write_curve
 from cocomix.tokens.windows import Tokens
@@ -38,7 +38,7 @@ def run(params: Params) -> None:
 
         sections = {MAIN: params.sae, **params.sae.others()}
         stores = {site: store_of(site) for site in {each.site for each in sections.values()}}
-        curves: dict[str, list[CurveRow]] = {}
+        curves: dict[str, list[SaeCurveRow]] = {}
         if params.sae.source == "train":
             training = SaeTraining([Wanted(stores[each.site], each) for each in sections.values()], work.scratch)
             training.run()

@@ -58,8 +58,8 @@ PER_WINDOW = 16
 """Positions that are sampled of a window."""
 
 
-class Row(NamedTuple):
-    """The active latents of a position, and how strong each is: both [active]."""
+class ActiveLatents(NamedTuple):
+    """Those of one position, and how strong each is: both [active]."""
 
     indices: NDArray[np.integer]
     strengths: NDArray[np.floating]
@@ -75,10 +75,10 @@ class Scored(NamedTuple):
     strengths: Tensor
     """`strength` of the scores: [positions, width], in the order of `latents`."""
 
-    def active(self) -> list[Row]:
+    def active(self) -> list[ActiveLatents]:
         """The active latents of each position."""
         columns = (self.latents.indices, self.strengths, self.latents.values != 0)
-        return [Row(i[on], s[on]) for i, s, on in zip(*(each.cpu().numpy() for each in columns), strict=True)]
+        return [ActiveLatents(i[on], s[on]) for i, s, on in zip(*(each.cpu().numpy() for each in columns), strict=True)]
 
 
 class Agreement(NamedTuple):

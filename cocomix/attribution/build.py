@@ -23,8 +23,8 @@ from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Split, Tokens
 
 
-class Shard(NamedTuple):
-    """A file of labels."""
+class LabelShard(NamedTuple):
+    """A file of labels, before it is made."""
 
     name: str
     split: Split
@@ -33,19 +33,19 @@ class Shard(NamedTuple):
     """The token windows that it covers: [start, stop)."""
 
 
-def plan(tokens: Tokens, shard_tokens: int) -> list[Shard]:
-    """All training and validation windows, dealt into shards in their order: of `shard_tokens`, a window at least."""
+def label_shards(tokens: Tokens, shard_tokens: int) -> list[LabelShard]:
+    """All training and validation windows, cut into shards in their order: of `shard_tokens`, a window at least."""
     shard_windows = max(1, shard_tokens // tokens.context)
     splits: tuple[Split, ...] = ("train", "validation")
     return [
-        Shard(f"{split}-{start // shard_windows:05d}.parquet", split, start, min(start + shard_windows, windows))
+        LabelShard(f"{split}-{start // shard_windows:05d}.parquet", split, start, min(start + shard_windows, windows))
         for split in splits
         for windows in [len(tokens.windows(split))]
         for start in range(0, windows, shard_windows)
     ]
 
 
-def label(
+def make_labels(
     work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: AttributionParams
 ) -> Mapping[str, Any]:
     """Write this process's shards of labels, wait for the others, and return what readers must know.
@@ -63,8 +63,8 @@ def label(
     if params.scope == "next_token":
         window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
         check_positions_apart(model, sae.config.layer, window.to(model.device))
-    shards = plan(tokens, params.shard_tokens)
-    work.plan(each.name for each in shards)
+    shards = label_shards(tokens, params.shard_tokens)
+    work.expect(each.name for each in shards)
     mine = shards[runtime().rank :: runtime().world_size]
     missing = [shard for shard in mine if not work.has(shard.name)]
     total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))

@@ -51,7 +51,7 @@ class MixingScore:
 
 
 @dataclass(frozen=True)
-class Tell:
+class PutLabelsFirst:
     """An edit of concepts that makes labels the first of them, and keeps the strengths of first, second, .. concept."""
 
     labels: Tensor
@@ -149,10 +149,10 @@ def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[flo
         loss_with(torch.zeros_like),
         loss_with(lambda _: some.other_vectors),
         loss_with(mean.expand_as),
-        loss(Tell(some.labels, m)),
-        loss(Tell(some.other_labels, m)),
-        *(loss(Tell(some.labels, count)) for count in range(1, m)),
-        *(loss(Tell(some.labels, count, some.turn)) for count in range(1, m)),
+        loss(PutLabelsFirst(some.labels, m)),
+        loss(PutLabelsFirst(some.other_labels, m)),
+        *(loss(PutLabelsFirst(some.labels, count)) for count in range(1, m)),
+        *(loss(PutLabelsFirst(some.labels, count, some.turn)) for count in range(1, m)),
     ]
 
 

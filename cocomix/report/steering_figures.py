@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from cocomix.report.drawing import COLORS, INK, MUTED, drawing
 from cocomix.report.wording import signed
 from cocomix.statistics import CONFIDENCE, Interval
-from cocomix.steering.averages import Effects, Sweep
+from cocomix.steering.averages import MeanEffects, Sweep
 
 
 class _Look(NamedTuple):
@@ -128,7 +128,7 @@ def steering_says(sweeps: Sequence[Sweep]) -> list[str]:
     return said
 
 
-def steering_rows(sweeps: Sequence[Sweep]) -> list[tuple[str, Effects]]:
+def steering_rows(sweeps: Sequence[Sweep]) -> list[tuple[str, MeanEffects]]:
     """The strongest edits in either direction, by what the table calls them."""
     return [
         (f"{LOOKS[sweep.name].title}, {signed(each.strength, 'g')}", each)

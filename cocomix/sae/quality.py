@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.activations.plan import dropped_ids, kept
+from cocomix.activations.shards import dropped_ids, kept
 from cocomix.activations.store import ActivationStore
 from cocomix.base.hooks import residual_edited
 from cocomix.base.loading import micro_batch

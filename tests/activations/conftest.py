@@ -38,7 +38,7 @@ class Setting(NamedTuple):
             pytest.MonkeyPatch.context() as patch,
         ):
             patch.setattr(distributed, "gathered", lambda value: [value])
-            patch.setattr(distributed, "told", lambda value: value)
+            patch.setattr(distributed, "from_first", lambda value: value)
             for rank in range(jobs):
                 patch.setenv("RANK", str(rank))
                 patch.setenv("WORLD_SIZE", str(jobs))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from cocomix.attribution.build import label, plan
+from cocomix.attribution.build import label_shards, make_labels
 from cocomix.attribution.labelling import gradient_scores, loss_gradient, strongest
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import prepared
@@ -34,7 +34,7 @@ def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> 
         for rank in reversed(range(jobs)):
             patch.setenv("RANK", str(rank))
             patch.setenv("WORLD_SIZE", str(jobs))
-            facts = label(work, setting.model, setting.sae, setting.tokens, PARAMS.model_copy(update=changes))
+            facts = make_labels(work, setting.model, setting.sae, setting.tokens, PARAMS.model_copy(update=changes))
         patch.undo()
         work.finish(facts)
         work.publish()
@@ -79,7 +79,7 @@ def test_test_windows_are_not_labelled(setting: Setting) -> None:
 def test_any_number_of_processes_writes_the_same_artifact(setting: Setting) -> None:
     alone = labelled(setting)
     assert labelled(setting, jobs=3).manifest.files == alone.manifest.files
-    planned = [shard.name for shard in plan(setting.tokens, 40 * CONTEXT)]
+    planned = [shard.name for shard in label_shards(setting.tokens, 40 * CONTEXT)]
     assert planned == alone.names("train") + alone.names("validation")
 
 

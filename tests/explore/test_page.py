@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from cocomix.explain import Atlas, Card
 from cocomix.explore.export import write_page
 from cocomix.explore.session import Session
-from cocomix.predictions.table import Predicting, Predictions, predicting
+from cocomix.predictions.table import Predictions, PredictionsReader, open_predictions
 from tests.explore.serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -303,7 +303,7 @@ class Hostile(Atlas):
         )
 
 
-class HostilePredicting(Predicting):
+class HostilePredicting(PredictionsReader):
     """So does the text that the language model read."""
 
     def concept(self, concept: int) -> Predictions:
@@ -349,7 +349,7 @@ def test_a_card_shows_what_the_language_model_makes_of_the_concept(
     told = session.predictions(concept)
     assert told
     out = atlas.path.parent / "atlas.html"
-    write_page(atlas, out, predicting(steering, atlas))
+    write_page(atlas, out, open_predictions(steering, atlas))
     with serving(session) as address:
         for url in (f"http://{address}/", out.resolve().as_uri()):
             page.goto(url)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel
 from cocomix.models.card import Trained
 from cocomix.tokens.tokenizer import load_trained, train_tokenizer
-from cocomix.tokens.windows import Origin
+from cocomix.tokens.windows import TextOrigin
 from stages.pretrain import write_model
 from tests.modeling.conftest import VARIANTS, ids, named, tiny
 
@@ -106,7 +106,7 @@ def test_the_text_generation_pipeline_takes_batches_from_a_folder_as_the_stage_w
     texts = ["The model returns a list.", "It"]
     train_tokenizer(texts, 270).save(str(tmp_path / "trained.json"))
     model, tokenizer = tiny(vocab_size=270), load_trained(tmp_path / "trained.json")
-    trained = Trained("cocomix-0", "cocomix", Origin("files"), 48, tokens=1, flops=1.0, validation_loss=1.0)
+    trained = Trained("cocomix-0", "cocomix", TextOrigin("files"), 48, tokens=1, flops=1.0, validation_loss=1.0)
     write_model(tmp_path / "model", model, tokenizer, trained)
     assert AutoTokenizer.from_pretrained(tmp_path / "model").padding_side == "left"
     generate = pipeline("text-generation", model=str(tmp_path / "model"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.attribution.build import label
+from cocomix.attribution.build import make_labels
 from cocomix.base.loading import load_base
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import AttributionParams
@@ -65,7 +65,7 @@ def artifacts(base_folder: Path) -> Path:
     base, tokens = load_base(Artifact(base_folder), 16), Tokens(root / "tokens")
     inputs = {name: Artifact(root / name).digest for name in ("base", "sae", "tokens")}
     with Work("attribution", root / "concepts", inputs, PARAMS.model_dump()) as work:
-        work.finish(label(work, base, load_sae(Artifact(root / "sae")), tokens, PARAMS))
+        work.finish(make_labels(work, base, load_sae(Artifact(root / "sae")), tokens, PARAMS))
         work.publish()
     folder = root / "models/cocomix-0"
     tiny(vocab_size=64, num_concepts=CONCEPTS).save_pretrained(folder)
