@@ -79,7 +79,7 @@ def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDo
     Raises:
         UserError: when the first text is larger than `limit`.
     """
-    origins = find_origins()
+    origins = find_documentation()
     groups: dict[str, list[Document]] = {}
     seen: set[str] = set()
     repeated = short = 0
@@ -163,7 +163,7 @@ def needed() -> dict[str, Distribution]:
     return {name: each for name, each in sorted(found.items()) if name != _OURS}
 
 
-def find_origins() -> list[DocumentationFile]:
+def find_documentation() -> list[DocumentationFile]:
     """All files with documentation, but tests, vendored copies and this project.
 
     In the order of a hash of their names: any first part of them has something of every large package.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocomix.corpus import installed
-from cocomix.corpus.installed import DocumentationFile, find_origins, read_installed_docs, split_groups
+from cocomix.corpus.installed import DocumentationFile, find_documentation, read_installed_docs, split_groups
 from cocomix.corpus.store import Document
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
@@ -77,7 +77,7 @@ def origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Documentati
             f'"""{PROSE.replace("optimizer", f"Optim{number}")}\n\n{own}\n\n{OTHER if number > 97 else ""}"""'
         )
         found.append(DocumentationFile(f"package{number // 10}", f"m{number}.py", path))
-    monkeypatch.setattr(installed, "find_origins", lambda: found)
+    monkeypatch.setattr(installed, "find_documentation", lambda: found)
     return found
 
 
@@ -120,9 +120,9 @@ def test_reading_stops_when_the_text_asked_for_is_there(
 
 
 def test_origins_are_real_modules_without_tests_and_without_this_project() -> None:
-    origins = find_origins()
+    origins = find_documentation()
     sources = [origin.source for origin in origins]
-    assert origins == find_origins()
+    assert origins == find_documentation()
     assert len({origin.group for origin in origins[:500]}) > 40, "the first files are not a sample of all packages"
     assert len(set(sources)) == len(sources)
     assert {"python/ast.py", "numpy/_globals.py", "numpy (description)"} <= set(sources)

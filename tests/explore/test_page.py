@@ -303,7 +303,7 @@ class Hostile(Atlas):
         )
 
 
-class HostilePredicting(PredictionsReader):
+class HostilePredictions(PredictionsReader):
     """So does the text that the language model read."""
 
     def concept(self, concept: int) -> Predictions:
@@ -324,9 +324,9 @@ def test_text_of_the_corpus_stays_text(
     steering: Path, session: Session, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     atlas = Hostile()
-    predicted = HostilePredicting(pq.read_table(steering / "predicted.parquet"), atlas.texts)
+    predicted = HostilePredictions(pq.read_table(steering / "predicted.parquet"), atlas.texts)
     monkeypatch.setattr(session, "_atlas", atlas)
-    monkeypatch.setattr(session, "_predicting", predicted)
+    monkeypatch.setattr(session, "_predictions", predicted)
     monkeypatch.setattr(session, "_labels", dict.fromkeys(range(40), HOSTILE))
     out = atlas.path.parent / "page.html"
     write_page(atlas, out, predicted)

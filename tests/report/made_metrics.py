@@ -20,7 +20,7 @@ from cocomix.evaluation.tables import write_documents, write_examples, write_tas
 from cocomix.explain.atlas import CONCEPTS, VOCABULARY
 from cocomix.params import FILE, Method
 from cocomix.plumbing.artifact import Work
-from cocomix.steering.effect import Effect, Measured, effects_table
+from cocomix.steering.effect import EditEffect, Measured, effects_table
 
 DOCUMENTS = 40
 GROUPS = 25
@@ -171,7 +171,7 @@ def write_steering(sweeps: Sequence[str]) -> None:
     unedited = Measured(probability=0.01, read=0.05, loss=4.0, distinct=0.9)
     control = unedited._replace(loss=4.2)
     effects = [
-        Effect(concept, strength, unedited, control._replace(probability=probability), control, success, 0.5)
+        EditEffect(concept, strength, unedited, control._replace(probability=probability), control, success, 0.5)
         for strength, probability in ((-10.0, 0.01 / 3), (10.0, 0.03))
         for concept, success in ((7, True), (9, False))
     ]
