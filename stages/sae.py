@@ -18,7 +18,7 @@ from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
 from cocomix.sae.formats import is_same_model, load_published, model_named
 from cocomix.sae.learner import SaeCurveRow
-from cocomix.sae.quality import duplicates, reconstruction, splice
+from cocomix.sae.quality import duplicates, reconstruction, spliced_losses
 from cocomix.sae.training import SaeTraining, Wanted, write_curve
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -85,7 +85,7 @@ def _measured(
 ) -> dict[str, Any]:
     """How good an autoencoder is: what metrics/sae.json says of it."""
     held_out = reconstruction(sae, store, kept.with_name(f"{kept.name}-reconstruction"))
-    losses = splice(sae, model, tokens, held_out.mean, stored, kept.with_name(f"{kept.name}-splice"))
+    losses = spliced_losses(sae, model, tokens, held_out.mean, stored, kept.with_name(f"{kept.name}-splice"))
     return {
         "fvu": held_out.fvu,
         "fvu_raw": held_out.fvu_raw,

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explore.as_json import plain
 from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.distributed import stand_alone

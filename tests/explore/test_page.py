@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from cocomix.explain import Atlas, Card
+from cocomix.explain.atlas import Atlas, Card
 from cocomix.explore.export import write_page
 from cocomix.explore.session import Session
 from cocomix.predictions.table import Predictions, PredictionsReader, open_predictions

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.__main__ import main as command
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explore.export import write_page
 from cocomix.explore.load import default_model
 from cocomix.explore.session import Session
