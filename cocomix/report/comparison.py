@@ -83,7 +83,7 @@ class MethodResult:
     """By lm-eval's names."""
     sources: tuple[SupervisionStage, ...]
     """The stages that made what it learns from besides the text."""
-    supervision: Cost
+    supervision_cost: Cost
     """Its share of their cost."""
     saving: Saving | None
     """None for the baseline, and without one."""
@@ -133,7 +133,7 @@ def compare(
     )
     results = []
     for method, own in runs.items():
-        supervision = supervision_costs[method]
+        cost = supervision_costs[method]
         results.append(
             MethodResult(
                 method,
@@ -141,10 +141,10 @@ def compare(
                 {name: each[method] for name, each in corpora.items()},
                 {name: each[method] for name, each in tasks.items()},
                 sources[method],
-                supervision,
-                saving(own, baseline, supervision) if baseline and method != BASELINE else None,
+                cost,
+                saving(own, baseline, cost) if baseline and method != BASELINE else None,
                 at_equal(own, most),
-                at_equal(own, most_with_supervision, supervision.flops),
+                at_equal(own, most_with_supervision, cost.flops),
             )
         )
     return results

@@ -132,11 +132,11 @@ def at_equal(runs: Sequence[Run], flops: float, supervision_flops: float = 0.0) 
     return AtEqual(flops, tokens, loss) if loss else None
 
 
-def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> Saving:
+def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision_cost: Cost) -> Saving:
     """Compare runs with the baseline's, seed by seed.
 
     Args:
-        supervision: a run's share of the cost of what the method learns from, besides its training.
+        supervision_cost: a run's share of the cost of what the method learns from, besides its training.
     """
     finals = [float(run.curve.loss[-1]) for run in baseline]
     reached = sum(bool(run.curve.loss.min() <= final) for run, final in zip(runs, finals, strict=True))
@@ -147,13 +147,13 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
     ]
     if len(pairs) < len(runs):
         return Saving(len(runs), reached, None)
-    supervision_seconds = supervision.seconds
+    supervision_seconds = supervision_cost.seconds
     spent = TrainingToReach(
         tokens=spread([found.tokens for found, _ in pairs]),
         tokens_saved=seed_mean([1 - found.tokens / training.tokens for found, training in pairs], high=1),
         flops_ratio=seed_mean([found.flops / training.flops for found, training in pairs], low=0),
         flops_ratio_with_supervision=seed_mean(
-            [(found.flops + supervision.flops) / training.flops for found, training in pairs], low=0
+            [(found.flops + supervision_cost.flops) / training.flops for found, training in pairs], low=0
         ),
         seconds_ratio=spread([found.seconds / training.seconds for found, training in pairs]),
         seconds_ratio_with_supervision=None

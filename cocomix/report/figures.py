@@ -183,9 +183,9 @@ def _supervision_cost(result: MethodResult, against: Axis) -> float:
         case "tokens":
             return 0.0
         case "flops":
-            return result.supervision.flops
+            return result.supervision_cost.flops
         case "seconds":
-            return result.supervision.seconds or 0.0
+            return result.supervision_cost.seconds or 0.0
 
 
 def _mean(result: MethodResult) -> Curve:

@@ -43,7 +43,7 @@ def _of_method(result: MethodResult) -> dict[str, Any]:
         "flops_per_token": training.flops_per_token,
         "seconds": _plain(result.seconds),
         "seeds": len(result.runs),
-        "supervision": _plain(result.supervision),
+        "supervision": _plain(result.supervision_cost),
         "corpora": _plain(result.corpora),
         "tasks": _plain(result.tasks),
         "mean_accuracy": result.mean_accuracy,

@@ -79,12 +79,12 @@ def _draw_effects(axes: Axes, sweep: Sweep, look: _Look) -> None:
 
 def effects_by_cost(sweeps: Sequence[Sweep]) -> str:
     """The same effects against what they cost elsewhere."""
-    told = [
+    stated = [
         f"{LOOKS[each.name].title} {each.effects[-1].strength:g}: {_times(each.effects[-1].log_ratio.own.mean)} "
         f"for {each.effects[-1].loss.mean:+.2f}"
         for each in sweeps
     ]
-    title = f"Effect on the concept's tokens against the change of the loss. {'; '.join(told)}."
+    title = f"Effect on the concept's tokens against the change of the loss. {'; '.join(stated)}."
     with drawing("steering-cost", title, 4.6, 3.3) as made:
         axes = made.axes
         axes.axhline(0, color=MUTED, linewidth=0.8)

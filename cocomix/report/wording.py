@@ -128,7 +128,7 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
 
 
 def _with_supervision(result: MethodResult, spent: TrainingToReach) -> str:
-    if not result.supervision.flops:
+    if not result.supervision_cost.flops:
         return ""
     made = "the base model, the autoencoder and the labels" if "sae" in result.sources else "the base model"
     return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {made}"
