@@ -7,11 +7,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from cocomix.corpus.digest_set import DigestSet
 from cocomix.corpus.files import FileRow, document_of, files_digest, find_files, read_rows
 from cocomix.corpus.hub import read_hub
 from cocomix.corpus.installed import InstalledDocs, read_installed_docs, split_groups, versions
 from cocomix.corpus.parts import Stretch, in_parts, kept, stretches
+from cocomix.corpus.seen import Seen
 from cocomix.corpus.splits import SPLITS, Split
 from cocomix.corpus.store import CorpusWriter, Document, SplitSize, digest_of_text, none_fits
 from cocomix.params import CorpusParams
@@ -102,7 +102,7 @@ def _assigned_by_digest(
     parts: Iterable[list[Document]], params: CorpusParams, dropped: Counter[str]
 ) -> Iterator[AssignedDocument]:
     """Every document that is not empty and was not there before; its split follows from its text alone."""
-    earlier = DigestSet()
+    seen = Seen()
     validation, test = params.validation_share * 2**64, params.test_share * 2**64
     for document in chain.from_iterable(parts):
         text = document.text.encode()
@@ -110,7 +110,7 @@ def _assigned_by_digest(
             dropped["empty documents"] += 1
             continue
         digest = digest_of_text(text)
-        if not earlier.add(digest):
+        if not seen.add(digest):
             dropped["repeated documents"] += 1
             continue
         number = int.from_bytes(digest, "big")

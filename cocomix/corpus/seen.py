@@ -1,9 +1,9 @@
-"""Digests of the documents that were there before, in a few bytes each."""
+"""Which documents were there before, in a few bytes each."""
 
 from array import array
 
 
-class DigestSet:
+class Seen:
     """A growing set of 8-byte digests: a hash table of bare integers, at most two thirds full.
 
     12 to 24 bytes an entry, where a set of Python objects takes a hundred. Two of N different documents share a
