@@ -33,7 +33,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from benchmarks import medians, report, set_up
 from cocomix.activations.collect import collect
 from cocomix.activations.store import MIXED_GROUPS, Activations, ActivationStore, write_activations
-from cocomix.base.hooks import micro_batch, prepared, residual_at
+from cocomix.base.hooks import residual_at
+from cocomix.base.loading import micro_batch, prepared
 from cocomix.params import ActivationsParams
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.device import attention, autocast

@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks import medians, own_peak, peak, report, set_up
 from benchmarks.as_published import PublishedTeacher
 from cocomix.attribution.labelling import label_windows
-from cocomix.base.hooks import prepared
+from cocomix.base.loading import prepared
 from cocomix.params import AttributionParams
 from cocomix.plumbing.device import attention, autocast, device
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder

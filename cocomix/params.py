@@ -640,7 +640,7 @@ class ReportParams(Section):
 
     title: str
     label_runs: Size
-    """Training runs that share the base model, the autoencoder and the labels: each owes its part of their cost."""
+    """Training runs that share the base model, the autoencoder and the labels: each bears its part of their cost."""
 
 
 class Params(Section):

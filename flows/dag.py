@@ -50,7 +50,7 @@ class Stage:
         return self.writes is not None and external.FILE.exists() and external.FILE.read_bytes() == self.writes
 
 
-def read(params: bytes | None = None) -> dict[str, Stage]:
+def read_dag(params: bytes | None = None) -> dict[str, Stage]:
     """All stages, by name, what is needed first. The project's folder stays as it is.
 
     Args:
@@ -130,9 +130,9 @@ def outdated_inputs(dag: Mapping[str, Stage], selected: Iterable[Stage]) -> list
     return [name for name in dag if name in _upstream(chosen, dag) - chosen and dag[name].changed]
 
 
-def plan(targets: Iterable[str] = (), mode: Mode = "upstream") -> list[Stage]:
-    """`select` from what `read` finds."""
-    return select(read(), targets, mode)
+def selected_stages(targets: Iterable[str] = (), mode: Mode = "upstream") -> list[Stage]:
+    """`select` from what `read_dag` finds."""
+    return select(read_dag(), targets, mode)
 
 
 def names() -> list[str]:

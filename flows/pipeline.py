@@ -19,7 +19,7 @@ from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from flows import publish
-from flows.dag import Mode, Stage, names, outdated_inputs, read, select
+from flows.dag import Mode, Stage, names, outdated_inputs, read_dag, select
 from flows.gpu import has_gpu, one_at_a_time
 from flows.overrides import Overrides, flat, nested, override
 from flows.owner import check_definition
@@ -125,7 +125,7 @@ def _pipeline(targets: tuple[str, ...], mode: Mode, overrides: dict[str, Any]) -
     runtime()
     if overrides:
         override(overrides)
-    dag = read()
+    dag = read_dag()
     nodes = select(dag, targets, mode)
     publish.parameters(flat(overrides))
     if outdated := outdated_inputs(dag, nodes):

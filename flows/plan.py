@@ -31,7 +31,7 @@ from cocomix.plumbing.errors import UserError, suggestion
 from cocomix.plumbing.gpus import GPUS, Gpu, gpu_named
 from cocomix.plumbing.runtime import runtime
 from cocomix.report.wording import duration, si
-from cocomix.shapes.planning import LIBRARIES, Estimate, Text, estimate, estimate_text, measured_text
+from cocomix.shapes.planning import LIBRARIES, CorpusSize, StageNeeds, estimated_corpus, measured_corpus, stage_needs
 from flows import dag
 from flows.overrides import nested
 from flows.preset import content_of, sections, with_values
@@ -103,12 +103,12 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
         UserError: for an unknown preset, or parameters that are not valid.
     """
     content, params = _asked(preset)
-    stages = dag.read(content)
+    stages = dag.read_dag(content)
     why = reasons(stages)
-    needs = estimate(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
+    needs = stage_needs(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
     rates = _measured_rates(stages, content)
     return [
-        _planned(stage, why[name], needs.get(name, Estimate()), params, rates, gpu) for name, stage in stages.items()
+        _planned(stage, why[name], needs.get(name, StageNeeds()), params, rates, gpu) for name, stage in stages.items()
     ]
 
 
@@ -148,13 +148,13 @@ def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
     return found
 
 
-def _text(params: Params, *, up_to_date: bool) -> Text:
+def _text(params: Params, *, up_to_date: bool) -> CorpusSize:
     if up_to_date:
-        return measured_text(
+        return measured_corpus(
             *(json.loads(Path(f"metrics/{name}.json").read_bytes()) for name in ("corpus", "tokenize"))
         )
     files = find_files(params.corpus.files.paths) if params.corpus.source == "files" else None
-    return estimate_text(params, None if files is None else sum(each.stat().st_size for each in files))
+    return estimated_corpus(params, None if files is None else sum(each.stat().st_size for each in files))
 
 
 def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str, Rate]:
@@ -162,12 +162,12 @@ def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str
     ran_with = [nested(stage.ran_with) for stage in stages.values()]
     try:
         params = parse(Params, mapping(with_values(content, ran_with, "dvc.lock"), "dvc.lock"), "dvc.lock")
-        needs = estimate(params, _text(params, up_to_date=True))
+        needs = stage_needs(params, _text(params, up_to_date=True))
     except (UserError, FileNotFoundError):  # of an older pipeline, or nothing ran yet
         return {}
     found: dict[str, tuple[float, Rate]] = {}
     for stage in stages.values():
-        need = needs.get(stage.name, Estimate())  # of what ran last, perhaps with other methods
+        need = needs.get(stage.name, StageNeeds())  # of what ran last, perhaps with other methods
         work = need.flops or need.text
         seconds = max((_seconds(path) for path in stage.metrics), default=0.0)
         kind = _kind(stage.name)
@@ -189,7 +189,7 @@ def _kind(stage: str) -> str:
 
 
 def _planned(
-    stage: dag.Stage, why: Why, need: Estimate, params: Params, rates: Mapping[str, Rate], gpu: Gpu
+    stage: dag.Stage, why: Why, need: StageNeeds, params: Params, rates: Mapping[str, Rate], gpu: Gpu
 ) -> Planned:
     kind = _kind(stage.name)
     rate = rates.get(kind) or (rates.get("training") if need.flops else None) or _assumed_rate(kind, params)
@@ -238,7 +238,7 @@ def _windows_at_a_time(batch_size: int) -> int:
     return math.ceil(batch_size / (processes if processes != "auto" else len(_gpus_here()) or runtime().cores))
 
 
-def _fitting(need: Estimate, gpu: Gpu, batch_size: int) -> int | None:
+def _fitting(need: StageNeeds, gpu: Gpu, batch_size: int) -> int | None:
     free = 0.9 * gpu.memory - (need.memory - LIBRARIES)
     fitting = max(0, int(free / need.window_memory)) if need.window_memory else batch_size
     return fitting if fitting < batch_size else None

@@ -35,7 +35,7 @@ from cocomix.report.facts import read_run, run_files
 from cocomix.report.tuning import SWEEPS, SweepRun, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
 from flows import publish
-from flows.dag import plan
+from flows.dag import selected_stages
 from flows.owner import check_definition
 from flows.pipeline import bring_up_to_date
 from flows.server import end_with_runner, run_here
@@ -62,7 +62,7 @@ def sweep(
         with kept(wait=True, say=say) as write_params:
             results, asked = _asked(name, grid, methods, seeds)
             failed = run(results, asked, write_params)
-            compared = comparison(asked, read(results))
+            compared = comparison(asked, finished_runs(results))
     except UserError as error:
         return Failed(message=str(error))
     publish.comparison(results, compared)
@@ -80,7 +80,7 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
         What went wrong, by task.
     """
     log = get_run_logger()
-    done = read(name)
+    done = finished_runs(name)
     files, code, failed = states(), _digest_of_code(), {}
     if outdated := {each.setting for task in asked if (each := _result_of(task, done)) and each.code != code}:
         listed = ", ".join(sorted(outdated)) or FILE
@@ -91,7 +91,7 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
         log.info(f"[{number}/{len(left)}] {task.title}")
         write_params(task.content)
         try:
-            state = bring_up_to_date(plan([f"evaluate@{task.method}-{task.seed}"]), task.title)
+            state = bring_up_to_date(selected_stages([f"evaluate@{task.method}-{task.seed}"]), task.title)
             if not state.is_completed():
                 raise UserError(str(state.message))
             if FILE.read_bytes() != task.content:
@@ -108,7 +108,7 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     return failed
 
 
-def read(name: str) -> list[SweepRun]:
+def finished_runs(name: str) -> list[SweepRun]:
     """The results of a sweep so far.
 
     Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.activations.collect import collect
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.tokens.windows import Tokens

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix.attribution.labelling import label
+from cocomix.attribution.build import make_labels
 from cocomix.attribution.labels import Labels, label_type, read_labels
 from cocomix.attribution.summary import summarise
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.runtime import runtime
@@ -24,7 +24,7 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         sae = load_sae(trained)
-        facts = label(work, load_base(base, tokens.context), sae, tokens, params.attribution)
+        facts = make_labels(work, load_base(base, tokens.context), sae, tokens, params.attribution)
         if runtime().rank == 0:
             concepts, k_attr = sae.config.concepts, params.attribution.k_attr
 

@@ -22,7 +22,7 @@ from cocomix.shapes.models import gpt2_shape
 from cocomix.tokens.comparison import difference
 from cocomix.tokens.window_data import WindowData
 from cocomix.tokens.windows import Tokens
-from cocomix.training.loop import CurveRow, Training, write_curve
+from cocomix.training.loop import Training, TrainingCurveRow, write_curve
 from cocomix.training.objectives import NextToken
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -48,7 +48,7 @@ def run(params: Params) -> None:
     produce("base", ARTIFACTS / "base", inputs, params.base.model_dump(), compute, side)
 
 
-def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedModel, list[CurveRow]]:
+def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedModel, list[TrainingCurveRow]]:
     torch.manual_seed(params.base.seed)
     model = GPT2LMHeadModel(config_of(gpt2_shape(params.base.model, tokens)))
     data = (WindowData(tokens.windows("train")), WindowData(tokens.windows("validation")))
@@ -92,7 +92,9 @@ def _check_tokenizer(params: Params, tokens: Tokens) -> None:
         raise UserError(f"base.pretrained: {source!r} has another tokenizer than the tokens: {found}; {advice}")
 
 
-def _save(model: PreTrainedModel, curve: list[CurveRow], score: LanguageModelScore, tokens: Tokens, work: Work) -> None:
+def _save(
+    model: PreTrainedModel, curve: list[TrainingCurveRow], score: LanguageModelScore, tokens: Tokens, work: Work
+) -> None:
     with work.write_folder() as folder:
         model.save_pretrained(folder)
         tokens.tokenizer().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Stage `corpus`: documents, de-duplicated and dealt to train, validation and test."""
+"""Stage `corpus`: documents, de-duplicated and split into train, validation and test."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from cocomix.attribution.labels import ConceptLabels, supervision
+from cocomix.attribution.labels import ConceptLabels, supervision_digest
 from cocomix.evaluation import concepts, corpora, downstream, language_model, mixing
 from cocomix.evaluation.concepts import ConceptScores, score_concepts
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
@@ -20,7 +20,7 @@ from cocomix.evaluation.examples import choose_examples
 from cocomix.evaluation.language_model import TextScore, score_text
 from cocomix.evaluation.mixing import MixingScore, score_mixing
 from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks
-from cocomix.evaluation.text import Text, split_text
+from cocomix.evaluation.text import EvaluationText, split_text
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, Method, Params
 from cocomix.plumbing.artifact import Artifact, Work
@@ -36,12 +36,12 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
-class Source(NamedTuple):
+class TextSource(NamedTuple):
     """A text to measure on."""
 
     digest: str
     """What it depends on besides the tokens artifact."""
-    read: Callable[[], Text]
+    read: Callable[[], EvaluationText]
 
 
 def run(params: Params, method: Method, seed: int) -> None:
@@ -49,12 +49,12 @@ def run(params: Params, method: Method, seed: int) -> None:
     name, section = f"{method}-{seed}", params.evaluate
     tokens, trained = Tokens(ARTIFACTS / "tokens"), Artifact(ARTIFACTS / "models" / name)
     labels = Artifact(ARTIFACTS / "concepts")
-    learned = supervision(labels, method)
+    learned = supervision_digest(labels, method)
     if method == "cocomix":
         check_origins({"tokens": tokens.artifact, "concepts": labels})
     key = {"model": trained.digest, "tokens": tokens.artifact.digest}
-    sources = {split: Source(split, partial(split_text, tokens, split)) for split in SPLITS} | {
-        corpus: Source(corpus_digest(corpus, chosen, tokens), partial(read_corpus, corpus, chosen, tokens))
+    sources = {split: TextSource(split, partial(split_text, tokens, split)) for split in SPLITS} | {
+        corpus: TextSource(corpus_digest(corpus, chosen, tokens), partial(read_corpus, corpus, chosen, tokens))
         for corpus, chosen in section.corpora.items()
     }
     tasks_dir = None if section.tasks_dir is None else Path(section.tasks_dir)
@@ -65,7 +65,7 @@ def run(params: Params, method: Method, seed: int) -> None:
             trained.verified(), dtype=torch.float32, attn_implementation=attention(tokens.context)
         )
 
-        def score(corpus: str, source: Source) -> TextScore:
+        def score(corpus: str, source: TextSource) -> TextScore:
             def measure() -> TextScore:
                 kept, text = work.scratch / f"text-{list(sources).index(corpus)}", source.read()
                 work.confirm_inputs()

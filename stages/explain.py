@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.check.external import outside
 from cocomix.explain.build import make_atlas
 from cocomix.params import Params

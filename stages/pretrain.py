@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.attribution.labels import ConceptLabels, supervision
-from cocomix.base.hooks import load_base
+from cocomix.attribution.labels import ConceptLabels, supervision_digest
+from cocomix.base.loading import load_base
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
 from cocomix.models.configs import config_of
@@ -20,7 +20,7 @@ from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.models import shape_of
 from cocomix.tokens.window_data import WindowData
 from cocomix.tokens.windows import Split, Tokens
-from cocomix.training.loop import CurveRow, Training, write_curve
+from cocomix.training.loop import Training, TrainingCurveRow, write_curve
 from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, NextToken, Objective
 from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -70,7 +70,7 @@ def run(params: Params, method: Method, seed: int) -> None:
         "metrics.json": Path("metrics/pretrain") / f"{name}.json",
         "curve.csv": Path("plots/pretrain") / f"{name}.csv",
     }
-    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact} | supervision(concepts, method)
+    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact} | supervision_digest(concepts, method)
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
 
 
@@ -118,7 +118,9 @@ def _objective(
             return HiddenMixing(model, load_base(base, context), layer, chosen.hidden_loss, chosen.concept_weight)
 
 
-def _metrics(method: str, seed: int, objective: Objective, curve: list[CurveRow], context: int) -> dict[str, Any]:
+def _metrics(
+    method: str, seed: int, objective: Objective, curve: list[TrainingCurveRow], context: int
+) -> dict[str, Any]:
     last = curve[-1]
     return {
         "method": method,

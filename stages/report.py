@@ -14,7 +14,7 @@ from cocomix.params import Params
 from cocomix.plumbing.artifact import MANIFEST, Artifact, Work, digest_of
 from cocomix.report.comparison import BASELINE, MethodResult, compare
 from cocomix.report.concepts import mean_concepts, read_examples
-from cocomix.report.costs import Cost, Source, costs, sources_of
+from cocomix.report.costs import Cost, SupervisionStage, costs, supervision_stages
 from cocomix.report.drawing import swatch
 from cocomix.report.facts import (
     ATLAS,
@@ -26,7 +26,7 @@ from cocomix.report.facts import (
     read_run,
     run_files,
 )
-from cocomix.report.figures import accuracies, differences, learning_curves, told
+from cocomix.report.figures import accuracies, differences, learning_curves, loss_given_labels
 from cocomix.report.numbers import numbers
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
 from cocomix.report.tuning import Tuning, decisive, own_weight, read_sweep, sweep_files, tuning
@@ -69,7 +69,7 @@ def run(params: Params) -> None:
     spent = costs(pipeline, params)
     results = compare(
         runs,
-        {method: sources_of(method, cocomix) for method in methods},
+        {method: supervision_stages(method, cocomix) for method in methods},
         spent,
         params.report.label_runs,
     )
@@ -113,7 +113,7 @@ def page(
     params: Params,
     pipeline: Pipeline,
     results: Sequence[MethodResult],
-    spent: Mapping[Source, Cost],
+    spent: Mapping[SupervisionStage, Cost],
     usages: Sequence[StageUsage],
     sweeps: Sequence[Sweep],
     tuned: Tuning | None,
@@ -166,7 +166,9 @@ def page(
         differences=Markup(differences(results)),
         task_accuracies=Markup(accuracies(results)),
         concepts=concepts,
-        told={method: Markup(told(method, each.mixing)) for method, each in concepts.items() if each.mixing},
+        loss_given_labels={
+            method: Markup(loss_given_labels(method, each.mixing)) for method, each in concepts.items() if each.mixing
+        },
         examples=[example for method in concepts for example in read_examples(f"{method}-{seed}")],
         steering={
             "sweeps": sweeps,

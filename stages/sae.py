@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from cocomix.activations.store import ActivationStore
 from cocomix.activations.stream import open_activations
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.check.external import outside
 from cocomix.params import ActivationsParams, Params, SaeParams, Site
 from cocomix.plumbing.artifact import Artifact, Work
@@ -17,8 +17,8 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
 from cocomix.sae.formats import is_same_model, load_published, model_named
-from cocomix.sae.learner import CurveRow
-from cocomix.sae.quality import duplicates, reconstruction, splice
+from cocomix.sae.learner import SaeCurveRow
+from cocomix.sae.quality import duplicates, reconstruction, spliced_losses
 from cocomix.sae.training import SaeTraining, Wanted, write_curve
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -38,7 +38,7 @@ def run(params: Params) -> None:
 
         sections = {MAIN: params.sae, **params.sae.others()}
         stores = {site: store_of(site) for site in {each.site for each in sections.values()}}
-        curves: dict[str, list[CurveRow]] = {}
+        curves: dict[str, list[SaeCurveRow]] = {}
         if params.sae.source == "train":
             training = SaeTraining([Wanted(stores[each.site], each) for each in sections.values()], work.scratch)
             training.run()
@@ -85,7 +85,7 @@ def _measured(
 ) -> dict[str, Any]:
     """How good an autoencoder is: what metrics/sae.json says of it."""
     held_out = reconstruction(sae, store, kept.with_name(f"{kept.name}-reconstruction"))
-    losses = splice(sae, model, tokens, held_out.mean, stored, kept.with_name(f"{kept.name}-splice"))
+    losses = spliced_losses(sae, model, tokens, held_out.mean, stored, kept.with_name(f"{kept.name}-splice"))
     return {
         "fvu": held_out.fvu,
         "fvu_raw": held_out.fvu_raw,

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cocomix.base.flops import forward_flops
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
-from cocomix.shapes.models import Sources, shapes
+from cocomix.shapes.models import TeacherSizes, shapes
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -28,21 +28,21 @@ def run(params: Params) -> None:
     def compute(work: Work) -> Mapping[str, Any]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.file("config.json").parent))
-        sources = Sources(
+        teacher = TeacherSizes(
             latents=sae.about["concepts"],
             base_width=model.config.hidden_size,
             base_flops=forward_flops(model, tokens.context),
             base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),
         )
-        found = shapes(section, tokens, sources)
+        found = shapes(section, tokens, teacher)
         with work.write("shapes.json") as pending:
             pending.path.write_bytes(to_json(found))
         sizes = {
             "widths": {method: shape["n_embd"] for method, shape in found.items() if shape},
             "context": tokens.context,
-            "latents": sources.latents,
-            "base_flops": sources.base_flops,
-            "base_flops_to_layer": sources.base_flops_to_layer,
+            "latents": teacher.latents,
+            "base_flops": teacher.base_flops,
+            "base_flops_to_layer": teacher.base_flops_to_layer,
         }
         (work.side / "metrics.json").write_bytes(to_json(sizes))
         return {}

@@ -205,8 +205,8 @@ def _machine_trouble(error: Exception) -> str | None:
 
 def _number_of(error: Exception) -> int | None:
     """The system's number of what went wrong; libraries written in Rust have it in their words only."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return int(told[1]) if told else getattr(error, "errno", None)
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else getattr(error, "errno", None)
 
 
 def _processes() -> int:

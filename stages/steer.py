@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from cocomix.attribution.labels import ConceptLabels, supervision
-from cocomix.base.hooks import load_base
+from cocomix.attribution.labels import ConceptLabels, supervision_digest
+from cocomix.base.loading import load_base
 from cocomix.explain.lens import promoted
 from cocomix.modeling.concept_edits import Edit, Scale, Set
 from cocomix.params import Params, SteerParams
@@ -24,12 +24,12 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.once import once
 from cocomix.plumbing.runtime import runtime
 from cocomix.predictions import measure
-from cocomix.predictions.measure import Predicted, predict
+from cocomix.predictions.measure import ConceptPredictions, measure_predictions
 from cocomix.predictions.table import PREDICTED, SCHEMA, predictions_table
 from cocomix.sae.autoencoder import load_sae
 from cocomix.steering import effect
 from cocomix.steering.averages import Sweep, read_sweeps
-from cocomix.steering.effect import Bench, Effect, Writing, effects_table, sample_concepts, steering_effects
+from cocomix.steering.effect import Bench, EditEffect, Writing, effects_table, sample_concepts, steering_effects
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -64,7 +64,7 @@ def run(params: Params) -> None:
         return {"seeds": list(trained)}
 
     side = {"metrics.json": Path("metrics/steer.json"), "steer.csv": Path("plots/steer.csv")}
-    learned = supervision(concepts, "cocomix") if trained else {}
+    learned = supervision_digest(concepts, "cocomix") if trained else {}
     models = {f"models/cocomix-{seed}": folder for seed, folder in trained.items()}
     opened: dict[str, Artifact | str] = {**inputs, "concepts": concepts, **models, **learned}
     produce("steer", ARTIFACTS / "steering", opened, section.model_dump(), compute, side)
@@ -76,7 +76,7 @@ def _sweeps(
     tokens: Tokens,
     inputs: Mapping[str, Artifact],
     trained: Mapping[int, Artifact],
-) -> dict[str, dict[int, list[Effect]]]:
+) -> dict[str, dict[int, list[EditEffect]]]:
     """The effects by sweep and seed. Nothing is measured that was measured before: see `once`."""
     text = _text(tokens, section)
     models = {seed: load_base(folder, tokens.context) for seed, folder in trained.items()}
@@ -98,14 +98,14 @@ def _sweeps(
     writing = Writing(section.prompt_tokens, section.new_tokens, section.seed)
     bench = Bench(base, sae, concepts, tokens_of, text, writing)
 
-    def measure(model: PreTrainedModel, folder: Artifact, edit: str) -> list[Effect]:
-        def effects() -> list[Effect]:
+    def measure(model: PreTrainedModel, folder: Artifact, edit: str) -> list[EditEffect]:
+        def effects() -> list[EditEffect]:
             kept = work.scratch / f"{folder.path.name}-{edit}"
             name = f"steering {folder.path.name}: {edit}"
             return steering_effects(model, bench, section.strengths, EDITS[edit], kept, name)
 
         what = key | {"model": folder.digest, "edit": edit, "concepts": concepts}
-        return once("steering", what, effects, list[Effect], effect.__file__)
+        return once("steering", what, effects, list[EditEffect], effect.__file__)
 
     sweeps = {
         f"cocomix_{edit}": {seed: measure(model, trained[seed], edit) for seed, model in models.items()}
@@ -122,16 +122,18 @@ def _predicted(
     windows = _drawn(len(validation), min(section.read_windows, len(validation)), section.seed)
     ids = torch.from_numpy(validation[windows].astype(np.int64))
 
-    def read() -> list[Predicted]:
+    def read() -> list[ConceptPredictions]:
         unpacked = ConceptLabels(concepts).unpack(tokens, "validation", work.scratch / "labels.npy")
         of_windows = torch.from_numpy(unpacked[windows].astype(np.int64))
         name = f"predicted {trained.path.name}"
         model = load_base(trained, tokens.context)
-        return predict(model, ids, of_windows, section.promoted, work.scratch / f"predicted-{seed}", task=name)
+        return measure_predictions(
+            model, ids, of_windows, section.promoted, work.scratch / f"predicted-{seed}", task=name
+        )
 
     key = {"model": trained.digest, "tokens": tokens.artifact.digest, "labels": concepts.digest}
     what = key | {"windows": windows.tolist(), "promoted": section.promoted}
-    found = once("predicted", what, read, list[Predicted], measure.__file__)
+    found = once("predicted", what, read, list[ConceptPredictions], measure.__file__)
     return predictions_table(seed, found, windows.tolist(), ids.tolist())
 
 

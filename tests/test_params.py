@@ -4,7 +4,7 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from cocomix.params import Params, SaeParams, load
+from cocomix.params import ExplainParams, Params, SaeParams, load
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
 
@@ -317,3 +317,18 @@ def check_computes(value: object) -> None:
 )
 def test_a_value_beyond_what_computes_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert loaded(tmp_path, old, new).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labeller": "model"}, "labeller is model, which needs model.name: a hub id or a folder"),
+        ({"labeller": "words"}, "labeller: 'words': input should be 'tokens' or 'model'"),
+        ({"held_out": 9}, r"model.judged \(10\) must not exceed held_out \(9\)"),
+        ({"contexts": 9}, r"model.contexts \(10\) must not exceed contexts \(9\)"),
+        ({"before": 1}, "before: 1: input should be greater than or equal to 2"),
+    ],
+)
+def test_an_atlas_that_cannot_be_is_an_error_that_names_the_key(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(ExplainParams, read_yaml(SHIPPED)["explain"] | changes, "params.yaml")

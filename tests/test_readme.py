@@ -73,6 +73,19 @@ def test_the_picture_shows_the_stages_of_dvc_yaml_in_order() -> None:
     assert [each.strip() for each in shown] == list(yaml.safe_load(text("dvc.yaml"))["stages"])
 
 
+def test_the_table_of_names_has_every_stage_with_its_folders() -> None:
+    table = text("README.md").partition("A stage has one name in")[2]
+    lines = [line.strip("|").split("|") for line in re.findall(r"^\| `.*$", table, re.MULTILINE)]
+    rows = [[re.findall(r"`(\w+)`", cell) for cell in cells[start : start + 3]] for cells in lines for start in (0, 4)]
+    named = {stage[0]: (library, artifacts) for stage, library, artifacts in rows if stage}
+    defined = yaml.safe_load(text("dvc.yaml"))["stages"]
+    assert named.keys() == defined.keys()
+    for name, (library, artifacts) in named.items():
+        assert library
+        assert [folder for folder in library if not (ROOT / "cocomix" / folder).is_dir()] == []
+        assert artifacts == [Path(out).parts[1] for out in defined[name]["outs"]], name
+
+
 def test_the_stages_and_presets_in_commands_exist() -> None:
     readme = text("README.md")
     assert set(re.findall(r"flows\.pipeline ([a-z]+)", readme)) <= stages()

@@ -16,9 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.activations.coding import MADE, STORED, encoded, scale_of
-from cocomix.activations.plan import Shard, dropped_ids, kept, plan
+from cocomix.activations.shards import ActivationShard, activation_shards, dropped_ids, kept
 from cocomix.activations.store import PAGE_BYTES, Activations, write_activations
-from cocomix.base.hooks import activations_at, check_documents_apart, check_sites, documents_apart, micro_batch
+from cocomix.base.documents_apart import check_documents_apart, documents_apart
+from cocomix.base.hooks import activations_at
+from cocomix.base.loading import micro_batch
+from cocomix.base.sites import check_sites
 from cocomix.params import ActivationsParams, Site
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Work
@@ -51,9 +54,9 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
         raise UserError(
             f"activations.row_group_tokens: {params.row_group_tokens}: allowed: at most {most} of {d_model} dimensions"
         )
-    train, validation = plan(tokens, "train", params), plan(tokens, "validation", params)
+    train, validation = activation_shards(tokens, "train", params), activation_shards(tokens, "validation", params)
     shards = [*train, *validation] if params.keep else validation
-    work.plan(_name(site, shard) for shard in shards for site in sites)
+    work.expect(_name(site, shard) for shard in shards for site in sites)
     mine = shards[runtime().rank :: runtime().world_size]
     missing = [shard for shard in mine if not all(work.has(_name(site, shard)) for site in sites)]
     row_bytes = vector_bytes + ORIGIN_BYTES
@@ -79,7 +82,7 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
         "d_model": d_model,
         "sites": params.sites,
         "dtype": params.dtype,
-        "rounding_fvu": distributed.told(rounding),
+        "rounding_fvu": distributed.from_first(rounding),
         "row_group_tokens": params.row_group_tokens,
         "mixed_shards": params.mixed_shards,
         "tokens": {
@@ -92,7 +95,7 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
 def make(
     model: PreTrainedModel,
     tokens: Tokens,
-    shard: Shard,
+    shard: ActivationShard,
     params: ActivationsParams,
     sites: Sequence[Site],
     advance: Callable[[int], None],
@@ -122,7 +125,7 @@ def make(
     return made
 
 
-def shuffled(x: Tensor, tokens: Tokens, shard: Shard, params: ActivationsParams, site: Site) -> Activations:
+def shuffled(x: Tensor, tokens: Tokens, shard: ActivationShard, params: ActivationsParams, site: Site) -> Activations:
     """The rows of a shard as they are stored: without what is dropped, in their random order, coded.
 
     Args:
@@ -152,7 +155,9 @@ def shuffled(x: Tensor, tokens: Tokens, shard: Shard, params: ActivationsParams,
     return Activations(coded.x, token, document, position, coded.scale)
 
 
-def _write(work: Work, shard: Shard, made: Mapping[Site, Tensor], tokens: Tokens, params: ActivationsParams) -> None:
+def _write(
+    work: Work, shard: ActivationShard, made: Mapping[Site, Tensor], tokens: Tokens, params: ActivationsParams
+) -> None:
     for site, x in made.items():
         activations = shuffled(x, tokens, shard, params, site)
         with work.write(_name(site, shard)) as pending:
@@ -160,7 +165,7 @@ def _write(work: Work, shard: Shard, made: Mapping[Site, Tensor], tokens: Tokens
             write_activations(pending.path, activations, params.row_group_tokens)
 
 
-def _name(site: Site, shard: Shard) -> str:
+def _name(site: Site, shard: ActivationShard) -> str:
     return f"{site}/{shard.name}"
 
 

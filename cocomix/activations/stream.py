@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from cocomix.activations.coding import Coded, decoded
 from cocomix.activations.collect import make, shuffled
-from cocomix.activations.plan import plan
+from cocomix.activations.shards import activation_shards
 from cocomix.activations.store import ActivationStore, RowGroup
 from cocomix.params import ActivationsParams
 from cocomix.plumbing import interrupt
@@ -55,7 +55,9 @@ class ActivationStream(ActivationStore):
         super().__init__(artifact, site)
         self._tokens, self._model = tokens, model
         self._params = ActivationsParams.model_validate(artifact.manifest.params)
-        self._shards = {f"{self.site}/{shard.name}": shard for shard in plan(tokens, "train", self._params)}
+        self._shards = {
+            f"{self.site}/{shard.name}": shard for shard in activation_shards(tokens, "train", self._params)
+        }
         self._made = lru_cache(self._mixed_shards)(self._make)
 
     def _files(self, split: Split) -> dict[str, int]:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.attribution.apart import keys_values, positions_apart
-from cocomix.base.hooks import micro_batch, residual_at, residual_edited
+from cocomix.attribution.positions_apart import keys_values, positions_apart
+from cocomix.base.hooks import residual_at, residual_edited
+from cocomix.base.loading import micro_batch
 from cocomix.params import Scope
 from cocomix.plumbing import interrupt
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder

@@ -30,19 +30,19 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.attribution.ablation import ablation_scores
-from cocomix.attribution.apart import check_positions_apart
-from cocomix.attribution.score import (
-    Gradient,
-    Labelled,
-    activations_of,
+from cocomix.attribution.labelling import (
+    LossGradient,
+    Strongest,
+    activation_scores,
+    gradient_scores,
     integrated_scores,
     loss_gradient,
-    scores_of,
-    scores_of_all,
     strength,
     strongest,
+    strongest_of_dictionary,
 )
-from cocomix.base.hooks import load_base, micro_batch
+from cocomix.attribution.positions_apart import check_positions_apart
+from cocomix.base.loading import load_base, micro_batch
 from cocomix.params import AttributionParams, Scope, Sign, load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.checked import whole_number
@@ -58,8 +58,8 @@ PER_WINDOW = 16
 """Positions that are sampled of a window."""
 
 
-class Row(NamedTuple):
-    """The active latents of a position, and how strong each is: both [active]."""
+class ActiveLatents(NamedTuple):
+    """Those of one position, and how strong each is: both [active]."""
 
     indices: NDArray[np.integer]
     strengths: NDArray[np.floating]
@@ -68,17 +68,17 @@ class Row(NamedTuple):
 class Scored(NamedTuple):
     """Some positions, scored in one way."""
 
-    labels: Labelled
+    labels: Strongest
     """[positions, k_attr]."""
     latents: Latents
     """[positions, width]."""
     strengths: Tensor
     """`strength` of the scores: [positions, width], in the order of `latents`."""
 
-    def active(self) -> list[Row]:
+    def active(self) -> list[ActiveLatents]:
         """The active latents of each position."""
         columns = (self.latents.indices, self.strengths, self.latents.values != 0)
-        return [Row(i[on], s[on]) for i, s, on in zip(*(each.cpu().numpy() for each in columns), strict=True)]
+        return [ActiveLatents(i[on], s[on]) for i, s, on in zip(*(each.cpu().numpy() for each in columns), strict=True)]
 
 
 class Agreement(NamedTuple):
@@ -136,18 +136,18 @@ def _scored(
         latents, scores = Latents(latents.indices[rows], latents.values[rows]), scores[rows]
         labels = strongest(sae.as_concepts(latents), scores, min(k_attr, scores.shape[1]), sign)
         missing = 0, k_attr - labels.concepts.shape[1]
-        labels = Labelled(F.pad(labels.concepts, missing, value=-1), F.pad(labels.scores, missing))
+        labels = Strongest(F.pad(labels.concepts, missing, value=-1), F.pad(labels.scores, missing))
         return Scored(labels, latents, strength(scores, sign))
 
     yield ORACLE, sampled(*ablation_scores(model, sae, windows, scope, places), sign)
     gradient = loss_gradient(model, windows, layer, scope)
-    by_gradient = sampled(*scores_of(sae, gradient), sign)
+    by_gradient = sampled(*gradient_scores(sae, gradient), sign)
     yield "gradient", by_gradient
-    of_all = scores_of_all(sae, Gradient(gradient.residual[rows], gradient.gradient[rows]), k_attr, sign)
+    of_all = strongest_of_dictionary(sae, LossGradient(gradient.residual[rows], gradient.gradient[rows]), k_attr, sign)
     # Of an active latent, the value before the selection is the one after it.
     yield "gradient, pre_activation", by_gradient._replace(labels=of_all)
     yield "integrated", sampled(*integrated_scores(model, sae, windows, scope, params.integrated_steps), sign)
-    yield "activation", sampled(*activations_of(model, sae, windows, layer), "released")
+    yield "activation", sampled(*activation_scores(model, sae, windows), "released")
 
 
 def _compared(scope: Scope, name: str, option: Sequence[Scored], oracle: Sequence[Scored], concepts: int) -> Agreement:

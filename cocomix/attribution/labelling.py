@@ -1,136 +1,237 @@
-"""Labelling all training and validation windows with their concepts."""
+"""From token windows to labels: which of a position's latents matter for the text that follows (paper Eq. 1, Fig. 6a).
 
-import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+`label_windows` is the whole walk; what it calls follows in the order of the steps. A score says what a latent adds to
+the base model's loss: to first order (`gradient_scores`), along the path from the activation without latents to the one
+with them (`integrated_scores`), or exactly (`ablation.py`). The loss is that of the whole window (`sequence`, as
+released) or, for each position, of its next token alone (`next_token`, Eq. 1).
+"""
 
-import numpy as np
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.attribution.ablation import ablation_scores
-from cocomix.attribution.apart import check_positions_apart
-from cocomix.attribution.labels import LARGEST_SCORE, SUPERVISION, Labels, label_type, write_labels
-from cocomix.attribution.score import (
-    Labelled,
-    activations_of,
-    integrated_scores,
-    loss_gradient,
-    scores_of,
-    scores_of_all,
-    strongest,
-)
-from cocomix.base.hooks import check_layer, micro_batch
-from cocomix.params import AttributionParams
-from cocomix.plumbing.artifact import Work
-from cocomix.plumbing.errors import UserError
-from cocomix.plumbing.progress import progress
-from cocomix.plumbing.runtime import runtime
-from cocomix.sae.autoencoder import SparseAutoencoder
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.attribution.labels import LARGEST_SCORE, Labels, label_type
+from cocomix.attribution.positions_apart import KeysValues, keys_values, positions_apart
+from cocomix.base.hooks import residual_at, residual_edited
+from cocomix.params import AttributionParams, Scope, Sign
+from cocomix.plumbing.device import autocast
+from cocomix.sae.autoencoder import Latents, SparseAutoencoder
+from cocomix.sae.sparse import dots, weighted_sum
+
+DENSE_ROWS = 256
+"""Positions whose whole dictionary is scored at a time."""
 
 
-class Shard(NamedTuple):
-    """A file of labels."""
+class LossGradient(NamedTuple):
+    """The residual stream after a layer, and the gradient of the loss at it; both [n, d_model] float32."""
 
-    name: str
-    split: Split
-    start: int
-    stop: int
-    """The token windows that it covers: [start, stop)."""
+    residual: Tensor
+    gradient: Tensor
 
 
-def plan(tokens: Tokens, shard_tokens: int) -> list[Shard]:
-    """All training and validation windows, dealt into shards in their order: of `shard_tokens`, a window at least."""
-    shard_windows = max(1, shard_tokens // tokens.context)
-    splits: tuple[Split, ...] = ("train", "validation")
-    return [
-        Shard(f"{split}-{start // shard_windows:05d}.parquet", split, start, min(start + shard_windows, windows))
-        for split in splits
-        for windows in [len(tokens.windows(split))]
-        for start in range(0, windows, shard_windows)
-    ]
+class Strongest(NamedTuple):
+    """The concepts with the strongest scores of each position, best first."""
 
-
-def label(
-    work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: AttributionParams
-) -> Mapping[str, Any]:
-    """Write this process's shards of labels, wait for the others, and return what readers must know.
-
-    Raises:
-        UserError: when the autoencoder does not fit the base model, or the base model not the scope.
-    """
-    check_layer(model, sae.config.layer)
-    if sae.config.location != "resid_post":
-        raise UserError(
-            f"sae.site: is a {sae.config.location}; labels are for the residual stream: choose a resid_post"
-        )
-    if sae.config.d_model != model.config.hidden_size:
-        raise UserError(f"sae: is for width {sae.config.d_model}, the base model's is {model.config.hidden_size}")
-    if params.scope == "next_token":
-        window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
-        check_positions_apart(model, sae.config.layer, window.to(model.device))
-    shards = plan(tokens, params.shard_tokens)
-    work.plan(each.name for each in shards)
-    mine = shards[runtime().rank :: runtime().world_size]
-    missing = [shard for shard in mine if not work.has(shard.name)]
-    total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
-    with progress("attribution", total, "tokens", total - left) as bar:
-        for shard in missing:
-            per_batch = micro_batch(tokens.context)
-            parts = []
-            for start in range(shard.start, shard.stop, per_batch):
-                rows = tokens.windows(shard.split)[start : min(start + per_batch, shard.stop)]
-                parts.append(label_windows(model, sae, torch.from_numpy(rows.astype(np.int64)), params))
-                bar.advance(rows.size)
-            with work.write(shard.name) as pending:
-                pending.rows = shard.stop - shard.start
-                write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
-    work.wait()
-    facts = {
-        "latents": sae.config.concepts,
-        "layer": sae.config.layer,
-        "k_attr": params.k_attr,
-        "context": tokens.context,
-    }
-    if runtime().rank == 0:
-        _write_supervision(work, facts)
-    return {**facts, "dtype": label_type(sae.config.concepts).name}
+    concepts: Tensor
+    """int64 [n, k_attr]; -1: no (further) concept has the wanted sign."""
+    scores: Tensor
+    """[n, k_attr]; 0 where there is no concept."""
 
 
 def label_windows(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams) -> Labels:
-    """Label some windows, ids [windows, context]."""
-    labelled = _strongest(model, sae, ids.to(model.device), params)
-    dtype = label_type(sae.config.concepts)
+    """Label every position of some windows.
+
+    Args:
+        ids: int64 [windows, context].
+    """
+    ids = ids.to(model.device)
+    if params.value == "pre_activation":
+        gradient = loss_gradient(model, ids, sae.config.layer, params.scope)
+        best = strongest_of_dictionary(sae, gradient, params.k_attr, params.sign)
+    else:
+        latents, latent_scores = score_latents(model, sae, ids, params)
+        best = strongest(sae.as_concepts(latents), latent_scores, params.k_attr, params.sign)
     shape = (*ids.shape, params.k_attr)
     # -1 becomes the type's maximum.
-    concepts = labelled.concepts.cpu().numpy().astype(dtype).reshape(shape)
-    scores = labelled.scores.clamp(-LARGEST_SCORE, LARGEST_SCORE).half()
+    concepts = best.concepts.cpu().numpy().astype(label_type(sae.config.concepts)).reshape(shape)
+    scores = best.scores.clamp(-LARGEST_SCORE, LARGEST_SCORE).half()
     return Labels(concepts, scores.cpu().numpy().reshape(shape))
 
 
-def _strongest(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams) -> Labelled:
-    k_attr, sign, scope = params.k_attr, params.sign, params.scope
+def score_latents(
+    model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams
+) -> tuple[Latents, Tensor]:
+    """The active latents of each position, and their scores, [n, k], by `params.score`.
+
+    Args:
+        ids: [windows, context]; n is windows * context.
+    """
     match params.score:
-        case "gradient" if params.value == "pre_activation":
-            return scores_of_all(sae, loss_gradient(model, ids, sae.config.layer, scope), k_attr, sign)
         case "gradient":
-            latents, scores = scores_of(sae, loss_gradient(model, ids, sae.config.layer, scope))
+            return gradient_scores(sae, loss_gradient(model, ids, sae.config.layer, params.scope))
         case "activation":
-            latents, scores = activations_of(model, sae, ids, sae.config.layer)
+            return activation_scores(model, sae, ids)
         case "integrated":
-            latents, scores = integrated_scores(model, sae, ids, scope, params.integrated_steps)
+            return integrated_scores(model, sae, ids, params.scope, params.integrated_steps)
         case "ablation":
-            latents, scores = ablation_scores(model, sae, ids, scope)
-    return strongest(sae.as_concepts(latents), scores, k_attr, sign)
+            return ablation_scores(model, sae, ids, params.scope)
 
 
-def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:
-    """Say what each method learns from besides the tokens, so that new labels rerun those alone that use them."""
-    digests = {name: record.sha256 for name, record in work.records().items() if name != SUPERVISION}
-    labels = hashlib.sha256(json.dumps([facts, digests], sort_keys=True).encode()).hexdigest()
-    learns_from = {"cocomix": labels, "kd": work.inputs["base"], "ntp": "", "pause": ""}
-    with work.write(SUPERVISION) as pending:
-        pending.path.write_text(json.dumps(learns_from, indent=1) + "\n")
+def loss_gradient(
+    model: PreTrainedModel,
+    ids: Tensor,
+    layer: int,
+    scope: Scope = "sequence",
+    removed: Tensor | None = None,
+    others: KeysValues | None = None,
+) -> LossGradient:
+    """The residual stream after `layer` blocks, and the gradient of the next-token loss at it.
+
+    One forward pass, and a backward pass through the blocks above only: the parameters are frozen, so that below
+    the leaf at `layer` autograd has nothing to do, and above it no weight's gradient is computed. A window's last
+    position predicts nothing and nothing reads it: its gradient is exactly 0.
+
+    Args:
+        ids: [windows, context].
+        scope: sequence: of each window's summed loss; next_token: at each position, of its own next token's loss.
+        removed: what to take away from the residual stream first, [windows, context, d_model].
+        others: with next_token, what each position sees of the others, where not this pass's own.
+    """
+    leaf: list[Tensor] = []
+
+    def detach(residual: Tensor) -> Tensor:
+        leaf.append((residual if removed is None else residual - removed).detach().requires_grad_())
+        return leaf[0]
+
+    attention: AbstractContextManager[object]
+    attention = nullcontext() if scope == "sequence" else positions_apart(model, others)
+    with torch.enable_grad(), autocast(), attention, residual_edited(model, layer, detach):
+        logits = model(input_ids=ids, use_cache=False).logits
+    (gradient,) = torch.autograd.grad(logits, leaf, cross_entropy_slope(logits.detach(), ids))
+    return LossGradient(leaf[0].detach().flatten(0, 1).float(), gradient.flatten(0, 1).float())
+
+
+def cross_entropy_slope(logits: Tensor, ids: Tensor) -> Tensor:
+    """The gradient of the summed next-token cross-entropy at the logits, softmax minus one-hot.
+
+    In one pass, a window at a time: autograd's way through log-softmax is 3 times as much work, in 3 more tensors of
+    [windows, context, vocab] float32.
+
+    Args:
+        logits: [windows, context, vocab].
+        ids: int64 [windows, context].
+
+    Returns:
+        [windows, context, vocab] in the type of `logits`; 0 at the last position.
+    """
+    slope = torch.empty_like(logits)
+    for window, (scores, tokens) in enumerate(zip(logits, ids, strict=True)):
+        probabilities = scores.softmax(-1, dtype=torch.float32)
+        probabilities[:-1].scatter_add_(1, tokens[1:, None], probabilities.new_full((len(tokens) - 1, 1), -1.0))
+        slope[window] = probabilities
+        slope[window, -1] = 0
+    return slope
+
+
+@torch.no_grad()
+def gradient_scores(sae: SparseAutoencoder, gradient: LossGradient) -> tuple[Latents, Tensor]:
+    """The active latents of each position, and what each adds to the loss to first order: [n, k].
+
+    The score is the latent times the gradient of the loss with respect to it, through the decoder and the scale of
+    the position. An inactive latent has the score 0.
+    """
+    normalized = sae.normalize(gradient.residual)
+    latents = sae.encode(normalized.x)
+    slopes = dots(gradient.gradient, sae.decoder, latents.indices)
+    return latents, latents.values * slopes * normalized.std
+
+
+def strongest(latents: Latents, scores: Tensor, k_attr: int, sign: Sign) -> Strongest:
+    """The concepts with the strongest scores of the wanted sign.
+
+    Args:
+        scores: [n, k], in the order of `latents`.
+        sign: released: the largest scores, positive ones only: without them the loss would fall; helpful: the most
+            negative ones: without them it would rise; absolute: either.
+    """
+    best = strength(scores, sign).topk(k_attr, dim=1)
+    none = best.values <= 0
+    return Strongest(
+        latents.indices.gather(1, best.indices).masked_fill(none, -1),
+        scores.gather(1, best.indices).masked_fill(none, 0.0),
+    )
+
+
+def strength(scores: Tensor, sign: Sign) -> Tensor:
+    """What is the larger, the more a score is of the wanted sign, and positive only if it is."""
+    match sign:
+        case "released":
+            return scores
+        case "helpful":
+            return -scores
+        case "absolute":
+            return scores.abs()
+
+
+@torch.no_grad()
+def strongest_of_dictionary(sae: SparseAutoencoder, gradient: LossGradient, k_attr: int, sign: Sign) -> Strongest:
+    """The concepts with the strongest scores of the whole dictionary, active or not: pre-activation times gradient.
+
+    A concept whose pre-activation is negative has the score of its sign: it is away from its direction.
+    """
+    parts = []
+    for residual, slope in zip(*(torch.split(each, DENSE_ROWS) for each in gradient), strict=True):
+        normalized = sae.normalize(residual)
+        values = torch.addmm(sae.latent_bias, normalized.x - sae.pre_bias, sae.encoder.T)
+        scores = (slope @ sae.decoder.T).mul_(values).mul_(normalized.std)
+        every = torch.arange(values.shape[1], device=values.device).expand_as(values)
+        parts.append(strongest(sae.as_concepts(Latents(every, values)), scores, k_attr, sign))
+    return Strongest(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def activation_scores(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor) -> tuple[Latents, Tensor]:
+    """The active latents of each position, and how active they are: [n, k]; the blocks above its layer are not run.
+
+    A window's last position predicts nothing, and the score of its latents is 0, as it is by the gradient.
+
+    Args:
+        ids: [windows, context].
+    """
+    with autocast():
+        residual = residual_at(model, ids, sae.config.layer)
+    latents = sae.encode(sae.normalize(residual.flatten(0, 1).float()).x)
+    scores = latents.values.abs().view(*ids.shape, -1)
+    scores[:, -1] = 0
+    return latents, scores.flatten(0, 1)
+
+
+@torch.no_grad()
+def integrated_scores(
+    model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, scope: Scope, steps: int
+) -> tuple[Latents, Tensor]:
+    """Integrated gradients (Sundararajan et al. 2017): the active latents of each position, and their scores, [n, k].
+
+    The path goes from the residual stream without its latents' part, straight, to the residual stream; the integral is
+    the mean gradient at the middles of `steps` equal parts. The scores of a position (next_token) or of a window
+    (sequence) add up to what all its latents together change in the loss, up to the error of that sum.
+
+    Args:
+        ids: [windows, context].
+    """
+    layer = sae.config.layer
+    with autocast():
+        others = keys_values(model, ids) if scope == "next_token" else None
+        residual = residual_at(model, ids, layer)
+    normalized = sae.normalize(residual.flatten(0, 1).float())
+    latents = sae.encode(normalized.x)
+    part = (weighted_sum(latents.values, sae.decoder, latents.indices) * normalized.std).view_as(residual)
+    gradient = torch.zeros_like(normalized.x)
+    for step in range(steps):
+        without = part * (1 - (step + 0.5) / steps)
+        gradient += loss_gradient(model, ids, layer, scope, without, others).gradient / steps
+    return latents, latents.values * dots(gradient, sae.decoder, latents.indices) * normalized.std

@@ -40,7 +40,7 @@ class Labels(NamedTuple):
     """[windows, context, k_attr]."""
 
 
-def supervision(concepts: Artifact, method: Method) -> dict[str, str]:
+def supervision_digest(concepts: Artifact, method: Method) -> dict[str, str]:
     """What a method learns from besides the tokens, as a manifest names it: a digest; DVC reads the same one (see
     dvc.yaml).
 

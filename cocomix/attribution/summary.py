@@ -9,8 +9,8 @@ from cocomix.attribution.labels import Labels
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What the labels of the training split are like."""
+class LabelsSummary:
+    """Counts and shares of the training split's labels."""
 
     positions: int
     full_share: float
@@ -24,7 +24,7 @@ class Summary:
     """The concept that is a label most often, and its share of the labels."""
 
 
-def summarise(files: Iterable[Labels], latents: int) -> Summary:
+def summarise(files: Iterable[Labels], latents: int) -> LabelsSummary:
     """Count labels, part by part."""
     counts = np.zeros(latents, dtype=np.int64)
     positions = full = 0
@@ -34,7 +34,7 @@ def summarise(files: Iterable[Labels], latents: int) -> Summary:
         full += int(given[:, :, -1].sum())
         positions += len(concepts) * (concepts.shape[1] - 1)
     shares = counts[counts > 0] / max(1, counts.sum())
-    return Summary(
+    return LabelsSummary(
         positions=positions,
         full_share=full / positions,
         label_entropy=float(-(shares * np.log2(shares)).sum()),

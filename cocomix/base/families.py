@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cocomix.base.hooks import blocks_of, longest, residual_at, residual_edited, stream_of
+from cocomix.base.blocks import blocks_of
+from cocomix.base.hooks import residual_at, residual_edited, stream_of
+from cocomix.base.loading import longest_context
 from cocomix.plumbing.errors import UserError
 
 TOKENS = 8
@@ -55,7 +57,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 def _check(model: PreTrainedModel, context: int) -> None:
     name, blocks, width = type(model).__name__, blocks_of(model), getattr(model.config, "hidden_size", None)
-    limit = longest(model) or context
+    limit = longest_context(model) or context
     if limit < context:
         raise UserError(f"a {name} with a context of {limit}; the tokens need {context} (tokenize.context)")
     ids = _some_ids(model)

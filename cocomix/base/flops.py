@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cocomix.base.hooks import blocks_of
+from cocomix.base.blocks import blocks_of
 
 
 def forward_flops(model: PreTrainedModel, context: int, layers: int | None = None) -> int:

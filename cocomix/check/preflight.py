@@ -72,7 +72,7 @@ def check_base_model(model: "PreTrainedModel", params: Params) -> None:
     Raises:
         UserError: otherwise.
     """
-    from cocomix.base.hooks import check_layer, part_of
+    from cocomix.base.blocks import check_layer, part_of
 
     for site in map(Site.parse, params.activations.sites):
         check_layer(model, site.layer)

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from cocomix.corpus.files import Row, document_of, files_digest, find_files, read_rows
+from cocomix.corpus.files import FileRow, document_of, files_digest, find_files, read_rows
 from cocomix.corpus.hub import read_hub
 from cocomix.corpus.installed import InstalledDocs, read_installed_docs, split_groups, versions
 from cocomix.corpus.parts import Stretch, in_parts, kept, stretches
@@ -18,7 +18,7 @@ from cocomix.params import CorpusParams
 from cocomix.plumbing.errors import UserError
 
 
-class Summary(NamedTuple):
+class CorpusSummary(NamedTuple):
     """What became of the source."""
 
     splits: Mapping[Split, SplitSize]
@@ -28,8 +28,8 @@ class Summary(NamedTuple):
     """How many of what was left out."""
 
 
-class Dealt(NamedTuple):
-    """A document with its digest, the bytes of its text, and its split."""
+class AssignedDocument(NamedTuple):
+    """A document, with its split, its digest, and the bytes of its text."""
 
     split: Split
     digest: bytes
@@ -48,7 +48,7 @@ def fingerprint(params: CorpusParams) -> str:
             return f"{params.hub.dataset}@{params.hub.revision}"
 
 
-def build(params: CorpusParams, folder: Path) -> Summary:
+def build(params: CorpusParams, folder: Path) -> CorpusSummary:
     """Write `<split>.parquet` into `folder`, without duplicates.
 
     What an earlier process has read is kept there, and not read again.
@@ -62,19 +62,19 @@ def build(params: CorpusParams, folder: Path) -> Summary:
     match params.source:
         case "installed-docs":
             found = read_installed_docs(parts, limit)
-            sources, dealt = len(found.groups), _deal_packages(found, params, dropped)
+            sources, assigned = len(found.groups), _assigned_by_package(found, params, dropped)
         case "files":
             rows = stretches(read_rows(params.files), lambda row: len(row.content))
             documents = in_parts(partial(_documents, params.files.text_field), rows, parts)
-            sources, dealt = len(find_files(params.files.paths)), _deal(documents, params, dropped)
+            sources, assigned = len(find_files(params.files.paths)), _assigned_by_digest(documents, params, dropped)
         case "hub":
             done = kept(parts)
             more = stretches(read_hub(params.hub, sum(done)), lambda document: len(document.text))
             documents = in_parts(Stretch.all, chain([None] * len(done), more), parts)
-            sources, dealt = 1, _deal(documents, params, dropped)
-    first_beyond: Dealt | None = None
+            sources, assigned = 1, _assigned_by_digest(documents, params, dropped)
+    first_beyond: AssignedDocument | None = None
     with CorpusWriter(folder) as writer:
-        for each in dealt:
+        for each in assigned:
             limit -= each.size
             if limit < 0:
                 first_beyond = each
@@ -91,14 +91,16 @@ def build(params: CorpusParams, folder: Path) -> Summary:
             more_text = f"raise corpus.megabytes ({params.megabytes})" if first_beyond else "give more text"
             share = "" if split == "train" else f", or raise corpus.{split}_share"
             raise UserError(f"corpus: no document for the {split} split ({total} in all): {more_text}{share}")
-    return Summary(sizes, sources, dropped)
+    return CorpusSummary(sizes, sources, dropped)
 
 
-def _documents(field: str, rows: Stretch[Row]) -> Iterator[Document]:
+def _documents(field: str, rows: Stretch[FileRow]) -> Iterator[Document]:
     return (document_of(row, field) for row in rows.all())
 
 
-def _deal(parts: Iterable[list[Document]], params: CorpusParams, dropped: Counter[str]) -> Iterator[Dealt]:
+def _assigned_by_digest(
+    parts: Iterable[list[Document]], params: CorpusParams, dropped: Counter[str]
+) -> Iterator[AssignedDocument]:
     """Every document that is not empty and was not there before; its split follows from its text alone."""
     seen = Seen()
     validation, test = params.validation_share * 2**64, params.test_share * 2**64
@@ -113,18 +115,20 @@ def _deal(parts: Iterable[list[Document]], params: CorpusParams, dropped: Counte
             continue
         number = int.from_bytes(digest, "big")
         split: Split = "validation" if number < validation else "test" if number < validation + test else "train"
-        yield Dealt(split, digest, document, len(text))
+        yield AssignedDocument(split, digest, document, len(text))
 
 
-def _deal_packages(found: InstalledDocs, params: CorpusParams, dropped: Counter[str]) -> Iterator[Dealt]:
+def _assigned_by_package(
+    found: InstalledDocs, params: CorpusParams, dropped: Counter[str]
+) -> Iterator[AssignedDocument]:
     """All documents in the order of their digests, which is as good as shuffled."""
     dropped.update({"repeated paragraphs": found.repeated, "short documents": found.short})
     texts = {group: [each.text.encode() for each in documents] for group, documents in found.groups.items()}
     sizes = {group: sum(map(len, each)) for group, each in texts.items()}
     splits = split_groups(sizes, params.validation_share, params.test_share)
-    dealt = [
-        Dealt(splits[group], digest_of_text(text), document, len(text))
+    assigned = [
+        AssignedDocument(splits[group], digest_of_text(text), document, len(text))
         for group, documents in found.groups.items()
         for document, text in zip(documents, texts[group], strict=True)
     ]
-    return iter(sorted(dealt, key=lambda each: each.digest))
+    return iter(sorted(assigned, key=lambda each: each.digest))

@@ -35,7 +35,7 @@ _CHUNK = 1 << 16
 _ROWS = 64
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """What becomes a document, as it is in a file."""
 
     source: str
@@ -80,7 +80,7 @@ def read_files(params: FilesParams) -> Iterator[Document]:
     return (document_of(row, params.text_field) for row in read_rows(params))
 
 
-def read_rows(params: FilesParams) -> Iterator[Row]:
+def read_rows(params: FilesParams) -> Iterator[FileRow]:
     """What `read_files` makes documents of."""
     paths = find_files(params.paths)
     with progress("corpus", sum(path.stat().st_size for path in paths), "B") as bar:
@@ -97,7 +97,7 @@ def read_rows(params: FilesParams) -> Iterator[Row]:
                 raise UserError(f"{path}: damaged or unreadable: {reason}") from None
 
 
-def document_of(row: Row, field: str) -> Document:
+def document_of(row: FileRow, field: str) -> Document:
     """The document that a row holds.
 
     Args:
@@ -171,7 +171,7 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
 
 
-def _read(path: Path, field: str) -> Iterator[tuple[int, Row]]:
+def _read(path: Path, field: str) -> Iterator[tuple[int, FileRow]]:
     """Rows, each with how far into the file they end, in bytes on the disk."""
     # A name need not be UTF-8; what a document says of its source is.
     name = os.fsencode(path).decode(errors="backslashreplace")
@@ -188,7 +188,7 @@ def _read(path: Path, field: str) -> Iterator[tuple[int, Row]]:
             yield file.tell(), row
 
 
-def _plain(name: str, file: BinaryIO) -> Iterator[Row]:
+def _plain(name: str, file: BinaryIO) -> Iterator[FileRow]:
     line = 1  # where `text` begins
     text = ""
     for more in _decode(name, file):
@@ -196,10 +196,10 @@ def _plain(name: str, file: BinaryIO) -> Iterator[Row]:
         while len(text) > PIECE_CHARACTERS:
             ends = (text.rfind(gap, 1, PIECE_CHARACTERS) for gap in ("\n\n", "\n", " "))
             end = next((each for each in ends if each > 0), PIECE_CHARACTERS)
-            yield Row(f"{name}:{line}", name, text[:end])
+            yield FileRow(f"{name}:{line}", name, text[:end])
             line += text.count("\n", 0, end)
             text = text[end:]
-    yield Row(f"{name}:{line}", name, text)
+    yield FileRow(f"{name}:{line}", name, text)
 
 
 def _decode(name: str, file: BinaryIO) -> Iterator[str]:
@@ -218,7 +218,7 @@ def _decode(name: str, file: BinaryIO) -> Iterator[str]:
         chunk = following
 
 
-def _jsonl(name: str, file: BinaryIO) -> Iterator[Row]:
+def _jsonl(name: str, file: BinaryIO) -> Iterator[FileRow]:
     number = 0
     while line := file.readline(DOCUMENT_BYTES + 1):
         number += 1
@@ -226,10 +226,10 @@ def _jsonl(name: str, file: BinaryIO) -> Iterator[Row]:
         if len(line) > DOCUMENT_BYTES:
             raise UserError(f"{place}: the line is longer than {DOCUMENT_BYTES:,} bytes, the most that is allowed")
         if line.strip():
-            yield Row(place, place, line)
+            yield FileRow(place, place, line)
 
 
-def _parquet(path: Path, name: str, file: IO[bytes], field: str) -> Iterator[tuple[int, Row]]:
+def _parquet(path: Path, name: str, file: IO[bytes], field: str) -> Iterator[tuple[int, FileRow]]:
     # Without read-ahead, memory holds pages instead of whole row groups.
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_CHUNK)
     schema = parquet.schema
@@ -259,7 +259,7 @@ def _parquet(path: Path, name: str, file: IO[bytes], field: str) -> Iterator[tup
                     text = found.decode() if isinstance(found, bytes) else found
                 except UnicodeDecodeError as error:
                     raise UserError(f"{place}: not UTF-8: {error.reason}") from None
-                yield size * number // rows, Row(place, place, _text(text, place, field))
+                yield size * number // rows, FileRow(place, place, _text(text, place, field))
 
 
 def _largest_page(name: str, file: IO[bytes], column: pq.ColumnChunkMetaData) -> int:

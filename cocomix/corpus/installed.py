@@ -44,7 +44,7 @@ _SKIPPED = frozenset(
 )
 
 
-class Origin(NamedTuple):
+class DocumentationFile(NamedTuple):
     """A file with documentation: a Python module, or the metadata of a distribution."""
 
     group: str
@@ -79,7 +79,7 @@ def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDo
     Raises:
         UserError: when the first text is larger than `limit`.
     """
-    origins = find_origins()
+    origins = find_documentation()
     groups: dict[str, list[Document]] = {}
     seen: set[str] = set()
     repeated = short = 0
@@ -163,7 +163,7 @@ def needed() -> dict[str, Distribution]:
     return {name: each for name, each in sorted(found.items()) if name != _OURS}
 
 
-def find_origins() -> list[Origin]:
+def find_documentation() -> list[DocumentationFile]:
     """All files with documentation, but tests, vendored copies and this project.
 
     In the order of a hash of their names: any first part of them has something of every large package.
@@ -176,24 +176,24 @@ def find_origins() -> list[Origin]:
     return sorted(once, key=lambda origin: hashlib.sha256(origin.source.encode()).digest())
 
 
-def _standard_library() -> Iterator[Origin]:
+def _standard_library() -> Iterator[DocumentationFile]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in root.rglob("*.py"):
         relative = path.relative_to(root)
         if not _is_skipped(relative):
-            yield Origin("python", f"python/{relative.as_posix()}", path)
+            yield DocumentationFile("python", f"python/{relative.as_posix()}", path)
 
 
-def _files_of(distribution: Distribution) -> Iterator[Origin]:
+def _files_of(distribution: Distribution) -> Iterator[DocumentationFile]:
     modules = [file for file in distribution.files or [] if file.suffix == ".py" and not _is_skipped(file)]
     modules = [file for file in modules if ".." not in file.parts]  # scripts
     tops = Counter(_top(file.parts[0]) for file in modules)
     for file in modules:
-        yield Origin(_top(file.parts[0]), file.as_posix(), Path(str(file.locate())))
+        yield DocumentationFile(_top(file.parts[0]), file.as_posix(), Path(str(file.locate())))
     group = max(sorted(tops), key=lambda top: tops[top], default=distribution.name)
     for file in distribution.files or []:
         if file.name == "METADATA" and file.parent.name.endswith(".dist-info") and len(file.parts) == 2:
-            yield Origin(group, f"{distribution.name} (description)", Path(str(file.locate())))
+            yield DocumentationFile(group, f"{distribution.name} (description)", Path(str(file.locate())))
 
 
 def _top(part: str) -> str:
@@ -204,7 +204,7 @@ def _is_skipped(path: PurePath) -> bool:
     return not _SKIPPED.isdisjoint(path.parts) or path.name.startswith("test_") or path.name == "conftest.py"
 
 
-def _read(origins: list[Origin], parts: Path, bar: Progress) -> Iterator[tuple[tuple[str, str], list[str]]]:
+def _read(origins: list[DocumentationFile], parts: Path, bar: Progress) -> Iterator[tuple[tuple[str, str], list[str]]]:
     """Source and group of each file that has paragraphs, with those."""
     batches = [origins[start : start + _BATCH] for start in range(0, len(origins), _BATCH)]
     for batch, found in zip(batches, in_parts(_paragraphs, batches, parts), strict=True):
@@ -213,7 +213,7 @@ def _read(origins: list[Origin], parts: Path, bar: Progress) -> Iterator[tuple[t
         bar.advance(len(batch))
 
 
-def _paragraphs(origins: Iterable[Origin]) -> Iterator[Document]:
+def _paragraphs(origins: Iterable[DocumentationFile]) -> Iterator[Document]:
     """Each paragraph of each file."""
     gc.disable()  # syntax trees hold no cycles, and looking for some costs a third of the time
     for origin in origins:

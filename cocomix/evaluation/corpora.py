@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cocomix.corpus.files import files_digest, find_files, read_files
 from cocomix.corpus.store import Document
-from cocomix.evaluation.text import Text, token_bytes
+from cocomix.evaluation.text import EvaluationText, token_bytes
 from cocomix.params import EvaluationCorpusParams, FilesParams
 from cocomix.plumbing.errors import UserError
 from cocomix.tokens.encoding import ids_of, plain
@@ -52,7 +52,7 @@ def check_files(name: str, params: EvaluationCorpusParams) -> None:
         find_files(params.paths)
 
 
-def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Text:
+def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> EvaluationText:
     """The corpus called `name`, held in memory.
 
     Raises:
@@ -77,7 +77,7 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Te
         )
     windowed = ids[: windows * tokens.context].reshape(windows, tokens.context)
     ends = np.cumsum([part.size for part in parts])
-    return Text(windowed, ends, *token_bytes(tokenizer, size / len(ids)), groups)
+    return EvaluationText(windowed, ends, *token_bytes(tokenizer, size / len(ids)), groups)
 
 
 def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Document]]:

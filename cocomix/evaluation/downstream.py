@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """A figure with its standard error over documents; none: not known."""
 
     value: float
@@ -54,11 +54,11 @@ class TaskScore:
     task: str
     metric: str
     """Which of `metrics` stands for the task: the paper's, else the accuracy or what lm-eval names first."""
-    metrics: dict[str, Figure]
+    metrics: dict[str, MetricValue]
     """lm-eval's metrics by their names there."""
-    log_likelihood: Figure | None
+    log_likelihood: MetricValue | None
     """Mean over documents (wikitext: over words)."""
-    margin: Figure | None
+    margin: MetricValue | None
     """Mean over documents."""
     cut: int
     """Documents that do not fit into the model's context: the beginning of the question is not read, or an answer is
@@ -137,7 +137,7 @@ def _summary(name: str, task: Any, results: Mapping[str, Any], cut: int) -> Task
         if kept and not metric.endswith("_stderr"):
             values = [each[metric] for each in samples if each["filter"] == kept and metric in each]
             label = metric if kept == filters[0] else key
-            metrics[label] = Figure(float(value), _standard_error(task.aggregation().get(metric), values))
+            metrics[label] = MetricValue(float(value), _standard_error(task.aggregation().get(metric), values))
     accuracy = next((each for each in ("acc", "exact_match") if each in metrics), None)
     headline = PAPER_TASKS[name].metric if name in PAPER_TASKS else accuracy or next(iter(metrics))
     if headline == "acc_norm":
@@ -179,16 +179,16 @@ def _right_choices(task: Any, sample: Json, choices: list[str]) -> set[int]:
     return numbers & set(range(len(choices)))
 
 
-def _mean(weighted: Sequence[tuple[float, float]]) -> Figure | None:
+def _mean(weighted: Sequence[tuple[float, float]]) -> MetricValue | None:
     """Sum over sum of weights, with the error of such a ratio (of a mean, where all weights are 1)."""
     if not weighted:
         return None
     values, weights = np.array(weighted).T
     ratio, count = values.sum() / weights.sum(), len(values)
     if count == 1:
-        return Figure(float(ratio), None)
+        return MetricValue(float(ratio), None)
     spread = math.sqrt(count / (count - 1) * ((values - ratio * weights) ** 2).sum())
-    return Figure(float(ratio), spread / float(weights.sum()))
+    return MetricValue(float(ratio), spread / float(weights.sum()))
 
 
 def _standard_error(aggregation: object, values: list[Any]) -> float | None:

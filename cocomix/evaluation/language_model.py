@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from cocomix.evaluation.text import Text
+from cocomix.evaluation.text import EvaluationText
 from cocomix.plumbing.device import device, send
 from cocomix.plumbing.distributed import totals
 from cocomix.plumbing.parts import Summing
@@ -77,7 +77,7 @@ def spans(tokens: int, context: int, stride: int | None) -> Spans:
 @torch.no_grad()
 def score_text(
     model: PreTrainedModel,
-    text: Text,
+    text: EvaluationText,
     batch_size: int,
     task: str,
     stride: int | None = None,

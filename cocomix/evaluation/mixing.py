@@ -51,13 +51,13 @@ class MixingScore:
 
 
 @dataclass(frozen=True)
-class Tell:
+class PutLabelsFirst:
     """An edit of concepts that makes labels the first of them, and keeps the strengths of first, second, .. concept."""
 
     labels: Tensor
     """int64 [batch, seq, m], `NO_LABEL` where there is none."""
     count: int
-    """How many to tell, from 0 to m."""
+    """How many labels, from 0 to m."""
     turn: Tensor | None = None
     """When the turn of each label comes, the smallest first: [batch, seq, m]; none: when the model is least certain."""
 
@@ -68,11 +68,11 @@ class Tell:
         certainty = concepts.logits.gather(-1, self.labels.clamp(min=0))
         turn = (certainty if self.turn is None else self.turn).masked_fill(self.labels == NO_LABEL, float("inf"))
         chosen = turn.argsort(-1)[..., : self.count]
-        told, certainty = self.labels.gather(-1, chosen), certainty.gather(-1, chosen)
-        told = told.gather(-1, certainty.argsort(-1, descending=True))
-        others_stay = ~(indices[..., :, None] == told[..., None, :]).any(-1)
-        ranking = torch.cat([told, indices], dim=-1)
-        is_in = torch.cat([told != NO_LABEL, others_stay], dim=-1)
+        put_first, certainty = self.labels.gather(-1, chosen), certainty.gather(-1, chosen)
+        put_first = put_first.gather(-1, certainty.argsort(-1, descending=True))
+        others_stay = ~(indices[..., :, None] == put_first[..., None, :]).any(-1)
+        ranking = torch.cat([put_first, indices], dim=-1)
+        is_in = torch.cat([put_first != NO_LABEL, others_stay], dim=-1)
         first = is_in.int().argsort(dim=-1, descending=True, stable=True)[..., : indices.shape[-1]]
         return concepts._replace(strengths=strengths, indices=ranking.gather(-1, first))
 
@@ -149,10 +149,10 @@ def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[flo
         loss_with(torch.zeros_like),
         loss_with(lambda _: some.other_vectors),
         loss_with(mean.expand_as),
-        loss(Tell(some.labels, m)),
-        loss(Tell(some.other_labels, m)),
-        *(loss(Tell(some.labels, count)) for count in range(1, m)),
-        *(loss(Tell(some.labels, count, some.turn)) for count in range(1, m)),
+        loss(PutLabelsFirst(some.labels, m)),
+        loss(PutLabelsFirst(some.other_labels, m)),
+        *(loss(PutLabelsFirst(some.labels, count)) for count in range(1, m)),
+        *(loss(PutLabelsFirst(some.labels, count, some.turn)) for count in range(1, m)),
     ]
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class Text(NamedTuple):
+class EvaluationText(NamedTuple):
     """Documents one after the other, each ended by EOS, in windows that follow each other."""
 
     windows: NDArray[np.unsignedinteger]
@@ -28,14 +28,14 @@ class Text(NamedTuple):
     """Of each document: see `cocomix.corpus.store.Document`."""
 
 
-def split_text(tokens: Tokens, split: Split) -> Text:
+def split_text(tokens: Tokens, split: Split) -> EvaluationText:
     """A split of the corpus."""
     sizes = token_bytes(tokens.tokenizer(), tokens.bytes_per_token(split))
-    return Text(tokens.windows(split), tokens.ends(split), *sizes, tokens.groups(split))
+    return EvaluationText(tokens.windows(split), tokens.ends(split), *sizes, tokens.groups(split))
 
 
 class TokenBytes(NamedTuple):
-    """UTF-8 bytes that tokens stand for: see `Text`."""
+    """UTF-8 bytes that tokens stand for: see `EvaluationText`."""
 
     token_bytes: NDArray[np.float64]
     end_bytes: float

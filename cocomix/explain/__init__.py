@@ -1,5 +1,8 @@
-"""What concepts mean: the atlas of a dictionary."""
+"""What concepts mean: the atlas of a dictionary.
 
-from cocomix.explain.atlas import Atlas, Card, Context, Found
+The name here is the public interface, which docs/concepts.md describes; ours import from the modules.
+"""
 
-__all__ = ["Atlas", "Card", "Context", "Found"]
+from cocomix.explain.atlas import Atlas
+
+__all__ = ["Atlas"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.base.hooks import check_layer
+from cocomix.base.blocks import check_layer
 from cocomix.explain.atlas import (
     CONCEPTS,
     CONCEPTS_SCHEMA,
@@ -21,10 +21,10 @@ from cocomix.explain.atlas import (
 )
 from cocomix.explain.cues import Cues, background_rates, best_cues, cues_of, label_of
 from cocomix.explain.detection import detection
-from cocomix.explain.firings import Keep, Seen, merge, pack, rank_within, unpack
+from cocomix.explain.firings import FiringLimits, ScanResult, merge, pack, rank_within, unpack
 from cocomix.explain.label_model import Answers, ask
 from cocomix.explain.lens import nearest, promoted
-from cocomix.explain.scan import Shard, ids_around, look, plan
+from cocomix.explain.scan import TextShard, ids_around, scan_shard, text_shards
 from cocomix.explain.tables import chosen_contexts, concepts_table, contexts_tables, tokens_fired_on, vocabulary_table
 from cocomix.params import ExplainParams
 from cocomix.plumbing.artifact import Work
@@ -39,7 +39,7 @@ POOL = 4
 
 
 @dataclass(frozen=True)
-class Summary:
+class AtlasSummary:
     """What the atlas is like, all together."""
 
     tokens: int
@@ -58,7 +58,7 @@ class Summary:
 
 def make_atlas(
     work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: ExplainParams
-) -> Summary | None:
+) -> AtlasSummary | None:
     """Look at this process's shards of text, wait for the others, and, in the first process, write the atlas.
 
     Returns:
@@ -70,15 +70,17 @@ def make_atlas(
     check_layer(model, sae.config.layer)
     if sae.config.d_model != model.config.hidden_size:
         raise UserError(f"sae: is for width {sae.config.d_model}, the base model's is {model.config.hidden_size}")
-    read = Keep(params.contexts, POOL * params.quantiles, params.sample, params.before, params.after, params.seed)
+    read = FiringLimits(
+        params.contexts, POOL * params.quantiles, params.sample, params.before, params.after, params.seed
+    )
     held_out = read._replace(strongest=0, pool=0, sample=params.held_out)
     shards = [
-        *plan(tokens, "train", params.tokens, params.shard_tokens, params.seed),
-        *plan(tokens, "validation", params.held_out_tokens, params.shard_tokens, params.seed),
+        *text_shards(tokens, "train", params.tokens, params.shard_tokens, params.seed),
+        *text_shards(tokens, "validation", params.held_out_tokens, params.shard_tokens, params.seed),
     ]
 
-    def looked(shard: Shard, advance: Advance) -> bytes:
-        return pack(look(model, sae, tokens, shard, read if shard.split == "train" else held_out, advance))
+    def looked(shard: TextShard, advance: Advance) -> bytes:
+        return pack(scan_shard(model, sae, tokens, shard, read if shard.split == "train" else held_out, advance))
 
     files = {_file(work, shard): shard for shard in shards}
     in_parts(files, looked, lambda shard: len(shard.windows) * tokens.context, "explain", "tokens")
@@ -93,7 +95,7 @@ def make_atlas(
     return None if runtime().rank else _write(work, model, sae, tokens, params, train, validation, texts, answers)
 
 
-def _file(work: Work, shard: Shard) -> Path:
+def _file(work: Work, shard: TextShard) -> Path:
     return work.scratch / f"{shard.name}.safetensors"
 
 
@@ -103,11 +105,11 @@ def _write(
     sae: SparseAutoencoder,
     tokens: Tokens,
     params: ExplainParams,
-    train: Seen,
-    held_out: Seen,
+    train: ScanResult,
+    held_out: ScanResult,
     texts: list[str],
     answers: Answers,
-) -> Summary:
+) -> AtlasSummary:
     concepts = sae.config.concepts
     cues_at = partial(cues_at_places, tokens, "train", params.before)
     rates = background_rates(train.tokens, cues_at(train.background))
@@ -143,7 +145,7 @@ def _write(
         with work.write(name) as pending:
             pending.rows = write_table(pending.path, parts, schema)
     scored = ~scores.auc.isnan()
-    return Summary(
+    return AtlasSummary(
         tokens=int(train.tokens.sum()),
         concepts=concepts,
         fired=int((train.counts > 0).sum()),
@@ -166,7 +168,7 @@ class Scores(NamedTuple):
     others: Tensor
 
 
-def held_out_scores(cues: Cues, seen: Seen, tokens: Tokens, params: ExplainParams) -> Scores:
+def held_out_scores(cues: Cues, seen: ScanResult, tokens: Tokens, params: ExplainParams) -> Scores:
     """Score the held-out firings, and the background where a concept does not fire, by cues."""
     cues_at = partial(cues_at_places, tokens, "validation", params.before)
     sample, concepts = seen.sample, len(cues.numbers)

@@ -53,7 +53,7 @@ class Firings(NamedTuple):
         return self.at(order[rank_within(self.concepts[order]) < most])
 
 
-class Keep(NamedTuple):
+class FiringLimits(NamedTuple):
     """Firings to keep of each concept."""
 
     strongest: int
@@ -66,7 +66,7 @@ class Keep(NamedTuple):
     seed: int
 
 
-class Seen(NamedTuple):
+class ScanResult(NamedTuple):
     """What was seen of a part of the text."""
 
     counts: Tensor
@@ -79,7 +79,7 @@ class Seen(NamedTuple):
     pool: Firings
     sample: Firings
     background: Tensor
-    """The places of `Shard.background`: int64 [m]."""
+    """The places of `TextShard.background`: int64 [m]."""
     background_fires: Tensor
     """Which concepts fire there: bool [m, concepts]."""
 
@@ -87,7 +87,7 @@ class Seen(NamedTuple):
 KEPT = ("strongest", "pool", "sample")
 
 
-def pack(seen: Seen) -> bytes:
+def pack(seen: ScanResult) -> bytes:
     """`seen` as a safetensors file."""
     tensors: dict[str, Tensor] = {}
     for name, each in seen._asdict().items():
@@ -95,20 +95,20 @@ def pack(seen: Seen) -> bytes:
     return save({name: each.cpu().contiguous() for name, each in tensors.items()})
 
 
-def unpack(path: Path) -> Seen:
+def unpack(path: Path) -> ScanResult:
     """Read what `pack` made."""
     tensors = load_file(path)
     kept = {name: Firings(*(tensors.pop(f"{name}.{key}") for key in Firings._fields)) for name in KEPT}
-    return Seen(**kept, **tensors)  # type: ignore[arg-type]
+    return ScanResult(**kept, **tensors)  # type: ignore[arg-type]
 
 
-def merge(first: Seen, second: Seen, keep: Keep) -> Seen:
+def merge(first: ScanResult, second: ScanResult, keep: FiringLimits) -> ScanResult:
     """What was seen of two parts, the first of which comes first in the text."""
     strongest, pool, sample = (
         Firings(*(torch.cat(each) for each in zip(*parts, strict=True)))
         for parts in zip(first[3:6], second[3:6], strict=True)
     )
-    return Seen(
+    return ScanResult(
         first.counts + second.counts,
         first.sums + second.sums,
         first.tokens + second.tokens,

@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from cocomix.base.hooks import longest
-from cocomix.explain.firings import Firings, Seen, rank_within
+from cocomix.base.loading import longest_context
+from cocomix.explain.firings import Firings, ScanResult, rank_within
 from cocomix.explain.scan import ids_around
 from cocomix.params import ExplainModelParams, ExplainParams
 from cocomix.plumbing.artifact import Work
@@ -73,7 +73,7 @@ class LabelModel:
                 f"explain.model.name: {name!r}: its tokenizer has {len(self._tokenizer)} tokens, the model "
                 f"{model.config.vocab_size}: they are of different models"
             )
-        self._longest = longest(model)
+        self._longest = longest_context(model)
         self._model = model.requires_grad_(False).eval().to(device())
         self._tokenizer.padding_side = "left"  # generation goes on at the right
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
@@ -129,7 +129,7 @@ class LabelModel:
 
 
 def ask(
-    work: Work, train: Seen, held_out: Seen, texts: Sequence[str], tokens: Tokens, params: ExplainParams
+    work: Work, train: ScanResult, held_out: ScanResult, texts: Sequence[str], tokens: Tokens, params: ExplainParams
 ) -> Answers:
     """The model's labels, and its judgements of held-out contexts by them, of the concepts that fire most.
 
@@ -172,7 +172,7 @@ class _Excerpts:
     """The contexts of concepts as text, the token in question marked."""
 
     def __init__(
-        self, train: Seen, held_out: Seen, texts: Sequence[str], tokens: Tokens, params: ExplainParams
+        self, train: ScanResult, held_out: ScanResult, texts: Sequence[str], tokens: Tokens, params: ExplainParams
     ) -> None:
         self._texts, self._tokens, self._params = texts, tokens, params
         self._strongest = _first(train.strongest, params.model.contexts)

@@ -1,4 +1,4 @@
-"""Looking at the text: a pass of the base model and the autoencoder over some of its windows."""
+"""Scanning the text: a pass of the base model and the autoencoder over some of its windows."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.base.hooks import activations_at, micro_batch
-from cocomix.explain.firings import Firings, Keep, Seen, rank_within
+from cocomix.base.hooks import activations_at
+from cocomix.base.loading import micro_batch
+from cocomix.explain.firings import FiringLimits, Firings, ScanResult, rank_within
 from cocomix.params import Site
 from cocomix.plumbing.device import autocast
 from cocomix.plumbing.parts import Advance
@@ -22,8 +23,8 @@ AT_A_TIME = 4096
 """Firings whose surroundings are looked up at a time."""
 
 
-class Shard(NamedTuple):
-    """A part of a pass, which is looked at as a whole."""
+class TextShard(NamedTuple):
+    """A part of a pass, which is scanned as a whole."""
 
     name: str
     split: Split
@@ -33,7 +34,7 @@ class Shard(NamedTuple):
     """The places in it that belong to the background."""
 
 
-def plan(tokens: Tokens, split: Split, budget: int, shard_tokens: int, seed: int) -> list[Shard]:
+def text_shards(tokens: Tokens, split: Split, budget: int, shard_tokens: int, seed: int) -> list[TextShard]:
     """Whole windows for `budget` tokens, drawn from a split without replacement; all, if it has fewer."""
     generator = np.random.default_rng([seed, SPLITS.index(split)])
     drawn = generator.permutation(len(tokens.windows(split)))[: -(-budget // tokens.context)]
@@ -44,17 +45,22 @@ def plan(tokens: Tokens, split: Split, budget: int, shard_tokens: int, seed: int
     shard_windows = max(1, shard_tokens // tokens.context)
     starts = range(0, len(windows), shard_windows)
     return [
-        Shard(f"{split}-{number:05d}", split, part, background[np.isin(background // tokens.context, part)])
+        TextShard(f"{split}-{number:05d}", split, part, background[np.isin(background // tokens.context, part)])
         for number, start in enumerate(starts)
         for part in [windows[start : start + shard_windows]]
     ]
 
 
 @torch.no_grad()
-def look(
-    model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, shard: Shard, keep: Keep, advance: Advance
-) -> Seen:
-    """Look at a shard of text."""
+def scan_shard(
+    model: PreTrainedModel,
+    sae: SparseAutoencoder,
+    tokens: Tokens,
+    shard: TextShard,
+    keep: FiringLimits,
+    advance: Advance,
+) -> ScanResult:
+    """What fires in a shard of text."""
     context, concepts = tokens.context, sae.config.concepts
     latents = _latents(model, sae, tokens, shard, advance)
     rows, columns = latents.values.nonzero().unbind(1)
@@ -80,7 +86,7 @@ def look(
     active, columns = latents.values[at].nonzero().unbind(1)
     fires[active, latents.indices[at[active], columns]] = True
     ids = torch.from_numpy(tokens.windows(shard.split)[shard.windows].astype(np.int64)).flatten()
-    return Seen(
+    return ScanResult(
         fired.concepts.bincount(minlength=concepts),
         fired.concepts.cpu().bincount(fired.strengths.cpu().double(), minlength=concepts),
         ids.bincount(minlength=tokens.vocab_size),
@@ -101,7 +107,9 @@ def ids_around(tokens: Tokens, split: Split, places: Tensor, before: int, after:
     return torch.from_numpy(np.where(inside, ids.astype(np.int64), -1))
 
 
-def _latents(model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, shard: Shard, advance: Advance) -> Latents:
+def _latents(
+    model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, shard: TextShard, advance: Advance
+) -> Latents:
     """The active concepts of all positions of a shard, with their strengths, padded to one width."""
     site = Site(sae.config.location, sae.config.layer)
     parts: list[Latents] = []

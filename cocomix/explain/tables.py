@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cocomix.explain.atlas import CONCEPTS_SCHEMA, CONTEXTS_SCHEMA, VOCABULARY_SCHEMA
 from cocomix.explain.detection import Detection
-from cocomix.explain.firings import Firings, Seen, best_of_each, rank_within
+from cocomix.explain.firings import Firings, ScanResult, best_of_each, rank_within
 from cocomix.explain.lens import Best
 from cocomix.explain.scan import ids_around
 from cocomix.params import ExplainParams
@@ -40,7 +40,7 @@ class FiredOn(NamedTuple):
     """Times the token's share of the text: float32."""
 
 
-def chosen_contexts(seen: Seen, quantiles: int) -> Chosen:
+def chosen_contexts(seen: ScanResult, quantiles: int) -> Chosen:
     """The strongest firings of each concept, then some that are spread evenly over its strengths, strong to weak.
 
     The quantiles are those of the pool, which is a sample of the firings; a concept with fewer firings has fewer.
@@ -80,7 +80,7 @@ def contexts_tables(chosen: Chosen, tokens: Tokens, params: ExplainParams, conce
 
 
 def concepts_table(
-    seen: Seen,
+    seen: ScanResult,
     fires_on: FiredOn,
     labels: Sequence[str],
     labellers: Sequence[str],
@@ -116,7 +116,7 @@ def concepts_table(
     return _table(columns, CONCEPTS_SCHEMA)
 
 
-def vocabulary_table(texts: Sequence[str], seen: Seen) -> pa.Table:
+def vocabulary_table(texts: Sequence[str], seen: ScanResult) -> pa.Table:
     """The rows of vocabulary.parquet."""
     columns = {"token": np.arange(len(texts)), "text": texts, "count": seen.tokens.numpy()}
     return _table(columns, VOCABULARY_SCHEMA)

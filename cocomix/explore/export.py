@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explore.as_json import plain
 from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.distributed import stand_alone
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
-from cocomix.predictions.table import Predicting, predicting
+from cocomix.predictions.table import PredictionsReader, open_predictions
 
 STATIC = Path(__file__).with_name("static")
 GROUP = 64
@@ -43,13 +43,13 @@ def main() -> None:
     options = parser.parse_args()
     try:
         atlas = Atlas(options.atlas)
-        write_page(atlas, options.out, predicting(options.steering, atlas))
+        write_page(atlas, options.out, open_predictions(options.steering, atlas))
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
 
 
-def write_page(atlas: Atlas, out: Path, predicted: Predicting | None = None) -> None:
+def write_page(atlas: Atlas, out: Path, predicted: PredictionsReader | None = None) -> None:
     """Write the page; the same atlas gives the same bytes, whole or not at all.
 
     Args:

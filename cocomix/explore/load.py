@@ -6,9 +6,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from cocomix import pretrained
-from cocomix.attribution.labels import ConceptLabels, supervision
-from cocomix.base.hooks import load_base
-from cocomix.explain import Atlas
+from cocomix.attribution.labels import ConceptLabels, supervision_digest
+from cocomix.base.loading import load_base
+from cocomix.explain.atlas import Atlas
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import AttributionParams, load
 from cocomix.plumbing.artifact import MANIFEST, Artifact
@@ -63,7 +63,7 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
     opened: dict[str, Artifact | str] = {"concepts": concepts, "base": base, "sae": sae}
     if (made / MANIFEST).is_file():
         opened[f"models/{made.name}"] = Artifact(made)
-    check_origins(opened | supervision(concepts, "cocomix"))
+    check_origins(opened | supervision_digest(concepts, "cocomix"))
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
     return Extractor(load_base(base, labels.context), load_sae(sae), params)
 

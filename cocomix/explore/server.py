@@ -45,7 +45,7 @@ HEADERS = {
 }
 
 
-class Text(BaseModel):
+class TextRequest(BaseModel):
     """A text to read."""
 
     model_config = ConfigDict(extra="forbid")
@@ -53,7 +53,7 @@ class Text(BaseModel):
     text: limits.Text
 
 
-class Weighed(Text):
+class ConceptRequest(TextRequest):
     """A text, and a concept to look for in it."""
 
     concept: Annotated[int, Field(ge=0, lt=2**31)]
@@ -90,11 +90,11 @@ def application(session: Session) -> FastAPI:
         return JSONResponse(plain(session.about))
 
     @app.post("/api/read")
-    def read(asked: Text) -> JSONResponse:
+    def read(asked: TextRequest) -> JSONResponse:
         return JSONResponse(plain(session.read(asked.text)))
 
     @app.post("/api/strengths")
-    def strengths(asked: Weighed) -> JSONResponse:
+    def strengths(asked: ConceptRequest) -> JSONResponse:
         return JSONResponse(session.strengths(asked.text, asked.concept))
 
     @app.get("/api/search")

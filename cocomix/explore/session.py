@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from cocomix.explain import Atlas, Card, Found
+from cocomix.explain.atlas import Atlas, Card, Found
 from cocomix.explore.calls import Continuation, python_call, shell_call
 from cocomix.explore.continuation import continuation
 from cocomix.explore.edit_syntax import Written, parse_edit
@@ -17,7 +17,7 @@ from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.origins import check_origins
-from cocomix.predictions.table import Predictions, predicting
+from cocomix.predictions.table import Predictions, open_predictions
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
 from cocomix.steering.reading import Position, concepts, encode
@@ -70,7 +70,7 @@ class Session:
             )
         if self._atlas is not None and (folder / MANIFEST).is_file():
             check_origins({f"models/{folder.name}": Artifact(folder), "atlas": self._atlas})
-        self._predicting = predicting(artifacts / "steering", self._atlas, folder) if self._atlas else None
+        self._predictions = open_predictions(artifacts / "steering", self._atlas, folder) if self._atlas else None
         self._labels = load_labels(artifacts)
         self._busy = Lock()  # torch's random numbers are global, and reading puts hooks on the model
         self._looking = Lock()  # an open Parquet file is one thread's at a time
@@ -138,7 +138,7 @@ class Session:
 
     def predictions(self, number: int) -> Predictions | None:
         """What the model makes of a concept that there is; None: stage `steer` has not read with this model."""
-        return self._predicting.concept(number) if self._predicting else None
+        return self._predictions.concept(number) if self._predictions else None
 
     def calls(self, asked: Continuation) -> Calls:
         """How to ask for the same continuation elsewhere.

@@ -1,10 +1,12 @@
-"""The CoCoMix language model. Importing this makes `AutoModelForCausalLM` know it."""
+"""The CoCoMix language model. Importing this makes `AutoModelForCausalLM` know it.
+
+The names here are the public interface: the model as transformers has it, and the edits of docs/steering.md.
+"""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from cocomix.modeling.concept_edits import Ablate, ConceptEdits, Concepts, Edit, Scale, Set, Swap
+from cocomix.modeling.concept_edits import Ablate, Concepts, Edit, Scale, Set, Swap
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
-from cocomix.modeling.mixers import Mixture
 from cocomix.modeling.modeling_cocomix import CoCoMixCache, CoCoMixForCausalLM, CoCoMixModel, CoCoMixOutput
 
 AutoConfig.register("cocomix", CoCoMixConfig)
@@ -22,10 +24,8 @@ __all__ = [
     "CoCoMixForCausalLM",
     "CoCoMixModel",
     "CoCoMixOutput",
-    "ConceptEdits",
     "Concepts",
     "Edit",
-    "Mixture",
     "Scale",
     "Set",
     "Swap",

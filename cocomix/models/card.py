@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
 from cocomix.models.accounting import parameters
 from cocomix.params import Method
-from cocomix.tokens.windows import Origin
+from cocomix.tokens.windows import TextOrigin
 
 
 class Trained(NamedTuple):
@@ -17,7 +17,7 @@ class Trained(NamedTuple):
 
     name: str
     method: Method
-    text: Origin
+    text: TextOrigin
     context: int
     """Tokens of a window."""
     tokens: int
@@ -100,7 +100,7 @@ def _what(config: object, method: Method) -> str:
     return f"A GPT-2 that after block {config.concept_layer} {vector}. {mixed} A model of {paper}."
 
 
-def _data(text: Origin) -> str:
+def _data(text: TextOrigin) -> str:
     if text.dataset:
         part = f", {text.config}" if text.config else ""
         return f"`{text.dataset}`{part}, revision `{text.revision}`"

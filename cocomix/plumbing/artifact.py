@@ -232,7 +232,7 @@ class Work:
         """Whether an earlier process, or this one, computed everything: the same in all processes."""
         self._records: dict[str, FileRecord] = {}
         self._own: dict[str, FileRecord] = {}
-        self._planned: set[str] = set()
+        self._expected: set[str] = set()
         self._lock: Lock | None = None
 
     def __enter__(self) -> Self:
@@ -244,7 +244,7 @@ class Work:
                 folder.mkdir(parents=True, exist_ok=True)
             self._find()
         # The others do not look for themselves: on a network file system they may see less than the first one.
-        key, self.finished, self._records = distributed.told((self.path.name, self.finished, self._records))
+        key, self.finished, self._records = distributed.from_first((self.path.name, self.finished, self._records))
         if key != self.path.name:
             raise UserError(f"{self.stage}: the processes read different inputs, parameters or code; run it again")
         return self
@@ -263,9 +263,9 @@ class Work:
         """What is finished, as far as this process knows (see `wait`): by name."""
         return dict(self._records)
 
-    def plan(self, names: Iterable[str]) -> None:
-        """Say which files there are to be: `finish` refuses to do without one of them."""
-        self._planned.update(names)
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which files there will be: `finish` refuses to do without one of them."""
+        self._expected.update(names)
 
     def wait(self) -> None:
         """Wait until all processes have come here, and learn what they have finished."""
@@ -299,7 +299,7 @@ class Work:
         Raises:
             UserError: when something that was planned or written is not there.
         """
-        wanted = sorted(self._planned | self._records.keys())
+        wanted = sorted(self._expected | self._records.keys())
         missing = [each for each in wanted if not self._is_there(each, self._records.get(each))]
         if missing:
             raise UserError(

@@ -102,7 +102,7 @@ def load(folder: Path) -> dict[str, Any] | None:
             break
         say(f"warning: {path} is damaged; going on from the checkpoint before it")
         path.unlink()
-    which = distributed.told(None if state is None else path)
+    which = distributed.from_first(None if state is None else path)
     if which is not None and state is None:
         state = _read(distributed.see(which))
         if state is None:

@@ -235,7 +235,7 @@ def barrier() -> None:
     maximum(0)
 
 
-def told(value: Value) -> Value:
+def from_first(value: Value) -> Value:
     """The first process's `value`, in all of them; all must ask, and what the others pass is not looked at.
 
     For what a process finds on the disk and then acts on: each for itself might find something else.

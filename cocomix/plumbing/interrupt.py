@@ -59,16 +59,16 @@ def watch(leave: Callable[[signal.Signals], NoReturn]) -> None:
     Args:
         leave: ends the process; called in a thread.
     """
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(told, leave), daemon=True).start()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader, leave), daemon=True).start()
 
 
-def _watch(told: int, leave: Callable[[signal.Signals], NoReturn]) -> None:
-    first, since = signal.Signals(os.read(told, 1)[0]), time.monotonic()
+def _watch(reader: int, leave: Callable[[signal.Signals], NoReturn]) -> None:
+    first, since = signal.Signals(os.read(reader, 1)[0]), time.monotonic()
     while True:
-        again = select.select([told], [], [], 0.1)[0] and os.read(told, 1)
+        again = select.select([reader], [], [], 0.1)[0] and os.read(reader, 1)
         now = time.monotonic()
         patience = WAIT_SECONDS + 2 * _longest_gap if _last_sign else 1.0  # nothing is begun, and nothing lost
         is_still = now - max(since, _last_sign) > patience

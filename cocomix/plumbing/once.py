@@ -35,14 +35,14 @@ def once(
     identity = {"kind": kind, "key": dict(key), "code": [digest_of_sources(Path(each)) for each in code]}
     path, adapter = MEASURED / f"{_digest(identity)}.json", TypeAdapter(result)
     is_first = runtime().rank == 0
-    known = distributed.told(_known(path, adapter) if is_first else None)
+    known = distributed.from_first(_known(path, adapter) if is_first else None)
     if known is None:
         computed = compute()
         if is_first:
             known = json.loads(json.dumps(adapter.dump_python(computed, mode="json")))
             content = identity | {"result": known, "sha256": _digest(known)}
             write_atomically(path, (json.dumps(content) + "\n").encode())
-        known = distributed.told(known)
+        known = distributed.from_first(known)
     return adapter.validate_python(known)
 
 

@@ -45,7 +45,7 @@ def in_parts(
         size: units in a part.
         task: for the progress, as is `unit`.
     """
-    there = distributed.told([path.exists() for path in parts])
+    there = distributed.from_first([path.exists() for path in parts])
     mine = list(zip(parts.items(), there, strict=True))[runtime().rank :: runtime().world_size]
     total, done = sum(size(part) for (_, part), _ in mine), sum(size(part) for (_, part), is_there in mine if is_there)
     with progress(task, total, unit, done) as bar:

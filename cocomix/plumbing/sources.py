@@ -38,7 +38,7 @@ State = tuple[int, ...]
 """Size, times and inode of a file: another one after it was written or replaced, also with its old time."""
 
 
-class Source(NamedTuple):
+class SourceFile(NamedTuple):
     """A file of ours, as it was read."""
 
     state: State
@@ -48,7 +48,7 @@ class Source(NamedTuple):
     """Of the code; comments, docstrings and layout do not count."""
 
 
-HELD: dict[Path, Source] = {}
+HELD: dict[Path, SourceFile] = {}
 """The code that this process runs, once it is held."""
 
 
@@ -128,8 +128,8 @@ class _Guard(MetaPathFinder):
             _check(file)
 
 
-def _walk(entry: Path) -> dict[str, tuple[Path, Source]]:
-    found: dict[str, tuple[Path, Source]] = {}
+def _walk(entry: Path) -> dict[str, tuple[Path, SourceFile]]:
+    found: dict[str, tuple[Path, SourceFile]] = {}
     waiting: dict[str, Path] = {"__main__": entry}
     while waiting:
         name, path = waiting.popitem()
@@ -144,10 +144,10 @@ def _is_plumbing(module: str) -> bool:
     return module in PACKAGES or any(module == each or module.startswith(f"{each}.") for each in PLUMBING)
 
 
-def _parse(path: Path) -> Source:
+def _parse(path: Path) -> SourceFile:
     state = state_of(path)
     tree = ast.parse(path.read_bytes())
-    return Source(state, frozenset(_imports(path, tree)), _digest_of_code(tree))
+    return SourceFile(state, frozenset(_imports(path, tree)), _digest_of_code(tree))
 
 
 def _digest_of_code(tree: ast.Module) -> str:

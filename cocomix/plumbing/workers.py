@@ -57,7 +57,7 @@ def _check_code() -> None:
     sources.check()
 
 
-def _start(held: Mapping[Path, sources.Source]) -> None:
+def _start(held: Mapping[Path, sources.SourceFile]) -> None:
     """Leave Ctrl-C to the parent, and end with it even if it is killed."""
     sources.HELD.update(held)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.base.hooks import micro_batch
+from cocomix.base.loading import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Scale
 from cocomix.plumbing import distributed
@@ -29,7 +29,7 @@ class Place(NamedTuple):
     """Whether the concept is a label there."""
 
 
-class Effect(NamedTuple):
+class Promoted(NamedTuple):
     """A token that a predicted concept makes more likely."""
 
     token: int
@@ -37,7 +37,7 @@ class Effect(NamedTuple):
     """Of its probability, on average."""
 
 
-class Predicted(NamedTuple):
+class ConceptPredictions(NamedTuple):
     """How a language model predicts a concept in some text."""
 
     predictions: int
@@ -48,11 +48,11 @@ class Predicted(NamedTuple):
     """Positions of which it is a label."""
     places: list[Place]
     """The strongest predictions, of a window at most one."""
-    promotes: list[Effect]
+    promotes: list[Promoted]
     """By the change of the next token's distribution where the concept is predicted, when its strength is doubled."""
 
 
-class _Seen(NamedTuple):
+class _Reading(NamedTuple):
     """Of one reading."""
 
     predictions: Tensor
@@ -70,7 +70,7 @@ class _Seen(NamedTuple):
 
 
 @torch.no_grad()
-def predict(
+def measure_predictions(
     model: CoCoMixForCausalLM,
     ids: Tensor,
     labels: Tensor,
@@ -78,7 +78,7 @@ def predict(
     kept: Path,
     places: int = 6,
     task: str = "predicted",
-) -> list[Predicted]:
+) -> list[ConceptPredictions]:
     """Read some windows with a language model that mixes concepts; what it makes of each concept, in their order.
     Several processes share the concepts, and each gets all of it.
 
@@ -105,10 +105,10 @@ def predict(
                 window, position = divmod(place, ids.shape[1])
                 found[concept].append(Place(window, position, strength, is_label))
     counts = zip(seen.predictions.tolist(), seen.right.tolist(), seen.labelled.tolist(), found, strict=True)
-    return [Predicted(*each, effects.get(concept, [])) for concept, each in enumerate(counts)]
+    return [ConceptPredictions(*each, effects.get(concept, [])) for concept, each in enumerate(counts)]
 
 
-def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -> _Seen:
+def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -> _Reading:
     concepts, seq = model.config.num_concepts, ids.shape[1]
     predictions, right = ids.new_zeros(2, concepts)
     strengths, at = torch.full((places, concepts), -torch.inf, device=ids.device), ids.new_zeros(places, concepts)
@@ -127,16 +127,16 @@ def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -
         chosen.append(top.indices)
         hidden.append(body.last_hidden_state)
     labelled = labels[(labels >= 0) & (labels < concepts)].bincount(minlength=concepts)
-    return _Seen(predictions, right, labelled, strengths, at, torch.cat(chosen), torch.cat(hidden))
+    return _Reading(predictions, right, labelled, strengths, at, torch.cat(chosen), torch.cat(hidden))
 
 
 def _doubled(
-    model: CoCoMixForCausalLM, ids: Tensor, seen: _Seen, promoted: int, kept: Path, task: str
-) -> dict[int, list[Effect]]:
+    model: CoCoMixForCausalLM, ids: Tensor, seen: _Reading, promoted: int, kept: Path, task: str
+) -> dict[int, list[Promoted]]:
     """What doubling does, by concept: all that were predicted."""
     windows, there = seen.places[:DOUBLED] // ids.shape[1], seen.strengths[:DOUBLED] > -torch.inf
     # Those of the first process: another one's arithmetic may round the last place in another way.
-    all_concepts = torch.tensor(distributed.told(seen.predictions.nonzero()[:, 0].tolist()), device=ids.device)
+    all_concepts = torch.tensor(distributed.from_first(seen.predictions.nonzero()[:, 0].tolist()), device=ids.device)
 
     @torch.no_grad()
     def doubled(concepts: Tensor, _advance: Advance) -> bytes:
@@ -160,7 +160,7 @@ def _doubled(
     for path, concepts in parts.items():
         found = load(path.read_bytes())
         for concept, *some in zip(concepts.tolist(), found["tokens"].tolist(), found["changes"].tolist(), strict=True):
-            effects[concept] = [Effect(*each) for each in zip(*some, strict=True) if each[1] > 0]
+            effects[concept] = [Promoted(*each) for each in zip(*some, strict=True) if each[1] > 0]
     return effects
 
 

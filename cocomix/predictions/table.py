@@ -13,7 +13,7 @@ from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.errors import UserError
 
 if TYPE_CHECKING:
-    from cocomix.predictions.measure import Predicted
+    from cocomix.predictions.measure import ConceptPredictions
 
 PREDICTED = "predicted.parquet"
 BEFORE, AFTER = 16, 8
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(_COLUMNS)
 
 
 def predictions_table(
-    seed: int, found: Sequence["Predicted"], windows: Sequence[int], ids: Sequence[Sequence[int]]
+    seed: int, found: Sequence["ConceptPredictions"], windows: Sequence[int], ids: Sequence[Sequence[int]]
 ) -> pa.Table:
     """A row a concept.
 
@@ -92,7 +92,7 @@ class PredictedContext(NamedTuple):
     """With the strength at `position`, 0 elsewhere."""
 
 
-class Effect(NamedTuple):
+class PromotedToken(NamedTuple):
     """A token that a predicted concept makes more likely."""
 
     token: int
@@ -110,13 +110,13 @@ class Predictions(NamedTuple):
     """Positions at which it is among the predicted."""
     right: int
     labelled: int
-    promotes: list[Effect]
+    promotes: list[PromotedToken]
     contexts: list[PredictedContext]
     """The strongest predictions, of a window at most one."""
 
 
-class Predicting:
-    """Reads what a language model makes of each concept: `predicting(Path("artifacts/steering"), Atlas())` opens it."""
+class PredictionsReader:
+    """Reads what a language model makes of each concept; `open_predictions` opens it."""
 
     def __init__(self, table: pa.Table, texts: Sequence[str]) -> None:
         self._table, self._texts = table, texts
@@ -127,7 +127,7 @@ class Predicting:
         effects = zip(row["promotes"], row["promotes_change"], strict=True)
         return Predictions(
             **{name: row[name] for name in ("positions", "predictions", "right", "labelled")},
-            promotes=[Effect(token, self._texts[token], change) for token, change in effects],
+            promotes=[PromotedToken(token, self._texts[token], change) for token, change in effects],
             contexts=[self._context(each) for each in row["contexts"]],
         )
 
@@ -138,7 +138,7 @@ class Predicting:
         return PredictedContext(**row, shown=shown)
 
 
-def predicting(steering: Path, atlas: Atlas, model: Path | None = None) -> Predicting | None:
+def open_predictions(steering: Path, atlas: Atlas, model: Path | None = None) -> PredictionsReader | None:
     """What a language model makes of the concepts of `atlas`; None: nothing that is at hand is of them both.
 
     Args:
@@ -161,4 +161,4 @@ def predicting(steering: Path, atlas: Atlas, model: Path | None = None) -> Predi
         raise UserError(
             f"{steering}: has {len(table)} concepts, {atlas.path} {len(atlas)}; run the stage 'steer' again"
         )
-    return Predicting(table, atlas.texts)
+    return PredictionsReader(table, atlas.texts)

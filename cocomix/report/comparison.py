@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from cocomix.params import Method
-from cocomix.report.costs import Cost, Source, share
+from cocomix.report.costs import Cost, SupervisionStage, share
 from cocomix.report.documents import Documents, TaskFigure, difference
 from cocomix.report.efficiency import AtEqual, Saving, Spread, at_equal, equal_flops, saving, spread
 from cocomix.report.facts import ConceptFacts, Kind, Run
@@ -81,10 +81,10 @@ class MethodResult:
     """By name; validation and test come first."""
     tasks: Mapping[str, TaskResult]
     """By lm-eval's names."""
-    sources: tuple[Source, ...]
+    sources: tuple[SupervisionStage, ...]
     """The stages that made what it learns from besides the text."""
-    supervision: Cost
-    """What each run owes for them."""
+    supervision_cost: Cost
+    """Its share of their cost."""
     saving: Saving | None
     """None for the baseline, and without one."""
     at_equal: AtEqual | None
@@ -111,8 +111,8 @@ class MethodResult:
 
 def compare(
     runs: Mapping[Method, Sequence[Run]],
-    sources: Mapping[Method, tuple[Source, ...]],
-    spent: Mapping[Source, Cost],
+    sources: Mapping[Method, tuple[SupervisionStage, ...]],
+    spent: Mapping[SupervisionStage, Cost],
     label_runs: int,
 ) -> list[MethodResult]:
     """Put methods side by side.
@@ -126,14 +126,14 @@ def compare(
     first, baseline = next(iter(runs.values()))[0], runs.get(BASELINE)
     corpora = {name: _on_corpus(runs, name) for name in first.evaluation.scores}
     tasks = {name: _on_task(runs, name) for name in first.evaluation.tasks}
-    owed = {method: share(spent, sources[method], label_runs) for method in runs}
+    supervision_costs = {method: share(spent, sources[method], label_runs) for method in runs}
     most = equal_flops(run.curve for own in runs.values() for run in own)
     most_with_supervision = min(
-        equal_flops(run.curve for run in own) + owed[method].flops for method, own in runs.items()
+        equal_flops(run.curve for run in own) + supervision_costs[method].flops for method, own in runs.items()
     )
     results = []
     for method, own in runs.items():
-        supervision = owed[method]
+        cost = supervision_costs[method]
         results.append(
             MethodResult(
                 method,
@@ -141,10 +141,10 @@ def compare(
                 {name: each[method] for name, each in corpora.items()},
                 {name: each[method] for name, each in tasks.items()},
                 sources[method],
-                supervision,
-                saving(own, baseline, supervision) if baseline and method != BASELINE else None,
+                cost,
+                saving(own, baseline, cost) if baseline and method != BASELINE else None,
                 at_equal(own, most),
-                at_equal(own, most_with_supervision, supervision.flops),
+                at_equal(own, most_with_supervision, cost.flops),
             )
         )
     return results

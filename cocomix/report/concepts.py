@@ -12,7 +12,7 @@ from cocomix.report.documents import EVALUATIONS
 from cocomix.report.facts import ConceptFacts
 
 
-class Concept(NamedTuple):
+class ExampleConcept(NamedTuple):
     """A concept that is a label of a position, or predicted there."""
 
     number: int
@@ -32,8 +32,8 @@ class Example(NamedTuple):
     """The one at the position."""
     following: str
     """What the labels are about, and the model has not seen."""
-    labelled: list[Concept]
-    predicted: list[Concept]
+    labelled: list[ExampleConcept]
+    predicted: list[ExampleConcept]
     """The most probable ones."""
 
 
@@ -63,9 +63,9 @@ def read_examples(name: str) -> list[Example]:
                 before=text(row["before"]),
                 token=text([row["token"]]),
                 following=text(row["following"]),
-                labelled=[Concept(each, atlas.label(each), each in both, None) for each in labelled],
+                labelled=[ExampleConcept(each, atlas.label(each), each in both, None) for each in labelled],
                 predicted=[
-                    Concept(each, atlas.label(each), each in both, probability)
+                    ExampleConcept(each, atlas.label(each), each in both, probability)
                     for each, probability in zip(predicted, row["probabilities"], strict=True)
                 ],
             )

@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple
 from cocomix.params import CocomixParams, Method, Params
 from cocomix.report.facts import Pipeline, Usage
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
-from cocomix.shapes.models import Sources
+from cocomix.shapes.models import TeacherSizes
 
-Source = Literal["base", "activations", "sae", "attribution"]
-SOURCES: tuple[Source, ...] = ("base", "activations", "sae", "attribution")
+SupervisionStage = Literal["base", "activations", "sae", "attribution"]
+SUPERVISION_STAGES: tuple[SupervisionStage, ...] = ("base", "activations", "sae", "attribution")
 
 
 class Cost(NamedTuple):
@@ -30,19 +30,19 @@ class Cost(NamedTuple):
     """None: a stage did not say."""
 
 
-def sources_of(method: Method, cocomix: CocomixParams) -> tuple[Source, ...]:
+def supervision_stages(method: Method, cocomix: CocomixParams) -> tuple[SupervisionStage, ...]:
     """The stages that a method needs before its own training."""
     if method == "cocomix" and cocomix.predicts == "concepts" and cocomix.concept_weight:
-        return SOURCES
+        return SUPERVISION_STAGES
     if method == "kd" or (method == "cocomix" and cocomix.predicts == "hidden"):
         return ("base",)
     return ()
 
 
-def costs(pipeline: Pipeline, params: Params) -> dict[Source, Cost]:
+def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:
     """What each of the stages took."""
     flops = _flops(pipeline, params)
-    usages: dict[Source, Usage | None] = {
+    usages: dict[SupervisionStage, Usage | None] = {
         "base": pipeline.base.usage,
         "activations": pipeline.activations.usage,
         "sae": pipeline.sae.usage,
@@ -51,27 +51,27 @@ def costs(pipeline: Pipeline, params: Params) -> dict[Source, Cost]:
     return {each: Cost(flops[each], usage.seconds if usage else None) for each, usage in usages.items()}
 
 
-def share(all_costs: Mapping[Source, Cost], sources: tuple[Source, ...], runs: int) -> Cost:
-    """What one of `runs` models that learn from the same `sources` owes."""
-    seconds = [all_costs[each].seconds for each in sources]
+def share(all_costs: Mapping[SupervisionStage, Cost], stages: tuple[SupervisionStage, ...], runs: int) -> Cost:
+    """The share of one of `runs` models that learn from the same `stages`."""
+    seconds = [all_costs[each].seconds for each in stages]
     known = [each for each in seconds if each is not None]
     return Cost(
-        sum(all_costs[each].flops for each in sources) / runs,
+        sum(all_costs[each].flops for each in stages) / runs,
         sum(known) / runs if len(known) == len(seconds) else None,
     )
 
 
-def _flops(pipeline: Pipeline, params: Params) -> dict[Source, float]:
+def _flops(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, float]:
     shapes, active = pipeline.shapes, pipeline.sae.l0
-    sources = Sources(shapes.latents, pipeline.activations.d_model, shapes.base_flops, shapes.base_flops_to_layer)
+    teacher = TeacherSizes(shapes.latents, pipeline.activations.d_model, shapes.base_flops, shapes.base_flops_to_layer)
     stored, epochs = pipeline.activations.train_tokens, params.sae.epochs
     trained = params.sae.source == "train"
-    labelled = attribution_flops(params.attribution, sources, params.sae.latents, active, shapes.context)
+    labelled = attribution_flops(params.attribution, teacher, params.sae.latents, active, shapes.context)
     return {
         "base": pipeline.base.flops,
-        "activations": sources.base_flops_to_layer
+        "activations": teacher.base_flops_to_layer
         * stored
         * (epochs if trained and not params.activations.keep else 1),
-        "sae": sae_flops(sources.base_width, params.sae.latents, active) * stored * epochs if trained else 0,
+        "sae": sae_flops(teacher.base_width, params.sae.latents, active) * stored * epochs if trained else 0,
         "attribution": labelled * pipeline.tokens.train.tokens,
     }

@@ -25,7 +25,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), min(values), max(values))
 
 
-class Estimate(NamedTuple):
+class SeedMean(NamedTuple):
     """A figure over the seeds, and how far its mean can be trusted."""
 
     mean: float
@@ -35,10 +35,10 @@ class Estimate(NamedTuple):
     """Of what other seeds would do; None: there is one seed."""
 
 
-def estimate(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> Estimate:
+def seed_mean(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> SeedMean:
     """Mean, lowest and highest of at least one value of a figure from `low` to `high`, with the mean's interval."""
     interval = mean_over_seeds(values)
-    return Estimate(*spread(values), interval and interval.within(low, high))
+    return SeedMean(*spread(values), interval and interval.within(low, high))
 
 
 class Reach(NamedTuple):
@@ -49,15 +49,15 @@ class Reach(NamedTuple):
     seconds: float
 
 
-class Spent(NamedTuple):
+class TrainingToReach(NamedTuple):
     """What the runs of all seeds needed to come down to the baseline's final loss."""
 
     tokens: Spread
-    tokens_saved: Estimate
+    tokens_saved: SeedMean
     """Share of the baseline's tokens that were not needed."""
-    flops_ratio: Estimate
+    flops_ratio: SeedMean
     """Training FLOPs over all of the baseline's."""
-    flops_ratio_with_supervision: Estimate
+    flops_ratio_with_supervision: SeedMean
     """The same, with the making of what the method learns from."""
     seconds_ratio: Spread
     """Seconds of training over all of the baseline's."""
@@ -72,7 +72,7 @@ class Saving(NamedTuple):
     """Pairs of runs."""
     reached: int
     """Those in which the loss was reached."""
-    spent: Spent | None
+    spent: TrainingToReach | None
     """None, unless all reached it, after their first evaluation: a mean of some would be that of the lucky seeds."""
 
 
@@ -117,26 +117,26 @@ def loss_at(curves: Sequence[Curve], flops: float) -> Spread | None:
     return spread([float(np.interp(flops, curve.flops, curve.loss)) for curve in curves])
 
 
-def at_equal(runs: Sequence[Run], flops: float, owed: float = 0.0) -> AtEqual | None:
+def at_equal(runs: Sequence[Run], flops: float, supervision_flops: float = 0.0) -> AtEqual | None:
     """Where runs of one method were after so many FLOPs.
 
     Args:
-        owed: those of `flops` that are spent before training starts.
+        supervision_flops: those of `flops` that are spent before training starts.
 
     Returns:
         None, when there is no point of the curves yet.
     """
-    curves, trained = [run.curve for run in runs], flops - owed
+    curves, trained = [run.curve for run in runs], flops - supervision_flops
     tokens = float(np.interp(trained, curves[0].flops, curves[0].tokens))
     loss = loss_at(curves, trained)
     return AtEqual(flops, tokens, loss) if loss else None
 
 
-def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> Saving:
+def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision_cost: Cost) -> Saving:
     """Compare runs with the baseline's, seed by seed.
 
     Args:
-        supervision: what a run of the method owes for what it learns from, besides its training.
+        supervision_cost: a run's share of the cost of what the method learns from, besides its training.
     """
     finals = [float(run.curve.loss[-1]) for run in baseline]
     reached = sum(bool(run.curve.loss.min() <= final) for run, final in zip(runs, finals, strict=True))
@@ -147,17 +147,17 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision: Cost) -> S
     ]
     if len(pairs) < len(runs):
         return Saving(len(runs), reached, None)
-    owed = supervision.seconds
-    spent = Spent(
+    supervision_seconds = supervision_cost.seconds
+    spent = TrainingToReach(
         tokens=spread([found.tokens for found, _ in pairs]),
-        tokens_saved=estimate([1 - found.tokens / training.tokens for found, training in pairs], high=1),
-        flops_ratio=estimate([found.flops / training.flops for found, training in pairs], low=0),
-        flops_ratio_with_supervision=estimate(
-            [(found.flops + supervision.flops) / training.flops for found, training in pairs], low=0
+        tokens_saved=seed_mean([1 - found.tokens / training.tokens for found, training in pairs], high=1),
+        flops_ratio=seed_mean([found.flops / training.flops for found, training in pairs], low=0),
+        flops_ratio_with_supervision=seed_mean(
+            [(found.flops + supervision_cost.flops) / training.flops for found, training in pairs], low=0
         ),
         seconds_ratio=spread([found.seconds / training.seconds for found, training in pairs]),
         seconds_ratio_with_supervision=None
-        if owed is None
-        else spread([(found.seconds + owed) / training.seconds for found, training in pairs]),
+        if supervision_seconds is None
+        else spread([(found.seconds + supervision_seconds) / training.seconds for found, training in pairs]),
     )
     return Saving(len(runs), reached, spent)

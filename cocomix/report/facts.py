@@ -200,7 +200,7 @@ Kind = Literal["accuracy", "perplexity", "other"]
 which way is better is not known."""
 
 
-class Figure(NamedTuple):
+class MetricFacts(NamedTuple):
     """A figure of a task."""
 
     value: float
@@ -211,11 +211,11 @@ class TaskFacts(Facts):
     """A task of lm-eval."""
 
     metric: str
-    metrics: dict[str, Figure]
+    metrics: dict[str, MetricFacts]
     """By lm-eval's names."""
-    log_likelihood: Figure | None
+    log_likelihood: MetricFacts | None
     """Of the right answer, nats, a document."""
-    margin: Figure | None
+    margin: MetricFacts | None
     """Of that over the best wrong answer."""
     cut: int
     """Documents that do not fit into the model's context."""

@@ -54,8 +54,8 @@ def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
             if len(result.runs) > 1:
                 by_seed = np.stack([run.curve.loss for run in result.runs])
                 axes.fill_between(spent, by_seed.min(0), by_seed.max(0), color=color, alpha=0.2, linewidth=0)
-            if owed := _owed(result, against):
-                axes.plot(spent + owed / scale.unit, curve.loss, color=color, linewidth=0.8, alpha=0.8)
+            if supervision_cost := _supervision_cost(result, against):
+                axes.plot(spent + supervision_cost / scale.unit, curve.loss, color=color, linewidth=0.8, alpha=0.8)
             if baseline and result.saving and result.saving.spent:
                 _mark_reach(axes, curve, _mean(baseline), against, scale.unit)
         _limit(axes, results)
@@ -75,15 +75,15 @@ def differences(results: Sequence[MethodResult]) -> str:
         for result in results
         if result.method != BASELINE
     }
-    told = [
+    stated = [
         f"{NAMES[method]} on {corpus} {each.mean:+.3f}"
         for method, intervals in found.items()
         for corpus, each in zip(corpora, intervals, strict=True)
         if each
     ]
-    if not told:
+    if not stated:
         return ""
-    title = f"Difference in loss from {NAMES[BASELINE].lower()}, nats a token: {', '.join(told)}."
+    title = f"Difference in loss from {NAMES[BASELINE].lower()}, nats a token: {', '.join(stated)}."
     with _dots("differences", title, corpora, found) as made:
         axes = made.axes
         axes.axvline(0, color=MUTED, linewidth=0.9)
@@ -98,12 +98,12 @@ def accuracies(results: Sequence[MethodResult]) -> str:
     tasks = [name for name, each in results[0].tasks.items() if each.kind == "accuracy"]
     if not tasks:
         return ""
-    told = [
+    stated = [
         f"{task}: {', '.join(f'{NAMES[each.method]} {each.tasks[task].value.mean:.1%}' for each in results)}"
         for task in tasks
     ]
     found = {result.method: [_with_error(result.tasks[task]) for task in tasks] for result in results}
-    with _dots("tasks", f"Accuracy in tasks. {'; '.join(told)}.", tasks, found) as made:
+    with _dots("tasks", f"Accuracy in tasks. {'; '.join(stated)}.", tasks, found) as made:
         made.axes.xaxis.set_major_locator(MaxNLocator(5))
         made.axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
         made.axes.set_xlabel("accuracy")
@@ -139,8 +139,8 @@ def _dots(
         yield made
 
 
-def told(method: Method, mixing: MixingFacts) -> str:
-    """The loss when a model is told its labels, one after the other."""
+def loss_given_labels(method: Method, mixing: MixingFacts) -> str:
+    """The loss of a model that is given its labels, one after the other."""
     fall = f"from {mixing.told_by_uncertainty[0]:.3f} to {mixing.told_by_uncertainty[-1]:.3f}"
     title = f"Loss when {NAMES[method]} is told the labels of each position, one by one: {fall} nats a token."
     with drawing("told", title, 4.6, 2.9) as made:
@@ -178,14 +178,14 @@ def _spent(curve: Curve, against: Axis) -> NDArray[np.float64]:
     return spent
 
 
-def _owed(result: MethodResult, against: Axis) -> float:
+def _supervision_cost(result: MethodResult, against: Axis) -> float:
     match against:
         case "tokens":
             return 0.0
         case "flops":
-            return result.supervision.flops
+            return result.supervision_cost.flops
         case "seconds":
-            return result.supervision.seconds or 0.0
+            return result.supervision_cost.seconds or 0.0
 
 
 def _mean(result: MethodResult) -> Curve:

@@ -5,7 +5,7 @@ from typing import Any
 
 from cocomix.report.comparison import MethodResult
 from cocomix.report.concepts import mean_concepts
-from cocomix.report.costs import Cost, Source
+from cocomix.report.costs import Cost, SupervisionStage
 from cocomix.report.facts import Pipeline
 from cocomix.report.tuning import Tuning
 from cocomix.report.usage import StageUsage
@@ -16,7 +16,7 @@ from cocomix.steering.averages import Sweep
 def numbers(
     pipeline: Pipeline,
     results: Sequence[MethodResult],
-    spent: Mapping[Source, Cost],
+    spent: Mapping[SupervisionStage, Cost],
     usages: Sequence[StageUsage],
     sweeps: Sequence[Sweep],
     tuned: Tuning | None,
@@ -43,7 +43,7 @@ def _of_method(result: MethodResult) -> dict[str, Any]:
         "flops_per_token": training.flops_per_token,
         "seconds": _plain(result.seconds),
         "seeds": len(result.runs),
-        "supervision": _plain(result.supervision),
+        "supervision": _plain(result.supervision_cost),
         "corpora": _plain(result.corpora),
         "tasks": _plain(result.tasks),
         "mean_accuracy": result.mean_accuracy,

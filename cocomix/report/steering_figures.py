@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from cocomix.report.drawing import COLORS, INK, MUTED, drawing
 from cocomix.report.wording import signed
 from cocomix.statistics import CONFIDENCE, Interval
-from cocomix.steering.averages import Effects, Sweep
+from cocomix.steering.averages import MeanEffects, Sweep
 
 
 class _Look(NamedTuple):
@@ -79,12 +79,12 @@ def _draw_effects(axes: Axes, sweep: Sweep, look: _Look) -> None:
 
 def effects_by_cost(sweeps: Sequence[Sweep]) -> str:
     """The same effects against what they cost elsewhere."""
-    told = [
+    stated = [
         f"{LOOKS[each.name].title} {each.effects[-1].strength:g}: {_times(each.effects[-1].log_ratio.own.mean)} "
         f"for {each.effects[-1].loss.mean:+.2f}"
         for each in sweeps
     ]
-    title = f"Effect on the concept's tokens against the change of the loss. {'; '.join(told)}."
+    title = f"Effect on the concept's tokens against the change of the loss. {'; '.join(stated)}."
     with drawing("steering-cost", title, 4.6, 3.3) as made:
         axes = made.axes
         axes.axhline(0, color=MUTED, linewidth=0.8)
@@ -128,7 +128,7 @@ def steering_says(sweeps: Sequence[Sweep]) -> list[str]:
     return said
 
 
-def steering_rows(sweeps: Sequence[Sweep]) -> list[tuple[str, Effects]]:
+def steering_rows(sweeps: Sequence[Sweep]) -> list[tuple[str, MeanEffects]]:
     """The strongest edits in either direction, by what the table calls them."""
     return [
         (f"{LOOKS[sweep.name].title}, {signed(each.strength, 'g')}", each)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cocomix.params import AttributionParams, CocomixParams, Method, PretrainParams
 from cocomix.report.comparison import BASELINE, MethodResult
-from cocomix.report.efficiency import Spent, Spread
+from cocomix.report.efficiency import Spread, TrainingToReach
 from cocomix.report.tuning import Trial, Tuning
 from cocomix.statistics import CONFIDENCE, Interval
 
@@ -127,8 +127,8 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
     return Answer(headline, f"{compute}. {_last(result, baseline)}")
 
 
-def _with_supervision(result: MethodResult, spent: Spent) -> str:
-    if not result.supervision.flops:
+def _with_supervision(result: MethodResult, spent: TrainingToReach) -> str:
+    if not result.supervision_cost.flops:
         return ""
     made = "the base model, the autoencoder and the labels" if "sae" in result.sources else "the base model"
     return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {made}"

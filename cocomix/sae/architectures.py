@@ -68,7 +68,7 @@ def batch_top(sae: SparseAutoencoder, centered: Tensor) -> BatchTop:
     """
     k = sae.config.k
     indices, taken = batch_top_indices(centered, sae.encoder, sae.latent_bias, k)
-    values = sae.before(centered, indices)
+    values = sae.pre_activations(centered, indices)
     least = kth_largest(values.detach()[taken], len(centered) * k).clamp(min=0)
     return BatchTop(Latents(indices, values * (taken & (values >= least))), least)
 
@@ -88,7 +88,7 @@ def _jump(sae: SparseAutoencoder, centered: Tensor, bandwidth: Tensor) -> tuple[
     """
     over = sae.latent_bias - sae.threshold + bandwidth / 2
     indices, taken = indices_above(centered, sae.encoder, over, least=sae.config.k)
-    before, threshold = sae.before(centered, indices), sae.threshold[indices]
+    before, threshold = sae.pre_activations(centered, indices), sae.threshold[indices]
     values: Tensor = _JumpRelu.apply(before, threshold, bandwidth)  # type: ignore[no-untyped-call]
     active: Tensor = _Step.apply(before, threshold, bandwidth)  # type: ignore[no-untyped-call]
     return Latents(indices, values * taken), (active * taken).sum(1).mean()

@@ -121,17 +121,17 @@ class SparseAutoencoder(nn.Module):
             match self.config.architecture:
                 case "topk":
                     indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k)
-                    return Latents(indices, self.before(centered, indices).relu())
+                    return Latents(indices, self.pre_activations(centered, indices).relu())
                 case "abstopk":
                     indices = top_indices(centered, self.encoder, self.latent_bias, self.config.k, by_size=True)
-                    return Latents(indices, self.before(centered, indices))
+                    return Latents(indices, self.pre_activations(centered, indices))
                 case _:
                     over = self.latent_bias - self.threshold
                     indices, taken = indices_above(centered, self.encoder, over, least=self.config.k)
-                    values = self.before(centered, indices)
+                    values = self.pre_activations(centered, indices)
                     return Latents(indices, values * (taken & (values > self.threshold[indices])))
 
-    def before(self, centered: Tensor, indices: Tensor) -> Tensor:
+    def pre_activations(self, centered: Tensor, indices: Tensor) -> Tensor:
         """Some latents before the activation function: [n, width].
 
         Args:

@@ -19,7 +19,7 @@ CURVE_ROWS = 200
 """About how many rows a curve has."""
 
 
-class CurveRow(NamedTuple):
+class SaeCurveRow(NamedTuple):
     """A point of the training curve."""
 
     step: int
@@ -71,7 +71,7 @@ class Learner:
         )
         self.step = 0
         """Steps done."""
-        self.curve: list[CurveRow] = []
+        self.curve: list[SaeCurveRow] = []
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
@@ -175,12 +175,12 @@ class Learner:
         rise = self._params.sparsity_warmup_share * self._steps
         return (self._params.sparsity_weight or 0.0) * min(1.0, self.step / max(rise, 1.0))
 
-    def _point(self, fvu: Tensor, aux: Tensor, l0: float) -> CurveRow:
+    def _point(self, fvu: Tensor, aux: Tensor, l0: float) -> SaeCurveRow:
         """What this step came to, in all processes."""
         dead = (self._tokens_since_fired > self._params.dead_tokens).float().mean()
         means = distributed.average(torch.stack([fvu, aux, fvu.new_tensor(l0)]))
         mean_fvu, mean_aux, mean_l0 = means.tolist()
-        return CurveRow(self.step, self.step * self._params.batch_size, mean_fvu, mean_aux, float(dead), mean_l0)
+        return SaeCurveRow(self.step, self.step * self._params.batch_size, mean_fvu, mean_aux, float(dead), mean_l0)
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint needs."""
@@ -203,7 +203,7 @@ class Learner:
         self._tokens_since_fired.copy_(state["tokens_since_fired"])
         for name, each in self._average.items():
             each.copy_(state["average"][name])
-        self.curve = [CurveRow(*row) for row in state["curve"]]
+        self.curve = [SaeCurveRow(*row) for row in state["curve"]]
 
 
 def learning_rate_share(params: SaeParams, step: int, steps: int) -> float:

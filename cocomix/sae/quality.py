@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.activations.plan import dropped_ids, kept
+from cocomix.activations.shards import dropped_ids, kept
 from cocomix.activations.store import ActivationStore
-from cocomix.base.hooks import micro_batch, residual_edited
+from cocomix.base.hooks import residual_edited
+from cocomix.base.loading import micro_batch
 from cocomix.params import ActivationsParams
 from cocomix.plumbing.device import autocast, device
 from cocomix.plumbing.parts import Summing
@@ -59,7 +60,7 @@ class Reconstruction(NamedTuple):
         return counts
 
 
-class Splice(NamedTuple):
+class SplicedLosses(NamedTuple):
     """Next-token losses of the base model on validation text, nats a token."""
 
     loss_base: float
@@ -145,14 +146,14 @@ class _Variance:
 
 
 @torch.no_grad()
-def splice(
+def spliced_losses(
     sae: SparseAutoencoder,
     model: PreTrainedModel,
     tokens: Tokens,
     mean: Tensor,
     params: ActivationsParams,
     sums_kept: Path | None = None,
-) -> Splice:
+) -> SplicedLosses:
     """Measure `sae` inside the base model, on the first validation windows.
 
     Args:
@@ -193,7 +194,7 @@ def splice(
                     divergences[name] += float(F.kl_div(shares[name], shares["base"], reduction="sum", log_target=True))
             bar.advance(ids.numel())
     predictions = len(windows) * (tokens.context - 1)
-    return Splice(
+    return SplicedLosses(
         loss_base=float(losses["base"][0]) / predictions,
         loss_spliced=float(losses["spliced"][0]) / predictions,
         loss_mean_ablated=float(losses["mean_ablated"][0]) / predictions,

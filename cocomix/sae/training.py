@@ -16,7 +16,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import progress, say
 from cocomix.plumbing.runtime import runtime
-from cocomix.sae.learner import CurveRow, Learner
+from cocomix.sae.learner import Learner, SaeCurveRow
 
 SAMPLE_ROWS = 32_768
 """Activations behind the initial bias and the scale of the loss (Gao et al., App. A.1)."""
@@ -131,9 +131,9 @@ def _together(batches: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, .
         yield batch
 
 
-def write_curve(path: Path, curve: list[CurveRow]) -> None:
+def write_curve(path: Path, curve: list[SaeCurveRow]) -> None:
     """The curve as CSV, a column a field."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(CurveRow._fields)
+        writer.writerow(SaeCurveRow._fields)
         writer.writerows(curve)

@@ -10,7 +10,7 @@ are active:
 """
 
 from cocomix.params import AttributionParams
-from cocomix.shapes.models import Sources
+from cocomix.shapes.models import TeacherSizes
 
 
 def sae_flops(width: int, latents: int, active: float) -> float:
@@ -18,7 +18,9 @@ def sae_flops(width: int, latents: int, active: float) -> float:
     return 2 * width * latents + 8 * width * active
 
 
-def attribution_flops(params: AttributionParams, sources: Sources, latents: int, active: float, context: int) -> float:
+def attribution_flops(
+    params: AttributionParams, teacher: TeacherSizes, latents: int, active: float, context: int
+) -> float:
     """Of labelling.
 
     Args:
@@ -26,9 +28,9 @@ def attribution_flops(params: AttributionParams, sources: Sources, latents: int,
         active: latents of a token, on average.
         context: tokens of a window.
     """
-    lower, upper = sources.base_flops_to_layer, sources.base_flops - sources.base_flops_to_layer
-    encoded = lower + 2 * sources.base_width * latents
-    slopes = 2 * sources.base_width * (latents if params.value == "pre_activation" else active)
+    lower, upper = teacher.base_flops_to_layer, teacher.base_flops - teacher.base_flops_to_layer
+    encoded = lower + 2 * teacher.base_width * latents
+    slopes = 2 * teacher.base_width * (latents if params.value == "pre_activation" else active)
     match params.score:
         case "activation":
             return encoded

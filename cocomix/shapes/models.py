@@ -37,8 +37,8 @@ class Parameters(NamedTuple):
     """Without the compress rows of the concepts that are not mixed: what one token uses (paper App. A)."""
 
 
-class Sources(NamedTuple):
-    """What shapes depend on besides the parameters."""
+class TeacherSizes(NamedTuple):
+    """What shapes depend on besides the parameters: sizes of the base model and of the autoencoder."""
 
     latents: int
     """Size of the dictionary of concepts."""
@@ -66,20 +66,20 @@ def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
     }
 
 
-def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, sources: Sources) -> Shape:
+def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes) -> Shape:
     """A CoCoMix model, or one of its ablations."""
     return gpt2_shape(model, tokens) | {
         "predicts": cocomix.predicts,
         "mixing": cocomix.mixing,
         "concept_layer": cocomix.concept_layer,
-        "num_concepts": sources.latents,
+        "num_concepts": teacher.latents,
         "concept_k": cocomix.concept_k,
         "concept_head": cocomix.concept_head,
         "concept_init": cocomix.concept_init,
         "tied_scale": cocomix.tied_scale,
         "learned_scale": cocomix.learned_scale,
         "stop_gradient": cocomix.stop_gradient,
-        "base_width": sources.base_width,
+        "base_width": teacher.base_width,
     }
 
 
@@ -94,14 +94,14 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
     }
 
 
-def shapes(params: PretrainParams, tokens: Vocabulary, sources: Sources) -> dict[Method, Shape | None]:
+def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) -> dict[Method, Shape | None]:
     """The shape of each method's model; those of `ntp` and `kd` as wide as `params.match` asks.
 
     None for `kd` where the base model's forward pass alone costs what is to be matched: see `shape_of`.
     """
-    cocomix = cocomix_shape(params.model, params.cocomix, tokens, sources)
+    cocomix = cocomix_shape(params.model, params.cocomix, tokens, teacher)
     hidden = params.cocomix.predicts == "hidden"
-    target = _cost(cocomix, params.match, tokens.context, hidden * sources.base_flops_to_layer)
+    target = _cost(cocomix, params.match, tokens.context, hidden * teacher.base_flops_to_layer)
 
     def matched(base_flops: int) -> Shape:
         def cost(model: ModelParams) -> int:
@@ -109,10 +109,10 @@ def shapes(params: PretrainParams, tokens: Vocabulary, sources: Sources) -> dict
 
         return gpt2_shape(params.model if params.match == "width" else widened(params.model, cost, target), tokens)
 
-    is_too_dear = params.match == "flops" and sources.base_flops >= target
+    is_too_dear = params.match == "flops" and teacher.base_flops >= target
     return {
         "ntp": matched(0),
-        "kd": None if is_too_dear else matched(sources.base_flops),
+        "kd": None if is_too_dear else matched(teacher.base_flops),
         "pause": pause_shape(params.model, params.pause, tokens),
         "cocomix": cocomix,
     }

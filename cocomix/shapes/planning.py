@@ -28,7 +28,7 @@ from cocomix.plumbing.runtime import LOGITS
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
 from cocomix.shapes.models import (
     Shape,
-    Sources,
+    TeacherSizes,
     Vocabulary,
     flops_per_token,
     gpt2_shape,
@@ -52,7 +52,7 @@ ORIGIN_BYTES = 5
 SCORE_BITS = 13
 """Of a label's score, compressed; its number takes log2 C bits."""
 FORWARD_TOKENS = 2048
-"""Of a forward pass of a frozen model, `cocomix.base.hooks.micro_batch` on a CPU."""
+"""Of a forward pass of a frozen model, `cocomix.base.loading.micro_batch` on a CPU."""
 LIBRARIES = 500e6
 """Memory of a process that has only imported torch and transformers."""
 INTERVENTIONS = 12
@@ -67,7 +67,7 @@ class Words(NamedTuple):
     eos_id: int = 0
 
 
-class Text(NamedTuple):
+class CorpusSize(NamedTuple):
     """A corpus."""
 
     bytes: dict[str, float]
@@ -77,7 +77,7 @@ class Text(NamedTuple):
     vocab_size: int
 
 
-class Estimate(NamedTuple):
+class StageNeeds(NamedTuple):
     """What a stage needs."""
 
     text: float = 0.0
@@ -93,7 +93,7 @@ class Estimate(NamedTuple):
     """And for each window of a training step that it computes at a time."""
 
 
-def estimate_text(params: Params, corpus_bytes: float | None) -> Text:
+def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
     """What a corpus will be, before it is there.
 
     Args:
@@ -112,14 +112,14 @@ def estimate_text(params: Params, corpus_bytes: float | None) -> Text:
     trained = params.tokenize.source == "train"
     vocab_size = params.tokenize.vocab_size if trained else PRETRAINED_VOCABULARY
     sizes = {split: share * total for split, share in shares.items()}
-    return Text(sizes, {split: size / _bytes_per_token(vocab_size) for split, size in sizes.items()}, vocab_size)
+    return CorpusSize(sizes, {split: size / _bytes_per_token(vocab_size) for split, size in sizes.items()}, vocab_size)
 
 
-def estimate(params: Params, text: Text) -> dict[str, Estimate]:
+def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
     """What each stage needs, by its name in dvc.yaml.
 
     Args:
-        text: what is known of the corpus, or `estimate_text`.
+        text: what is known of the corpus, or `estimated_corpus`.
     """
     words = Words(text.vocab_size, params.tokenize.context)
     windows = {split: tokens // words.context for split, tokens in text.tokens.items()}
@@ -128,14 +128,14 @@ def estimate(params: Params, text: Text) -> dict[str, Estimate]:
     whole = flops_per_token(base, words.context)
     blocks = whole - 2 * base["n_embd"] * words.vocab_size
     site = Site.parse(params.sae.site or params.activations.sites[0])
-    sources = Sources(params.sae.concepts, base["n_embd"], whole, _to_layer(blocks, base, site.layer))
+    teacher = TeacherSizes(params.sae.concepts, base["n_embd"], whole, _to_layer(blocks, base, site.layer))
     stored = {
         "train": min(params.activations.tokens, windows["train"] * words.context),
         "validation": min(params.activations.validation_tokens, windows["validation"] * words.context),
     }
     found = {
-        "corpus": Estimate(total, disk=CORPUS_COMPRESSION * total, memory=150e6 + 3 * min(total, 100e6)),
-        "tokenize": Estimate(
+        "corpus": StageNeeds(total, disk=CORPUS_COMPRESSION * total, memory=150e6 + 3 * min(total, 100e6)),
+        "tokenize": StageNeeds(
             total,
             disk=sum(text.tokens.values()) * (2 if words.vocab_size <= 2**16 else 4)
             + 4 * sum(windows.values())
@@ -145,18 +145,18 @@ def estimate(params: Params, text: Text) -> dict[str, Estimate]:
         ),
         "base": _base(params, base, whole, text),
         "activations": _activations(params, base, blocks, stored),
-        "sae": _saes(params, base["n_embd"], words, sources.base_flops_to_layer, stored),
-        "attribution": _attribution(params, sources, base, windows, words),
-        "explain": _explain(params, sources, words, text),
-        "shapes": Estimate(disk=2000),
-        "report": Estimate(disk=5e4, memory=100e6),
+        "sae": _saes(params, base["n_embd"], words, teacher.base_flops_to_layer, stored),
+        "attribution": _attribution(params, teacher, base, windows, words),
+        "explain": _explain(params, teacher, words, text),
+        "shapes": StageNeeds(disk=2000),
+        "report": StageNeeds(disk=5e4, memory=100e6),
     }
-    models = shapes(params.pretrain, words, sources)
+    models = shapes(params.pretrain, words, teacher)
     found["steer"] = _steer(params, shape_of("cocomix", models), base)
     for method in params.pretrain.methods:
         shape = shape_of(method, models)
         for seed in params.pretrain.seeds:
-            found[f"pretrain@{method}-{seed}"] = _pretrain(params, method, shape, base, sources, windows)
+            found[f"pretrain@{method}-{seed}"] = _pretrain(params, method, shape, base, teacher, windows)
             found[f"evaluate@{method}-{seed}"] = _evaluate(params, method, shape, text)
     return found
 
@@ -190,12 +190,12 @@ def _window_memory(shape: Shape) -> float:
     return 34 * d * positions + attention + concepts + 6 * context * shape["vocab_size"]
 
 
-def _base(params: Params, shape: Shape, whole: int, text: Text) -> Estimate:
+def _base(params: Params, shape: Shape, whole: int, text: CorpusSize) -> StageNeeds:
     training, stored = params.base.training, parameters_of(shape).stored
     if params.base.source == "pretrained":
-        return Estimate(flops=whole * text.tokens["validation"], disk=_saved(shape), memory=LIBRARIES + 8 * stored)
+        return StageNeeds(flops=whole * text.tokens["validation"], disk=_saved(shape), memory=LIBRARIES + 8 * stored)
     tokens = training.steps * training.batch_size * shape["n_positions"]
-    return Estimate(
+    return StageNeeds(
         flops=3 * whole * tokens,
         disk=_saved(shape),
         scratch=2 * 12 * stored,
@@ -204,21 +204,21 @@ def _base(params: Params, shape: Shape, whole: int, text: Text) -> Estimate:
     )
 
 
-def _activations(params: Params, base: Shape, blocks: float, stored: dict[str, float]) -> Estimate:
+def _activations(params: Params, base: Shape, blocks: float, stored: dict[str, float]) -> StageNeeds:
     section = params.activations
     row = base["n_embd"] * (1 if section.dtype == "int8" else 2) + ORIGIN_BYTES
     rows = stored["validation"] + section.keep * stored["train"]
     to_last = _to_layer(blocks, base, max(Site.parse(each).layer for each in section.sites))
     made, coding = (4, 16) if section.dtype == "int8" else (2, 4)  # bytes of a number
     gathered = 2 * len(section.sites) * made + coding  # of two shards at all sites, and of one being coded
-    return Estimate(
+    return StageNeeds(
         flops=to_last * rows,
         disk=row * rows * len(section.sites),
         memory=LIBRARIES + 4 * parameters_of(base).stored + gathered * section.shard_tokens * base["n_embd"],
     )
 
 
-def _saes(params: Params, width: int, words: Vocabulary, to_layer: float, stored: dict[str, float]) -> Estimate:
+def _saes(params: Params, width: int, words: Vocabulary, to_layer: float, stored: dict[str, float]) -> StageNeeds:
     def weights(section: SaeParams) -> int:
         return 2 * width * section.latents + section.latents + width
 
@@ -226,11 +226,11 @@ def _saes(params: Params, width: int, words: Vocabulary, to_layer: float, stored
     disk = 4 * sum(map(weights, sections))
     splicing = 4 * words.vocab_size * (3 * FORWARD_TOKENS + 5 * words.context)
     if params.sae.source == "published":
-        return Estimate(disk=disk, memory=LIBRARIES + 2 * disk + splicing)
+        return StageNeeds(disk=disk, memory=LIBRARIES + 2 * disk + splicing)
     steps = sum(sae_flops(width, each.latents, each.k) * each.epochs for each in sections)
     again = 0 if params.activations.keep else to_layer * max(each.epochs for each in sections)
     batch = 8 * params.sae.batch_size * sum(each.latents for each in sections)
-    return Estimate(
+    return StageNeeds(
         flops=(steps + again) * stored["train"],
         disk=disk,
         scratch=2 * 3 * disk,
@@ -239,56 +239,56 @@ def _saes(params: Params, width: int, words: Vocabulary, to_layer: float, stored
 
 
 def _attribution(
-    params: Params, sources: Sources, base: Shape, windows: dict[str, float], words: Vocabulary
-) -> Estimate:
+    params: Params, teacher: TeacherSizes, base: Shape, windows: dict[str, float], words: Vocabulary
+) -> StageNeeds:
     positions = (windows["train"] + windows["validation"]) * words.context
-    label = (math.log2(sources.latents) + SCORE_BITS) / 8
-    return Estimate(
-        flops=attribution_flops(params.attribution, sources, params.sae.latents, params.sae.k, words.context)
+    label = (math.log2(teacher.latents) + SCORE_BITS) / 8
+    return StageNeeds(
+        flops=attribution_flops(params.attribution, teacher, params.sae.latents, params.sae.k, words.context)
         * positions,
         disk=label * params.attribution.k_attr * positions,
         memory=LIBRARIES
         + 4 * parameters_of(base).stored
-        + 16 * sources.base_width * params.sae.latents
+        + 16 * teacher.base_width * params.sae.latents
         + 8 * words.vocab_size * FORWARD_TOKENS,
     )
 
 
-def _explain(params: Params, sources: Sources, words: Vocabulary, text: Text) -> Estimate:
+def _explain(params: Params, teacher: TeacherSizes, words: Vocabulary, text: CorpusSize) -> StageNeeds:
     section = params.explain
     looked_at = min(section.tokens, text.tokens["train"]) + min(section.held_out_tokens, text.tokens["validation"])
     context = 2.3 * (section.before + 1 + section.after)
     concept = 300 + (section.contexts + section.quantiles) * context
-    return Estimate(
-        flops=(sources.base_flops_to_layer + 2 * sources.base_width * params.sae.latents) * looked_at,
-        disk=sources.latents * concept + 10 * words.vocab_size,
-        memory=LIBRARIES + 16 * sources.base_width * params.sae.latents + 8 * section.sample * sources.latents,
+    return StageNeeds(
+        flops=(teacher.base_flops_to_layer + 2 * teacher.base_width * params.sae.latents) * looked_at,
+        disk=teacher.latents * concept + 10 * words.vocab_size,
+        memory=LIBRARIES + 16 * teacher.base_width * params.sae.latents + 8 * section.sample * teacher.latents,
     )
 
 
 def _pretrain(
-    params: Params, method: Method, shape: Shape, base: Shape, sources: Sources, windows: dict[str, float]
-) -> Estimate:
+    params: Params, method: Method, shape: Shape, base: Shape, teacher: TeacherSizes, windows: dict[str, float]
+) -> StageNeeds:
     section, context = params.pretrain, shape["n_positions"]
     stored = parameters_of(shape).stored
-    token, teacher, labels = 3 * flops_per_token(shape, context), 0.0, 0.0
+    token, teacher_bytes, labels = 3 * flops_per_token(shape, context), 0.0, 0.0
     if method == "kd":
-        token, teacher = token + sources.base_flops, 4 * parameters_of(base).stored
+        token, teacher_bytes = token + teacher.base_flops, 4 * parameters_of(base).stored
     elif method == "cocomix" and section.cocomix.predicts == "hidden":
-        token, teacher = token + sources.base_flops_to_layer, 4 * parameters_of(base).stored
+        token, teacher_bytes = token + teacher.base_flops_to_layer, 4 * parameters_of(base).stored
     elif method == "cocomix":
-        size = 2 if sources.latents < 2**16 else 4
+        size = 2 if teacher.latents < 2**16 else 4
         labels = (windows["train"] + windows["validation"]) * context * params.attribution.k_attr * size
-    return Estimate(
+    return StageNeeds(
         flops=token * section.training.steps * section.training.batch_size * context,
         disk=_saved(shape),
         scratch=2 * 12 * stored + labels,
-        memory=LIBRARIES + 16 * stored + teacher,
+        memory=LIBRARIES + 16 * stored + teacher_bytes,
         window_memory=_window_memory(shape),
     )
 
 
-def _evaluate(params: Params, method: Method, shape: Shape, text: Text) -> Estimate:
+def _evaluate(params: Params, method: Method, shape: Shape, text: CorpusSize) -> StageNeeds:
     section, context = params.evaluate, shape["n_positions"]
     overlap = context / section.stride if section.stride else 1
     tokens = (text.tokens["validation"] + text.tokens["test"]) * overlap
@@ -299,30 +299,30 @@ def _evaluate(params: Params, method: Method, shape: Shape, text: Text) -> Estim
         disk += 3e3 + 50 * shape["num_concepts"]
     stored = parameters_of(shape).stored
     logits = min(section.batch_size * context * shape["vocab_size"], LOGITS)
-    return Estimate(
+    return StageNeeds(
         flops=flops_per_token(shape, context) * tokens, disk=disk, memory=LIBRARIES + 4 * stored + 6 * logits
     )
 
 
-def _steer(params: Params, cocomix: Shape, base: Shape) -> Estimate:
+def _steer(params: Params, cocomix: Shape, base: Shape) -> StageNeeds:
     section, context = params.steer, base["n_positions"]
     if "cocomix" not in params.pretrain.methods or cocomix["predicts"] != "concepts" or cocomix["mixing"] == "none":
-        return Estimate()
+        return StageNeeds()
     edits, seeds = section.concepts * len(section.strengths), len(params.pretrain.seeds)
     tokens = section.windows * (context + section.prompt_tokens + section.new_tokens)
     two_edits_of_each_model = 2 * seeds * flops_per_token(cocomix, context)
     sweeps = 2 * seeds + 1
-    return Estimate(
+    return StageNeeds(
         flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)),
         disk=10e3 + 150 * sweeps * edits,
         memory=LIBRARIES + 4 * (seeds * parameters_of(cocomix).stored + parameters_of(base).stored),
     )
 
 
-def measured_text(corpus: dict[str, Any], tokenize: dict[str, Any]) -> Text:
+def measured_corpus(corpus: dict[str, Any], tokenize: dict[str, Any]) -> CorpusSize:
     """The corpus that is there, from its metrics."""
     splits = ("train", "validation", "test")
-    return Text(
+    return CorpusSize(
         {split: corpus[split]["bytes"] for split in splits},
         {split: tokenize[split]["tokens"] for split in splits},
         tokenize["vocab_size"],

@@ -1,21 +1,10 @@
-"""Reading the concepts that a model predicts, and changing them."""
+"""Reading the concepts that a model predicts, and changing them.
 
-from cocomix.modeling.concept_edits import Ablate, ConceptEdits, Concepts, Edit, Scale, Set, Swap
+The names here are the public interface, which docs/steering.md describes; ours import from the modules.
+"""
+
+from cocomix.modeling.concept_edits import Ablate, Scale, Set, Swap
 from cocomix.steering.autoencoder import concepts_edited
-from cocomix.steering.reading import Concept, Extractor, Position, concepts, information_gain
+from cocomix.steering.reading import concepts
 
-__all__ = [
-    "Ablate",
-    "Concept",
-    "ConceptEdits",
-    "Concepts",
-    "Edit",
-    "Extractor",
-    "Position",
-    "Scale",
-    "Set",
-    "Swap",
-    "concepts",
-    "concepts_edited",
-    "information_gain",
-]
+__all__ = ["Ablate", "Scale", "Set", "Swap", "concepts", "concepts_edited"]

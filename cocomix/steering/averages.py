@@ -16,7 +16,7 @@ Values = NDArray[np.float64]
 """[seeds, concepts]."""
 
 
-class Figure(NamedTuple):
+class OwnAndControl(NamedTuple):
     """A concept under its own edit, and under those of the other concepts: the control."""
 
     own: Interval
@@ -25,15 +25,15 @@ class Figure(NamedTuple):
     """Own less control."""
 
 
-class Effects(NamedTuple):
+class MeanEffects(NamedTuple):
     """What one strength does: means over concepts and seeds, with their intervals."""
 
     strength: float
-    success: Figure
+    success: OwnAndControl
     """Share of the concepts whose tokens become likelier by a positive strength, or less likely by a negative one."""
-    log_ratio: Figure
+    log_ratio: OwnAndControl
     """Of the probability of those tokens, over that without an edit."""
-    read: Figure
+    read: OwnAndControl
     """Share of the generated tokens at which the autoencoder finds the concept, less that without an edit."""
     loss: Interval
     """Change of the loss on text, nats a token."""
@@ -46,7 +46,7 @@ class Sweep(NamedTuple):
 
     name: str
     concepts: int
-    effects: list[Effects]
+    effects: list[MeanEffects]
     """By rising strength."""
 
 
@@ -71,12 +71,12 @@ def _sweep(name: str, rows: pa.Table) -> Sweep:
     return Sweep(name, concepts, sorted(effects))
 
 
-def _effects(strength: float, columns: Mapping[str, Values]) -> Effects:
+def _effects(strength: float, columns: Mapping[str, Values]) -> MeanEffects:
     """Of one strength; columns [seeds, concepts]."""
     ratio = np.log(columns["probability"] / columns["probability_unedited"])
     control_ratio = np.log(columns["probability_control"] / columns["probability_unedited"])
     read, control_read = (columns[each] - columns["read_unedited"] for each in ("read", "read_control"))
-    return Effects(
+    return MeanEffects(
         strength=strength,
         success=_figure(columns["success"], columns["success_control"], 0, 1),
         log_ratio=_figure(ratio, control_ratio),
@@ -86,10 +86,10 @@ def _effects(strength: float, columns: Mapping[str, Values]) -> Effects:
     )
 
 
-def _figure(own: Values, control: Values, low: float = -np.inf, high: float = np.inf) -> Figure:
+def _figure(own: Values, control: Values, low: float = -np.inf, high: float = np.inf) -> OwnAndControl:
     """Of a figure that is from `low` to `high`."""
     alone = _difference(own, np.zeros_like(own)).within(low, high)
-    return Figure(alone, float(control.mean()), _difference(own, control).within(low - high, high - low))
+    return OwnAndControl(alone, float(control.mean()), _difference(own, control).within(low - high, high - low))
 
 
 def _difference(values: Values, others: Values) -> Interval:

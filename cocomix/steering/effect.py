@@ -17,8 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from cocomix.attribution.score import activations_of
-from cocomix.base.hooks import micro_batch
+from cocomix.attribution.labelling import activation_scores
+from cocomix.base.loading import micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Edit
 from cocomix.plumbing.parts import Advance, in_parts
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
     """Share of different ones among the pairs of neighbouring generated tokens (distinct-2)."""
 
 
-class Effect(NamedTuple):
+class EditEffect(NamedTuple):
     """What becomes of a concept by its own edit, and by those of others."""
 
     concept: int
@@ -64,7 +64,7 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 
 
-def effects_table(sweeps: Mapping[str, Mapping[int, Sequence[Effect]]]) -> pa.Table:
+def effects_table(sweeps: Mapping[str, Mapping[int, Sequence[EditEffect]]]) -> pa.Table:
     """A row a sweep, seed, strength and concept, in order; `probability` and its like are by the concept's own edit.
 
     Args:
@@ -106,7 +106,7 @@ class Bench(NamedTuple):
     writing: Writing
 
 
-class _Seen(NamedTuple):
+class _Measurements(NamedTuple):
     """What edits do: to all concepts of the sample [edits, concepts], and in all [edits]; float64."""
 
     probability: Tensor
@@ -149,7 +149,7 @@ def steering_effects(
     edit: Callable[[int, float], Edit],
     kept: Path,
     name: str = "steering",
-) -> list[Effect]:
+) -> list[EditEffect]:
     """Measure the edits `edit(concept, strength)` of all concepts and strengths, applied at every position.
 
     Each of them costs a forward pass over the text and a continuation of each window's beginning; all draw the same
@@ -170,7 +170,7 @@ def steering_effects(
     ]
 
 
-def _effect(number: int, concepts: Sequence[int], strength: float, seen: _Seen, first: int) -> Effect:
+def _effect(number: int, concepts: Sequence[int], strength: float, seen: _Measurements, first: int) -> EditEffect:
     """Of the concept with this number in the sample, whose strength's edits begin at `first`."""
     unedited = seen.of(0, number)
     edited = [seen.of(first + each, number) for each in range(len(concepts))]
@@ -179,7 +179,7 @@ def _effect(number: int, concepts: Sequence[int], strength: float, seen: _Seen, 
     def succeeds(after: Measured) -> bool:
         return (after.probability - unedited.probability) * strength > 0
 
-    return Effect(
+    return EditEffect(
         concept=concepts[number],
         strength=strength,
         unedited=unedited,
@@ -190,11 +190,11 @@ def _effect(number: int, concepts: Sequence[int], strength: float, seen: _Seen, 
     )
 
 
-def _on_all(model: PreTrainedModel, bench: Bench, grid: list[list[Edit]], kept: Path, name: str) -> _Seen:
-    """The edits of a grid, in shares that the processes are dealt: the edits of a share are rows of one batch.
+def _on_all(model: PreTrainedModel, bench: Bench, grid: list[list[Edit]], kept: Path, name: str) -> _Measurements:
+    """The edits of a grid, in shares for the processes: the edits of a share are rows of one batch.
 
-    A share has at most the edits of one strength, so that there are enough of them to be dealt, and a kill costs
-    little. Nothing in it depends on the number of processes.
+    A share has at most the edits of one strength, so that there are enough of them for all processes, and a kill
+    costs little. Nothing in it depends on the number of processes.
     """
     most = micro_batch(bench.writing.prompt_tokens + bench.writing.new_tokens) // len(bench.text)
     size = max(1, min(most, len(bench.concepts)))
@@ -202,12 +202,12 @@ def _on_all(model: PreTrainedModel, bench: Bench, grid: list[list[Edit]], kept: 
     noise = _noise(bench.writing, len(bench.text), model.config.vocab_size).to(bench.text.device)
 
     def measured(edits: list[list[Edit]], _advance: Advance) -> bytes:
-        seen = _Seen(*_on_text(model, bench, edits), *_on_writing(model, bench, noise, edits))
+        seen = _Measurements(*_on_text(model, bench, edits), *_on_writing(model, bench, noise, edits))
         return save({name: found.double() for name, found in seen._asdict().items()})
 
     in_parts(shares, measured, len, name, "edits")
     parts = [load(path.read_bytes()) for path in shares]
-    return _Seen(*(torch.cat([part[name] for part in parts]) for name in _Seen._fields))
+    return _Measurements(*(torch.cat([part[name] for part in parts]) for name in _Measurements._fields))
 
 
 def _on_text(model: PreTrainedModel, bench: Bench, grid: Sequence[list[Edit]]) -> tuple[Tensor, Tensor]:
@@ -241,7 +241,7 @@ def _on_writing(
             eos_token_id=None,
             **options,
         )
-    latents, _ = activations_of(bench.base, bench.sae, written, bench.sae.config.layer)
+    latents, _ = activation_scores(bench.base, bench.sae, written)
     found = bench.sae.as_concepts(latents)
     active = torch.where(found.values != 0, found.indices, -1).view(*written.shape, -1)[:, start:]
     wanted = torch.tensor(bench.concepts, device=active.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.attribution.labelling import label_windows
-from cocomix.base.hooks import longest, micro_batch
+from cocomix.base.loading import longest_context, micro_batch
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.models.replacement import vectors_replaced
 from cocomix.params import AttributionParams
@@ -105,7 +105,7 @@ def encode(
         ids: list[int] = tokenizer(unicode_text(text)).input_ids if isinstance(text, str) else text
     except ValueError as error:
         raise UserError(f"the text is {error}") from None
-    limit = longest(model)
+    limit = longest_context(model)
     if not ids:
         raise UserError("the text is empty; give at least one token")
     if limit and len(ids) + new_tokens > limit:
@@ -163,7 +163,7 @@ def _zeroed(vectors: Tensor, places: Tensor) -> Tensor:
 def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[float]]]:
     """The labels of each position, and their scores."""
     base, sae, params = extractor
-    limit = longest(base)
+    limit = longest_context(base)
     if limit and len(ids) > limit:
         raise UserError(f"the text has {len(ids)} tokens; the base model reads at most {limit}")
     found = label_windows(base, sae, ids[None], params)

@@ -15,10 +15,10 @@ from cocomix.plumbing.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["SPLITS", "Origin", "Split", "Tokens"]
+__all__ = ["SPLITS", "Split", "TextOrigin", "Tokens"]
 
 
-class Origin(NamedTuple):
+class TextOrigin(NamedTuple):
     """Where the text is from."""
 
     source: str
@@ -44,7 +44,7 @@ class Tokens:
         self.context: int = self.artifact.about["context"]
         self.vocab_size: int = self.artifact.about["vocab_size"]
         self.eos_id: int = self.artifact.about["eos_id"]
-        self.origin = Origin(**self.artifact.about["origin"])
+        self.origin = TextOrigin(**self.artifact.about["origin"])
 
     @cache  # noqa: B019  one reader lives as long as its process
     def windows(self, split: Split) -> NDArray[np.unsignedinteger]:

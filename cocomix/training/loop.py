@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from cocomix.base.hooks import micro_batch
+from cocomix.base.loading import micro_batch
 from cocomix.params import TrainingParams
 from cocomix.plumbing import checkpoint, distributed, interrupt
 from cocomix.plumbing.device import autocast, device, peak_flops, peak_memory, send, tf32
@@ -40,7 +40,7 @@ from cocomix.training.tensorboard import tensorboard
 
 
 @dataclass(frozen=True)
-class CurveRow:
+class TrainingCurveRow:
     """A point of the learning curve."""
 
     step: int
@@ -130,13 +130,13 @@ class Training:
         self._optimizer = adamw(objective, params)
         self._order = WindowOrder(len(train.windows), params.batch_size, seed)
         self._step, self._seconds, self._saved_step = 0, 0.0, -1
-        self._curve: list[CurveRow] = []
+        self._curve: list[TrainingCurveRow] = []
         self._loss_sum, self._loss_count = 0.0, 0
         self._next: Batch | None = None
         self.usage = Usage(0, None)
         """After `run`."""
 
-    def run(self, task: str) -> list[CurveRow]:
+    def run(self, task: str) -> list[TrainingCurveRow]:
         """Train to the end, from the newest checkpoint if there is one. Returns the curve.
 
         Raises:
@@ -234,7 +234,7 @@ class Training:
         return Usage(peak_memory(), flops / (peak * runtime().world_size * seconds) if peak and seconds else None)
 
     @torch.no_grad()
-    def _evaluate(self) -> CurveRow:
+    def _evaluate(self) -> TrainingCurveRow:
         self._objective.eval()
         tokens_loss, tokens, auxiliary_loss, supervised = 0.0, 0.0, 0.0, 0.0
         rows = self._eval_rows[runtime().rank :: runtime().world_size]
@@ -254,7 +254,7 @@ class Training:
         train_loss = self._loss_sum / self._loss_count
         self._loss_sum, self._loss_count = 0.0, 0
         tokens_seen = self._step * self._params.batch_size * self._context
-        return CurveRow(
+        return TrainingCurveRow(
             step=self._step,
             tokens=tokens_seen,
             flops=float(self._token_flops * tokens_seen),
@@ -288,7 +288,7 @@ class Training:
             return
         set_whole_state(self._objective, self._optimizer, state["model"], state["optimizer"])
         self._step, self._seconds = state["step"], state["seconds"]
-        self._curve = [CurveRow(**row) for row in json.loads(state["curve"])]
+        self._curve = [TrainingCurveRow(**row) for row in json.loads(state["curve"])]
         self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
         say(f"going on from step {self._step}")
 
@@ -316,10 +316,10 @@ def learning_rate(params: TrainingParams, step: int) -> float:
     return params.learning_rate * (params.final_share + (1 - params.final_share) * cosine)
 
 
-def write_curve(path: Path, curve: list[CurveRow]) -> None:
+def write_curve(path: Path, curve: list[TrainingCurveRow]) -> None:
     """Write a curve as CSV, a column a field."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(CurveRow.__dataclass_fields__))
+        writer = csv.DictWriter(file, list(TrainingCurveRow.__dataclass_fields__))
         writer.writeheader()
         writer.writerows(asdict(row) for row in curve)
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from cocomix.activations.collect import collect
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.params import ActivationsParams
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact, Work
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
             pytest.MonkeyPatch.context() as patch,
         ):
             patch.setattr(distributed, "gathered", lambda value: [value])
-            patch.setattr(distributed, "told", lambda value: value)
+            patch.setattr(distributed, "from_first", lambda value: value)
             for rank in range(jobs):
                 patch.setenv("RANK", str(rank))
                 patch.setenv("WORLD_SIZE", str(jobs))

@@ -8,7 +8,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from cocomix.activations import collect as module
-from cocomix.activations.plan import plan
+from cocomix.activations.shards import activation_shards
 from cocomix.activations.store import ActivationStore
 from cocomix.base.hooks import residual_at
 from cocomix.params import Site
@@ -37,7 +37,7 @@ def test_each_row_is_the_residual_stream_at_its_place_in_the_text(setting: Setti
 
 
 def test_as_many_windows_as_hold_the_tokens_are_taken_none_twice(setting: Setting) -> None:
-    shards = plan(setting.tokens, "train", PARAMS)
+    shards = activation_shards(setting.tokens, "train", PARAMS)
     windows = np.concatenate([shard.windows for shard in shards])
     assert len(windows) == len(set(windows)) == 63  # 63 * 16 = 1008
     assert [len(shard.windows) for shard in shards] == [25, 25, 13]
@@ -46,7 +46,9 @@ def test_as_many_windows_as_hold_the_tokens_are_taken_none_twice(setting: Settin
 def test_the_choice_of_windows_is_a_function_of_the_seed(setting: Setting) -> None:
     def chosen(seed: int) -> list[int]:
         return [
-            window for shard in plan(setting.tokens, "train", but(tokens=500, seed=seed)) for window in shard.windows
+            window
+            for shard in activation_shards(setting.tokens, "train", but(tokens=500, seed=seed))
+            for window in shard.windows
         ]
 
     assert chosen(0) == chosen(0)
@@ -56,7 +58,7 @@ def test_the_choice_of_windows_is_a_function_of_the_seed(setting: Setting) -> No
 def test_fewer_tokens_than_asked_for_are_all_taken_and_that_is_said(
     setting: Setting, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards = plan(setting.tokens, "validation", but(validation_tokens=10**6))
+    shards = activation_shards(setting.tokens, "validation", but(validation_tokens=10**6))
     assert sum(len(shard.windows) for shard in shards) == 24
     assert "the validation split holds 384 tokens, fewer than the 1,000,000 asked for" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cocomix.attribution.ablation import ablation_scores
-from cocomix.attribution.score import integrated_scores, loss_gradient, scores_of
-from cocomix.base.hooks import blocks_of, residual_at, residual_edited
+from cocomix.attribution.labelling import gradient_scores, integrated_scores, loss_gradient
+from cocomix.base.blocks import blocks_of
+from cocomix.base.hooks import residual_at, residual_edited
 from cocomix.params import Scope
 from cocomix.plumbing import interrupt
 from cocomix.plumbing.interrupt import Interrupted
@@ -158,6 +159,6 @@ def test_cheaper_scores_are_nearer_to_ablation_than_no_score_is(setting: Setting
     ids = setting.ids(4)
     _, exact = ablation_scores(setting.model, setting.sae, ids, "next_token")
     _, integrated = integrated_scores(setting.model, setting.sae, ids, "next_token", steps=16)
-    _, first_order = scores_of(setting.sae, loss_gradient(setting.model, ids, LAYER, "next_token"))
+    _, first_order = gradient_scores(setting.sae, loss_gradient(setting.model, ids, LAYER, "next_token"))
     for scores in (integrated, first_order):
         assert float((scores - exact).square().mean()) < 0.8 * float(exact.square().mean())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.agreement import Scored, agreement, main, mean_correlation, spearman
-from cocomix.attribution.score import Labelled, loss_gradient, scores_of, strongest
+from cocomix.attribution.labelling import Strongest, gradient_scores, loss_gradient, strongest
 from cocomix.params import AttributionParams, Sign
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
@@ -44,7 +44,7 @@ def test_each_scope_is_compared_with_its_own_oracle(setting: Setting) -> None:
 
     window = (torch.arange(9)[:, None] * CONTEXT + places).flatten()
     latents, exact = ablation_scores(setting.model, setting.sae, ids, "next_token")
-    _, scores = scores_of(setting.sae, loss_gradient(setting.model, ids, LAYER, "next_token"))
+    _, scores = gradient_scores(setting.sae, loss_gradient(setting.model, ids, LAYER, "next_token"))
     sampled = Latents(*(each[window] for each in latents))
     by_gradient, by_oracle = (
         strongest(sampled, each[window], 3, "helpful").concepts.tolist() for each in (scores, exact)
@@ -92,7 +92,7 @@ def test_equal_values_share_a_rank_and_without_an_order_there_is_no_correlation(
 
 
 def test_scores_are_compared_by_latent_in_whatever_order_they_come() -> None:
-    labels = Labelled(torch.zeros(1, 1), torch.zeros(1, 1))
+    labels = Strongest(torch.zeros(1, 1), torch.zeros(1, 1))
 
     def scored(indices: list[int], values: list[float], scores: list[float]) -> Scored:
         return Scored(labels, Latents(torch.tensor([indices]), torch.tensor([values])), torch.tensor([scores]))

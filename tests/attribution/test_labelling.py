@@ -1,76 +1,169 @@
-import json
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from cocomix.attribution.labelling import label, label_windows, plan
-from cocomix.attribution.labels import ConceptLabels, Labels
-from cocomix.attribution.score import loss_gradient, scores_of, strongest
-from cocomix.attribution.summary import summarise
-from cocomix.base.hooks import prepared
-from cocomix.params import AttributionParams
-from cocomix.plumbing import distributed, interrupt
-from cocomix.plumbing.artifact import Artifact, Work
-from cocomix.plumbing.errors import UserError
-from cocomix.plumbing.interrupt import Interrupted
-from cocomix.plumbing.progress import Progress
-from tests.attribution.conftest import LATENTS, LAYER, Setting
-from tests.conftest import CONTEXT, VOCAB
+from cocomix.attribution.labelling import (
+    activation_scores,
+    cross_entropy_slope,
+    gradient_scores,
+    label_windows,
+    loss_gradient,
+    strongest,
+    strongest_of_dictionary,
+)
+from cocomix.base.blocks import blocks_of
+from cocomix.base.hooks import residual_edited
+from cocomix.params import AttributionParams, Sign
+from cocomix.sae.autoencoder import Latents
+from tests.attribution.conftest import LATENTS, LAYER, K, Setting
+from tests.conftest import CONTEXT
 
 PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_tokens=640)
 
 
-def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> Artifact:
-    """The artifact, made by `jobs` processes one after the other; the first one, which ends it, comes last."""
-    out = Path(f"artifacts/concepts{jobs}{key}")
-    with (
-        Work("attribution", out, {"base": "of the base model"}, {"jobs": jobs, "key": key}) as work,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(distributed, "gathered", lambda value: [value])
-        for rank in reversed(range(jobs)):
-            patch.setenv("RANK", str(rank))
-            patch.setenv("WORLD_SIZE", str(jobs))
-            facts = label(work, setting.model, setting.sae, setting.tokens, PARAMS.model_copy(update=changes))
-        patch.undo()
-        work.finish(facts)
-        work.publish()
-    return Artifact(out)
+def dense(latents: Latents, values: Tensor) -> Tensor:
+    """[n, k] values as a row over the whole dictionary."""
+    return torch.zeros(len(values), LATENTS).scatter(1, latents.indices, values)
 
 
-def supervision(artifact: Artifact) -> dict[str, str]:
-    digests: dict[str, str] = json.loads(artifact.file("supervision.json").read_text())
-    return digests
+@pytest.mark.parametrize("setting", ["token", "none"], indirect=True)
+def test_labels_are_those_of_the_published_formulation_where_it_defines_them(setting: Setting) -> None:
+    """Published: the mean loss of an unfrozen model, the gradient at the residual times the whole decoder."""
+    ids = setting.ids(8)
+    model = AutoModelForCausalLM.from_pretrained("artifacts/base").eval()
+    output = model(ids, labels=ids, output_hidden_states=True)
+    output.hidden_states[LAYER].retain_grad()
+    output.loss.backward()
+    gradient = output.hidden_states[LAYER].grad.flatten(0, 1)
+    latents, scores = gradient_scores(setting.sae, loss_gradient(setting.model, ids, LAYER))
+    published = (gradient @ setting.sae.decoder.T) * dense(latents, latents.values)
+    best = published.topk(4)
+
+    labelled = strongest(latents, scores, 4, "released")
+    defined = best.values > 0
+    assert defined.float().mean() > 0.3
+    torch.testing.assert_close(labelled.concepts[defined], best.indices[defined])
+    assert (labelled.concepts[~defined] == -1).all()
 
 
-def test_training_and_validation_windows_are_labelled_in_their_order(setting: Setting, tmp_path: Path) -> None:
-    labels = ConceptLabels(labelled(setting))
-    for split, windows in {"train": 96, "validation": 24}.items():
-        unpacked = labels.unpack(setting.tokens, split, tmp_path / f"{split}.npy")
-        assert unpacked.shape == (windows, CONTEXT, 3)
-        ids = setting.tokens.windows(split).astype(np.int64)
-        for window in (0, 23, windows - 1):
-            alone = scores_of(setting.sae, loss_gradient(setting.model, torch.from_numpy(ids[[window]]), LAYER))
-            expected = strongest(*alone, 3, "released").concepts.numpy()
-            given = unpacked[window].astype(np.int64)
-            np.testing.assert_array_equal(np.where(given == labels.no_label, -1, given), expected)
+@pytest.mark.parametrize("setting", ["token", "none"], indirect=True)
+def test_a_score_is_the_latent_times_the_slope_of_the_loss_found_by_moving_the_latent(setting: Setting) -> None:
+    ids = setting.ids(1)
+    latents, scores = gradient_scores(setting.sae, gradient := loss_gradient(setting.model, ids, LAYER))
+    std = setting.sae.normalize(gradient.residual).std
+    setting.model.double()
+
+    def loss(place: int, direction: Tensor) -> float:
+        def move(residual: Tensor) -> Tensor:
+            moved = residual.clone()
+            moved[0, place] += direction
+            return moved
+
+        with torch.no_grad(), residual_edited(setting.model, LAYER, move):
+            logits = setting.model(ids).logits
+        return float(F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
+
+    for place in (0, 5, CONTEXT - 2):
+        for active in range(3):
+            step = 1e-4 * std[place] * setting.sae.decoder[latents.indices[place, active]]
+            slope = (loss(place, step) - loss(place, -step)) / 2e-4
+            expected = slope * float(latents.values[place, active])
+            assert float(scores[place, active]) == pytest.approx(expected, rel=2e-3, abs=1e-5)
 
 
-def test_labels_can_be_the_most_active_concepts_of_all(setting: Setting, tmp_path: Path) -> None:
-    labels = ConceptLabels(labelled(setting, key="active", score="activation"))
-    given = labels.unpack(setting.tokens, "validation", tmp_path / "validation.npy").astype(np.int64)
-    ids = torch.from_numpy(setting.tokens.windows("validation").astype(np.int64))
-    with torch.no_grad():
-        residual = setting.model(ids, output_hidden_states=True).hidden_states[LAYER]
-        centred = residual - residual.mean(-1, keepdim=True)
-        x = centred / (centred.std(-1, keepdim=True) + 1e-5)
-        active = ((x - setting.sae.pre_bias) @ setting.sae.encoder.T + setting.sae.latent_bias).relu()
-    np.testing.assert_array_equal(given[:, :-1], active.topk(3).indices[:, :-1].numpy())
-    assert (given[:, -1] == labels.no_label).all()
+def test_the_gradient_is_that_of_the_whole_models_summed_loss(setting: Setting) -> None:
+    ids = setting.ids(4)
+    found = loss_gradient(setting.model, ids, LAYER)
+    output = setting.model.requires_grad_(True)(ids, output_hidden_states=True)
+    output.hidden_states[LAYER].retain_grad()
+    F.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    torch.testing.assert_close(found.gradient, output.hidden_states[LAYER].grad.flatten(0, 1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.residual, output.hidden_states[LAYER].detach().flatten(0, 1))
+
+
+def test_neither_weights_nor_the_blocks_below_take_part_in_the_backward_pass(setting: Setting) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a block below was differentiated")
+
+    for block in list(blocks_of(setting.model))[:LAYER]:
+        for part in block.children():
+            part.register_full_backward_hook(fail)
+    loss_gradient(setting.model, setting.ids(2), LAYER)
+    assert all(each.grad is None for each in setting.model.parameters())
+
+
+@given(seed=st.integers(0, 99), windows=st.integers(1, 3), context=st.integers(2, 6), vocab=st.integers(2, 9))
+def test_the_slope_of_the_cross_entropy_is_that_of_autograd(seed: int, windows: int, context: int, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (5 * torch.randn(windows, context, vocab, generator=generator)).requires_grad_()
+    ids = torch.randint(0, vocab, (windows, context), generator=generator)
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    torch.testing.assert_close(cross_entropy_slope(logits.detach(), ids), logits.grad)
+
+
+def test_activations_are_found_without_the_blocks_above(setting: Setting) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a block above was run")
+
+    ids = setting.ids(5)
+    expected = gradient_scores(setting.sae, loss_gradient(setting.model, ids, LAYER))[0]
+    for block in list(blocks_of(setting.model))[LAYER:]:
+        block.register_forward_pre_hook(fail)
+    latents, scores = activation_scores(setting.model, setting.sae, ids)
+    torch.testing.assert_close(latents, expected)
+    scores = scores.view(5, CONTEXT, -1)
+    torch.testing.assert_close(scores[:, :-1], expected.values.view(5, CONTEXT, -1)[:, :-1])
+    assert (scores[:, -1] == 0).all()
+
+
+def test_a_windows_last_position_has_no_label(setting: Setting) -> None:
+    latents, scores = gradient_scores(setting.sae, loss_gradient(setting.model, setting.ids(5), LAYER))
+    for sign in ("released", "helpful", "absolute"):
+        concepts = strongest(latents, scores, 3, sign).concepts.view(5, CONTEXT, 3)
+        assert (concepts[:, -1] == -1).all()
+        assert (concepts[:, :-1, 0] != -1).float().mean() > 0.8
+
+
+@given(data=st.data(), sign=st.sampled_from(["released", "helpful", "absolute"]), k_attr=st.integers(1, 4))
+def test_labels_are_the_strongest_of_the_sign_and_never_one_without_a_score(
+    data: st.DataObject, sign: Sign, k_attr: int
+) -> None:
+    scores = data.draw(
+        st.lists(st.sampled_from([-3.0, -2.0, -1.0, 0.0, 1.5, 2.5]), min_size=4, max_size=4, unique=True)
+    )
+    latents = Latents(torch.tensor([[7, 5, 3, 1]]), torch.ones(1, 4))
+    wanted = {"released": lambda s: s, "helpful": lambda s: -s, "absolute": abs}[sign]
+    expected = sorted((each for each in scores if wanted(each) > 0), key=wanted, reverse=True)[:k_attr]
+
+    labelled = strongest(latents, torch.tensor([scores]), k_attr, sign)
+    missing = k_attr - len(expected)
+    assert labelled.scores[0].tolist() == expected + [0.0] * missing
+    names = [int(latents.indices[0, scores.index(each)]) for each in expected]
+    assert labelled.concepts[0].tolist() == names + [-1] * missing
+
+
+@pytest.mark.parametrize("sign", ["released", "helpful", "absolute"])
+def test_pre_activations_choose_among_the_whole_dictionary(
+    setting: Setting, sign: Sign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cocomix.attribution.labelling.DENSE_ROWS", 7)
+    gradient = loss_gradient(setting.model, setting.ids(3), LAYER, "next_token")
+    normalized = setting.sae.normalize(gradient.residual)
+    values = (normalized.x - setting.sae.pre_bias) @ setting.sae.encoder.T + setting.sae.latent_bias
+    scores = values * (gradient.gradient @ setting.sae.decoder.T) * normalized.std
+    wanted = {"released": scores, "helpful": -scores, "absolute": scores.abs()}[sign]
+    labelled = strongest_of_dictionary(setting.sae, gradient, K + 2, sign)
+    expected = wanted.topk(K + 2)
+    torch.testing.assert_close(labelled.concepts, expected.indices.masked_fill(expected.values <= 0, -1))
+    given = labelled.concepts >= 0
+    torch.testing.assert_close(labelled.scores[given], scores.gather(1, labelled.concepts.clamp(min=0))[given])
+    active = setting.sae.encode(normalized.x).indices
+    assert (labelled.concepts[:, :, None] != active[:, None]).all(2)[given].float().mean() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -100,78 +193,3 @@ def test_scores_beyond_what_fp16_holds_are_cut_to_its_largest_number(setting: Se
     params = PARAMS.model_copy(update={"score": "activation"})
     scores = label_windows(setting.model, setting.sae, setting.ids(2), params).scores
     assert scores.max() == np.finfo(np.float16).max
-
-
-def test_test_windows_are_not_labelled(setting: Setting) -> None:
-    assert labelled(setting).names("test") == []
-
-
-def test_any_number_of_processes_writes_the_same_artifact(setting: Setting) -> None:
-    alone = labelled(setting)
-    assert labelled(setting, jobs=3).manifest.files == alone.manifest.files
-    planned = [shard.name for shard in plan(setting.tokens, 40 * CONTEXT)]
-    assert planned == alone.names("train") + alone.names("validation")
-
-
-def test_what_an_interrupted_process_finished_is_kept_and_the_result_is_the_same(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = labelled(setting).manifest.files
-    seen = 0
-
-    def stop(self: Progress, amount: int, **_: Any) -> None:
-        nonlocal seen
-        seen += amount
-        if seen > 50 * CONTEXT:
-            raise Interrupted(interrupt.signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "advance", stop)
-        with pytest.raises(Interrupted):
-            labelled(setting, key="stopped")
-    counted = []
-    monkeypatch.setattr(Progress, "advance", lambda _, amount: counted.append(amount))
-    assert labelled(setting, key="stopped").manifest.files == expected
-    assert sum(counted) == (96 + 24 - 40) * CONTEXT
-
-
-def test_supervision_differs_with_the_labels_for_the_method_that_uses_them_alone(setting: Setting) -> None:
-    first, again = supervision(labelled(setting)), supervision(labelled(setting, key="again"))
-    other = supervision(labelled(setting, key="other", sign="helpful"))
-    assert first == again
-    assert first["ntp"] == first["pause"] == other["ntp"] == other["pause"] == ""
-    assert first["kd"] == other["kd"] == "of the base model"
-    assert first["cocomix"] != other["cocomix"]
-
-
-def test_an_autoencoder_of_another_width_is_an_error_that_names_both(setting: Setting) -> None:
-    setting.sae.config = setting.sae.config.model_copy(update={"d_model": 64})
-    with pytest.raises(UserError, match="is for width 64, the base model's is 32"):
-        labelled(setting)
-
-
-def test_an_autoencoder_of_another_location_is_an_error(setting: Setting) -> None:
-    setting.sae.config = setting.sae.config.model_copy(update={"location": "mlp_out"})
-    with pytest.raises(UserError, match=r"sae\.site: is a mlp_out; .* choose a resid_post"):
-        labelled(setting)
-
-
-def test_a_base_model_without_the_scope_is_an_error_before_anything_is_labelled(setting: Setting) -> None:
-    shape = {"hidden_size": 32, "n_layer": 3, "n_head": 2}
-    bloom = prepared(BloomForCausalLM(BloomConfig(vocab_size=VOCAB, **shape)))
-    with pytest.raises(UserError, match=r"attribution\.scope: next_token: in BloomForCausalLM"):
-        labelled(setting._replace(model=bloom), scope="next_token")
-    assert labelled(setting._replace(model=bloom), score="activation").names()
-
-
-def test_the_summary_counts_labels() -> None:
-    none = 65535
-    concepts = np.array([[[1, 2], [1, none], [none, none]], [[3, 1], [1, 2], [none, none]]], np.uint16)
-    parts = [Labels(each[None], np.zeros((1, 3, 2), np.float16)) for each in concepts]
-    summary = summarise(parts, latents=5)
-    assert summary.positions == 4
-    assert summary.full_share == 3 / 4
-    assert summary.distinct_concepts == 3
-    assert (summary.most_frequent, summary.most_frequent_share) == (1, 4 / 7)
-    shares = np.array([4, 2, 1]) / 7
-    assert summary.label_entropy == pytest.approx(-(shares * np.log2(shares)).sum())

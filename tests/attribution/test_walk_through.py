@@ -9,7 +9,7 @@ import yaml
 from cocomix.attribution import agreement
 from tests.attribution.conftest import Setting
 from tests.attribution.test_agreement import SHIPPED, publish_sae
-from tests.attribution.test_labelling import labelled
+from tests.attribution.test_build import labelled
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs/concepts.md").read_text()

@@ -11,20 +11,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from cocomix.attribution.apart import check_positions_apart
-from cocomix.attribution.labelling import label_windows
-from cocomix.attribution.score import loss_gradient
+from cocomix.attribution.labelling import label_windows, loss_gradient
+from cocomix.attribution.positions_apart import check_positions_apart
+from cocomix.base.blocks import blocks_of
+from cocomix.base.documents_apart import check_documents_apart
 from cocomix.base.families import check_base, final_norm
 from cocomix.base.flops import forward_flops
-from cocomix.base.hooks import (
-    activations_at,
-    blocks_of,
-    check_documents_apart,
-    check_sites,
-    load_base,
-    residual_at,
-    residual_edited,
-)
+from cocomix.base.hooks import activations_at, residual_at, residual_edited
+from cocomix.base.loading import load_base
+from cocomix.base.sites import check_sites
 from cocomix.explain.lens import promoted
 from cocomix.modeling import Set
 from cocomix.params import AttributionParams, Site
@@ -32,19 +27,13 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
 from cocomix.pretrained import load_model
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
-from cocomix.steering import concepts_edited
+from cocomix.steering.autoencoder import concepts_edited
 from cocomix.steering.reading import encode
 from tests.base.tiny_families import AT_ONCE, BLOCKS, FAMILIES, VOCAB, WIDTH, config_of, tiny, with_images
 
 CONTEXT, LAYER = 16, 2
 IDS = torch.randint(3, VOCAB, (2, 8), generator=torch.Generator().manual_seed(0))
 PARAMS = AttributionParams(k_attr=2, score="gradient", sign="absolute", shard_tokens=8)
-
-
-@pytest.fixture(autouse=True)
-def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COCOMIX_PRECISION", "fp32")
-    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
 
 
 def autoencoder() -> SparseAutoencoder:

@@ -1,82 +1,21 @@
-from pathlib import Path
-
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Glm4Config,
     Glm4ForCausalLM,
-    GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    Lfm2Config,
-    Lfm2ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
-from cocomix.base.flops import forward_flops
-from cocomix.base.hooks import (
-    activations_at,
-    blocks_of,
-    check_documents_apart,
-    check_layer,
-    check_sites,
-    documents_apart,
-    load_base,
-    micro_batch,
-    residual_at,
-    residual_edited,
-)
-from cocomix.models.accounting import flops_per_token
+from cocomix.base.blocks import blocks_of
+from cocomix.base.hooks import activations_at, residual_at, residual_edited
+from cocomix.base.sites import check_sites
 from cocomix.params import Location, Site
-from cocomix.plumbing.artifact import Artifact
-from cocomix.plumbing.errors import UserError
-from tests.conftest import CONTEXT, VOCAB
-
-SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": VOCAB}
-
-
-@pytest.fixture(autouse=True)
-def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COCOMIX_PRECISION", "fp32")
-    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
-
-
-def families() -> list[PreTrainedModel]:
-    torch.manual_seed(0)
-    wide = SHAPE | {"intermediate_size": 32}
-    models = [
-        GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=VOCAB)),
-        LlamaForCausalLM(LlamaConfig(**wide)),
-        Qwen2ForCausalLM(Qwen2Config(**wide, num_key_value_heads=1)),
-        GPTNeoXForCausalLM(GPTNeoXConfig(**wide)),
-    ]
-    return [model.eval().requires_grad_(False) for model in models]
-
-
-@pytest.fixture(params=range(4), ids=["gpt2", "llama", "qwen2", "gpt-neox"])
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return families()[request.param]
-
-
-@pytest.fixture
-def ids() -> torch.Tensor:
-    return torch.randint(0, VOCAB, (2, 7), generator=torch.Generator().manual_seed(0))
+from tests.base.conftest import SHAPE
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -184,13 +123,6 @@ def residual_after(model: PreTrainedModel, ids: torch.Tensor, layer: int) -> tor
     return given[0]
 
 
-def test_blocks_without_a_stream_between_attention_and_mlp_are_an_error(model: PreTrainedModel) -> None:
-    parallel = families()[3]
-    with pytest.raises(UserError, match=r"resid_mid_1: .* GPTNeoXForCausalLM does not add to the residual stream"):
-        check_sites(parallel, [Site("resid_mid", 1)])
-    check_sites(parallel, [Site("attn_out", 1), Site("mlp_out", 2)])
-
-
 NORMALISED = SHAPE | {"intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0}
 
 
@@ -218,111 +150,3 @@ def test_what_attention_and_mlp_add_is_taken_behind_their_norms(
         check_sites(model, [Site("resid_mid", 2)])
         (middle,) = activations_at(model, ids, [Site("resid_mid", 2)])
         torch.testing.assert_close(entered + attention, middle, rtol=1e-4, atol=1e-5)
-
-
-def test_a_part_that_blocks_do_not_have_is_an_error_that_names_the_site(model: PreTrainedModel) -> None:
-    for block in blocks_of(model):
-        del block.mlp
-    names = "post_feedforward_layernorm, post_mlp_layernorm, mlp, feed_forward"
-    with pytest.raises(UserError, match=f"mlp_out_1: the blocks of .* have none of {names}"):
-        check_sites(model, [Site("mlp_out", 1)])
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_documents_kept_apart_are_computed_as_if_alone(
-    model: PreTrainedModel, ids: torch.Tensor, attention: str
-) -> None:
-    model.set_attn_implementation(attention)
-    documents = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [4, 4, 4, 4, 4, 4, 5]])
-    sites = [Site("resid_post", 2)]
-    (found,) = activations_at(model, ids, sites, **documents_apart(model, documents))
-    for window, number in ((0, 0), (0, 1), (0, 2), (1, 4), (1, 5)):
-        own = documents[window] == number
-        (alone,) = activations_at(model, ids[window, own][None], sites)
-        torch.testing.assert_close(found[window, own], alone[0], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found[0, 3:], activations_at(model, ids, sites)[0][0, 3:], rtol=1e-2)
-
-
-WIDE = SHAPE | {"intermediate_size": 32, "num_key_value_heads": 1, "initializer_range": 0.3}
-SLIDING = MistralConfig(**WIDE, sliding_window=3)
-CONVOLVED = Lfm2Config(**WIDE, layer_types=["conv", "full_attention", "conv"])
-RECURRENT = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=3)
-
-
-@pytest.mark.parametrize(
-    ("family", "config"),
-    [(MistralForCausalLM, SLIDING), (Lfm2ForCausalLM, CONVOLVED), (MambaForCausalLM, RECURRENT)],
-    ids=["sliding window", "convolution", "recurrence"],
-)
-def test_a_model_whose_documents_no_mask_keeps_apart_is_an_error_that_names_it(
-    ids: torch.Tensor, family: type[PreTrainedModel], config: PreTrainedConfig
-) -> None:
-    torch.manual_seed(0)
-    model = family(config).eval().requires_grad_(False)
-    with pytest.raises(UserError, match=rf"activations\.separate_documents: {family.__name__} .* allowed: false"):
-        check_documents_apart(model, ids[:1], [Site("resid_post", 2)])
-
-
-def test_documents_can_be_kept_apart_where_a_mask_is_all_there_is_between_positions(
-    model: PreTrainedModel, ids: torch.Tensor
-) -> None:
-    check_documents_apart(model, ids[:1], [Site("attn_out", 1), Site("resid_post", 2)])
-    sliding = MistralForCausalLM(SLIDING).eval().requires_grad_(False)
-    check_documents_apart(sliding, ids[:1, :3], [Site("resid_post", 2)])
-
-
-@pytest.mark.parametrize("layer", [0, 3, 4])
-def test_a_layer_without_blocks_on_both_sides_is_an_error_that_says_which_are_allowed(
-    model: PreTrainedModel, layer: int
-) -> None:
-    with pytest.raises(UserError, match=rf"layer {layer}: .* 3 blocks; allowed: 1 to 2"):
-        check_layer(model, layer)
-
-
-def test_a_model_without_a_list_of_blocks_is_an_error_that_names_it(model: PreTrainedModel) -> None:
-    model.config.num_hidden_layers = 5
-    with pytest.raises(UserError, match=type(model).__name__):
-        blocks_of(model)
-
-
-def test_the_base_model_is_loaded_frozen_and_computes_what_was_saved(base_folder: Path, ids: torch.Tensor) -> None:
-    model = load_base(Artifact(base_folder), CONTEXT)
-    assert not model.training
-    assert not any(each.requires_grad for each in model.parameters())
-    plain = AutoModelForCausalLM.from_pretrained(base_folder).eval()
-    torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("layers", [None, 2])
-def test_the_flops_of_a_forward_pass_are_those_that_torch_counts(
-    model: PreTrainedModel, ids: torch.Tensor, layers: int | None
-) -> None:
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
-        if layers is None:
-            model(ids, use_cache=False)
-        else:
-            residual_at(model, ids, layers)
-    assert forward_flops(model, ids.shape[1], layers) * ids.numel() == counter.get_total_flops()
-
-
-def test_the_flops_of_heads_wider_than_the_stream_are_counted(ids: torch.Tensor) -> None:
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, intermediate_size=32, head_dim=24))
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter:
-        model(ids, use_cache=False)
-    assert forward_flops(model, ids.shape[1]) * ids.numel() == counter.get_total_flops()
-
-
-def test_the_flops_of_a_gpt2_are_those_of_the_model_that_is_trained() -> None:
-    model = families()[0]
-    assert forward_flops(model, 7) == flops_per_token(model.config, 7)
-
-
-def test_the_windows_of_a_forward_pass_are_a_runtime_knob(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "3")
-    assert micro_batch(CONTEXT) == 3
-
-
-def test_a_window_longer_than_the_automatic_batch_is_read_alone() -> None:
-    assert micro_batch(10**6) == 1

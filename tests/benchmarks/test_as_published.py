@@ -4,8 +4,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
-from cocomix.attribution.score import loss_gradient, scores_of, strongest
-from cocomix.base.hooks import prepared
+from cocomix.attribution.labelling import gradient_scores, loss_gradient, strongest
+from cocomix.base.loading import prepared
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.training.objectives import ConceptMixing
@@ -57,7 +57,7 @@ def test_the_labels_are_the_as_published_ones_where_there_are_any() -> None:
     with torch.enable_grad():
         published, _ = PublishedTeacher(base, sae, layer=2, k_attr=3)(windows)
     gradient = loss_gradient(prepared(base), windows, 2)
-    ours = strongest(*scores_of(sae, gradient), 3, "released").concepts.view(5, 8, 3)
+    ours = strongest(*gradient_scores(sae, gradient), 3, "released").concepts.view(5, 8, 3)
     labelled = ours >= 0
     assert labelled[:, :-1].float().mean() > 0.5
     assert not labelled[:, -1].any()

@@ -8,7 +8,7 @@ import zstandard
 
 from cocomix.corpus import installed, parts
 from cocomix.corpus.build import build, fingerprint
-from cocomix.corpus.installed import Origin
+from cocomix.corpus.installed import DocumentationFile
 from cocomix.corpus.splits import SPLITS
 from cocomix.corpus.store import ROW_GROUP_BYTES
 from cocomix.params import CorpusParams, FilesParams
@@ -178,8 +178,8 @@ def test_packages_are_kept_whole(out: Path, monkeypatch: pytest.MonkeyPatch) -> 
             f'"""The text about {words} is as long as it has to be for a document of the {words} kind.\n\n'
             f'It goes on about {words} in a second paragraph, and then it ends."""'
         )
-        origins.append(Origin(f"package{number // 4}", path.name, path))
-    monkeypatch.setattr(installed, "find_origins", lambda: origins)
+        origins.append(DocumentationFile(f"package{number // 4}", path.name, path))
+    monkeypatch.setattr(installed, "find_documentation", lambda: origins)
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
     build(CorpusParams(source="installed-docs", validation_share=0.2, test_share=0.2), out)
     rows = rows_of(out)

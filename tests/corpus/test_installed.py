@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocomix.corpus import installed
-from cocomix.corpus.installed import Origin, find_origins, read_installed_docs, split_groups
+from cocomix.corpus.installed import DocumentationFile, find_documentation, read_installed_docs, split_groups
 from cocomix.corpus.store import Document
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
@@ -39,7 +39,7 @@ def test_all_docstrings_are_found_in_the_order_of_the_source(tmp_path: Path) -> 
     path = tmp_path / "a.py"
     path.write_text(MODULE)
     subjects = ["gradient", "limit", "class", "method", "inner function", "C function"]
-    found = installed._paragraphs([Origin("a", "a.py", path)])
+    found = installed._paragraphs([DocumentationFile("a", "a.py", path)])
     assert [each.text for each in found] == [PROSE.replace("gradient", subject) for subject in subjects]
 
 
@@ -57,18 +57,18 @@ def test_files_that_cannot_be_read_as_python_are_passed_over(tmp_path: Path) -> 
     for name, content in broken.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
-    origins = [Origin("a", name, tmp_path / name) for name in broken]
+    origins = [DocumentationFile("a", name, tmp_path / name) for name in broken]
     assert list(installed._paragraphs(origins)) == []
 
 
 def test_the_description_of_a_distribution_is_read(tmp_path: Path) -> None:
     path = tmp_path / "METADATA"
     path.write_text(f"Metadata-Version: 2.1\nName: a\n\n# Title\n\n{PROSE}\n\n```\ncode\n```\n", encoding="utf-8")
-    assert list(installed._paragraphs([Origin("a", "a", path)])) == [Document("a", "a", PROSE)]
+    assert list(installed._paragraphs([DocumentationFile("a", "a", path)])) == [Document("a", "a", PROSE)]
 
 
 @pytest.fixture
-def origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Origin]:
+def origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DocumentationFile]:
     found = []
     for number in range(100):
         path = tmp_path / f"m{number}.py"
@@ -76,13 +76,13 @@ def origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Origin]:
         path.write_text(
             f'"""{PROSE.replace("optimizer", f"Optim{number}")}\n\n{own}\n\n{OTHER if number > 97 else ""}"""'
         )
-        found.append(Origin(f"package{number // 10}", f"m{number}.py", path))
-    monkeypatch.setattr(installed, "find_origins", lambda: found)
+        found.append(DocumentationFile(f"package{number // 10}", f"m{number}.py", path))
+    monkeypatch.setattr(installed, "find_documentation", lambda: found)
     return found
 
 
 def test_paragraphs_of_one_template_are_kept_once(
-    origins: list[Origin], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    origins: list[DocumentationFile], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
     found = read_installed_docs(tmp_path / "parts")
@@ -95,7 +95,7 @@ def test_paragraphs_of_one_template_are_kept_once(
 
 
 def test_processes_do_not_change_what_is_read(
-    origins: list[Origin], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    origins: list[DocumentationFile], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
     alone = read_installed_docs(tmp_path / "alone")
@@ -105,7 +105,7 @@ def test_processes_do_not_change_what_is_read(
 
 
 def test_reading_stops_when_the_text_asked_for_is_there(
-    origins: list[Origin], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origins: list[DocumentationFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
 
@@ -120,9 +120,9 @@ def test_reading_stops_when_the_text_asked_for_is_there(
 
 
 def test_origins_are_real_modules_without_tests_and_without_this_project() -> None:
-    origins = find_origins()
+    origins = find_documentation()
     sources = [origin.source for origin in origins]
-    assert origins == find_origins()
+    assert origins == find_documentation()
     assert len({origin.group for origin in origins[:500]}) > 40, "the first files are not a sample of all packages"
     assert len(set(sources)) == len(sources)
     assert {"python/ast.py", "numpy/_globals.py", "numpy (description)"} <= set(sources)

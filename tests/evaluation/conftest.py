@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.evaluation.text import Text
+from cocomix.evaluation.text import EvaluationText
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.tokens.window_data import WindowData
 
@@ -26,18 +26,18 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 @pytest.fixture
-def text() -> Text:
+def text() -> EvaluationText:
     """7 windows of documents of all lengths, also empty ones; token n stands for n % 5 bytes."""
     ids = np.random.default_rng(0).integers(1, VOCAB, size=(7, CONTEXT)).astype(np.uint16)
     ids[np.random.default_rng(1).random(ids.shape) < 0.15] = 0
     ids[2, 3:6] = 0
     ends = np.append(np.flatnonzero(ids.reshape(-1) == 0) + 1, ids.size + 1)
     groups = [f"group {each % 3}" for each in range(len(ends))]
-    return Text(ids, ends, (np.arange(VOCAB) % 5).astype(float), 0.0, groups)
+    return EvaluationText(ids, ends, (np.arange(VOCAB) % 5).astype(float), 0.0, groups)
 
 
 @pytest.fixture
-def data(text: Text) -> WindowData:
+def data(text: EvaluationText) -> WindowData:
     """The text's windows, with up to K_ATTR different labels a position, and none at the last."""
     generator = np.random.default_rng(2)
     labels = generator.permuted(np.tile(np.arange(CONCEPTS), (*text.windows.shape, 1)), axis=-1)[..., :K_ATTR]

@@ -21,7 +21,7 @@ from cocomix.evaluation.downstream_tasks import PAPER_TASKS, task_digest
 from cocomix.evaluation.tables import write_tasks
 from cocomix.models.card import Trained
 from cocomix.plumbing.errors import UserError
-from cocomix.tokens.windows import Origin
+from cocomix.tokens.windows import TextOrigin
 from stages.pretrain import write_model
 from tests.evaluation.downstream_project import (
     CONTEXT,
@@ -308,7 +308,7 @@ cli_evaluate()
 @pytest.mark.slow
 def test_a_person_who_has_only_lm_eval_gets_the_same_numbers(tasks_dir: Path, tmp_path: Path) -> None:
     model = cocomix()
-    trained = Trained("cocomix-0", "cocomix", Origin("files"), CONTEXT, tokens=1, flops=1.0, validation_loss=1.0)
+    trained = Trained("cocomix-0", "cocomix", TextOrigin("files"), CONTEXT, tokens=1, flops=1.0, validation_loss=1.0)
     write_model(tmp_path / "model", model, byte_tokenizer(), trained)
     definitions = write_definitions(tmp_path / "definitions", tasks_dir)
     command = ["--model", "hf", "--model_args", f"pretrained={tmp_path / 'model'},trust_remote_code=True"]

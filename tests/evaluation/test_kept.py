@@ -12,7 +12,7 @@ from cocomix.evaluation.concepts import score_concepts
 from cocomix.evaluation.downstream_likelihood import Request, log_likelihoods
 from cocomix.evaluation.language_model import score_text
 from cocomix.evaluation.mixing import score_mixing
-from cocomix.evaluation.text import Text
+from cocomix.evaluation.text import EvaluationText
 from cocomix.plumbing import parts
 from cocomix.plumbing.progress import Progress
 from cocomix.tokens.window_data import WindowData
@@ -22,7 +22,7 @@ Measure = Callable[[Path | None], Any]
 
 
 @pytest.fixture
-def measures(gpt2: GPT2LMHeadModel, text: Text, data: WindowData) -> dict[str, Measure]:
+def measures(gpt2: GPT2LMHeadModel, text: EvaluationText, data: WindowData) -> dict[str, Measure]:
     requests = [Request(tuple(range(1, 3 + n)), (n, n + 1)) for n in range(1, 7)]
     return {
         "text": lambda kept: asdict(score_text(gpt2, text, 2, "text", kept=kept)),

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from cocomix.evaluation import language_model
 from cocomix.evaluation.language_model import score_text, spans, windows_at_once
-from cocomix.evaluation.text import Text
+from cocomix.evaluation.text import EvaluationText
 from tests.evaluation.conftest import CONTEXT, cocomix
 
 
@@ -29,14 +29,16 @@ class OneInFour(nn.Module):
 
 def test_perplexity_and_bits_per_byte_are_those_computed_by_hand() -> None:
     # Predicted are 3 3 2 (the first token of each of the two windows of 3 is not: 2, and 2), then 2.
-    text = Text(np.array([[2, 3, 3], [2, 2, 2]], np.uint16), np.array([7]), np.array([0.0, 1.0, 2.0, 4.0]), 0.0, ["a"])
+    text = EvaluationText(
+        np.array([[2, 3, 3], [2, 2, 2]], np.uint16), np.array([7]), np.array([0.0, 1.0, 2.0, 4.0]), 0.0, ["a"]
+    )
     score = score_text(OneInFour(), text, 8, "hand").whole  # type: ignore[arg-type]
     assert score.perplexity == pytest.approx((4 * 4 * 4 / 3 * 4 / 3) ** (1 / 4))
     assert score.loss == pytest.approx(math.log(score.perplexity))
     assert score.bits_per_byte == pytest.approx((2 + 2 + 2 * math.log2(4 / 3)) / (4 + 4 + 2 + 2))
 
 
-def by_token(model: PreTrainedModel, text: Text, stride: int | None) -> dict[int, float]:
+def by_token(model: PreTrainedModel, text: EvaluationText, stride: int | None) -> dict[int, float]:
     """The plain way: one token at a time, by the place of the token in the text."""
     ids = torch.from_numpy(text.windows.reshape(-1).astype(np.int64))
     losses: dict[int, float] = {}
@@ -55,7 +57,7 @@ def by_token(model: PreTrainedModel, text: Text, stride: int | None) -> dict[int
 @pytest.mark.parametrize("stride", [None, 1, 4, 5, CONTEXT - 1])
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_a_score_is_that_of_one_token_at_a_time(
-    gpt2: GPT2LMHeadModel, text: Text, stride: int | None, batch_size: int
+    gpt2: GPT2LMHeadModel, text: EvaluationText, stride: int | None, batch_size: int
 ) -> None:
     expected = by_token(gpt2, text, stride)
     score = score_text(gpt2, text, batch_size, "text", stride)
@@ -77,7 +79,7 @@ def test_a_score_is_that_of_one_token_at_a_time(
 
 
 @pytest.mark.parametrize("changes", [{}, {"mixing": "add"}, {"predicts": "nothing"}])
-def test_the_interleaved_positions_are_no_tokens(text: Text, changes: dict[str, object]) -> None:
+def test_the_interleaved_positions_are_no_tokens(text: EvaluationText, changes: dict[str, object]) -> None:
     model = cocomix(**changes)
     expected = by_token(model, text, None)
     assert score_text(model, text, 3, "text").whole.loss == pytest.approx(
@@ -86,7 +88,7 @@ def test_the_interleaved_positions_are_no_tokens(text: Text, changes: dict[str, 
 
 
 def test_a_large_vocabulary_takes_fewer_windows_at_a_time_and_gives_the_same(
-    gpt2: GPT2LMHeadModel, text: Text, monkeypatch: pytest.MonkeyPatch
+    gpt2: GPT2LMHeadModel, text: EvaluationText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = score_text(gpt2, text, 64, "text").whole
     rows: list[int] = []
@@ -106,7 +108,7 @@ def test_windows_are_bounded_by_what_has_most_logits_tokens_or_concepts(
 
 
 def test_a_micro_batch_bounds_the_windows_at_a_time(
-    gpt2: GPT2LMHeadModel, text: Text, monkeypatch: pytest.MonkeyPatch
+    gpt2: GPT2LMHeadModel, text: EvaluationText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
     gpt2.register_forward_hook(lambda _model, _args, output: rows.append(len(output.logits)))

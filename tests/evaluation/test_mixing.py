@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cocomix.evaluation.mixing import MixingScore, Tell, score_mixing
+from cocomix.evaluation.mixing import MixingScore, PutLabelsFirst, score_mixing
 from cocomix.modeling import CoCoMixForCausalLM, Concepts
 from cocomix.tokens.window_data import WindowData
 from tests.evaluation.conftest import K_ATTR, cocomix
@@ -76,7 +76,7 @@ def test_told_labels_become_the_first_and_the_strengths_stay(draw: st.DataObject
     turn = torch.from_numpy(generator.random((1, positions, m))) if draw.draw(st.booleans()) else None
     top = logits.topk(k)
     concepts = Concepts(top.values, top.indices, logits, torch.arange(positions)[None])
-    edited = Tell(torch.from_numpy(labels)[None], count, turn)(concepts)
+    edited = PutLabelsFirst(torch.from_numpy(labels)[None], count, turn)(concepts)
     for place in range(positions):
         plain = told_plainly(
             dict(zip(top.indices[0, place].tolist(), top.values[0, place].tolist(), strict=True)),
@@ -100,7 +100,7 @@ def test_labels_are_told_one_by_one(data: WindowData, changes: dict[str, object]
 
     def told(labels: Tensor, count: int) -> float:
         with torch.no_grad():
-            return float(model(ids, labels=ids, concept_edits=[Tell(labels, count)]).loss)
+            return float(model(ids, labels=ids, concept_edits=[PutLabelsFirst(labels, count)]).loss)
 
     score = score_mixing(model, data, 100, 3, "mixing")
     assert score.told_by_uncertainty == pytest.approx([told(labels, count) for count in range(K_ATTR + 1)], rel=1e-5)

@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from cocomix.explain import Atlas
-from cocomix.explain.atlas import CONCEPTS, CONTEXTS
-from cocomix.explain.build import Summary, make_atlas
+from cocomix.explain.atlas import CONCEPTS, CONTEXTS, Atlas
+from cocomix.explain.build import AtlasSummary, make_atlas
 from cocomix.params import ExplainParams
 from cocomix.plumbing import distributed, interrupt
 from cocomix.plumbing.artifact import Work
@@ -34,7 +33,7 @@ PARAMS = ExplainParams(
 )
 
 
-def made(setting: Setting, jobs: int = 1, key: str = "", params: ExplainParams = PARAMS) -> tuple[Atlas, Summary]:
+def made(setting: Setting, jobs: int = 1, key: str = "", params: ExplainParams = PARAMS) -> tuple[Atlas, AtlasSummary]:
     """The atlas, made by `jobs` processes one after the other; the first one, which ends it, comes last."""
     out = Path(f"artifacts/atlas{jobs}{key}")
     with (
@@ -42,7 +41,7 @@ def made(setting: Setting, jobs: int = 1, key: str = "", params: ExplainParams =
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(distributed, "barrier", lambda: None)
-        patch.setattr(distributed, "told", lambda value: value)
+        patch.setattr(distributed, "from_first", lambda value: value)
         patch.setattr(distributed, "see", lambda path: path)
         for rank in reversed(range(jobs)):
             patch.setenv("RANK", str(rank))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocomix.explain.firings import Firings, Keep, Seen, best_of_each, merge, pack, rank_within, unpack
+from cocomix.explain.firings import FiringLimits, Firings, ScanResult, best_of_each, merge, pack, rank_within, unpack
 
 CONCEPTS = 5
 
@@ -21,7 +21,7 @@ def drawn(seed: int, size: int, first: int = 0) -> Firings:
     )
 
 
-def seen(firings: Firings, keep: Keep) -> Seen:
+def seen(firings: Firings, keep: FiringLimits) -> ScanResult:
     strongest = firings.smallest(firings.weakness(), keep.strongest)
     sample = firings.smallest(firings.hashes(keep.seed), keep.sample)
     pool = firings.smallest(firings.hashes(keep.seed), keep.pool)
@@ -29,12 +29,12 @@ def seen(firings: Firings, keep: Keep) -> Seen:
     sums = firings.concepts.bincount(firings.strengths.double(), minlength=CONCEPTS)
     places = firings.places[:4]
     fires = torch.ones(len(places), CONCEPTS, dtype=torch.bool)
-    return Seen(counts, sums, firings.places.bincount(minlength=200), strongest, pool, sample, places, fires)
+    return ScanResult(counts, sums, firings.places.bincount(minlength=200), strongest, pool, sample, places, fires)
 
 
 @given(st.integers(0, 99), st.integers(0, 80), st.integers(0, 80), st.integers(1, 9))
 def test_what_is_kept_of_two_parts_is_what_is_kept_of_the_whole(seed: int, one: int, two: int, most: int) -> None:
-    keep = Keep(strongest=most, pool=2, sample=most + 1, before=1, after=1, seed=seed)
+    keep = FiringLimits(strongest=most, pool=2, sample=most + 1, before=1, after=1, seed=seed)
     first, second = drawn(seed, one), drawn(seed + 1, two, first=100)
     whole = Firings(*(torch.cat(each) for each in zip(first, second, strict=True)))
     merged = merge(seen(first, keep), seen(second, keep), keep)
@@ -69,7 +69,7 @@ def test_a_sample_favours_no_place_and_no_strength_and_differs_by_seed_and_conce
 
 
 def test_what_was_seen_can_be_written_and_read(tmp_path: Path) -> None:
-    keep = Keep(2, 1, 3, 1, 1, 0)
+    keep = FiringLimits(2, 1, 3, 1, 1, 0)
     before = seen(drawn(3, 50), keep)
     (tmp_path / "seen").write_bytes(pack(before))
     after = unpack(tmp_path / "seen")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from cocomix.explain.firings import Keep, Seen
-from cocomix.explain.scan import ids_around, look, plan
+from cocomix.explain.firings import FiringLimits, ScanResult
+from cocomix.explain.scan import ids_around, scan_shard, text_shards
 from tests.attribution.conftest import LATENTS, LAYER, Setting
 from tests.conftest import CONTEXT
 
-KEEP = Keep(strongest=4, pool=3, sample=10, before=3, after=2, seed=0)
+KEEP = FiringLimits(strongest=4, pool=3, sample=10, before=3, after=2, seed=0)
 
 
 def dense(setting: Setting, windows: np.ndarray) -> torch.Tensor:
@@ -24,13 +24,13 @@ def dense(setting: Setting, windows: np.ndarray) -> torch.Tensor:
 
 
 @pytest.fixture
-def looked(setting: Setting) -> tuple[Seen, torch.Tensor, np.ndarray]:
-    (shard,) = plan(setting.tokens, "train", 20 * CONTEXT, 1000 * CONTEXT, seed=0)
-    seen = look(setting.model, setting.sae, setting.tokens, shard, KEEP, lambda _: None)
+def looked(setting: Setting) -> tuple[ScanResult, torch.Tensor, np.ndarray]:
+    (shard,) = text_shards(setting.tokens, "train", 20 * CONTEXT, 1000 * CONTEXT, seed=0)
+    seen = scan_shard(setting.model, setting.sae, setting.tokens, shard, KEEP, lambda _: None)
     return seen, dense(setting, shard.windows), shard.windows
 
 
-def test_firings_are_counted_and_summed(looked: tuple[Seen, torch.Tensor, np.ndarray], setting: Setting) -> None:
+def test_firings_are_counted_and_summed(looked: tuple[ScanResult, torch.Tensor, np.ndarray], setting: Setting) -> None:
     seen, strengths, windows = looked
     assert seen.counts.tolist() == (strengths > 0).sum((0, 1)).tolist()
     torch.testing.assert_close(seen.sums, strengths.double().sum((0, 1)), rtol=1e-5, atol=1e-5)
@@ -39,7 +39,7 @@ def test_firings_are_counted_and_summed(looked: tuple[Seen, torch.Tensor, np.nda
 
 
 def test_the_strongest_are_those_of_different_windows_with_their_surroundings(
-    looked: tuple[Seen, torch.Tensor, np.ndarray],
+    looked: tuple[ScanResult, torch.Tensor, np.ndarray],
 ) -> None:
     seen, strengths, windows = looked
     for concept in range(LATENTS):
@@ -60,7 +60,7 @@ def test_the_strongest_are_those_of_different_windows_with_their_surroundings(
 
 
 def test_the_sample_and_the_background_are_of_the_text(
-    looked: tuple[Seen, torch.Tensor, np.ndarray],
+    looked: tuple[ScanResult, torch.Tensor, np.ndarray],
 ) -> None:
     seen, strengths, windows = looked
     sizes = seen.sample.concepts.bincount(minlength=LATENTS)
@@ -74,11 +74,11 @@ def test_the_sample_and_the_background_are_of_the_text(
 
 
 def test_a_plan_takes_whole_windows_without_repetition_and_all_if_there_are_too_few(setting: Setting) -> None:
-    shards = plan(setting.tokens, "train", 30 * CONTEXT - 5, 8 * CONTEXT, seed=0)
+    shards = text_shards(setting.tokens, "train", 30 * CONTEXT - 5, 8 * CONTEXT, seed=0)
     assert [len(each.windows) for each in shards] == [8, 8, 8, 6]
     windows = np.concatenate([each.windows for each in shards])
     assert (np.diff(windows) > 0).all()
-    everything = plan(setting.tokens, "train", 10**9, 50 * CONTEXT, seed=0)
+    everything = text_shards(setting.tokens, "train", 10**9, 50 * CONTEXT, seed=0)
     assert np.concatenate([each.windows for each in everything]).tolist() == list(range(96))
     for shard in everything:
         assert np.isin(shard.background // CONTEXT, shard.windows).all()

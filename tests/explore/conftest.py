@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cocomix.attribution.labels import supervision
-from cocomix.base.hooks import load_base
-from cocomix.explain import Atlas
+from cocomix.attribution.labels import supervision_digest
+from cocomix.base.loading import load_base
+from cocomix.explain.atlas import Atlas
 from cocomix.explain.build import make_atlas
 from cocomix.explore.session import Session
 from cocomix.plumbing.artifact import Artifact, Work
-from cocomix.predictions.measure import predict
+from cocomix.predictions.measure import measure_predictions
 from cocomix.predictions.table import PREDICTED, predictions_table
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.windows import Tokens
@@ -41,14 +41,14 @@ def atlas(artifacts: Path) -> Atlas:
 def steering(artifacts: Path, atlas: Atlas) -> Path:
     """What the model, now an artifact, makes of each concept: as of stage `steer`."""
     folder, tokens = artifacts / "models/cocomix-0", Tokens(artifacts / "tokens")
-    with Work("pretrain", folder, supervision(Artifact(artifacts / "concepts"), "cocomix"), {}) as work:
+    with Work("pretrain", folder, supervision_digest(Artifact(artifacts / "concepts"), "cocomix"), {}) as work:
         with work.write_folder() as target:
             shutil.copytree(folder, target, dirs_exist_ok=True)
         work.finish({})
         work.publish()
     ids = torch.from_numpy(tokens.windows("validation")[:6].astype(np.int64))
     labels = torch.arange(ids.numel()).view(*ids.shape, 1) % CONCEPTS
-    found = predict(load_base(Artifact(folder), CONTEXT), ids, labels, promoted=5, kept=artifacts / "kept")
+    found = measure_predictions(load_base(Artifact(folder), CONTEXT), ids, labels, promoted=5, kept=artifacts / "kept")
     with Work("steer", artifacts / "steering", {"models/cocomix-0": Artifact(folder).digest}, {}) as work:
         with work.write(PREDICTED) as pending:
             pq.write_table(predictions_table(0, found, range(6), ids.tolist()), pending.path)

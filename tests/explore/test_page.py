@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from cocomix.explain import Atlas, Card
+from cocomix.explain.atlas import Atlas, Card
 from cocomix.explore.export import write_page
 from cocomix.explore.session import Session
-from cocomix.predictions.table import Predicting, Predictions, predicting
+from cocomix.predictions.table import Predictions, PredictionsReader, open_predictions
 from tests.explore.serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -303,7 +303,7 @@ class Hostile(Atlas):
         )
 
 
-class HostilePredicting(Predicting):
+class HostilePredictions(PredictionsReader):
     """So does the text that the language model read."""
 
     def concept(self, concept: int) -> Predictions:
@@ -324,9 +324,9 @@ def test_text_of_the_corpus_stays_text(
     steering: Path, session: Session, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     atlas = Hostile()
-    predicted = HostilePredicting(pq.read_table(steering / "predicted.parquet"), atlas.texts)
+    predicted = HostilePredictions(pq.read_table(steering / "predicted.parquet"), atlas.texts)
     monkeypatch.setattr(session, "_atlas", atlas)
-    monkeypatch.setattr(session, "_predicting", predicted)
+    monkeypatch.setattr(session, "_predictions", predicted)
     monkeypatch.setattr(session, "_labels", dict.fromkeys(range(40), HOSTILE))
     out = atlas.path.parent / "page.html"
     write_page(atlas, out, predicted)
@@ -349,7 +349,7 @@ def test_a_card_shows_what_the_language_model_makes_of_the_concept(
     told = session.predictions(concept)
     assert told
     out = atlas.path.parent / "atlas.html"
-    write_page(atlas, out, predicting(steering, atlas))
+    write_page(atlas, out, open_predictions(steering, atlas))
     with serving(session) as address:
         for url in (f"http://{address}/", out.resolve().as_uri()):
             page.goto(url)

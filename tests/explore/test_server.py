@@ -22,7 +22,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from cocomix.__main__ import main
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explore.as_json import plain
 from cocomix.explore.calls import Continuation
 from cocomix.explore.load import load_extractor, load_labels, load_model
@@ -30,8 +30,8 @@ from cocomix.explore.server import application
 from cocomix.explore.session import Session
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
-from cocomix.predictions.table import predicting
-from cocomix.steering import concepts
+from cocomix.predictions.table import open_predictions
+from cocomix.steering.reading import concepts
 from cocomix.tokens.windows import Tokens
 from tests.explore.serving import serving
 
@@ -109,18 +109,18 @@ def test_a_card_tells_what_the_model_makes_of_the_concept(steering: Path, sessio
 
 def test_what_another_model_makes_of_the_concept_is_not_told(steering: Path, atlas: Atlas) -> None:
     folder = Path("artifacts/models/cocomix-0")
-    assert predicting(steering, atlas, folder)
-    assert predicting(steering, atlas)
+    assert open_predictions(steering, atlas, folder)
+    assert open_predictions(steering, atlas)
     with Work("pretrain", folder, {}, {"other": 1}) as work:
         with work.write("model.safetensors") as pending:
             pending.path.touch()
         work.finish({})
         work.publish()
-    assert predicting(steering, atlas, folder) is None
-    assert predicting(steering, atlas, Path("artifacts/models")) is None
-    assert predicting(Path("artifacts/nowhere"), atlas) is None
+    assert open_predictions(steering, atlas, folder) is None
+    assert open_predictions(steering, atlas, Path("artifacts/models")) is None
+    assert open_predictions(Path("artifacts/nowhere"), atlas) is None
     atlas.manifest.inputs["sae"] = "another"
-    assert predicting(steering, atlas) is None
+    assert open_predictions(steering, atlas) is None
 
 
 def test_the_calls_that_are_shown_give_the_continuation_that_is_shown(

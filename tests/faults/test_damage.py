@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from cocomix.__main__ import main as command
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explore.export import write_page
 from cocomix.explore.load import default_model
 from cocomix.explore.session import Session
 from cocomix.params import load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
-from cocomix.predictions.table import predicting
+from cocomix.predictions.table import open_predictions
 from tests.stages.project import Project
 
 READ = [
@@ -70,7 +70,7 @@ def explore() -> None:
 
 
 def export() -> None:
-    write_page(atlas := Atlas(), Path("atlas.html"), predicting(Path("artifacts/steering"), atlas))
+    write_page(atlas := Atlas(), Path("atlas.html"), open_predictions(Path("artifacts/steering"), atlas))
 
 
 OTHERS: dict[str, Callable[[], None]] = {

@@ -61,11 +61,11 @@ def test_changes_are_read_for_parameters_that_are_not_in_the_file(project: Path)
     other = Path("params.yaml").read_bytes()
     set_params(number=1)
     before = Path("params.yaml").read_bytes()
-    assert dag.read(other)["number"].reasons == ("never run",)
+    assert dag.read_dag(other)["number"].reasons == ("never run",)
     repro()
-    assert dag.read()["number"].reasons == ()
-    assert dag.read(other)["number"].reasons == ("sae.seed: 1 -> 2",)
-    assert dag.read()["number"].ran_with == {"sae.seed": 1}
+    assert dag.read_dag()["number"].reasons == ()
+    assert dag.read_dag(other)["number"].reasons == ("sae.seed: 1 -> 2",)
+    assert dag.read_dag()["number"].ran_with == {"sae.seed": 1}
     assert Path("params.yaml").read_bytes() == before
 
 
@@ -74,7 +74,7 @@ def test_missing_results_and_changed_code_are_named(project: Path) -> None:
     Path("number.txt").unlink()
     with Path("number.py").open("a") as file:
         file.write("\n# A comment.\n")
-    found = dag.read()
+    found = dag.read_dag()
     assert set(found["number"].reasons) == {"number.txt is missing", "number.py is modified"}
     assert found["parity"].reasons == ("number.txt is missing",)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cocomix.params import load
 from cocomix.plumbing.checked import mapping
 from cocomix.plumbing.errors import UserError
-from cocomix.shapes.models import Sources, parameters_of, shapes
+from cocomix.shapes.models import TeacherSizes, parameters_of, shapes
 from flows.preset import main, merged, switch, with_values
 from flows.workspace import alone
 from tests.flows.conftest import ROOT
@@ -121,7 +121,7 @@ def test_the_papers_presets_have_the_papers_figures(
     assert (chosen.sae.latents, chosen.sae.k, chosen.attribution.k_attr, cocomix.concept_k) == (32768, 32, 4, 32)
     assert (cocomix.concept_weight, chosen.pretrain.kd.kl_weight, training.betas) == (0.1, 0.1, (0.9, 0.95))
     vocabulary = Words(50257, chosen.tokenize.context, 50256)
-    found = shapes(chosen.pretrain, vocabulary, Sources(chosen.sae.latents, 768, 0, 0))
+    found = shapes(chosen.pretrain, vocabulary, TeacherSizes(chosen.sae.latents, 768, 0, 0))
     assert parameters_of(found["cocomix"]).active / 1e6 == pytest.approx(millions, abs=0.1)
     assert parameters_of(found["ntp"]).active == pytest.approx(parameters_of(found["cocomix"]).active, rel=0.03)
 

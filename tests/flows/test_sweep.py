@@ -12,7 +12,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SweepRun
 from flows import sweep as module
 from flows.settings import Task
-from flows.sweep import _asked, read, sweep
+from flows.sweep import _asked, finished_runs, sweep
 from tests.flows.test_pipeline import artifacts, tasks
 
 EVALUATE = """
@@ -122,7 +122,7 @@ def test_a_result_of_parameters_that_a_person_edited_meanwhile_does_not_count(
     monkeypatch.setattr(module, "bring_up_to_date", edit)
     final = run()
     assert final.message == "1 of 1 failed:\n  ntp seed 0: params.yaml was edited meanwhile: the result does not count"
-    assert read("mine") == []
+    assert finished_runs("mine") == []
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", "..", ".yaml", "a/b", "a=b", "a\nb", "\ud800", "-a", "a" * 250, "a "])

@@ -9,7 +9,7 @@ from dvc.repo import Repo
 
 from cocomix.plumbing.errors import UserError
 from flows import workspace
-from flows.dag import read
+from flows.dag import read_dag
 from flows.overrides import override
 from flows.reproduce import reproduce
 from flows.workspace import BEFORE, SAVED, TORN, alone, kept
@@ -155,7 +155,7 @@ def test_a_torn_dvc_lock_is_put_aside_where_a_run_begins(finished: Path) -> None
             "dvc.lock was not whole and is now dvc.lock.torn: what is finished is published again, not computed"
         ]
         assert (LOCK.exists(), TORN.read_bytes()) == (False, whole[:size])
-    assert {name: each.reasons for name, each in read().items()}["number"] == ("never run",)
+    assert {name: each.reasons for name, each in read_dag().items()}["number"] == ("never run",)
     LOCK.write_bytes(whole[:-1])
     assert reproduce("number", lambda _: None).outcome == "restored"  # from DVC's run cache
     assert LOCK.read_bytes() == whole
@@ -165,13 +165,13 @@ def test_a_torn_dvc_lock_is_put_aside_where_a_run_begins(finished: Path) -> None
 def test_who_only_reads_leaves_torn_files_alone_and_says_what_helps(finished: Path) -> None:
     held = Path(".dvc/tmp/rwlock")
     held.write_text('{"write": {"')
-    assert read()["number"].reasons == ()
+    assert read_dag()["number"].reasons == ()
     assert held.read_text() == '{"write": {"'
     torn = LOCK.read_bytes()[:-20]
     LOCK.write_bytes(torn)
     message = r"^dvc\.lock: not whole, as after a kill of DVC; remove it, as a flow does: what is finished is published"
     with pytest.raises(UserError, match=message):
-        read()
+        read_dag()
     assert LOCK.read_bytes() == torn
     assert alone_says()
     assert not held.exists()
@@ -180,7 +180,7 @@ def test_who_only_reads_leaves_torn_files_alone_and_says_what_helps(finished: Pa
 def test_what_another_dvc_holds_can_be_read(finished: Path) -> None:
     held = {str(finished / "number.txt"): {"pid": os.getpid(), "cmd": "another dvc"}}
     Path(".dvc/tmp/rwlock").write_text(str({"write": held}).replace("'", '"'))
-    assert read()["number"].reasons == ()
+    assert read_dag()["number"].reasons == ()
 
 
 def test_the_folder_has_one_user_at_a_time_and_who_is_not_to_wait_is_refused(finished: Path) -> None:

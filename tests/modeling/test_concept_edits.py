@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.modeling import Ablate, CoCoMixCache, CoCoMixForCausalLM, ConceptEdits, Concepts, Edit, Scale, Set, Swap
+from cocomix.modeling import Ablate, CoCoMixCache, CoCoMixForCausalLM, Concepts, Edit, Scale, Set, Swap
+from cocomix.modeling.concept_edits import ConceptEdits
 from tests.modeling.conftest import ids, named, tiny
 
 CONCEPTS, K = 40, 5

@@ -1,5 +1,6 @@
 """Saved models load like any of the library's, with this package and without it."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel
 from cocomix.models.card import Trained
 from cocomix.tokens.tokenizer import load_trained, train_tokenizer
-from cocomix.tokens.windows import Origin
+from cocomix.tokens.windows import TextOrigin
 from stages.pretrain import write_model
 from tests.modeling.conftest import VARIANTS, ids, named, tiny
+
+MODELING = Path(__file__).parents[2] / "cocomix" / "modeling"
 
 WITHOUT_THE_PACKAGE = """
 import json, sys
@@ -53,6 +56,29 @@ def test_a_saved_model_says_the_same(tmp_path: Path, variant: dict[str, object])
     assert all(getattr(loaded.config, field) == value for field, value in variant.items())
     torch.testing.assert_close(loaded(ids(2, 8)).logits, model(ids(2, 8)).logits, atol=0, rtol=0)
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+@pytest.mark.parametrize(
+    "file", sorted(set(MODELING.glob("*.py")) - {MODELING / "__init__.py"}), ids=lambda file: file.stem
+)
+def test_a_file_that_travels_with_a_model_imports_what_is_ours_relatively(file: Path) -> None:
+    ours = {each.name for each in MODELING.parents[1].iterdir() if any(each.glob("*.py"))}
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Import(names=names):
+                assert not {each.name.partition(".")[0] for each in names} & ours
+            case ast.ImportFrom(module=str(module), level=0):
+                assert module.partition(".")[0] not in ours
+            case ast.ImportFrom(module=module, level=level):
+                assert level == 1
+                assert (MODELING / f"{module}.py").exists()
+
+
+def test_every_file_of_the_folder_travels_with_a_saved_model(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    assert {each.name for each in tmp_path.glob("*.py")} == {each.name for each in MODELING.glob("*.py")} - {
+        "__init__.py"
+    }
 
 
 def test_the_body_loads_alone() -> None:
@@ -106,7 +132,7 @@ def test_the_text_generation_pipeline_takes_batches_from_a_folder_as_the_stage_w
     texts = ["The model returns a list.", "It"]
     train_tokenizer(texts, 270).save(str(tmp_path / "trained.json"))
     model, tokenizer = tiny(vocab_size=270), load_trained(tmp_path / "trained.json")
-    trained = Trained("cocomix-0", "cocomix", Origin("files"), 48, tokens=1, flops=1.0, validation_loss=1.0)
+    trained = Trained("cocomix-0", "cocomix", TextOrigin("files"), 48, tokens=1, flops=1.0, validation_loss=1.0)
     write_model(tmp_path / "model", model, tokenizer, trained)
     assert AutoTokenizer.from_pretrained(tmp_path / "model").padding_side == "left"
     generate = pipeline("text-generation", model=str(tmp_path / "model"))

@@ -10,14 +10,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from cocomix.models.card import Trained, model_card
 from cocomix.params import Method
-from cocomix.tokens.windows import Origin
+from cocomix.tokens.windows import TextOrigin
 from tests.modeling.conftest import tiny
 
-DOCS = Origin("installed-docs")
-HUB = Origin("hub", "someone/texts", revision="abc123")
+DOCS = TextOrigin("installed-docs")
+HUB = TextOrigin("hub", "someone/texts", revision="abc123")
 
 
-def trained(method: Method, text: Origin = DOCS) -> Trained:
+def trained(method: Method, text: TextOrigin = DOCS) -> Trained:
     return Trained(f"{method}-0", method, text, context=48, tokens=2_048_000, flops=1.5e12, validation_loss=2.0)
 
 

@@ -212,7 +212,7 @@ def test_a_line_that_is_lost_from_the_journal_costs_its_file_and_nothing_else(
 
 def test_nothing_is_published_without_a_file_that_was_planned(folder: Path) -> None:
     with make_work() as work:
-        work.plan(f"part/{number}" for number in range(5))
+        work.expect(f"part/{number}" for number in range(5))
         make(work, upto=2)
         with pytest.raises(UserError, match=r"^thing: 3 of its files are missing, the first is part/2; run it again: "):
             work.finish({})
@@ -248,7 +248,7 @@ def test_processes_that_read_different_inputs_do_not_work_together(
     monkeypatch.setenv("WORLD_SIZE", "2")
     work = make_work()
     first = work.path.name if which == "the same" else "0123456789abcdef"
-    monkeypatch.setattr(distributed, "told", lambda _: (first, False, {}))
+    monkeypatch.setattr(distributed, "from_first", lambda _: (first, False, {}))
     if which == "the same":
         work.__enter__()
     else:

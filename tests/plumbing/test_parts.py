@@ -136,7 +136,7 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_first_process_says_which_parts_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, part in files(folder).items():
         path.write_bytes(bytes(part))
-    monkeypatch.setattr(distributed, "told", lambda there: [number != 3 for number, _ in enumerate(there)])
+    monkeypatch.setattr(distributed, "from_first", lambda there: [number != 3 for number, _ in enumerate(there)])
     made: list[range] = []
 
     def compute(part: range, advance: parts.Advance) -> bytes:
@@ -152,7 +152,7 @@ def test_a_file_that_another_process_has_written_is_waited_for_and_then_missed_b
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "SIGHT_SECONDS", 0.0)
-    monkeypatch.setattr(distributed, "told", lambda there: [True for _ in there])
+    monkeypatch.setattr(distributed, "from_first", lambda there: [True for _ in there])
     with pytest.raises(UserError, match=r"part-0: not seen by process 1; the processes must share the folder$"):
         in_parts(files(folder), content_of, len, "parts", "numbers")
     monkeypatch.setattr(distributed, "SIGHT_SECONDS", 60.0)

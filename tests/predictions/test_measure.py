@@ -8,7 +8,7 @@ from torch import Tensor
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Scale
 from cocomix.plumbing.runtime import runtime
-from cocomix.predictions.measure import Predicted, predict
+from cocomix.predictions.measure import ConceptPredictions, measure_predictions
 from cocomix.predictions.table import BEFORE, predictions_table
 from tests.modeling.conftest import tiny
 
@@ -30,8 +30,8 @@ def model(request: pytest.FixtureRequest) -> CoCoMixForCausalLM:
 
 
 @pytest.fixture
-def found(model: CoCoMixForCausalLM, tmp_path: Path) -> list[Predicted]:
-    return predict(model, IDS, LABELS, promoted=4, kept=tmp_path / "kept", places=2)
+def found(model: CoCoMixForCausalLM, tmp_path: Path) -> list[ConceptPredictions]:
+    return measure_predictions(model, IDS, LABELS, promoted=4, kept=tmp_path / "kept", places=2)
 
 
 def where(model: CoCoMixForCausalLM, concept: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def where(model: CoCoMixForCausalLM, concept: int) -> tuple[Tensor, Tensor]:
 
 
 def test_predictions_of_every_concept_are_those_of_the_model_and_right_where_they_are_labels(
-    model: CoCoMixForCausalLM, found: list[Predicted]
+    model: CoCoMixForCausalLM, found: list[ConceptPredictions]
 ) -> None:
     assert len(found) == CONCEPTS
     for concept, each in enumerate(found):
@@ -52,7 +52,9 @@ def test_predictions_of_every_concept_are_those_of_the_model_and_right_where_the
         assert (each.predictions, each.right) == (int(here.sum()), int((here & is_label).sum()))
 
 
-def test_places_are_the_strongest_of_different_windows(model: CoCoMixForCausalLM, found: list[Predicted]) -> None:
+def test_places_are_the_strongest_of_different_windows(
+    model: CoCoMixForCausalLM, found: list[ConceptPredictions]
+) -> None:
     for concept, each in enumerate(found):
         here, logits = where(model, concept)
         peaks = logits.masked_fill(~here, -torch.inf).max(1)
@@ -67,7 +69,7 @@ def test_places_are_the_strongest_of_different_windows(model: CoCoMixForCausalLM
 
 @torch.no_grad()
 def test_tokens_are_promoted_by_what_doubling_the_concept_does_in_its_strongest_windows(
-    model: CoCoMixForCausalLM, found: list[Predicted]
+    model: CoCoMixForCausalLM, found: list[ConceptPredictions]
 ) -> None:
     assert {len(each.promotes) for each in found} == {0, 4}
     for concept, each in enumerate(found):
@@ -84,7 +86,7 @@ def test_tokens_are_promoted_by_what_doubling_the_concept_does_in_its_strongest_
 
 
 def test_the_table_holds_a_row_a_concept_with_the_tokens_around_each_place(
-    model: CoCoMixForCausalLM, found: list[Predicted], tmp_path: object
+    model: CoCoMixForCausalLM, found: list[ConceptPredictions], tmp_path: object
 ) -> None:
     numbers = [5, 8, 13, 21, 34, 55, 89]
     path = f"{tmp_path}/predicted.parquet"

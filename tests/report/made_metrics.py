@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cocomix.evaluation.downstream import DocumentScore, Figure, TaskScore
+from cocomix.evaluation.downstream import DocumentScore, MetricValue, TaskScore
 from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
 from cocomix.evaluation.tables import write_documents, write_examples, write_tasks
 from cocomix.explain.atlas import CONCEPTS, VOCABULARY
 from cocomix.params import FILE, Method
 from cocomix.plumbing.artifact import Work
-from cocomix.steering.effect import Effect, Measured, effects_table
+from cocomix.steering.effect import EditEffect, Measured, effects_table
 
 DOCUMENTS = 40
 GROUPS = 25
@@ -143,14 +143,14 @@ def _write_evaluation(name: str, loss: float, tasks: Sequence[TaskScore]) -> Non
 def _accuracy(task: str, metric: str, right: int) -> TaskScore:
     share = right / DOCUMENTS
     documents = [DocumentScore(each, float(each < right), share - 2, share / 2, 1.0) for each in range(DOCUMENTS)]
-    figures = {metric: Figure(share, 0.05), "brier": Figure(1 - share, None)}
-    return TaskScore(task, metric, figures, Figure(share - 2, 0.1), Figure(share / 2, 0.1), 0, documents)
+    figures = {metric: MetricValue(share, 0.05), "brier": MetricValue(1 - share, None)}
+    return TaskScore(task, metric, figures, MetricValue(share - 2, 0.1), MetricValue(share / 2, 0.1), 0, documents)
 
 
 def _perplexity(loss: float) -> TaskScore:
     documents = [DocumentScore(each, 0.0, -loss - 0.01 * each, None, 1.0) for each in range(DOCUMENTS)]
-    figures = {"perplexity": Figure(math.exp(loss), 1.0), "acc": Figure(0.0, 0.0)}
-    return TaskScore("lambada_openai", "perplexity", figures, Figure(-loss, 0.1), None, 7, documents)
+    figures = {"perplexity": MetricValue(math.exp(loss), 1.0), "acc": MetricValue(0.0, 0.0)}
+    return TaskScore("lambada_openai", "perplexity", figures, MetricValue(-loss, 0.1), None, 7, documents)
 
 
 def write_atlas() -> None:
@@ -171,7 +171,7 @@ def write_steering(sweeps: Sequence[str]) -> None:
     unedited = Measured(probability=0.01, read=0.05, loss=4.0, distinct=0.9)
     control = unedited._replace(loss=4.2)
     effects = [
-        Effect(concept, strength, unedited, control._replace(probability=probability), control, success, 0.5)
+        EditEffect(concept, strength, unedited, control._replace(probability=probability), control, success, 0.5)
         for strength, probability in ((-10.0, 0.01 / 3), (10.0, 0.03))
         for concept, success in ((7, True), (9, False))
     ]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from cocomix.params import Method
 from cocomix.report.comparison import compare
 from cocomix.report.costs import Cost
-from cocomix.report.efficiency import Reach, Spread, equal_flops, estimate, loss_at, reach, spread
+from cocomix.report.efficiency import Reach, Spread, equal_flops, loss_at, reach, seed_mean, spread
 from cocomix.report.facts import Curve, Run, read_run
 from tests.report.made_metrics import falling, write_run
 
@@ -23,10 +23,10 @@ def curve(*losses: float) -> Curve:
 
 def test_an_interval_of_a_share_ends_where_shares_end() -> None:
     values = [0.9, 0.98, 0.99]
-    assert estimate(values).interval.high > 1
-    found = estimate(values, high=1)
+    assert seed_mean(values).interval.high > 1
+    found = seed_mean(values, high=1)
     assert (found.mean, found.interval.high) == (pytest.approx(np.mean(values)), 1)
-    assert found.interval.low == estimate(values).interval.low
+    assert found.interval.low == seed_mean(values).interval.low
 
 
 def test_a_loss_between_two_points_is_reached_between_them() -> None:
@@ -70,11 +70,11 @@ def test_methods_are_compared_seed_by_seed(folder: Path) -> None:
         write_run("ntp", seed, falling(6.0, end))
     write_run("cocomix", 0, falling(6.0, 3.0))
     write_run("cocomix", 1, falling(6.0, 4.5))  # never to 4.2
-    owed = Cost(flops=5e10, seconds=200.0)
+    supervision_cost = Cost(flops=5e10, seconds=200.0)
     ntp, cocomix = compare(
         {method: [read_run(method, seed) for seed in (0, 1)] for method in METHODS},
         {"ntp": (), "cocomix": ("base",)},
-        {"base": owed},
+        {"base": supervision_cost},
         2,
     )
     assert ntp.saving is None
@@ -88,8 +88,8 @@ def test_what_was_spent_is_measured_against_the_run_with_the_same_seed(folder: P
     write_run("ntp", 0, falling(6.0, 4.0))
     write_run("cocomix", 0, falling(6.0, 3.0))  # comes down to 4.0 after 2/3 of the 9000 tokens behind its first point
     runs: dict[Method, list[Run]] = {method: [read_run(method, 0)] for method in METHODS}
-    owed = Cost(flops=5e10, seconds=200.0)
-    saving = compare(runs, {"ntp": (), "cocomix": ("base",)}, {"base": owed}, 2)[1].saving
+    supervision_cost = Cost(flops=5e10, seconds=200.0)
+    saving = compare(runs, {"ntp": (), "cocomix": ("base",)}, {"base": supervision_cost}, 2)[1].saving
     assert saving is not None
     spent = saving.spent
     assert spent is not None
@@ -103,7 +103,7 @@ def test_what_was_spent_is_measured_against_the_run_with_the_same_seed(folder: P
 
 def test_an_estimate_says_what_other_seeds_would_do() -> None:
     values = [0.3, 0.36]
-    found = estimate(values)
+    found = seed_mean(values)
     assert found[:3] == spread(values)
     assert found.interval is not None
     assert found.interval.low == pytest.approx(0.33 - 12.706 * 0.03, abs=0.02)  # 0.03: the standard error

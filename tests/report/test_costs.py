@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from cocomix.params import Params, load
-from cocomix.report.costs import SOURCES, Cost, costs, share, sources_of
+from cocomix.report.costs import SUPERVISION_STAGES, Cost, costs, share, supervision_stages
 from cocomix.report.facts import Pipeline, Usage, read_pipeline
 from tests.report.made_metrics import write_pipeline
 
@@ -75,15 +75,15 @@ def test_activations_that_are_not_kept_are_made_again_each_epoch(pipeline: Pipel
 
 def test_a_method_owes_its_share_of_what_it_learns_from() -> None:
     cocomix = params().pretrain.cocomix
-    assert sources_of("cocomix", cocomix) == SOURCES
-    assert sources_of("kd", cocomix) == ("base",)
-    assert sources_of("ntp", cocomix) == sources_of("pause", cocomix) == ()
-    assert sources_of("cocomix", cocomix.model_copy(update={"predicts": "hidden"})) == ("base",)
-    assert sources_of("cocomix", cocomix.model_copy(update={"concept_weight": 0.0})) == ()
-    made = {each: Cost(8.0, 2.0) for each in SOURCES}
-    assert share(made, SOURCES, 2) == Cost(16.0, 4.0)
+    assert supervision_stages("cocomix", cocomix) == SUPERVISION_STAGES
+    assert supervision_stages("kd", cocomix) == ("base",)
+    assert supervision_stages("ntp", cocomix) == supervision_stages("pause", cocomix) == ()
+    assert supervision_stages("cocomix", cocomix.model_copy(update={"predicts": "hidden"})) == ("base",)
+    assert supervision_stages("cocomix", cocomix.model_copy(update={"concept_weight": 0.0})) == ()
+    made = {each: Cost(8.0, 2.0) for each in SUPERVISION_STAGES}
+    assert share(made, SUPERVISION_STAGES, 2) == Cost(16.0, 4.0)
     assert share(made, (), 2) == Cost(0.0, 0.0)
-    assert share(made | {"sae": Cost(8.0, None)}, SOURCES, 1) == Cost(32.0, None)
+    assert share(made | {"sae": Cost(8.0, None)}, SUPERVISION_STAGES, 1) == Cost(32.0, None)
 
 
 def test_seconds_are_those_that_the_stages_report(pipeline: Pipeline) -> None:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cocomix.activations.store import ActivationStore
-from cocomix.sae.learner import CurveRow
+from cocomix.sae.learner import SaeCurveRow
 from tests.sae.small_run import train
 
 
@@ -23,9 +23,9 @@ def by_two(store: ActivationStore, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-def curve(folder: Path) -> list[CurveRow]:
+def curve(folder: Path) -> list[SaeCurveRow]:
     with (folder / "curve.csv").open(newline="") as file:
-        return [CurveRow(**{name: float(value) for name, value in row.items()}) for row in csv.DictReader(file)]
+        return [SaeCurveRow(**{name: float(value) for name, value in row.items()}) for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("architecture", ["topk", "jumprelu"])

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from cocomix.activations.collect import collect
-from cocomix.base.hooks import load_base
+from cocomix.base.loading import load_base
 from cocomix.params import ActivationsParams, Architecture, Params, SaeFormat, Site, load
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError

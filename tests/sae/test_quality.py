@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, zeros_like
 
 from cocomix.activations.store import ActivationStore
-from cocomix.base.hooks import load_base, residual_edited
+from cocomix.base.hooks import residual_edited
+from cocomix.base.loading import load_base
 from cocomix.params import Location
 from cocomix.plumbing import parts
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
-from cocomix.sae.quality import Reconstruction, Splice, duplicates, reconstruction, splice
+from cocomix.sae.quality import Reconstruction, SplicedLosses, duplicates, reconstruction, spliced_losses
 from cocomix.sae.training import SaeTraining, Wanted
 from cocomix.tokens.windows import Tokens
 from tests.activations.conftest import but
@@ -70,7 +71,7 @@ def test_a_stopped_measurement_goes_on_to_the_same_figures(
     monkeypatch.setattr(SparseAutoencoder, "encode", counted)
     for measure in (
         lambda kept: reconstruction(narrow, store, kept),
-        lambda kept: splice(wide, model, tokens, torch.zeros(32), but(), kept),
+        lambda kept: spliced_losses(wide, model, tokens, torch.zeros(32), but(), kept),
     ):
         calls = last = 0
         whole = measure(None)
@@ -93,7 +94,7 @@ class Perfect(SparseAutoencoder):
 def test_a_perfect_reconstruction_recovers_the_whole_loss(base_folder: Path, tokens_folder: Path) -> None:
     model = load_base(Artifact(base_folder), CONTEXT)
     sae = Perfect(SaeConfig(d_model=32, latents=8, k=2, normalize="token", layer=2))
-    losses = splice(sae, model, Tokens(tokens_folder), torch.zeros(32), but())
+    losses = spliced_losses(sae, model, Tokens(tokens_folder), torch.zeros(32), but())
     ids = torch.from_numpy(Tokens(tokens_folder).windows("validation").astype(np.int64))
     with torch.no_grad():
         assert losses.loss_base == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-5)
@@ -104,8 +105,8 @@ def test_a_perfect_reconstruction_recovers_the_whole_loss(base_folder: Path, tok
 
 
 def test_a_reconstruction_no_better_than_the_mean_recovers_nothing() -> None:
-    splice = Splice(loss_base=3.0, loss_spliced=5.0, loss_mean_ablated=5.0, kl_spliced=1.5, kl_mean_ablated=1.5)
-    assert (splice.loss_recovered, splice.kl_recovered) == (0, 0)
+    losses = SplicedLosses(loss_base=3.0, loss_spliced=5.0, loss_mean_ablated=5.0, kl_spliced=1.5, kl_mean_ablated=1.5)
+    assert (losses.loss_recovered, losses.kl_recovered) == (0, 0)
 
 
 @pytest.mark.parametrize("location", ["resid_post", "resid_mid", "attn_out", "mlp_out"])
@@ -118,7 +119,9 @@ def test_a_divergence_is_that_of_the_distributions(base_folder: Path, tokens_fol
         with residual_edited(model, 2, lambda residual: sae(residual.flatten(0, 1)).view_as(residual), location):
             spliced = model(ids).logits[:, :-1].softmax(-1)
     divergence = (base * (base / spliced).log()).sum(-1).mean()
-    assert splice(sae, model, tokens, torch.zeros(32), but()).kl_spliced == pytest.approx(float(divergence), rel=1e-3)
+    assert spliced_losses(sae, model, tokens, torch.zeros(32), but()).kl_spliced == pytest.approx(
+        float(divergence), rel=1e-3
+    )
 
 
 def test_positions_that_are_not_stored_stay_as_they_are(base_folder: Path, tokens_folder: Path) -> None:
@@ -127,7 +130,7 @@ def test_positions_that_are_not_stored_stay_as_they_are(base_folder: Path, token
     ids = torch.from_numpy(tokens.windows("validation").astype(np.int64))
     stored = (ids != 7)[..., None]
     stored[:, 0] = False
-    measured = splice(sae, model, tokens, torch.zeros(32), but(drop_first=True, drop_tokens=[7]))
+    measured = spliced_losses(sae, model, tokens, torch.zeros(32), but(drop_first=True, drop_tokens=[7]))
     edits = {measured.loss_spliced: lambda x: sae(x.flatten(0, 1)).view_as(x), measured.loss_mean_ablated: zeros_like}
     for loss, edit in edits.items():
         with torch.no_grad(), residual_edited(model, 2, lambda x, edit=edit: torch.where(stored, edit(x), x)):

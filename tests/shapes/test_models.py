@@ -9,7 +9,7 @@ from cocomix.models.accounting import flops_per_token, parameters_of
 from cocomix.models.configs import config_of
 from cocomix.params import CocomixParams, KdParams, Match, Method, ModelParams, NtpParams, PauseParams, PretrainParams
 from cocomix.plumbing.errors import UserError
-from cocomix.shapes.models import Sources, cocomix_shape, pause_shape, shape_of, shapes, widened
+from cocomix.shapes.models import TeacherSizes, cocomix_shape, pause_shape, shape_of, shapes, widened
 from cocomix.tokens.windows import Tokens
 from tests.training.test_loop import PARAMS
 
@@ -26,10 +26,10 @@ COCOMIX = CocomixParams(
     concept_weight=0.3,
     hidden_loss="l2",
 )
-SOURCES = Sources(latents=512, base_width=32, base_flops=500_000, base_flops_to_layer=200_000)
+SOURCES = TeacherSizes(latents=512, base_width=32, base_flops=500_000, base_flops_to_layer=200_000)
 
 
-def matched(tokens: Tokens, match: Match, sources: Sources = SOURCES, **cocomix: object) -> dict[Method, Any]:
+def matched(tokens: Tokens, match: Match, teacher: TeacherSizes = SOURCES, **cocomix: object) -> dict[Method, Any]:
     params = PretrainParams(
         methods=["ntp"],
         seeds=[0],
@@ -41,7 +41,7 @@ def matched(tokens: Tokens, match: Match, sources: Sources = SOURCES, **cocomix:
         pause=PauseParams(layer=1, mixing="interleave_with_state"),
         cocomix=COCOMIX.model_copy(update=cocomix),
     )
-    return shapes(params, tokens, sources)
+    return shapes(params, tokens, teacher)
 
 
 @pytest.fixture

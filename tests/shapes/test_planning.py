@@ -12,10 +12,12 @@ from cocomix.params import Params
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.gpus import GPUS, gpu_named
-from cocomix.shapes.planning import Estimate, Text, estimate, estimate_text
+from cocomix.shapes.planning import CorpusSize, StageNeeds, estimated_corpus, stage_needs
 
 PARAMS = read_yaml(Path(__file__).parents[2] / "params.yaml")
-TEXT = Text({"train": 4e6, "validation": 1e6, "test": 1e6}, {"train": 1e6, "validation": 2.5e5, "test": 2.5e5}, 4096)
+TEXT = CorpusSize(
+    {"train": 4e6, "validation": 1e6, "test": 1e6}, {"train": 1e6, "validation": 2.5e5, "test": 2.5e5}, 4096
+)
 
 
 def params(**changes: Mapping[str, Any]) -> Params:
@@ -23,8 +25,8 @@ def params(**changes: Mapping[str, Any]) -> Params:
     return parse(Params, PARAMS | {name: PARAMS[name] | dict(values) for name, values in changes.items()}, "test")
 
 
-def needs(text: Text = TEXT, **changes: Mapping[str, Any]) -> dict[str, Estimate]:
-    return estimate(params(**changes), text)
+def needs(text: CorpusSize = TEXT, **changes: Mapping[str, Any]) -> dict[str, StageNeeds]:
+    return stage_needs(params(**changes), text)
 
 
 def test_activations_that_are_not_kept_take_no_disk_and_are_computed_in_the_autoencoders_training() -> None:
@@ -83,7 +85,7 @@ def test_latents_with_two_signs_are_twice_as_many_concepts_and_no_more_work() ->
 @given(st.floats(0.1, 1e5))
 def test_a_corpus_is_no_larger_than_its_limit_and_its_source(megabytes: float) -> None:
     corpus = {"source": "files", "files": {"paths": ["*.txt"]}, "megabytes": megabytes}
-    text = estimate_text(params(corpus=corpus), 1e9)
+    text = estimated_corpus(params(corpus=corpus), 1e9)
     assert sum(text.bytes.values()) == pytest.approx(min(megabytes * 1e6, 1e9))
     assert text.tokens["train"] > text.tokens["validation"] > 0
 
@@ -91,7 +93,7 @@ def test_a_corpus_is_no_larger_than_its_limit_and_its_source(megabytes: float) -
 def test_a_dataset_of_unknown_size_must_be_limited() -> None:
     corpus = {"source": "hub", "hub": {"dataset": "a", "revision": "b"}, "megabytes": None}
     with pytest.raises(UserError, match=r"corpus\.megabytes: null: .* set a limit"):
-        estimate_text(params(corpus=corpus), None)
+        estimated_corpus(params(corpus=corpus), None)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import stages.evaluate
 from cocomix.attribution.labels import Labels, write_labels
-from cocomix.evaluation.downstream import DocumentScore, Figure, TaskScore
+from cocomix.evaluation.downstream import DocumentScore, MetricValue, TaskScore
 from cocomix.evaluation.language_model import TextScore
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params, load
@@ -191,7 +191,7 @@ def test_a_task_that_is_named_by_itself_and_in_a_group_counts_once(
     def score(_model: object, _tokenizer: object, wanted: list[str], **_: object) -> list[TaskScore]:
         tasks = ["arc_easy", "arc_challenge"] if wanted == ["ai2_arc"] else wanted
         documents = [DocumentScore(each, 1.0, -1.0, None, 1.0) for each in range(3)]
-        return [TaskScore(task, "acc", {"acc": Figure(1.0, 0.0)}, None, None, 0, documents) for task in tasks]
+        return [TaskScore(task, "acc", {"acc": MetricValue(1.0, 0.0)}, None, None, 0, documents) for task in tasks]
 
     monkeypatch.setattr(stages.evaluate, "task_digest", lambda *_: "")
     monkeypatch.setattr(stages.evaluate, "score_tasks", score)

@@ -10,7 +10,7 @@ import pytest
 from dvc.repo import Repo
 
 from cocomix.params import load
-from cocomix.shapes.planning import estimate, measured_text
+from cocomix.shapes.planning import measured_corpus, stage_needs
 from flows.plan import Planned, plan
 from tests.stages.project import OUTS, Project
 from tests.stages.test_pipeline import changed
@@ -33,8 +33,8 @@ def written(project: Project, stage: str) -> int:
 
 
 def test_operations_are_those_that_the_stages_counted_and_disk_is_what_they_wrote(finished: Project) -> None:
-    text = measured_text(metrics(finished, "corpus"), metrics(finished, "tokenize"))
-    found = estimate(load(finished.path / "params.yaml"), text)
+    text = measured_corpus(metrics(finished, "corpus"), metrics(finished, "tokenize"))
+    found = stage_needs(load(finished.path / "params.yaml"), text)
     for name in ("base", "pretrain/ntp-0", "pretrain/cocomix-0"):
         assert found[name.replace("/", "@")].flops == metrics(finished, name)["flops"]
     sizes = {name: written(finished, name) for name in found if name != "report"}  # a page's size follows its words

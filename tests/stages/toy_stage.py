@@ -44,7 +44,7 @@ def run(_params: Params) -> None:
 
 
 def compute(work: Work) -> Mapping[str, Any]:
-    work.plan(f"{number}.bin" for number in range(FILES))
+    work.expect(f"{number}.bin" for number in range(FILES))
     mine = range(runtime().rank, FILES, runtime().world_size)
     with progress("toy", len(mine), "files") as bar:
         for number in mine:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.attribution.labelling import label
-from cocomix.base.hooks import load_base
+from cocomix.attribution.build import make_labels
+from cocomix.base.loading import load_base
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.params import AttributionParams
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder, load_sae
-from cocomix.steering import Extractor
+from cocomix.steering.reading import Extractor
 from cocomix.tokens.windows import Tokens
 from tests.modeling.conftest import tiny
 
@@ -65,7 +65,7 @@ def artifacts(base_folder: Path) -> Path:
     base, tokens = load_base(Artifact(base_folder), 16), Tokens(root / "tokens")
     inputs = {name: Artifact(root / name).digest for name in ("base", "sae", "tokens")}
     with Work("attribution", root / "concepts", inputs, PARAMS.model_dump()) as work:
-        work.finish(label(work, base, load_sae(Artifact(root / "sae")), tokens, PARAMS))
+        work.finish(make_labels(work, base, load_sae(Artifact(root / "sae")), tokens, PARAMS))
         work.publish()
     folder = root / "models/cocomix-0"
     tiny(vocab_size=64, num_concepts=CONCEPTS).save_pretrained(folder)

@@ -13,8 +13,8 @@ from cocomix.modeling import Scale, Set
 from cocomix.modeling.concept_edits import Edit
 from cocomix.plumbing import distributed
 from cocomix.plumbing.runtime import runtime
-from cocomix.steering import concepts_edited
-from cocomix.steering.effect import Bench, Effect, Writing, sample_concepts, steering_effects
+from cocomix.steering.autoencoder import concepts_edited
+from cocomix.steering.effect import Bench, EditEffect, Writing, sample_concepts, steering_effects
 from tests.steering.conftest import CONCEPTS, Setting, windows
 
 SAMPLE = [3, 9, 17]
@@ -44,7 +44,7 @@ def measure(
     strengths: tuple[float, ...] = (-20.0, 20.0),
     edit: Callable[[int, float], Edit] = Set,
     kept: Path | None = None,
-) -> list[Effect]:
+) -> list[EditEffect]:
     base, sae, _ = setting.extractor
     bench = Bench(base, sae, SAMPLE, promoted, windows(setting, 7), Writing(4, 5, 0))
     with TemporaryDirectory() as nothing:
@@ -114,7 +114,7 @@ def test_the_effects_are_the_same_however_many_processes_share_the_edits(
 ) -> None:
     alone = measure(setting, promoted)
     monkeypatch.setattr(distributed, "barrier", lambda: None)
-    monkeypatch.setattr(distributed, "told", lambda value: value)
+    monkeypatch.setattr(distributed, "from_first", lambda value: value)
     monkeypatch.setattr(distributed, "see", lambda path: path)
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in (2, 1, 0):  # the first one comes last, and finds what the others kept

@@ -16,7 +16,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.window_data import WindowData
 from cocomix.training import loop
-from cocomix.training.loop import CurveRow, Training, adamw, learning_rate, write_curve
+from cocomix.training.loop import Training, TrainingCurveRow, adamw, learning_rate, write_curve
 from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, Losses, NextToken, Objective
 
 PARAMS = TrainingParams(
@@ -79,7 +79,7 @@ def training(objective: Objective, folder: Path, params: TrainingParams = PARAMS
     return Training(objective, data(0, labelled), data(1, labelled), params, seed=3, folder=folder)
 
 
-def timeless(curve: list[CurveRow]) -> list[CurveRow]:
+def timeless(curve: list[TrainingCurveRow]) -> list[TrainingCurveRow]:
     return [replace(row, seconds=0.0) for row in curve]
 
 

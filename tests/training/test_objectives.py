@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.base.hooks import prepared, residual_at
+from cocomix.base.hooks import residual_at
+from cocomix.base.loading import prepared
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.training.losses import NO_LABEL, concept_loss, distillation_loss, hidden_loss
 from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, Losses, NextToken

@@ -1,6 +1,6 @@
 """Which positions of the text go into which file of the activation store.
 
-The token windows are chosen by a seeded permutation, without replacement, and dealt into shards. Shards depend on
+The token windows are chosen by a seeded permutation, without replacement, and cut into shards. Shards depend on
 nothing but their number, so that any number of processes makes the same files.
 """
 
@@ -18,7 +18,7 @@ COUNTED_WINDOWS = 4096
 """Windows that are looked through at a time."""
 
 
-class Shard(NamedTuple):
+class ActivationShard(NamedTuple):
     """A file of the store, for each site."""
 
     name: str
@@ -31,8 +31,8 @@ class Shard(NamedTuple):
     """Positions that it holds."""
 
 
-def plan(tokens: Tokens, split: Split, params: ActivationsParams) -> list[Shard]:
-    """Deal as many positions of a split as are asked for, in whole windows, into shards; all, where there are fewer.
+def activation_shards(tokens: Tokens, split: Split, params: ActivationsParams) -> list[ActivationShard]:
+    """As many positions of a split as are asked for, in whole windows, cut into shards; all, where there are fewer.
 
     A shard of which nothing is kept is left out.
 
@@ -61,7 +61,7 @@ def plan(tokens: Tokens, split: Split, params: ActivationsParams) -> list[Shard]
     chosen = chosen[: np.searchsorted(ends, budget) + 1]
     size = max(1, params.shard_tokens // tokens.context)
     return [
-        Shard(f"{split}-{number:05d}.parquet", split, np.sort(chosen[at : at + size]), [*seeds, number], rows)
+        ActivationShard(f"{split}-{number:05d}.parquet", split, np.sort(chosen[at : at + size]), [*seeds, number], rows)
         for number, at in enumerate(range(0, len(chosen), size))
         if (rows := sum(counts[at : min(at + size, len(chosen))]))
     ]

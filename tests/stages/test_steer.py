@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.conftest import finished
 from tests.stages.project import Project
 from tests.stages.test_kills import content, forget
-
-__all__ = ["finished"]
 
 OUT = Path("artifacts/steering")
 MORE = {"steer": {"strengths": [each for each in range(-20, 21) if each]}}

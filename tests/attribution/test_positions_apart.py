@@ -20,9 +20,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cocomix.attribution.apart import check_positions_apart, keys_values, positions_apart
-from cocomix.attribution.score import loss_gradient
-from cocomix.base.hooks import prepared, residual_at, residual_edited
+from cocomix.attribution.labelling import loss_gradient
+from cocomix.attribution.positions_apart import check_positions_apart, keys_values, positions_apart
+from cocomix.base.hooks import residual_at, residual_edited
+from cocomix.base.loading import prepared
 from cocomix.plumbing.errors import UserError
 
 CONTEXT, LAYER = 7, 2

@@ -14,10 +14,13 @@ from cocomix.__main__ import main
 from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.modeling import Set
 from cocomix.plumbing.artifact import Work
-from cocomix.steering import concepts
+from cocomix.steering.reading import concepts
 from tests.modeling.conftest import tiny
+from tests.steering.conftest import artifacts
 
-PROJECT = Path(__file__).parents[2]
+__all__ = ["artifacts"]
+
+PROJECT = Path(__file__).parents[1]
 SHORT = ["--tokens", "6", "--greedy"]
 
 

@@ -1,0 +1,100 @@
+"""Making the labels of all training and validation windows."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from cocomix.attribution.labelling import label_windows
+from cocomix.attribution.labels import SUPERVISION, Labels, label_type, write_labels
+from cocomix.attribution.positions_apart import check_positions_apart
+from cocomix.base.blocks import check_layer
+from cocomix.base.loading import micro_batch
+from cocomix.params import AttributionParams
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.runtime import runtime
+from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.tokens.windows import Split, Tokens
+
+
+class LabelShard(NamedTuple):
+    """A file of labels, before it is made."""
+
+    name: str
+    split: Split
+    start: int
+    stop: int
+    """The token windows that it covers: [start, stop)."""
+
+
+def label_shards(tokens: Tokens, shard_tokens: int) -> list[LabelShard]:
+    """All training and validation windows, cut into shards in their order: of `shard_tokens`, a window at least."""
+    shard_windows = max(1, shard_tokens // tokens.context)
+    splits: tuple[Split, ...] = ("train", "validation")
+    return [
+        LabelShard(f"{split}-{start // shard_windows:05d}.parquet", split, start, min(start + shard_windows, windows))
+        for split in splits
+        for windows in [len(tokens.windows(split))]
+        for start in range(0, windows, shard_windows)
+    ]
+
+
+def make_labels(
+    work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: AttributionParams
+) -> Mapping[str, Any]:
+    """Write this process's shards of labels, wait for the others, and return what readers must know.
+
+    Raises:
+        UserError: when the autoencoder does not fit the base model, or the base model not the scope.
+    """
+    check_layer(model, sae.config.layer)
+    if sae.config.location != "resid_post":
+        raise UserError(
+            f"sae.site: is a {sae.config.location}; labels are for the residual stream: choose a resid_post"
+        )
+    if sae.config.d_model != model.config.hidden_size:
+        raise UserError(f"sae: is for width {sae.config.d_model}, the base model's is {model.config.hidden_size}")
+    if params.scope == "next_token":
+        window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
+        check_positions_apart(model, sae.config.layer, window.to(model.device))
+    shards = label_shards(tokens, params.shard_tokens)
+    work.expect(each.name for each in shards)
+    mine = shards[runtime().rank :: runtime().world_size]
+    missing = [shard for shard in mine if not work.has(shard.name)]
+    total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
+    with progress("attribution", total, "tokens", total - left) as bar:
+        for shard in missing:
+            per_batch = micro_batch(tokens.context)
+            parts = []
+            for start in range(shard.start, shard.stop, per_batch):
+                rows = tokens.windows(shard.split)[start : min(start + per_batch, shard.stop)]
+                parts.append(label_windows(model, sae, torch.from_numpy(rows.astype(np.int64)), params))
+                bar.advance(rows.size)
+            with work.write(shard.name) as pending:
+                pending.rows = shard.stop - shard.start
+                write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
+    work.wait()
+    facts = {
+        "latents": sae.config.concepts,
+        "layer": sae.config.layer,
+        "k_attr": params.k_attr,
+        "context": tokens.context,
+    }
+    if runtime().rank == 0:
+        _write_supervision(work, facts)
+    return {**facts, "dtype": label_type(sae.config.concepts).name}
+
+
+def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:
+    """Say what each method learns from besides the tokens, so that new labels rerun those alone that use them."""
+    digests = {name: record.sha256 for name, record in work.records().items() if name != SUPERVISION}
+    labels = hashlib.sha256(json.dumps([facts, digests], sort_keys=True).encode()).hexdigest()
+    learns_from = {"cocomix": labels, "kd": work.inputs["base"], "ntp": "", "pause": ""}
+    with work.write(SUPERVISION) as pending:
+        pending.path.write_text(json.dumps(learns_from, indent=1) + "\n")

@@ -1,0 +1,49 @@
+"""The base model as later stages use it: loaded, frozen, and given so many windows at a time."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.activations import NewGELUActivation
+
+from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.device import attention, device
+from cocomix.plumbing.runtime import runtime
+
+
+def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
+    """The base model in fp32, `prepared`.
+
+    Args:
+        artifact: a Hugging Face model folder.
+        context: tokens of the windows that it will read.
+    """
+    # All families have the plain attention; without a word, transformers takes sdpa where a family has it.
+    options: dict[str, Any] = {"attn_implementation": "eager"} if attention(context) == "eager" else {}
+    options |= {"dtype": torch.float32, "use_safetensors": True}
+    return prepared(AutoModelForCausalLM.from_pretrained(artifact.verified(), **options))
+
+
+def prepared(model: PreTrainedModel) -> PreTrainedModel:
+    """`model`, changed in place: frozen, in evaluation mode, on this process's device."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU("tanh"))  # the same function, in one kernel instead of eight
+    return model.requires_grad_(False).eval().to(device())
+
+
+def micro_batch(context: int) -> int:
+    """Windows of `context` tokens for one forward pass of a frozen model: `runtime().micro_batch`.
+
+    auto: few enough that what a block makes stays in a CPU's cache; enough to fill a GPU, but not its memory.
+    """
+    asked = runtime().micro_batch
+    return asked if asked != "auto" else max(1, (16384 if device().type == "cuda" else 2048) // context)
+
+
+def longest_context(model: PreTrainedModel) -> int | None:
+    """The most tokens that `model` says it can read; none: it says nothing, as where it knows no positions."""
+    says = (getattr(model.config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((each for each in says if isinstance(each, int) and each > 0), None)
