@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cocomix.activations.coding import Coded, decoded
-from cocomix.activations.collect import make, shuffled
 from cocomix.activations.plan import plan
+from cocomix.activations.shards import make, shuffled
 from cocomix.activations.store import ActivationStore, RowGroup
 from cocomix.params import ActivationsParams
 from cocomix.plumbing import interrupt

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explore.as_json import plain
 from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.distributed import stand_alone
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
-from cocomix.predictions.table import Predicting, predicting
+from cocomix.predictions.reader import Predicting, predicting
 
 STATIC = Path(__file__).with_name("static")
 GROUP = 64

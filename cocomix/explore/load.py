@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from cocomix import pretrained
 from cocomix.attribution.labels import ConceptLabels, supervision
 from cocomix.base.hooks import load_base
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import AttributionParams, load
 from cocomix.plumbing.artifact import MANIFEST, Artifact

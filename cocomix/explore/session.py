@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from cocomix.explain import Atlas, Card, Found
+from cocomix.explain.atlas import Atlas, Card, Found
 from cocomix.explore.calls import Continuation, python_call, shell_call
 from cocomix.explore.continuation import continuation
 from cocomix.explore.edit_syntax import Written, parse_edit
@@ -17,7 +17,7 @@ from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.origins import check_origins
-from cocomix.predictions.table import Predictions, predicting
+from cocomix.predictions.reader import Predictions, predicting
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
 from cocomix.steering.reading import Position, concepts, encode

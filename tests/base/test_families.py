@@ -32,7 +32,7 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
 from cocomix.pretrained import load_model
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
-from cocomix.steering import concepts_edited
+from cocomix.steering.autoencoder import concepts_edited
 from cocomix.steering.reading import encode
 from tests.base.tiny_families import AT_ONCE, BLOCKS, FAMILIES, VOCAB, WIDTH, config_of, tiny, with_images
 

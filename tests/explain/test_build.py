@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cocomix.explain import Atlas
-from cocomix.explain.atlas import CONCEPTS, CONTEXTS
+from cocomix.explain.atlas import CONCEPTS, CONTEXTS, Atlas
 from cocomix.explain.build import Summary, make_atlas
 from cocomix.params import ExplainParams
 from cocomix.plumbing import distributed, interrupt

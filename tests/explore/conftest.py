@@ -10,7 +10,7 @@ import torch
 
 from cocomix.attribution.labels import supervision
 from cocomix.base.hooks import load_base
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explain.build import make_atlas
 from cocomix.explore.session import Session
 from cocomix.plumbing.artifact import Artifact, Work

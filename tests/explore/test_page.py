@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from cocomix.explain import Atlas, Card
+from cocomix.explain.atlas import Atlas, Card
 from cocomix.explore.export import write_page
 from cocomix.explore.session import Session
-from cocomix.predictions.table import Predicting, Predictions, predicting
+from cocomix.predictions.reader import Predicting, Predictions, predicting
 from tests.explore.serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -22,7 +22,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from cocomix.__main__ import main
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explore.as_json import plain
 from cocomix.explore.calls import Continuation
 from cocomix.explore.load import load_extractor, load_labels, load_model
@@ -30,8 +30,8 @@ from cocomix.explore.server import application
 from cocomix.explore.session import Session
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
-from cocomix.predictions.table import predicting
-from cocomix.steering import concepts
+from cocomix.predictions.reader import predicting
+from cocomix.steering.reading import concepts
 from cocomix.tokens.windows import Tokens
 from tests.explore.serving import serving
 

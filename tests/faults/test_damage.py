@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from cocomix.__main__ import main as command
-from cocomix.explain import Atlas
+from cocomix.explain.atlas import Atlas
 from cocomix.explore.export import write_page
 from cocomix.explore.load import default_model
 from cocomix.explore.session import Session
 from cocomix.params import load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
-from cocomix.predictions.table import predicting
+from cocomix.predictions.reader import predicting
 from tests.stages.project import Project
 
 READ = [

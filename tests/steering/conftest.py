@@ -15,7 +15,7 @@ from cocomix.params import AttributionParams
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder, load_sae
-from cocomix.steering import Extractor
+from cocomix.steering.reading import Extractor
 from cocomix.tokens.windows import Tokens
 from tests.modeling.conftest import tiny
 

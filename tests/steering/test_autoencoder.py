@@ -9,7 +9,7 @@ from cocomix.base.hooks import residual_edited
 from cocomix.modeling import Ablate, Edit, Scale, Set, Swap
 from cocomix.modeling.concept_edits import Concepts
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
-from cocomix.steering import concepts_edited
+from cocomix.steering.autoencoder import concepts_edited
 from tests.modeling.test_concept_edits import applied, some_edits
 from tests.steering.conftest import LAYER, Setting, autoencoder, windows
 

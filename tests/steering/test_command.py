@@ -14,7 +14,7 @@ from cocomix.__main__ import main
 from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.modeling import Set
 from cocomix.plumbing.artifact import Work
-from cocomix.steering import concepts
+from cocomix.steering.reading import concepts
 from tests.modeling.conftest import tiny
 
 PROJECT = Path(__file__).parents[2]

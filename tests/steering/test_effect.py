@@ -13,7 +13,7 @@ from cocomix.modeling import Scale, Set
 from cocomix.modeling.concept_edits import Edit
 from cocomix.plumbing import distributed
 from cocomix.plumbing.runtime import runtime
-from cocomix.steering import concepts_edited
+from cocomix.steering.autoencoder import concepts_edited
 from cocomix.steering.effect import Bench, Effect, Writing, sample_concepts, steering_effects
 from tests.steering.conftest import CONCEPTS, Setting, windows
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from cocomix.attribution.labelling import label_windows
 from cocomix.modeling import Mixture
 from cocomix.plumbing.errors import UserError
-from cocomix.steering import concepts, information_gain
+from cocomix.steering.reading import concepts, information_gain
 from tests.modeling.conftest import named, tiny
 from tests.steering.conftest import PARAMS, Setting, windows
 
