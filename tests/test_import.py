@@ -11,7 +11,8 @@ CORE = [
     "cocomix.modeling",
     "cocomix.training",
     "cocomix.evaluation",
-    "cocomix.steering",
+    "cocomix.steering.autoencoder",
+    "cocomix.steering.reading",
     "stages.stage",
 ]
 

@@ -246,6 +246,15 @@ def leaves(model: type[BaseModel], before: tuple[str, ...] = ()) -> list[tuple[s
     return found
 
 
+def test_every_parameter_is_written_in_the_shipped_file() -> None:
+    """DVC knows no default of the code: it would change a result, and rerun nothing."""
+    for key in leaves(Params):
+        section = read_yaml(SHIPPED)
+        for name in key[: key.index("named")] if "named" in key else key:
+            assert name in section, f"{'.'.join(key)} is not in params.yaml"
+            section = section[name]
+
+
 EXTREMES = [
     *(0, -1, 1, 2**31, 2**53, 2**63, 2**64, -(2**64), 10**400),
     *(0.0, -0.0, 5e-324, 1e308, -1e308, float("inf"), float("-inf"), float("nan")),

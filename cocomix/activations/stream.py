@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from cocomix.activations.coding import Coded, decoded
-from cocomix.activations.collect import make, shuffled
+from cocomix.activations.compute import make, shuffled
 from cocomix.activations.shards import activation_shards
 from cocomix.activations.store import ActivationStore, RowGroup
 from cocomix.params import ActivationsParams

@@ -36,7 +36,7 @@ def python_call(folder: Path, artifacts: Path, asked: Continuation, edits: Seque
     """A program that prints the continuation."""
     writer, listed = "base" if asked.base else "model", ", ".join(map(repr, edits))
     through = asked.base and bool(edits)
-    names = [*sorted({type(each).__name__ for each in edits}), *(["concepts_edited"] if through else [])]
+    names = sorted({type(each).__name__ for each in edits})
     drawn = f"do_sample=True, temperature={asked.temperature}" if asked.temperature else "do_sample=False"
     generate = [
         f"written = {writer}.generate(",
@@ -53,8 +53,9 @@ def python_call(folder: Path, artifacts: Path, asked: Continuation, edits: Seque
         "",
         "import torch",
         "",
-        *([f"from cocomix.steering import {', '.join(names)}"] if names else []),
         f"from cocomix.explore.load import {'load_extractor, ' if asked.base else ''}load_model",
+        *([f"from cocomix.modeling import {', '.join(names)}"] if names else []),
+        *(["from cocomix.steering.autoencoder import concepts_edited"] if through else []),
         "",
         f"model, tokenizer = load_model(Path({str(folder)!r}))",
         *([f"base, sae, _ = load_extractor(Path({str(artifacts)!r}), model)"] if asked.base else []),

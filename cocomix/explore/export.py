@@ -21,7 +21,7 @@ from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.distributed import stand_alone
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
-from cocomix.predictions.table import PredictionsReader, open_predictions
+from cocomix.predictions.reader import PredictionsReader, open_predictions
 
 STATIC = Path(__file__).with_name("static")
 GROUP = 64

@@ -17,7 +17,7 @@ from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.origins import check_origins
-from cocomix.predictions.table import Predictions, open_predictions
+from cocomix.predictions.reader import Predictions, open_predictions
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
 from cocomix.steering.reading import Position, concepts, encode

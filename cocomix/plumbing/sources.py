@@ -135,12 +135,13 @@ def _walk(entry: Path) -> dict[str, tuple[Path, SourceFile]]:
         name, path = waiting.popitem()
         found[name] = path, HELD.get(path) or _parse(path)
         for each in found[name][1].imports - found.keys():
-            if not _is_plumbing(each) and (file := _path(each)):
+            if not is_plumbing(each) and (file := _path(each)):
                 waiting[each] = file
     return found
 
 
-def _is_plumbing(module: str) -> bool:
+def is_plumbing(module: str) -> bool:
+    """Whether a change of the module, called by its name, throws no work away."""
     return module in PACKAGES or any(module == each or module.startswith(f"{each}.") for each in PLUMBING)
 
 

@@ -256,7 +256,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_anything_is_computed(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000})())
-    monkeypatch.setattr(module, "activations_at", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(module, "make", lambda *_: pytest.fail("computed"))
     with pytest.raises(UserError, match=r"1 MB are still .* 1 MB are free; lower activations\.tokens"):
         setting.collect()
 
@@ -270,7 +270,7 @@ def test_activations_that_fp16_cannot_hold_are_an_error_that_suggests_bf16(setti
 def test_a_row_group_that_parquet_cannot_hold_is_an_error_before_anything_is_computed(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "activations_at", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(module, "make", lambda *_: pytest.fail("computed"))
     with pytest.raises(
         UserError, match=r"activations\.row_group_tokens: 200000000: allowed: at most 33554431 of 32 dim"
     ):

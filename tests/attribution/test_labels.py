@@ -47,7 +47,7 @@ def tokens_of(labels: Labels) -> Any:
     latents=st.sampled_from([10, 65535, 65536]),
     files=st.integers(1, 3),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_labels_are_read_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, windows: int, context: int, k_attr: int, latents: int, files: int
 ) -> None:

@@ -71,7 +71,7 @@ def test_byte_order_marks_and_windows_line_ends_are_no_text(folder: Path) -> Non
     assert texts_of("a.txt", "b.jsonl") == ["one\ntwo\nthree", "four"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.lists(st.sampled_from(["word ", "longer words\n", "é\n\n", "x" * 90, "\r\n"]), max_size=300))
 def test_a_long_text_is_cut_into_pieces_that_join_to_it(folder: Path, parts: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -314,7 +314,7 @@ def test_a_page_has_a_limit_and_it_is_not_unpacked(folder: Path, layout: dict[st
     assert error_of("a.parquet").startswith("a.parquet:1: a page of 'text' in this row group unpacks to 64,000,0")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(
     texts=st.lists(st.text(max_size=300), min_size=1, max_size=60),
     dictionary=st.booleans(),

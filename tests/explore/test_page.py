@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from cocomix.explain.atlas import Atlas, Card
 from cocomix.explore.export import write_page
 from cocomix.explore.session import Session
-from cocomix.predictions.table import Predictions, PredictionsReader, open_predictions
+from cocomix.predictions.reader import Predictions, PredictionsReader, open_predictions
 from tests.explore.serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -30,7 +30,7 @@ from cocomix.explore.server import application
 from cocomix.explore.session import Session
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
-from cocomix.predictions.table import open_predictions
+from cocomix.predictions.reader import open_predictions
 from cocomix.steering.reading import concepts
 from cocomix.tokens.windows import Tokens
 from tests.explore.serving import serving

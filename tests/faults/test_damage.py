@@ -16,7 +16,7 @@ from cocomix.explore.session import Session
 from cocomix.params import load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
-from cocomix.predictions.table import open_predictions
+from cocomix.predictions.reader import open_predictions
 from tests.stages.project import Project
 
 READ = [

@@ -78,7 +78,7 @@ def test_default_names_every_key_that_a_preset_sets(name: str) -> None:
     assert keys(preset) <= keys(default)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(seed=st.integers(0, 10**6), rate=st.floats(1e-5, 1e-1))
 def test_what_no_preset_sets_stays_as_it_is(params: Path, seed: int, rate: float) -> None:
     own = shipped().decode().replace("  seed: 0\n  checkpoint", f"  seed: {seed}\n  checkpoint")

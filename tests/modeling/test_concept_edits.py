@@ -80,7 +80,7 @@ somewhere = st.builds(
 some_edits = st.lists(somewhere, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some_edits, st.sampled_from(MIXING))
 def test_values_and_gradients_equal_those_of_dense_vectors_edited_position_by_position(
     edits: list[Edit], variant: dict[str, object]
@@ -95,7 +95,7 @@ def test_values_and_gradients_equal_those_of_dense_vectors_edited_position_by_po
             torch.testing.assert_close(ours, plain, atol=1e-9, rtol=1e-7)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(some_edits, min_size=3, max_size=3))
 def test_rows_of_a_batch_have_edits_of_their_own(edits: list[list[Edit]]) -> None:
     model, tokens = tiny().double(), ids(3, 8)
@@ -161,7 +161,7 @@ def test_predicted_concepts_are_the_unedited_ones_strongest_first() -> None:
     assert torch.equal(found.logits.gather(-1, found.indices), found.strengths)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=4),
     st.sampled_from(MIXING),
@@ -295,7 +295,7 @@ def test_concepts_of_a_model_without_any_are_refused() -> None:
         tiny(predicts="hidden").concepts(ids(1, 3))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(somewhere)
 def test_an_edit_is_shown_as_the_call_that_makes_it(edit: Edit) -> None:
     assert eval(repr(edit)) == edit

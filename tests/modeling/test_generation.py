@@ -40,7 +40,7 @@ class Gumbel(LogitsProcessor):
         return scores - torch.empty_like(scores).exponential_(generator=generator).log()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 7), min_size=1, max_size=5),
     st.sampled_from(VARIANTS),

@@ -60,7 +60,7 @@ def in_chunks_of(monkeypatch: pytest.MonkeyPatch, scores: int) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 24 * 3, 2**20])
 @given(seed=st.integers(0, 2**31), missing=st.floats(0, 1), k=st.integers(1, 5), scale=st.sampled_from([1.0, 100.0]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_prediction_in_chunks_equals_the_plain_one_in_value_and_gradient(
     chunk: int, seed: int, missing: float, k: int, scale: float
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_prediction_in_chunks_equals_the_plain_one_in_value_and_gradient(
 
 
 @given(seed=st.integers(0, 2**31), missing=st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_cross_entropy_of_a_linear_layer_equals_torchs(seed: int, missing: float) -> None:
     given_ = inputs(seed, missing)
     x, weight, _ = given_.differentiable()
@@ -161,7 +161,7 @@ def test_without_gradients_the_loss_is_the_same() -> None:
 
 
 @given(st.integers(0, 2**31), st.sampled_from([(8, 1), (64, 8), (65, 8), (256, 32), (24, 5)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_largest_are_found_in_two_steps(seed: int, shape: tuple[int, int]) -> None:
     classes, k = shape
     scores = torch.rand(5, classes, generator=torch.Generator().manual_seed(seed))

@@ -403,7 +403,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events=EVENTS)
 def test_any_sequence_of_crashes_and_losses_ends_in_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[int, str]]

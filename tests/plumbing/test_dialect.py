@@ -58,7 +58,7 @@ def is_read_alike(text: str) -> None:
     assert same(ours, loads_yaml(text)), text
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(PLACES, WORDS)
 def test_a_word_is_for_us_what_it_is_for_dvc_or_is_refused(place: str, word: str) -> None:
     is_read_alike(place.format(word))
@@ -72,7 +72,7 @@ def test_a_number_as_python_writes_it_is_for_us_what_it_is_for_dvc(value: float,
         is_read_alike(text)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(PLACES, TEXTS)
 def test_any_text_is_for_us_what_it_is_for_dvc_or_is_refused(place: str, text: str) -> None:
     is_read_alike(place.format(text))

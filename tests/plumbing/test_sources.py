@@ -10,6 +10,27 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.sources import check, digest_of_sources, hold, sources, states
 from cocomix.plumbing.workers import in_order
 
+DOCUMENTED = """\"\"\"A module.\"\"\"
+
+UNIT = "nats"
+\"\"\"Of all losses.\"\"\"
+
+
+class Loss:
+    \"\"\"A class.\"\"\"
+
+    name: str = "loss"
+    \"\"\"A field.\"\"\"
+
+    def shown(self, value: float) -> str:
+        \"\"\"A method.\"\"\"
+        return f"{self.name}: {value} " + UNIT
+
+
+async def wait() -> None:
+    \"\"\"Alone in its function.\"\"\"
+"""
+
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -19,10 +40,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "stages/thing.py": (
             "import numpy\nfrom cocomix.sae import train\nfrom cocomix.plumbing.progress import say\nx = 1\n"
         ),
-        "cocomix/sae/__init__.py": "",
+        "cocomix/sae/__init__.py": '"""Autoencoders."""\n',
         "cocomix/sae/train.py": "def f():\n    import cocomix.deep.inner as inner\n    return inner\n",
-        "cocomix/deep/near.py": "",
-        "cocomix/deep/nearer.py": "",
+        "cocomix/deep/near.py": "y = 1\n",
+        "cocomix/deep/nearer.py": DOCUMENTED,
         "cocomix/deep/__init__.py": "y = 1\n",
         "cocomix/deep/inner.py": "from cocomix.sae import train\nfrom .near import y\nfrom . import nearer\n",
         "cocomix/plumbing/progress.py": "import cocomix.unused\n",
@@ -38,7 +59,6 @@ def test_sources_are_what_is_imported_however_deep_without_the_plumbing(tree: Pa
     entry = tree / "stages/thing.py"
     assert {str(each.relative_to(tree)) for each in sources(entry).values()} == {
         "stages/thing.py",
-        "cocomix/sae/__init__.py",
         "cocomix/sae/train.py",
         "cocomix/deep/__init__.py",
         "cocomix/deep/inner.py",
@@ -66,6 +86,72 @@ def test_the_digest_changes_with_the_code_and_not_with_comments_or_plumbing(
     with (tree / name).open("a") as file:
         file.write(text)
     assert (digest_of_sources(entry) == before) == same
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("A module.", "The module."),
+        ("Of all losses.", "Of each loss."),
+        ("A class.", "The class."),
+        ("A field.", "The field."),
+        ("A method.", "The method."),
+        ("Alone in its function.", "Reworded."),
+        ('    """A method."""\n', ""),
+        ("class Loss:", "# What is minimised.\nclass Loss:  # in nats"),
+        ("value: float) -> str", "\n        value: float,\n    ) -> str"),
+        ('"loss"', "('loss')"),
+    ],
+)
+def test_reworded_docstrings_comments_and_layout_leave_the_digest(tree: Path, old: str, new: str) -> None:
+    entry, path = tree / "stages/thing.py", tree / "cocomix/deep/nearer.py"
+    before = digest_of_sources(entry)
+    assert DOCUMENTED.count(old) == 1
+    path.write_text(DOCUMENTED.replace(old, new))
+    assert digest_of_sources(entry) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"nats"', '"bits"'), ('"loss"', '"Loss"'), ("{value} ", "{value}  "), ("float", '"float"')]
+)
+def test_a_text_that_is_a_value_changes_the_digest(tree: Path, old: str, new: str) -> None:
+    entry, path = tree / "stages/thing.py", tree / "cocomix/deep/nearer.py"
+    before = digest_of_sources(entry)
+    assert DOCUMENTED.count(old) == 1
+    path.write_text(DOCUMENTED.replace(old, new))
+    assert digest_of_sources(entry) != before
+
+
+def test_a_package_is_a_source_once_its_init_has_code(tree: Path) -> None:
+    entry, path = tree / "stages/thing.py", tree / "cocomix/sae/__init__.py"
+    before = digest_of_sources(entry)
+    path.write_text('"""Sparse autoencoders."""\n\n# Nothing else.\n')
+    assert "cocomix.sae" not in sources(entry)
+    assert digest_of_sources(entry) == before
+    path.write_text('"""Sparse autoencoders."""\n\nx = 1\n')
+    assert sources(entry)["cocomix.sae"] == path
+    assert digest_of_sources(entry) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("cocomix.plumbing.valve", False),
+        ("cocomix.plumbing.deep.valve", False),
+        ("cocomix.training.tensorboard", False),
+        ("stages.reads", False),
+        ("cocomix.sae.plumbing", True),
+        ("cocomix.plumbing_of_water", True),
+        ("cocomix.sae.tensorboard", True),
+        ("cocomix.reads", True),
+    ],
+)
+def test_plumbing_is_left_out_and_its_namesakes_elsewhere_are_not(tree: Path, name: str, counts: bool) -> None:
+    path = tree / f"{name.replace('.', '/')}.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x = 1\n")
+    (tree / "stages/thing.py").write_text(f"import {name}\n")
+    assert (name in sources(tree / "stages/thing.py")) == counts
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_the_top_indices_are_those_of_the_dense_products(n: int, latents: int, d
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     ties=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_largest_are_found_in_steps(seed: int, shape: tuple[int, int], dtype: torch.dtype, ties: bool) -> None:
     latents, k = shape
     scores = torch.randn(5, latents, generator=torch.Generator().manual_seed(seed))

@@ -49,7 +49,7 @@ def tokens(tokens_folder: object) -> Tokens:
     return Tokens()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 12), st.sampled_from([8, 16, 24, 32, 64, 72, 128]), st.integers(0, 10**8))
 def test_no_other_width_with_heads_of_about_the_size_comes_nearer(n_head: int, dim: int, target: int) -> None:
     model = ModelParams(d_model=n_head * dim, n_layer=2, n_head=n_head)

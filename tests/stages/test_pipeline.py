@@ -121,7 +121,12 @@ def test_a_parameter_touches_exactly_its_stages(
         ("cocomix/plumbing/progress.py", set()),
         ("stages/stage.py", set()),
         ("params.yaml", set()),
+        ("cocomix/models/card.py", set()),
+        ("cocomix/training/tensorboard.py", set()),
+        ("cocomix/sae/export.py", set()),
+        ("cocomix/attribution/agreement.py", set()),
         ("stages/sae.py", {"sae"}),
+        ("stages/pretrain.py", {"pretrain@ntp-0", "pretrain@cocomix-0"}),
         ("cocomix/activations/store.py", {"activations", "sae"}),
     ],
 )
@@ -132,6 +137,22 @@ def test_a_source_file_touches_exactly_its_stages(
     with (project.path / path).open("a") as file:
         file.write("\n# A comment.\n")
     assert changed(project) == stages
+
+
+def test_a_reworded_docstring_trains_nothing_again_and_reruns_nothing_downstream(
+    finished: Project, tmp_path: Path
+) -> None:
+    project, code, stage = finished.copy(tmp_path / "project"), "cocomix/modeling/kernels.py", "pretrain@cocomix-0"
+    path = project.path / code
+    path.write_text(path.read_text().replace('"""', '"""Reworded. ', 1))
+    said = project.run("sh", "-c", f"python -m dvc repro --single-item {stage} 2>&1")
+    assert ran(said) == {stage}
+    assert f"{stage}: already computed, publishing it" in said.splitlines()
+    with chdir(project.path), Repo() as repo:
+        status = repo.status()
+    assert stage not in status
+    # What is made from the model has no other reason to run than the file itself.
+    assert status["evaluate@cocomix-0"] == status["steer"] == [{"changed deps": {code: "modified"}}]
 
 
 def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Project, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def written_out(sae: SparseAutoencoder, hidden: Tensor, edits: list[Edit]) -> Te
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda each: "-".join(map(str, each.values())))
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=some_edits)
 def test_the_edited_forward_pass_is_that_of_explicit_encoding_editing_and_decoding(
     setting: Setting, kind: dict[str, object], edits: list[Edit]

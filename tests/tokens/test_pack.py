@@ -83,7 +83,6 @@ def test_ids_are_as_small_as_the_vocabulary_allows(
     assert np.load(tmp_path / "train.npy").dtype == dtype
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=6),
     context=st.integers(2, 9),
@@ -137,7 +136,7 @@ PIECES = ["\n", "a", " ", "</s>", "<s>", END_OF_DOCUMENT, "猫"]
 
 
 @pytest.mark.parametrize("make", MADE)
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(texts=st.lists(st.lists(st.sampled_from(PIECES), max_size=9).map("".join), min_size=1, max_size=9))
 def test_documents_end_where_they_end_whatever_ids_their_text_gives(
     tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], Path], texts: list[str]

@@ -6,6 +6,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from cocomix.plumbing import distributed
 from cocomix.plumbing.runtime import runtime
 from cocomix.training.loop import Training
@@ -18,19 +20,25 @@ def main(folder: Path, method: str, stop_at: int | None) -> None:
     distributed.join()
     objective = getattr(test_loop, method)()
     run = training(objective, folder, PARAMS)
-    if stop_at is not None:
-        step = Training._train_step
+    step, norms, drawn = Training._train_step, list[float](), list[float]()
 
-        def dying_step(self: Training) -> tuple[float, float]:
-            if self._step == stop_at:
-                os._exit(0)
-            return step(self)
+    def watched_step(self: Training) -> tuple[float, float]:
+        if self._step == stop_at:
+            os._exit(0)
+        loss, norm = step(self)
+        norms.append(norm)
+        return loss, norm
 
-        Training._train_step = dying_step  # type: ignore[method-assign]
+    Training._train_step = watched_step  # type: ignore[method-assign]
+    objective.register_forward_pre_hook(
+        lambda module, _: drawn.append(torch.rand(()).item()) if module.training else None
+    )
     curve = run.run("small")
+    (folder / f"drawn-{runtime().rank}.json").write_text(json.dumps(drawn))
     if runtime().rank == 0:
         weights = {name: each.flatten().tolist() for name, each in objective.model.state_dict().items()}
-        (folder / "result.json").write_text(json.dumps({"curve": [asdict(row) for row in curve], "weights": weights}))
+        found = {"curve": [asdict(row) for row in curve], "norms": norms, "weights": weights}
+        (folder / "result.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.window_data import WindowData
 from cocomix.training import loop
-from cocomix.training.loop import Training, TrainingCurveRow, adamw, learning_rate, write_curve
+from cocomix.training.loop import Training, TrainingCurveRow, learning_rate, write_curve
 from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, Losses, NextToken, Objective
 
 PARAMS = TrainingParams(
@@ -256,47 +256,3 @@ def test_more_processes_than_windows_are_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("WORLD_SIZE", "7")
     with pytest.raises(UserError, match="must not be fewer than the processes"):
         training(ntp(), tmp_path)
-
-
-def test_all_weights_decay_where_that_is_asked_for() -> None:
-    groups = adamw(cocomix(), PARAMS.model_copy(update={"decay": "all"})).param_groups
-    assert {group["weight_decay"] for group in groups} == {PARAMS.weight_decay}
-
-
-def test_weight_decay_is_on_matrices_only() -> None:
-    objective = cocomix()
-    decayed, kept = (group["params"] for group in adamw(objective, PARAMS).param_groups)
-    assert all(each.ndim >= 2 for each in decayed)
-    assert all(each.ndim == 1 for each in kept)
-    assert len(decayed) + len(kept) == len(list(objective.parameters()))
-
-
-def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
-    rates = [learning_rate(PARAMS, step) for step in range(12)]
-    assert rates[:3] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
-    assert rates[-1] == pytest.approx(1e-3)
-    assert all(earlier >= later for earlier, later in itertools.pairwise(rates[2:]))
-    assert rates[3 + 4] == pytest.approx(1e-3 + 0.5 * 9e-3)
-
-
-def test_the_step_is_adamw_on_the_mean_loss_written_out(tmp_path: Path) -> None:
-    objective, plain = cocomix(), cocomix()
-    one_step = PARAMS.model_copy(update={"steps": 1, "eval_every": 1})
-    run = training(objective, tmp_path, one_step)
-    rows = run._order.batch(0)
-    windows, labels = data(0, True).batch(rows)
-    run.run("test")
-    output = plain.model(windows, labels=windows)
-    concept = torch.zeros(())
-    positions = 0
-    for z, wanted in zip(output.concept_logits.flatten(0, 1), labels.flatten(0, 1), strict=True):
-        kept = wanted[wanted >= 0]
-        if len(kept):
-            concept = concept + torch.nn.functional.cross_entropy(z.expand(len(kept), -1), kept)
-            positions += 1
-    (output.loss + 0.3 * concept / positions).backward()
-    torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
-    optimizer = adamw(plain, one_step)
-    optimizer.step()
-    for name, weight in plain.state_dict().items():
-        torch.testing.assert_close(weight, objective.state_dict()[name], atol=5e-5, rtol=1e-3)

@@ -29,7 +29,7 @@ def concept_loss_by_definition(logits: Tensor, labels: Tensor) -> Tensor:
     return total
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.floats(0, 1))
 def test_the_concept_loss_equals_the_mean_of_cross_entropies_in_value_and_gradient(seed: int, missing: float) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +71,7 @@ def test_the_fused_next_token_loss_equals_that_of_the_logits(chunk: int, monkeyp
 @pytest.mark.parametrize("chunk", [1, 4 * 9 * 2, 2**20])
 @pytest.mark.parametrize("bf16", [False, True])
 @given(seed=st.integers(0, 2**31), kl_weight=st.sampled_from([0.0, 0.3, 2.0]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_fused_distillation_losses_equal_those_of_the_logits_in_value_and_gradient(
     chunk: int, bf16: bool, seed: int, kl_weight: float
 ) -> None:

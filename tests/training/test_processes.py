@@ -33,6 +33,8 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
     for one, other in zip(first["curve"], second["curve"], strict=True):
         same = [each for each in one if each != "seconds" and one[each] is not None]
         assert {each: one[each] for each in same} == pytest.approx({each: other[each] for each in same}, abs=1e-4)
+    # AdamW does not see the gradient's scale; its norm does. A run that went on knows the later steps' only.
+    assert first["norms"] == pytest.approx(second["norms"][-len(first["norms"]) :], rel=1e-3)
     for name, weights in first["weights"].items():
         np.testing.assert_allclose(weights, second["weights"][name], atol=2e-4, rtol=1e-3)
 
@@ -41,6 +43,9 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], tmp_path: Path, sharding: str) -> None:
     run(2, str(tmp_path), "cocomix", sharding=sharding)
     assert_same(result(tmp_path), alone)
+    drawn = [json.loads((tmp_path / f"drawn-{rank}.json").read_text()) for rank in (0, 1)]
+    assert len(drawn[0]) == len(drawn[1]) == 2 * 12  # micro-batches of 12 steps
+    assert len({*drawn[0], *drawn[1]}) == 4 * 12  # dropout is other in each step, process and micro-batch
 
 
 @pytest.mark.parametrize(

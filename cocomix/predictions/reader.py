@@ -1,0 +1,100 @@
+"""Reads what the language models make of each concept, with the texts of the atlas."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cocomix.explain.atlas import Atlas, Shown
+from cocomix.plumbing.artifact import MANIFEST, Artifact
+from cocomix.plumbing.errors import UserError
+from cocomix.predictions.table import PREDICTED
+
+
+class PredictedContext(NamedTuple):
+    """A stretch of validation text in which a concept is predicted."""
+
+    strength: float
+    right: bool
+    """Whether the concept is a label there."""
+    window: int
+    position: int
+    start: int
+    """The position of the first token shown."""
+    shown: list[Shown]
+    """With the strength at `position`, 0 elsewhere."""
+
+
+class PromotedToken(NamedTuple):
+    """A token that a predicted concept makes more likely."""
+
+    token: int
+    text: str
+    change: float
+    """Of its probability, when the concept's strength is doubled where it is predicted."""
+
+
+class Predictions(NamedTuple):
+    """What a language model makes of a concept."""
+
+    positions: int
+    """That were read."""
+    predictions: int
+    """Positions at which it is among the predicted."""
+    right: int
+    labelled: int
+    promotes: list[PromotedToken]
+    contexts: list[PredictedContext]
+    """The strongest predictions, of a window at most one."""
+
+
+class PredictionsReader:
+    """Reads what a language model makes of each concept; `open_predictions` opens it."""
+
+    def __init__(self, table: pa.Table, texts: Sequence[str]) -> None:
+        self._table, self._texts = table, texts
+
+    def concept(self, concept: int) -> Predictions:
+        """Of one concept."""
+        row: dict[str, Any] = self._table.slice(concept, 1).to_pylist()[0]
+        effects = zip(row["promotes"], row["promotes_change"], strict=True)
+        return Predictions(
+            **{name: row[name] for name in ("positions", "predictions", "right", "labelled")},
+            promotes=[PromotedToken(token, self._texts[token], change) for token, change in effects],
+            contexts=[self._context(each) for each in row["contexts"]],
+        )
+
+    def _context(self, row: dict[str, Any]) -> PredictedContext:
+        tokens = enumerate(row.pop("tokens"), row["start"])
+        at, strength = row["position"], row["strength"]
+        shown = [Shown(each, self._texts[each], strength if place == at else 0.0) for place, each in tokens]
+        return PredictedContext(**row, shown=shown)
+
+
+def open_predictions(steering: Path, atlas: Atlas, model: Path | None = None) -> PredictionsReader | None:
+    """What a language model makes of the concepts of `atlas`; None: nothing that is at hand is of them both.
+
+    Args:
+        steering: the artifact of stage `steer`.
+        model: an artifact; none: that of the first seed.
+
+    Raises:
+        UserError: when it is not all of the concepts.
+    """
+    if not (steering / MANIFEST).is_file() or (model and not (model / MANIFEST).is_file()):
+        return None
+    made = Artifact(steering)
+    digests = {seed: made.manifest.inputs[f"models/cocomix-{seed}"] for seed in made.about["seeds"]}
+    seeds = [seed for seed, digest in digests.items() if model is None or digest == Artifact(model).digest]
+    dictionaries = {each.manifest.inputs.get("sae") for each in (made, atlas)}
+    if not seeds or len(dictionaries) > 1 or PREDICTED not in made.manifest.files:
+        return None
+    table = pq.read_table(made.file(PREDICTED), filters=pc.field("seed") == seeds[0])
+    if len(table) != len(atlas):
+        raise UserError(
+            f"{steering}: has {len(table)} concepts, {atlas.path} {len(atlas)}; run the stage 'steer' again"
+        )
+    return PredictionsReader(table, atlas.texts)
