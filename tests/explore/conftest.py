@@ -15,7 +15,7 @@ from cocomix.explain.build import make_atlas
 from cocomix.explore.session import Session
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.predictions.measure import measure_predictions
-from cocomix.predictions.reader import PREDICTED, predictions_table
+from cocomix.predictions.table import PREDICTED, predictions_table
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT

@@ -12,8 +12,8 @@ import stages.pretrain
 import stages.report
 import stages.shapes
 import stages.steer
-from cocomix.attribution.labelling import label
-from cocomix.base.hooks import load_base
+from cocomix.attribution.build import make_labels
+from cocomix.base.loading import load_base
 from cocomix.params import Method, Params, Section
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.checked import parse, read_yaml
@@ -129,7 +129,7 @@ def artifacts(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base, tokens = load_base(Artifact(base_folder), 16), Tokens(root / "tokens")
     inputs = {name: Artifact(root / name).digest for name in ("base", "sae", "tokens")}
     with Work("attribution", root / "concepts", inputs, params.model_dump()) as work:
-        work.finish(label(work, base, load_sae(Artifact(root / "sae")), tokens, params))
+        work.finish(make_labels(work, base, load_sae(Artifact(root / "sae")), tokens, params))
         work.publish()
     return root
 

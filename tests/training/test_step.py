@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from cocomix.params import TrainingParams
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.window_data import WindowData
-from cocomix.training.loop import CurveRow, adamw, learning_rate
+from cocomix.training.loop import TrainingCurveRow, adamw, learning_rate
 from cocomix.training.objectives import ConceptMixing, Objective
 from tests.training.test_loop import PARAMS, cocomix, data, ntp, training
 
@@ -32,7 +32,7 @@ class Run(NamedTuple):
     """Windows of each step."""
     gradients: list[dict[str, Tensor]]
     """By the weight's name."""
-    curve: list[CurveRow]
+    curve: list[TrainingCurveRow]
 
 
 def run_of(objective: Objective, folder: Path, params: TrainingParams) -> Run:
