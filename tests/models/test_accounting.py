@@ -5,7 +5,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.modeling import CoCoMixConfig
 from cocomix.models.accounting import flops_per_token, parameters, parameters_of
-from tests.modeling.conftest import ids, tiny
+from tests.modeling.conftest import ids, tiny, variant
+
+__all__ = ["variant"]
 
 
 def plain(**changes: object) -> GPT2LMHeadModel:
