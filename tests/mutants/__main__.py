@@ -11,6 +11,7 @@ noticed when a test fails, or when the tests take ten times as long as without i
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -56,8 +57,8 @@ class Tests:
             self._write(path, plain(path))
         self._reached: dict[str, dict[str, Reached]] = {}
 
-    def notice(self, mutant: Mutant) -> bool:
-        """Whether a test fails, or all together take too long."""
+    def notice(self, mutant: Mutant) -> str | None:
+        """What notices a fault: the test that fails, or that all together take too long; none: nothing does."""
         name = str(mutant.path.relative_to(ROOT))
         room = next(each for each in ROOMS if name.startswith(each))
         if room not in self._reached:
@@ -66,17 +67,22 @@ class Tests:
         wanted = f"{self._tree / name}:{mutant.plain_line or ''}"
         names = sorted((test for test in tests if tests[test].reaches(wanted)), key=lambda test: tests[test].seconds)
         if not names:
-            return False
+            return None
         self._write(mutant.path, mutant.source)
         limit = max(LEAST_SECONDS, PATIENCE * sum(tests[test].seconds for test in names))
-        passes = self._passes(["-x", *dict.fromkeys(test.partition("::")[0] for test in names)], Choice(names), limit)
+        status = self._status(["-x", *dict.fromkeys(test.partition("::")[0] for test in names)], Choice(names), limit)
         self._write(mutant.path, plain(mutant.path))
-        return not passes
+        if status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+            sys.exit(self._log.read_text()[-3000:])
+        if status is None:
+            return "time"
+        failed = re.search("^(?:FAILED|ERROR) (.*?)(?: - .*)?$", self._log.read_text(), re.MULTILINE)
+        return None if status == 0 else failed[1] if failed else "import"
 
     def _trace(self, room: str) -> dict[str, Reached]:
         """What each test of a room reaches."""
         found = self._log.with_name("reached.json")
-        if not self._passes(["-k", f"not ({LEFT_OUT})", *ROOMS[room]], Tracing(self._tree / room, found), limit=3600):
+        if self._status(["-k", f"not ({LEFT_OUT})", *ROOMS[room]], Tracing(self._tree / room, found), limit=3600):
             sys.exit(f"the tests of {room} fail without a fault:\n{self._log.read_text()[-3000:]}")
         return {test: Reached(*each) for test, each in json.loads(found.read_text()).items()}
 
@@ -87,8 +93,8 @@ class Tests:
         self._writes += 1
         os.utime(target, (self._writes, self._writes))
 
-    def _passes(self, arguments: list[str], plugin: object, limit: float) -> bool:
-        """Whether tests pass in a forked child, in `limit` seconds."""
+    def _status(self, arguments: list[str], plugin: object, limit: float) -> int | None:
+        """The exit status of pytest in a forked child; none: it was not done after `limit` seconds."""
         child = os.fork()
         if not child:
             self._run(arguments, plugin)
@@ -97,9 +103,9 @@ class Tests:
             if time.monotonic() > end:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-                return False
+                return None
             time.sleep(0.02)
-        return ended[1] == 0
+        return os.waitstatus_to_exitcode(ended[1])
 
     def _run(self, arguments: list[str], plugin: object) -> None:
         os.setsid()
@@ -134,10 +140,10 @@ def main() -> None:
         tests = Tests(Path(folder))
         for number in chosen:
             mutant = drawn[number]
-            is_noticed = tests.notice(mutant)
-            noticed += is_noticed
-            fate = "killed  " if is_noticed else "SURVIVES"
-            print(f"{number:4} {fate} {mutant.path.relative_to(ROOT)}:{mutant.line}  {mutant.change}", flush=True)
+            by = tests.notice(mutant)
+            noticed += by is not None
+            print(f"{number:4} {mutant.path.relative_to(ROOT)}:{mutant.line}  {mutant.change}", flush=True)
+            print(f"     {f'killed by {by}' if by else 'SURVIVES'}", flush=True)
     print(f"{noticed} of {len(chosen)} killed")
 
 

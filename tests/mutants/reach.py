@@ -65,11 +65,11 @@ class Tracing:
 
 
 class Choice:
-    """Runs some tests, in their order."""
+    """Runs some tests, in their order; those of a file that cannot be imported are not there."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         by_name = {each.nodeid: each for each in items}
-        items[:] = [by_name[name] for name in self._names]
+        items[:] = [by_name[name] for name in self._names if name in by_name]
