@@ -1,7 +1,8 @@
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,16 @@ def test_a_checkpoint_is_there_after_the_first_step_where_one_is_due(tmp_path: P
     state = checkpoint.load(tmp_path)
     assert state is not None
     assert state["step"] == 1
+
+
+def test_each_step_and_each_point_of_the_curve_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = list[Mapping[str, float | None]]()
+    monkeypatch.setattr(loop, "tensorboard", lambda _task, _step: nullcontext(shown.append))
+    curve = training(cocomix(), tmp_path).run("test")
+    assert [row for row in shown if "validation_loss" in row] == [asdict(row) for row in curve]
+    steps = [row for row in shown if "gradient_norm" in row]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    assert [row["learning_rate"] for row in steps] == [learning_rate(PARAMS, step) for step in range(12)]
 
 
 def test_a_run_under_way_has_written_its_curve_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
