@@ -296,6 +296,18 @@ def test_finished_work_that_lost_something_is_mended(folder: Path, whole: dict[s
     assert content_of(OUT) == whole
 
 
+def test_work_that_lost_something_is_finished_only_once_it_is_mended(folder: Path) -> None:
+    make_all()
+    with make_work() as work:
+        side = work.side / "metrics.json"
+    side.unlink()
+    with make_work() as work:
+        assert not work.finished
+        side.write_text("{")  # and is killed
+    with make_work() as work:
+        assert not work.finished
+
+
 def test_publishing_replaces_the_old_artifact_and_forgets_other_work(folder: Path) -> None:
     make_all()
     with make_work(params={"k": 2}) as work:
