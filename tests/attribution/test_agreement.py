@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cocomix.attribution import agreement as module
 from cocomix.attribution.ablation import ablation_scores
 from cocomix.attribution.agreement import Scored, agreement, main, mean_correlation, spearman
 from cocomix.attribution.labelling import Strongest, gradient_scores, loss_gradient, strongest
@@ -113,3 +114,16 @@ def test_the_command_reads_the_artifacts(setting: Setting, capsys: pytest.Captur
     assert len(capsys.readouterr().out.splitlines()) == 11
     with pytest.raises(UserError, match="--positions: 1000; allowed: 1 to 360"):
         main(["--positions", "1000"])
+
+
+def test_the_command_compares_positions_of_the_sample_once(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_sae(setting)
+    Path("params.yaml").write_text(SHIPPED.read_text())
+    compared = []
+    monkeypatch.setattr(module, "agreement", lambda *given: compared.append(given[2:4]) or [])
+    main(["--positions", "300"])
+    ((windows, places),) = compared
+    assert places.tolist() == list(range(CONTEXT - 1))
+    assert len({tuple(each) for each in windows.tolist()}) == 20

@@ -11,6 +11,7 @@ from cocomix.attribution.labelling import (
     activation_scores,
     cross_entropy_slope,
     gradient_scores,
+    integrated_scores,
     label_windows,
     loss_gradient,
     strongest,
@@ -19,6 +20,7 @@ from cocomix.attribution.labelling import (
 from cocomix.base.blocks import blocks_of
 from cocomix.base.hooks import residual_edited
 from cocomix.params import AttributionParams, Sign
+from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import Latents
 from tests.attribution.conftest import LATENTS, LAYER, K, Setting
 from tests.conftest import CONTEXT
@@ -119,6 +121,16 @@ def test_activations_are_found_without_the_blocks_above(setting: Setting) -> Non
     scores = scores.view(5, CONTEXT, -1)
     torch.testing.assert_close(scores[:, :-1], expected.values.view(5, CONTEXT, -1)[:, :-1])
     assert (scores[:, -1] == 0).all()
+
+
+def test_every_way_scores_the_same_latents_in_bf16_too(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCOMIX_PRECISION", "bf16")
+    runtime.cache_clear()
+    model, sae, ids = setting.model, setting.sae, setting.ids(5)
+    latents, _ = gradient_scores(sae, loss_gradient(model, ids, LAYER))
+    for others, _ in (integrated_scores(model, sae, ids, "sequence", 2), activation_scores(model, sae, ids)):
+        assert torch.equal(others.indices, latents.indices)
+        assert torch.equal(others.values, latents.values)
 
 
 def test_a_windows_last_position_has_no_label(setting: Setting) -> None:

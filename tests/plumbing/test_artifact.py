@@ -93,6 +93,12 @@ class TestReading:
         assert manifest.keys() == {"stage", "fingerprint", "inputs", "params", "about", "files"}
         assert os.uname().nodename not in json.dumps(manifest)
 
+    def test_the_manifests_bytes_are_a_function_of_its_content(self) -> None:
+        with make_work(params={"name": "größe", "k": 1}) as work:
+            make(work)
+        text = (OUT / "manifest.json").read_text()
+        assert text == json.dumps(json.loads(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
     def test_a_missing_artifact_is_refused(self) -> None:
         with pytest.raises(UserError, match="artifacts/other: not there or incomplete"):
             Artifact(Path("artifacts/other"))
@@ -290,6 +296,18 @@ def test_finished_work_that_lost_something_is_mended(folder: Path, whole: dict[s
     assert content_of(OUT) == whole
 
 
+def test_work_that_lost_something_is_finished_only_once_it_is_mended(folder: Path) -> None:
+    make_all()
+    with make_work() as work:
+        side = work.side / "metrics.json"
+    side.unlink()
+    with make_work() as work:
+        assert not work.finished
+        side.write_text("{")  # and is killed
+    with make_work() as work:
+        assert not work.finished
+
+
 def test_publishing_replaces_the_old_artifact_and_forgets_other_work(folder: Path) -> None:
     make_all()
     with make_work(params={"k": 2}) as work:
@@ -300,6 +318,16 @@ def test_publishing_replaces_the_old_artifact_and_forgets_other_work(folder: Pat
         assert {each.name for each in work.path.parent.iterdir()} == {"lock", work.path.name}
         assert not work.scratch.exists()
     assert Artifact(OUT).manifest.params == {"k": 3}
+
+
+def test_what_a_killed_publishing_left_is_in_no_ones_way(folder: Path, whole: dict[str, bytes]) -> None:
+    make_all()
+    for name in ("publishing", "replaced"):
+        left = OUT.parent / ".work/thing" / name
+        left.mkdir()
+        (left / "manifest.json").touch()
+    assert make_all() == []
+    assert content_of(OUT) == whole
 
 
 def test_publishing_costs_no_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,18 @@ def test_jumprelu_has_the_pseudo_derivatives_of_the_dense_formula(seed: int, wei
     assert_same_gradients(sae, loss(sae, x, weight), plain)
 
 
+@pytest.mark.parametrize(("share", "learns"), [(0.0049, True), (-0.0049, True), (0.0051, False), (-0.0051, False)])
+def test_a_threshold_of_jumprelu_learns_from_what_is_within_half_a_percent_of_a_typical_norm(
+    share: float, learns: bool
+) -> None:
+    sae, x = autoencoder(architecture="jumprelu"), rows(0, 1)
+    typical = (6 * VARIANCE).sqrt()
+    sae.threshold.data.copy_(before(sae, x)[0].detach() + share * typical)
+    loss(sae, x, weight=1.0).backward()
+    assert sae.threshold.grad is not None
+    assert bool((sae.threshold.grad != 0).all()) == bool((sae.threshold.grad != 0).any()) == learns
+
+
 @given(seed=st.integers(0, 50), k=st.integers(1, 10))
 def test_batchtopk_keeps_the_largest_of_the_batch(seed: int, k: int) -> None:
     sae, x = autoencoder(architecture="batchtopk", k=k), rows(seed)

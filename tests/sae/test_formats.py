@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ def test_an_openai_file_is_not_executed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"5\.pt"):
         load_published(path, "openai", layer=6)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_an_openai_file_that_would_grow_by_unpacking_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "5.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**20))
+    with pytest.raises(UserError, match=r"5\.pt: says that it unpacks to 1048576 bytes; torch packs nothing$"):
+        load_published(path, "openai", layer=6)
+
+
+def test_a_file_of_no_tensors_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "5.pt").write_bytes(b"no tensors\n")
+    with pytest.raises(UserError, match=r"^[^\n]*5\.pt: not a file of tensors[^\n]*$"):
+        load_published(tmp_path / "5.pt", "openai", layer=6)
 
 
 class Trap:

@@ -1,7 +1,8 @@
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,48 @@ def test_tensorboard_shows_the_curve_and_each_step(tmp_path: Path, monkeypatch: 
     assert steps["learning_rate"] == pytest.approx([learning_rate(PARAMS, step) for step in range(12)])
     assert sum(steps["loss"][:5]) / 5 == pytest.approx(curve[0].train_loss, abs=1e-5)
     assert min(steps["gradient_norm"]) > 0
+
+
+def test_the_curves_losses_are_means_since_the_row_before_and_of_windows_spread_over_the_validation_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, losses, seen = Training._train_step, list[float](), list[torch.Tensor]()
+
+    def noted(self: Training) -> tuple[float, float]:
+        loss, norm = step(self)
+        losses.append(loss)
+        return loss, norm
+
+    def see(objective: NextToken, batch: tuple[torch.Tensor]) -> None:
+        if not objective.training:
+            assert not torch.is_grad_enabled()
+            seen.append(batch[0])
+
+    monkeypatch.setattr(Training, "_train_step", noted)
+    objective = ntp()
+    objective.register_forward_pre_hook(see)
+    curve = training(objective, tmp_path).run("test")
+    means = [np.mean(some) for some in (losses[:5], losses[5:10], losses[10:])]
+    assert [row.train_loss for row in curve] == pytest.approx(means, abs=1e-6)
+    expected = data(1, labelled=False).batch(np.arange(0, 40, 5))[0]
+    assert torch.equal(torch.cat(seen), expected.repeat(3, 1))
+
+
+def test_a_checkpoint_is_there_after_the_first_step_where_one_is_due(tmp_path: Path) -> None:
+    training(ntp(), tmp_path, PARAMS.model_copy(update={"steps": 1, "checkpoint_every": 1})).run("test")
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    assert state["step"] == 1
+
+
+def test_each_step_and_each_point_of_the_curve_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = list[Mapping[str, float | None]]()
+    monkeypatch.setattr(loop, "tensorboard", lambda _task, _step: nullcontext(shown.append))
+    curve = training(cocomix(), tmp_path).run("test")
+    assert [row for row in shown if "validation_loss" in row] == [asdict(row) for row in curve]
+    steps = [row for row in shown if "gradient_norm" in row]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    assert [row["learning_rate"] for row in steps] == [learning_rate(PARAMS, step) for step in range(12)]
 
 
 def test_a_run_under_way_has_written_its_curve_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
