@@ -145,10 +145,10 @@ def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
     for name, manifest in manifests.items():
         Path("artifacts", name).mkdir(parents=True)
         Path("artifacts", name, "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr("cocomix.corpus.fingerprint", lambda _: "now")
+    monkeypatch.setattr("cocomix.corpus.build.fingerprint", lambda _: "now")
     with pytest.raises(UserError, match=r"steer.windows \(9\) must not exceed validation's 8 windows"):
         preflight(asked)
-    monkeypatch.setattr("cocomix.corpus.fingerprint", lambda _: "later")  # the text has changed since
+    monkeypatch.setattr("cocomix.corpus.build.fingerprint", lambda _: "later")  # the text has changed since
     preflight(asked)
 
 
