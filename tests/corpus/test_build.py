@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from cocomix.corpus import build, installed, parts
-from cocomix.corpus.build import fingerprint
+from cocomix.corpus import installed, parts
+from cocomix.corpus.build import build, fingerprint
 from cocomix.corpus.installed import Origin
 from cocomix.corpus.splits import SPLITS
 from cocomix.corpus.store import ROW_GROUP_BYTES

@@ -23,7 +23,7 @@ OUT = Path("artifacts/toy")
 ALONE, SHARED = ("alone",), ("shared",)
 CLEAN = {name: text for name, text in os.environ.items() if not name.startswith("COCOMIX_")}
 ENVIRONMENT = CLEAN | {
-    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/stages'}",
     "COCOMIX_PROCESSES": "2",
     "OMP_NUM_THREADS": "1",
 }
