@@ -1,11 +1,9 @@
 """The project's folder: one run at a time, and as a person left it through a time of changed parameters."""
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -18,11 +16,13 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError, make_lock
 from dvc.repo import Repo
 from dvc.utils import strictyaml
+from filelock import Timeout
 
 from cocomix.check.preflight import check_place
 from cocomix.params import FILE
 from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.lock import file_lock
 
 LOCK = Path("dvc.lock")
 TORN = Path("dvc.lock.torn")
@@ -120,29 +120,24 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
         UserError: when another one is at work, and this does not wait.
     """
     check_folder()
-    IN_USE.parent.mkdir(parents=True, exist_ok=True)
-    with IN_USE.open("a+") as lock:
-        for attempt in count():
-            try:
-                # Asked again and again: a signal that comes just before a call that blocks would not end it.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                lock.seek(0)
-                busy = f"another run is at work in this folder ({lock.read()})"
-                if not wait:
-                    raise UserError(f"{busy}; wait for it") from None
-                if not attempt:
-                    say(f"{busy}: waiting for it to end")
-                time.sleep(0.2)
-        lock.truncate(0)
+    lock = file_lock(IN_USE)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        busy = f"another run is at work in this folder ({IN_USE.read_text()})"
+        if not wait:
+            raise UserError(f"{busy}; wait for it") from None
+        say(f"{busy}: waiting for it to end")
+        lock.acquire(poll_interval=0.2)
+    try:
         command = " ".join(" ".join(sys.orig_argv[1:]).split())
-        lock.write(f"process {os.getpid()}: python {command}")
-        lock.flush()
+        IN_USE.write_text(f"process {os.getpid()}: python {command}")
         drop_torn_locks(say)
         if BEFORE.exists():
             _end_sweep(say, killed=True)
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 A folder a site, `<site>/<split>-<number>.parquet`; the same row of the same file is the same position of the text at
 every site. Column `x` holds a vector as raw bytes (little-endian fp16, the bits of bf16, or int8: the file's metadata
-says which, see `cocomix.activations.coding`). `FixedSizeBinary` without compression, dictionary or statistics, a row
-group in one page, lies in the file as it does in memory, and is read straight into it. `token`, `document` and
-`position` say where the vector comes from. Any Parquet reader can open the files: `numpy.frombuffer(row["x"], "<f2")`.
+says which, see `cocomix.activations.coding`). `FixedSizeBinary` without compression, dictionary or statistics lies in
+the file as it does in memory, where a Parquet list of numbers does not. `token`, `document` and `position` say where
+the vector comes from. Any Parquet reader can open the files: `numpy.frombuffer(row["x"], "<f2")`.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cocomix.activations.coding import MADE, READ, Coded, Scale, as_tensor, decoded, metadata_of, scale_of
+from cocomix.activations.coding import READ, STORED, Coded, Scale, as_tensor, decoded, metadata_of, scale_of
 from cocomix.params import Site
 from cocomix.plumbing.artifact import Artifact
-from cocomix.plumbing.columns import raw_column
-from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.columns import raw_column, rows_of
 from cocomix.tokens.windows import Split
 
 MIXED_GROUPS = 8
@@ -33,8 +32,6 @@ FOOTERS = 1024
 """Files whose footers are kept in memory, some 20 kB each."""
 PAGE_BYTES = 2**31 - 64
 """Of a page at most, by Parquet's format, less its levels."""
-PAGE_HEADER = 48
-"""Bytes before the values of a page at most: its header, and that no value is missing."""
 
 
 class Activations(NamedTuple):
@@ -99,9 +96,7 @@ class ActivationStore:
 
     def vectors(self, group: "RowGroup") -> Tensor:
         """Those of a row group: [rows, d_model] float32."""
-        vectors = np.empty((group.rows, self.d_model), READ[self._dtype])
-        self._read(group, vectors)
-        return as_tensor(vectors).float()
+        return as_tensor(np.array(self._read(group))).float()
 
     def batches(self, split: Split, batch_size: int, *, seed: int, epoch: int = 0, start: int = 0) -> Iterator[Tensor]:
         """One epoch in random order, its incomplete last batch left out.
@@ -117,21 +112,17 @@ class ActivationStore:
             [batch_size, d_model] float32.
         """
         batch, filled = torch.empty(batch_size, self.d_model), 0
-        taken = torch.empty(batch_size, self.d_model, dtype=MADE[self._dtype])  # small enough for the core's cache
-        for vectors, order in self._mixes(split, [seed, epoch], skip=start * batch_size):
-            while len(order):
-                rows, order = order[: batch_size - filled], order[batch_size - filled :]
-                batch[filled : filled + len(rows)] = torch.index_select(vectors, 0, rows, out=taken[: len(rows)])
-                filled += len(rows)
+        for vectors in self._mixes(split, [seed, epoch], skip=start * batch_size):
+            while len(vectors):
+                some, vectors = vectors.tensor_split([batch_size - filled])
+                batch[filled : filled + len(some)] = some
+                filled += len(some)
                 if filled == batch_size:
                     yield batch
                     batch, filled = torch.empty_like(batch), 0
 
-    def _mixes(self, split: Split, seed: list[int], skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The vectors of a few row groups at a time, [rows, d_model], and in which order to take them; read one ahead.
-
-        The vectors are overwritten once the next are asked for.
-        """
+    def _mixes(self, split: Split, seed: list[int], skip: int) -> Iterator[Tensor]:
+        """The vectors of a few row groups at a time in their random order, [rows, d_model]; read one ahead."""
         mixes = []
         for number, chosen in enumerate(self._mixed_groups(split, np.random.default_rng(seed))):
             rows = sum(group.rows for group in chosen)
@@ -139,13 +130,10 @@ class ActivationStore:
                 mixes.append((chosen, [*seed, number], skip))
             skip = max(0, skip - rows)
 
-        # One is read while the other is taken from: fresh memory for each mix would cost as much as the reading.
-        shape = max((sum(group.rows for group in mix[0]) for mix in mixes), default=0), self.d_model
-        buffers = [np.empty(shape, READ[self._dtype]) for _ in "ab"]
         with ThreadPoolExecutor(1, "activations") as reader:
-            ahead: Future[tuple[Tensor, Tensor]] | None = None
-            for number, mix in enumerate(mixes):
-                now, ahead = ahead, reader.submit(self._mix, buffers[number % 2], *mix)
+            ahead: Future[Tensor] | None = None
+            for mix in mixes:
+                now, ahead = ahead, reader.submit(self._mix, *mix)
                 if now:
                     yield now.result()
             if ahead:
@@ -164,13 +152,13 @@ class ActivationStore:
             for at in range(0, len(groups), MIXED_GROUPS):
                 yield groups[at : at + MIXED_GROUPS]
 
-    def _mix(self, buffer: NDArray[Any], groups: list["RowGroup"], seed: list[int], skip: int) -> tuple[Tensor, Tensor]:
-        end = 0
-        for group in groups:
-            self._read(group, buffer[end : end + group.rows])
-            end += group.rows
-        places = np.random.default_rng(seed).permutation(end)  # where each vector is to stand
-        return as_tensor(buffer), torch.from_numpy(np.argsort(places)[skip:])
+    def _mix(self, groups: list["RowGroup"], seed: list[int], skip: int) -> Tensor:
+        ends = np.cumsum([group.rows for group in groups])
+        places = np.random.default_rng(seed).permutation(ends[-1])
+        mixed = np.empty((len(places), self.d_model), READ[self._dtype])
+        for group, there in zip(groups, np.split(places, ends[:-1]), strict=True):
+            mixed[there] = self._read(group)
+        return as_tensor(mixed[skip:])
 
     def _files(self, split: Split) -> dict[str, int]:
         """The rows of the files of a split, by name."""
@@ -180,20 +168,13 @@ class ActivationStore:
         size = self._row_group_tokens
         return [RowGroup(name, number, min(size, rows - number * size)) for number in range(-(-rows // size))]
 
-    def _read(self, group: "RowGroup", into: NDArray[Any]) -> None:
-        """Read a row group, decoded, into an array [rows, d_model]."""
-        stored: NDArray[Any] = into if self._dtype != "int8" else np.empty(into.shape, np.int8)
-        path, footer = self._artifact.file(group.file), self._footer(group.file)
-        page = footer.row_group(group.number).column(0)
-        header = page.total_compressed_size - stored.nbytes
-        if not 0 < header <= PAGE_HEADER or page.compression != "UNCOMPRESSED":
-            raise UserError(f"{path}: its vectors are not as this version stores them; run stage activations again")
-        with path.open("rb") as file:
-            file.seek(page.data_page_offset + header)
-            if file.readinto(stored.data) < stored.nbytes:
-                raise UserError(f"{path}: cut off; run stage activations again")
-        if stored is not into:
-            into[:] = decoded(stored, scale_of(footer.metadata or {}))
+    def _read(self, group: "RowGroup") -> NDArray[Any]:
+        """A row group, decoded: [rows, d_model]."""
+        # Parsing the footer and handing work to threads would cost as much as the reading.
+        footer = self._footer(group.file)
+        with pq.ParquetFile(self._artifact.file(group.file), metadata=footer, memory_map=True) as file:
+            (vectors,) = file.read_row_group(group.number, columns=["x"], use_threads=False).column("x").chunks
+        return decoded(rows_of(vectors, STORED[self._dtype], (self.d_model,)), scale_of(footer.metadata or {}))
 
 
 class RowGroup(NamedTuple):

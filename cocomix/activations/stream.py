@@ -65,13 +65,12 @@ class ActivationStream(ActivationStore):
             return super()._files(split)
         return {name: shard.rows for name, shard in self._shards.items()}
 
-    def _read(self, group: RowGroup, into: NDArray[Any]) -> None:
+    def _read(self, group: RowGroup) -> NDArray[Any]:
         if group.file not in self._shards:
-            super()._read(group, into)
-        else:
-            coded = self._made(group.file)
-            first = group.number * self._row_group_tokens
-            into[:] = decoded(coded.x[first : first + group.rows], coded.scale)
+            return super()._read(group)
+        coded = self._made(group.file)
+        first = group.number * self._row_group_tokens
+        return decoded(coded.x[first : first + group.rows], coded.scale)
 
     def _make(self, name: str) -> Coded:
         # A shard may take longer than a stage that is told to stop has time for.

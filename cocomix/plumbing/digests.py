@@ -4,20 +4,20 @@ They are of the content, so that a copy, or another time, makes no difference. W
 not kept: it may be written once more within what a clock can tell apart.
 """
 
-import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.lock import file_lock
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.sources import State, state_of
 
 KEPT = Path("artifacts/.work/digests.json")
+LOCK = KEPT.with_suffix(".lock")
 SETTLED_NS = 3_000_000_000
 """How old a file must be for its digest to be kept. Some file systems tell times apart by two seconds."""
 _CHUNK = 1 << 22
@@ -50,7 +50,7 @@ def digest_of_path(path: Path) -> str | None:
 def _contents(paths: Sequence[Path]) -> dict[Path, str]:
     """SHA-256 of each file."""
     now = {path: state_of(path) for path in paths}
-    with _locked():
+    with file_lock(LOCK):
         kept = _read()
     found = {path: kept[key][1] for path in paths if kept.get(key := _key(path), (None,))[0] == now[path]}
     missing = [path for path in paths if path not in found]
@@ -66,7 +66,7 @@ def _contents(paths: Sequence[Path]) -> dict[Path, str]:
                     bar.advance(len(chunk))
             found[path] = digest.hexdigest()
     settled = [path for path in missing if _written(now[path]) < began - SETTLED_NS and state_of(path) == now[path]]
-    with _locked():
+    with file_lock(LOCK):
         _write(_read() | {_key(path): (now[path], found[path]) for path in settled})
     return found
 
@@ -78,14 +78,6 @@ def _key(path: Path) -> str:
 def _written(state: State) -> int:
     _, modified, changed, *_ = state
     return max(modified, changed)
-
-
-@contextmanager
-def _locked() -> Iterator[None]:
-    KEPT.parent.mkdir(parents=True, exist_ok=True)
-    with KEPT.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read() -> dict[str, tuple[State, str]]:

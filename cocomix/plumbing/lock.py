@@ -4,12 +4,16 @@ Its file holds the process id, and `stopping` behind it once a signal has come. 
 then, however long that takes, it touches the file: whoever would end it waits as long as that goes on.
 """
 
-import fcntl
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+file_lock = partial(FileLock, fallback_to_soft=False)
+"""By flock, which the kernel releases when the process ends, however it ends; nothing else would be."""
 ROOT = Path("artifacts/.work")
 
 
@@ -23,7 +27,7 @@ class HeldError(Exception):
 
 
 class Lock:
-    """A lock file (flock), held until `close` or the end of the process.
+    """A lock file, held until `close` or the end of the process.
 
     Raises:
         HeldError: when another process holds it.
@@ -31,33 +35,27 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         global _held
-        self._file = path.open("a+")
+        self._path, self._lock = path, file_lock(path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            raise HeldError(self._file.read()) from None
-        self._write(str(os.getpid()))
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise HeldError(path.read_text()) from None
+        path.write_text(str(os.getpid()))
         _held = self
-
-    def _write(self, text: str) -> None:
-        self._file.truncate(0)
-        self._file.write(text)
-        self._file.flush()
 
     def close(self) -> None:
         """Let others have it."""
         global _held
-        self._file.close()
+        self._lock.release()
         _held = None
 
     def mark_stopping(self) -> None:
         """Say that a signal has come, so that others wait for this process."""
-        self._write(f"{os.getpid()} stopping")
+        self._path.write_text(f"{os.getpid()} stopping")
 
     def touch(self) -> None:
         """Say that this process lives."""
-        os.utime(self._file.fileno())
+        os.utime(self._path)
 
 
 _held: Lock | None = None

@@ -1,6 +1,4 @@
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 
 from cocomix.activations.store import MIXED_GROUPS, Activations, ActivationStore, write_activations
 from cocomix.plumbing.artifact import Artifact, Work
-from cocomix.plumbing.errors import UserError
 
 ROW_GROUP, D_MODEL = 4, 3
 FILES = [4 * ROW_GROUP * MIXED_GROUPS, 2 * ROW_GROUP + 1, 3]
@@ -101,10 +98,10 @@ def test_any_parquet_reader_can_use_the_files(store: ActivationStore) -> None:
     assert (row["token"], row["document"], row["position"]) == (number, number, number)
 
 
-def stored(folder: Path, write: Callable[[Path, Activations], None], x: Activations, row_group: int) -> ActivationStore:
+def stored(folder: Path, x: Activations, row_group: int) -> ActivationStore:
     with Work("activations", folder / "out", {}, {}, root=folder / "work") as work:
         with work.write("resid_post_1/train-00000.parquet") as pending:
-            write(pending.path, x)
+            write_activations(pending.path, x, row_group)
             pending.rows = len(x.x)
         about = {"sites": ["resid_post_1"], "dtype": "fp16", "row_group_tokens": row_group, "mixed_shards": None}
         work.finish({"d_model": x.x.shape[1]} | about)
@@ -120,35 +117,13 @@ def wide(rows: int, d_model: int) -> Activations:
 @pytest.mark.parametrize(("rows", "d_model"), [(60_000, 3), (3000, 1024)], ids=["many", "wide"])
 def test_row_groups_beyond_the_usual_size_of_a_page_are_read(tmp_path: Path, rows: int, d_model: int) -> None:
     x, row_group = wide(rows, d_model), 2 * rows // 3
-    store = stored(tmp_path, lambda path, x: write_activations(path, x, row_group), x, row_group)
+    store = stored(tmp_path, x, row_group)
     np.testing.assert_array_equal(torch.cat(list(store.in_order("train"))).numpy(), x.x.astype(np.float32))
     (batch,) = store.batches("train", rows, seed=0)
     assert sorted(map(tuple, batch[:, :3].tolist())) == sorted(map(tuple, x.x[:, :3].astype(np.float32).tolist()))
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        {"data_page_size": 4096},
-        {"compression": "zstd"},
-        {"compression": "snappy"},  # random numbers: about as many bytes as without
-        {"row_group_size": 250},
-    ],
-    ids=str,
-)
-def test_files_of_another_layout_are_refused(tmp_path: Path, layout: dict[str, Any]) -> None:
-    def write(path: Path, x: Activations) -> None:
-        write_activations(tmp_path / "as ours", x, 500)
-        ours = {"compression": "none", "row_group_size": 500, "use_dictionary": False}
-        pq.write_table(pq.read_table(tmp_path / "as ours"), path, **(ours | layout))
-
-    store = stored(tmp_path, write, wide(1000, 64), 500)
-    for group in store._groups("resid_post_1/train-00000.parquet", 1000):
-        with pytest.raises(UserError, match=r"train-00000.parquet: .*run stage activations again"):
-            store._read(group, np.empty((500, 64), np.float16))
-
-
 def test_a_row_group_that_is_larger_than_the_store_takes_no_more_memory_than_it(tmp_path: Path) -> None:
     size = 10**9
-    store = stored(tmp_path, lambda path, x: write_activations(path, x, size), wide(100, 8), size)
+    store = stored(tmp_path, wide(100, 8), size)
     assert len(list(store.batches("train", 10, seed=0))) == 10
