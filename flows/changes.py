@@ -10,6 +10,7 @@ from typing import IO, Any
 from dvc.dependency import Dependency, ParamsDependency
 from dvc.fs import LocalFileSystem
 from dvc.stage import Stage
+from dvc.utils.flatten import flatten
 
 from cocomix.check import external
 from cocomix.params import FILE
@@ -82,7 +83,7 @@ def reasons(stage: Stage, status: Status) -> list[str]:
 def found_outside(digests: Mapping[str, str | None]) -> list[str]:
     """What the parameters name outside the project that is no longer as external.json says, if it is there."""
     try:
-        before = _flat(json.loads(external.FILE.read_bytes()))
+        before = flatten(json.loads(external.FILE.read_bytes()))
     except (FileNotFoundError, ValueError):
         return []
     return [f"what {key} names changed" for key, digest in digests.items() if before.get(key) != digest]
@@ -107,7 +108,7 @@ def _params_of(stage: Stage) -> list[ParamsDependency]:
 
 
 def _changed_params(dep: ParamsDependency) -> Iterator[str]:
-    now, before = _flat(dep.read_params()), _flat(dep.hash_info.value or {})
+    now, before = flatten(dep.read_params()), flatten(dep.hash_info.value or {})
     for key in (*now, *(each for each in before if each not in now)):
         if key not in before:
             yield f"{key}: new, {now[key]}"
@@ -115,14 +116,3 @@ def _changed_params(dep: ParamsDependency) -> Iterator[str]:
             yield f"{key}: {before[key]} -> gone"
         elif now[key] != before[key]:
             yield f"{key}: {before[key]} -> {now[key]}"
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """`{"sae": {"k": 8}}` as `{"sae.k": 8}`."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value
-    return found

@@ -1,6 +1,5 @@
 """Making the labels of all training and validation windows."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from cocomix.attribution.positions_apart import check_positions_apart
 from cocomix.base.blocks import check_layer
 from cocomix.base.loading import micro_batch
 from cocomix.params import AttributionParams
-from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.artifact import Work, digest_of_json
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
@@ -94,7 +93,7 @@ def make_labels(
 def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:
     """Say what each method learns from besides the tokens, so that new labels rerun those alone that use them."""
     digests = {name: record.sha256 for name, record in work.records().items() if name != SUPERVISION}
-    labels = hashlib.sha256(json.dumps([facts, digests], sort_keys=True).encode()).hexdigest()
+    labels = digest_of_json([facts, digests])
     learns_from = {"cocomix": labels, "kd": work.inputs["base"], "ntp": "", "pause": ""}
     with work.write(SUPERVISION) as pending:
         pending.path.write_text(json.dumps(learns_from, indent=1) + "\n")

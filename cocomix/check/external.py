@@ -5,13 +5,13 @@ digests into artifacts/external/external.json each time DVC runs, and a stage th
 key there, as if on a parameter. It also has the digest among the inputs of its work.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cocomix.params import Params
+from cocomix.plumbing.artifact import digest_of_json
 from cocomix.plumbing.digests import digest_of_path
 from cocomix.plumbing.errors import UserError
 
@@ -65,7 +65,7 @@ def _corpora(params: Params) -> str | None:
         return None
     from cocomix.evaluation.corpora import digest_of_corpus_files
 
-    return _joined({name: digest_of_corpus_files(name, each) for name, each in corpora.items()})
+    return digest_of_json({name: digest_of_corpus_files(name, each) for name, each in corpora.items()})
 
 
 def _tasks(params: Params) -> str | None:
@@ -74,7 +74,7 @@ def _tasks(params: Params) -> str | None:
         return None
     from cocomix.evaluation.downstream_tasks import data_folder
 
-    return _joined({task: digest_of_path(Path(section.tasks_dir) / data_folder(task)) for task in section.tasks})
+    return digest_of_json({task: digest_of_path(Path(section.tasks_dir) / data_folder(task)) for task in section.tasks})
 
 
 _DIGESTS: Mapping[str, Callable[[Params], str | None]] = {
@@ -121,10 +121,6 @@ def to_json(digests: Mapping[str, str | None]) -> bytes:
             inner = inner.setdefault(each, {})
         inner[last] = digest
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _joined(digests: Mapping[str, str | None]) -> str:
-    return hashlib.sha256(json.dumps(dict(digests), sort_keys=True).encode()).hexdigest()
 
 
 def _named(name: str | None) -> str | None:

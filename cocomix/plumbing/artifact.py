@@ -219,8 +219,8 @@ class Work:
     ) -> None:
         self.stage, self.out, self._side_targets = stage, out, dict(side or {})
         self.inputs, self._params = dict(inputs), dict(params)
-        self._fingerprint = _digest_of_json({"stage": stage, "inputs": self.inputs, "params": self._params})
-        key = _digest_of_json({"fingerprint": self._fingerprint, "code": _digest_of_program()})[:16]
+        self._fingerprint = digest_of_json({"stage": stage, "inputs": self.inputs, "params": self._params})
+        key = digest_of_json({"fingerprint": self._fingerprint, "code": _digest_of_program()})[:16]
         self._home = root / stage
         self.path = self._home / key
         self.confirm_inputs: Callable[[], None] = lambda: None
@@ -442,7 +442,8 @@ def _record(path: Path, rows: int | None) -> FileRecord:
     return FileRecord(rows=rows, bytes=path.stat().st_size, sha256=digest_of(path))
 
 
-def _digest_of_json(content: object) -> str:
+def digest_of_json(content: object) -> str:
+    """Digest of JSON values; the order of keys makes no difference."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Measurements that are made once: of one model, with one specification, on the same data, by the same code."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from cocomix.plumbing import distributed
-from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.artifact import digest_of_json, write_atomically
 from cocomix.plumbing.runtime import runtime
 from cocomix.plumbing.sources import digest_of_sources
 
@@ -33,14 +32,14 @@ def once(
         code: the files of the modules that measure (`__file__`): with what they import, they are part of the key.
     """
     identity = {"kind": kind, "key": dict(key), "code": [digest_of_sources(Path(each)) for each in code]}
-    path, adapter = MEASURED / f"{_digest(identity)}.json", TypeAdapter(result)
+    path, adapter = MEASURED / f"{digest_of_json(identity)}.json", TypeAdapter(result)
     is_first = runtime().rank == 0
     known = distributed.from_first(_known(path, adapter) if is_first else None)
     if known is None:
         computed = compute()
         if is_first:
             known = json.loads(json.dumps(adapter.dump_python(computed, mode="json")))
-            content = identity | {"result": known, "sha256": _digest(known)}
+            content = identity | {"result": known, "sha256": digest_of_json(known)}
             write_atomically(path, (json.dumps(content) + "\n").encode())
         known = distributed.from_first(known)
     return adapter.validate_python(known)
@@ -51,10 +50,6 @@ def _known(path: Path, adapter: TypeAdapter[Result]) -> Any:
     try:
         content = json.loads(path.read_bytes())
         adapter.validate_python(content["result"])
-        return content["result"] if content["sha256"] == _digest(content["result"]) else None
+        return content["result"] if content["sha256"] == digest_of_json(content["result"]) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,9 @@
 """Plots as inline SVG, in the colours and the font of the page around them, with text that can be selected."""
 
-import html
 import io
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -42,6 +41,7 @@ _STYLE = {
     "grid.color": RULE,
     "grid.linewidth": 0.8,
 }
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 class Drawing:
@@ -59,7 +59,7 @@ class Drawing:
 
     def _finish(self, name: str, title: str) -> None:
         stream = io.StringIO()
-        self._figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        self._figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
         self.svg = _inline(stream.getvalue(), name, title)
 
 
@@ -92,10 +92,25 @@ def swatch(method: Method) -> str:
 
 def _inline(svg: str, name: str, title: str) -> str:
     """Only what belongs into a page: one element, ids of its own, no foreign addresses, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg, count=5)
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+    root = ElementTree.fromstring(svg)
+    root.attrib = {"role": "img", "aria-label": title, "viewBox": root.attrib["viewBox"]}
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {_local(key): _owned(_local(key), value, name) for key, value in element.items()}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _local(tag: str) -> str:
+    """A name without its XML namespace, of which a page has none."""
+    return tag.rpartition("}")[2]
+
+
+def _owned(key: str, value: str, name: str) -> str:
+    """The value of an attribute, with the ids and the colours of the page."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return value.replace("#", f"#{name}-")
+    for color, variable in _VARIABLES.items():
+        value = value.replace(color, f"var(--{variable})")
+    return value.replace("url(#", f"url(#{name}-")

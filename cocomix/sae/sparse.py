@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cocomix.modeling.kernels import GROUP
 from cocomix.plumbing.device import bf16
-
-GROUP = 8
-"""Scores that are first compared by their maximum (measured: 8 is best from 1024 to 32768 latents)."""
 
 FEW = 512
 """Scores of a position whose largest are found in one step (measured on a CPU: best from 1024 to 32768 latents)."""
@@ -121,8 +119,8 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
 def largest(scores: Tensor, k: int) -> Tensor:
     """The places of the k largest scores of each row, in no order: int64 [n, k].
 
-    Where fewer than k are positive, the others may be any. In steps, several times as fast as in one: they are in the
-    k columns of a [GROUP, latents / GROUP] grid with the largest maxima.
+    As `kernels.top_k`, whose scores may be negative; here, where fewer than k are positive, the others may be any,
+    which lets integers be compared, in several steps.
 
     Args:
         scores: [n, latents].
