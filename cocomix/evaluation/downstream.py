@@ -41,8 +41,8 @@ class DocumentScore(NamedTuple):
     log_likelihood: float | None
     """Log-likelihood in nats of the whole right answer given the question, or of the text itself (wikitext)."""
     margin: float | None
-    """Log-likelihood of the best right answer minus that of the best wrong one, as the accuracy compares them (acc_norm:
-    per character of the answer); positive if the answer counts as right."""
+    """Log-likelihood of the best right answer minus that of the best wrong one, as the accuracy compares them
+    (acc_norm: per character of the answer); positive if the answer counts as right."""
     weight: float
     """Words of the text for a word perplexity, else 1; the perplexity is exp(-sum(log_likelihood) / sum(weight))."""
 

@@ -134,7 +134,7 @@ def score_mixing(
 
 
 def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[float]:
-    """Summed losses: unchanged, zeroed, shuffled, mean, all labels, others' labels, 1 to m - 1 labels in both orders."""
+    """Summed losses: unchanged, zeroed, shuffled, mean; with all labels, others' labels, 1 to m - 1 in both orders."""
     m = some.labels.shape[-1]
 
     def loss(*edits: Edit) -> float:
