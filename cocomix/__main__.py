@@ -107,7 +107,7 @@ def steer(options: argparse.Namespace, console: Console) -> None:
 
 
 def explore(options: argparse.Namespace, console: Console) -> None:
-    """Open all of it as a page in the browser, on this machine only."""
+    """Serve a page that shows and edits concepts in the browser, on this machine only."""
     try:
         from cocomix.explore.server import serve
     except ModuleNotFoundError as error:

@@ -45,10 +45,10 @@ def to_stderr(line: str) -> None:
 
 
 def drop_torn_locks(say: Callable[[str], None] = to_stderr) -> None:
-    """Remove dvc.lock, or DVC's list of locks, if DVC was killed while writing it in place.
+    """Move a truncated dvc.lock aside, and delete a truncated list of locks, after DVC was killed while writing them.
 
-    DVC itself refuses to continue. Nothing is lost: an entry of the list counts only while its process lives, and the
-    stages know without dvc.lock what they have finished.
+    DVC itself refuses to continue. No results are lost: an entry of the list counts only while its process lives, and
+    the stages know without dvc.lock what they have finished.
     """
     held = Path(".dvc/tmp/rwlock")
     if held.exists():

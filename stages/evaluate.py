@@ -40,7 +40,7 @@ class TextSource(NamedTuple):
     """A text to evaluate on."""
 
     digest: str
-    """Digest of what it depends on besides the tokens artifact."""
+    """Identifies the text, together with the tokens artifact."""
     read: Callable[[], EvaluationText]
 
 

@@ -26,7 +26,7 @@ DAG = Path("dvc.yaml")
 class Reads:
     """The inputs of this stage according to dvc.yaml, in their current state.
 
-    `sources.hold` fixes the code; its digests are included.
+    The code is fixed by `sources.hold`, and `check` compares it too.
 
     Args:
         params: the parameters that the stage has read.

@@ -22,7 +22,7 @@ from cocomix.plumbing.runtime import runtime
 
 KEPT = 2
 PIECE = 2**23
-"""Bytes per write; the process reports that it is alive after each that reached the disk."""
+"""Bytes per write; the process reports that it is alive after each sync to disk."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     """Load the newest intact checkpoint, or None; all processes must call it, and rank 0 chooses the checkpoint.
 
     Damaged checkpoints are removed: otherwise `save` would keep them instead of intact ones. The tensors are
-    memory-mapped, copy on write: processes of one machine share the pages that none of them changes.
+    memory-mapped, copy on write: the processes of one machine share unmodified pages.
 
     Raises:
         UserError: when another process does not find the checkpoint that rank 0 found.

@@ -1,7 +1,7 @@
 """Digests of external files, cached by file state, so that unchanged files are not read again.
 
-A digest covers the content only, so copying a file or changing its time makes no difference. Digests of files written
-in the last seconds are not cached: another write might leave the same timestamp.
+Digests cover content and relative names, not times, so copying files makes no difference. Digests of files written in
+the last seconds are not cached: another write might leave the same timestamp.
 """
 
 import hashlib
