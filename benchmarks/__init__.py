@@ -1,7 +1,7 @@
-"""Side-by-side measurements: `python -m benchmarks.NAME --json` prints one JSON object as its last line.
+"""Side-by-side benchmarks: `python -m benchmarks.NAME --json` prints one JSON object as its last line.
 
-What is compared runs in turns in one process, and medians are compared, so that a busy machine disturbs both sides
-alike. Times are CPU seconds of one thread where nothing else is said.
+Alternatives run in turns in one process, and their medians are compared, so that other load on the machine affects both
+alike. Times are CPU seconds of one thread unless stated otherwise.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from cocomix.plumbing.device import bf16, device, peak_memory
 
 
 def set_up() -> None:
-    """One thread, and memory as the stages use it."""
+    """Use one thread, and the memory settings of the stages."""
     torch.set_num_threads(1)
     keep_freed_memory()
 
 
 class Seconds(NamedTuple):
-    """What some work took."""
+    """Time that some work took."""
 
     cpu: float
-    """Of all threads together."""
+    """Sum over all threads."""
     wall: float
 
 
 def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Seconds]:
-    """What each piece of work takes: each is done once unmeasured, then all in turns."""
+    """Median times of each piece of work: each runs once unmeasured, then all run in turns `repeats` times."""
     for work in works.values():
         work()
     taken: dict[str, list[Seconds]] = {name: [] for name in works}
@@ -50,20 +50,20 @@ def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def peak(benchmark: str, way: str) -> int:
-    """Bytes at the peak of one way to work, in a process of its own: `benchmarks.<benchmark> --peak <way>`."""
+    """Peak bytes of one alternative in its own process: `benchmarks.<benchmark> --peak <way>`."""
     command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--peak", way]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def own_peak(work: Callable[[], object]) -> int:
-    """Bytes that this process holds at the peak of `work`, beyond what it held before; on a GPU, of tensors."""
+    """Peak bytes of this process during `work`, beyond its peak before; on a GPU, of tensors."""
     before = peak_memory()
     work()
     return peak_memory() - before
 
 
 def report(benchmark: str, ratios: Mapping[str, float]) -> None:
-    """Print what was measured: lines for people, or with `--json` one object."""
+    """Print the ratios: lines for people, or with `--json` one object."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     if not parser.parse_args().json:

@@ -1,20 +1,20 @@
-"""The activation store: how fast it is read, and what writing it costs beside the forward pass.
+"""The activation store: its reading speed, and the cost of writing it compared with the forward pass.
 
-read_mtokens_per_core_s   10^6 vectors of 768 dimensions a CPU second, in random order, as float32 batches
-write_mtokens_per_core_s  the same, written
-read                      how many times as fast as the cached format of SAELens 6.54 (windows as rows of an Arrow
-                          dataset, by the calls that it makes of the `datasets` library), mixed by its rule over as
-                          many rows as ours, CPU seconds
-read_wall                 the same in seconds of the clock: ours reads ahead in a thread, which CPU seconds do not show
-read_over_unmixed         of `read`, where SAELens's come in the order of the text
-write                     the same of writing a file
-write_at_most             the same of writing the vectors' bytes alone to a plain file: no format writes faster
-size                      bytes over SAELens's, which have no document and position
-write_default             as `write`, each as it is by default: SAELens's in float32 (above in fp16, as ours)
-size_default              as `size`, likewise
-stage_over_forward        seconds of the stage over those of the bare forward pass through the blocks below
-                          the layer (not the whole model: the stage computes no more), at the default's shape
-stage_over_forward_cpu    the same in CPU seconds, the writer thread's included
+read_mtokens_per_core_s   10^6 vectors of 768 dimensions per CPU second, in random order, as float32 batches
+write_mtokens_per_core_s  the same for writing
+read                      speed of reading, as a multiple of the cached format of SAELens 6.54 (windows as rows of an
+                          Arrow dataset, with its calls of the `datasets` library), shuffled by its rule over as many
+                          rows as ours; CPU seconds
+read_wall                 the same in wall-clock seconds: ours reads ahead in a thread, which CPU seconds do not show
+read_over_unmixed         `read`, but SAELens's rows are in the order of the text
+write                     speed of writing a file, as a multiple of the same format
+write_at_most             upper bound of `write`: the vectors' bytes alone, written to a plain file
+size                      bytes divided by SAELens's, which have no document and position
+write_default             `write`, each with its default dtype: SAELens's in float32 (above in fp16, like ours)
+size_default              `size` with the default dtypes
+stage_over_forward        seconds of the stage divided by those of the forward pass alone through the blocks below the
+                          layer (not the whole model: the stage computes no more), at the default's shape
+stage_over_forward_cpu    the same in CPU seconds, including the writer thread's
 """
 
 import os
@@ -53,7 +53,7 @@ PARAMS = ActivationsParams(
 
 
 def read_and_write() -> dict[str, float]:
-    """Millions of vectors a CPU second, and how many times SAELens's."""
+    """Millions of vectors per CPU second, and multiples of SAELens's speed."""
     generator = np.random.default_rng(0)
     x = generator.standard_normal((ROWS, WIDE), dtype=np.float32).astype(np.float16)
     token = generator.zipf(1.2, ROWS).clip(max=50_256).astype(np.uint32)
@@ -116,7 +116,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _saelens_write(folder: Path, x: NDArray[Any], token: NDArray[np.uint32]) -> None:
-    """Windows as rows, as `sae_lens.CacheActivationsRunner` makes them."""
+    """Write windows as rows, like `sae_lens.CacheActivationsRunner`."""
     columns = {"x": Array2D((CONTEXT, WIDE), str(x.dtype)), "token_ids": Sequence(Value("int32"), length=CONTEXT)}
     windows = torch.from_numpy(x).view(-1, CONTEXT, WIDE)
     ids = torch.from_numpy(token.astype(np.int32)).view(-1, CONTEXT)
@@ -125,7 +125,7 @@ def _saelens_write(folder: Path, x: NDArray[Any], token: NDArray[np.uint32]) -> 
 
 
 def _saelens_batches() -> Iterator[Tensor]:
-    """Rows in the order of the disk, as `sae_lens.ActivationsStore` takes them: [windows * context, d_model]."""
+    """Rows in disk order, as `sae_lens.ActivationsStore` reads them: [windows * context, d_model]."""
     dataset = load_from_disk(str(SAELENS))
     dataset.set_format("torch", columns=["x", "token_ids"], dtype=torch.float32)
     for at in range(0, len(dataset), SAELENS_WINDOWS):
@@ -133,7 +133,7 @@ def _saelens_batches() -> Iterator[Tensor]:
 
 
 def _mixed(loaded: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Batches for training, by the rule of its mixing buffer: when it is full, shuffle it all and serve half."""
+    """Training batches, by the rule of SAELens's mixing buffer: when it is full, shuffle all of it and serve half."""
     full = MIXED_GROUPS * PARAMS.row_group_tokens
     buffer = torch.empty(0, WIDE)
     for rows in loaded:
@@ -147,7 +147,7 @@ def _mixed(loaded: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def stage_over_forward() -> dict[str, float]:
-    """What the stage costs, as a multiple of the bare forward pass."""
+    """Cost of the stage, as a multiple of the forward pass alone."""
     tokens, model = _tokens(), _model()
     run = 0
 

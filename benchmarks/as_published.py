@@ -1,18 +1,18 @@
-"""CoCoMix's training step as its released code formulates it, in our own words: what `student_step` compares with.
+"""CoCoMix's training step as the released code formulates it, in our own words: the reference of `student_step`.
 
-The mathematics is the project's own (`concept_head: released`), which a test shows in loss, gradients and labels. What
-differs is how it is computed:
+The mathematics is the project's own (`concept_head: released`); a test compares loss, gradients and labels. The
+computation differs:
 
-- Concepts are kept by a boolean mask over all of the dictionary, and compressed by a dense matrix product.
-- The concept loss is one cross-entropy over the dictionary for each of the labels of a position.
+- Concepts are selected by a boolean mask over the whole dictionary, and compressed by a dense matrix product.
+- The concept loss is one cross-entropy over the dictionary for each of a position's labels.
 - All blocks compute both positions of a token, though the language model head reads one.
 - GELU is the library's default of eight elementwise kernels.
-- Labels are made in every step, by a base model in fp32 whose weights are trainable: a full forward and backward pass,
-  whose gradients of the weights add up and are never used; the autoencoder's codes and the attribution are dense over
-  the dictionary, with a graph for a backward pass that never comes, and live until the step ends.
+- Labels are computed in every step by a base model in fp32 whose weights are trainable. That is a full forward and
+  backward pass, whose weight gradients accumulate and are never used. The autoencoder's codes and the attribution are
+  dense over the dictionary, keep a graph for a backward pass that never happens, and live until the step ends.
 - AdamW decays all weights.
 
-Left out, in its favour: key-value tensors kept in training, logits cast to fp32, attention of the base model without a
+Left out, in its favour: key-value tensors kept in training, logits cast to fp32, the base model's attention without a
 fused kernel, and logging.
 """
 
@@ -30,7 +30,7 @@ from cocomix.sae.autoencoder import SparseAutoencoder
 
 
 class StudentOutput(NamedTuple):
-    """Of one forward pass."""
+    """Output of a forward pass."""
 
     logits: Tensor
     """[batch, context, vocab]."""
@@ -39,7 +39,7 @@ class StudentOutput(NamedTuple):
 
 
 class PublishedStudent(nn.Module):
-    """The language model; its weights are named as in `CoCoMixModel`."""
+    """The language model; its weights have the names of `CoCoMixModel`."""
 
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PublishedStudent(nn.Module):
 
     @classmethod
     def of(cls, model: CoCoMixForCausalLM) -> "PublishedStudent":
-        """The same function as `model`, with a copy of its weights."""
+        """A model that computes the same function as `model`, with a copy of its weights."""
         config = CoCoMixConfig(**model.config.to_diff_dict() | {"activation_function": "gelu_new"})
         config._attn_implementation = model.config._attn_implementation
         student = cls(config)
@@ -62,7 +62,7 @@ class PublishedStudent(nn.Module):
         return student.to(model.device)
 
     def forward(self, windows: Tensor) -> StudentOutput:
-        """windows: token ids, int64 [batch, context]."""
+        """Compute logits; windows: token ids, int64 [batch, context]."""
         hidden = self.wte(windows) + self.wpe.weight[: windows.shape[1]]
         hidden = self._through(hidden, self.h[: self.config.concept_layer])
         vector, concept_logits = self.mixer(hidden)
@@ -97,7 +97,7 @@ def student_loss(output: StudentOutput, windows: Tensor, labels: Tensor, concept
 
     Args:
         windows: token ids, int64 [batch, context].
-        labels: int64 [batch, context, k_attr], all valid: those of a position without four are trained on too.
+        labels: int64 [batch, context, k_attr], all valid: positions with fewer positive scores are trained on too.
     """
     tokens = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
     z = output.concept_logits.flatten(0, 1)
@@ -106,11 +106,11 @@ def student_loss(output: StudentOutput, windows: Tensor, labels: Tensor, concept
 
 
 class PublishedTeacher(nn.Module):
-    """What labels the windows of a step.
+    """Labels the windows of a step.
 
     Args:
-        base: the base model, its weights trainable.
-        sae: the autoencoder of its residual stream after `layer` blocks, its weights trainable.
+        base: the base model (teacher) with trainable weights.
+        sae: the autoencoder of its residual stream after `layer` blocks, with trainable weights.
     """
 
     def __init__(self, base: GPT2LMHeadModel, sae: SparseAutoencoder, layer: int, k_attr: int) -> None:
@@ -118,7 +118,7 @@ class PublishedTeacher(nn.Module):
         self.base, self.sae, self.layer, self.k_attr = base, sae, layer, k_attr
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels, int64 [batch, context, k_attr], and the attribution that they are the largest of.
+        """Labels, int64 [batch, context, k_attr], and the attribution scores of which they are the top k_attr.
 
         Args:
             windows: token ids, int64 [batch, context].
@@ -140,7 +140,7 @@ class PublishedTeacher(nn.Module):
         return attribution.topk(self.k_attr).indices, attribution
 
     def _codes(self, residual: Tensor) -> Tensor:
-        """Latents, dense: [batch, context, latents]."""
+        """Dense latents: [batch, context, latents]."""
         mean, std = residual.mean(-1, keepdim=True), residual.std(-1, keepdim=True) + 1e-5
         centered = (residual - mean) / std - self.sae.pre_bias
         top = F.linear(centered, self.sae.encoder, self.sae.latent_bias).topk(self.sae.config.k)

@@ -1,16 +1,16 @@
-"""Attribution: labelling tokens, against the formulation of the released code and the base model's forward pass.
+"""Attribution: the cost of labels, compared with the released code's formulation and the base model's forward pass.
 
-rate                           tokens a second of our labels over those of the as-published ones: GPT-2 124M, layer 6,
-                               32768 latents of which 32 are active; windows of 256 tokens
-peak_memory                    peak of ours over that of the as-published way, both labelling 2048 tokens in one pass,
-                               each in a process of its own; on a CPU above what the imports take
-next_token_over_sequence       time of labels by the next token's loss alone over that of labels by the window's, at the
-                               shape of `rate`; `_default`: at the default's, 4 blocks of width 128, 1024 latents
-attribution_over_forward       time of labels over that of a forward pass, at the default's shape
+rate                           tokens per second of our labels divided by the as-published ones': GPT-2 124M, layer 6,
+                               32768 latents, 32 of them active; windows of 256 tokens
+peak_memory                    our peak divided by the as-published one, each labelling 2048 tokens in one pass, in its
+                               own process; on a CPU, beyond the memory of the imports
+next_token_over_sequence       time of labels by the next token's loss alone divided by that of labels by the window's
+                               loss, at the shape of `rate`; `_default`: 4 blocks of width 128, 1024 latents
+attribution_over_forward       time of labels divided by that of a forward pass, at the default's shape
 attribution_over_forward_gpt2  the same at the shape of `rate`
 
-All weights are random. The as-published base model multiplies in fp32, as released; ours in bf16 where the hardware
-does (`cocomix.plumbing.device.bf16`). What the as-published way does is in `as_published`.
+All weights are random. The as-published base model multiplies in fp32, as released; ours in bf16 if the hardware does
+(`cocomix.plumbing.device.bf16`). `as_published` describes the as-published computation.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ON_GPU = device().type == "cuda"
 
 
 class Shape(NamedTuple):
-    """Of a base model, an autoencoder in its middle, and a pass."""
+    """Shape of a base model, an autoencoder in its middle, and a batch."""
 
     d_model: int
     n_layer: int
@@ -75,7 +75,7 @@ GPT2 = Shape(d_model=768, n_layer=12, n_head=12, vocab=50257, context=256, windo
 
 
 def times(shape: Shape, repeats: int, *, published: bool) -> dict[str, float]:
-    """Seconds of each way: of the CPU, on a GPU on the wall."""
+    """Seconds of each alternative: CPU seconds, on a GPU wall-clock seconds."""
     ids, sae = shape.ids(), shape.sae().to(device())
     model = prepared(shape.base())
 
@@ -97,7 +97,7 @@ def times(shape: Shape, repeats: int, *, published: bool) -> dict[str, float]:
 
 
 def one_pass(way: str) -> None:
-    """What memory is measured on: 2048 tokens."""
+    """The workload of the memory measurement: labelling 2048 tokens."""
     shape = GPT2._replace(windows=8)
     if way == "ours":
         model, sae = prepared(shape.base()), shape.sae().requires_grad_(False).to(device())

@@ -1,13 +1,13 @@
-"""Scoring the paper's seven tasks: our way against lm-eval's own.
+"""Evaluation of the paper's seven tasks: our implementation against lm-eval's.
 
-over_gpt2   time of our way with a CoCoMix model over that of lm-eval alone with a plain GPT-2 that needs as many
-            floating-point operations a token (the same depth and vocabulary, a larger width)
-same_model  time of our way over that of lm-eval alone, both with that GPT-2
+over_gpt2   our time with a CoCoMix model divided by that of lm-eval alone with a plain GPT-2 that needs as many
+            floating-point operations per token (same depth and vocabulary, larger width)
+same_model  our time divided by that of lm-eval alone, both with that GPT-2
 
-The time is that of everything: reading the examples, making requests of them, tokens, the model, the metrics.
-The models have random weights: the 69M model's shape (paper section 3) on a GPU, on a CPU the default one's
-(params.yaml). By default examples are made up, of random words, as long as the tasks' own are on average in GPT-2's
-tokens. Real ones: `--tasks-dir DIR --tokenizer DIR` (docs/evaluation.md).
+Times include everything: reading the examples, building requests, tokenization, the model, the metrics.
+The models have random weights: on a GPU with the shape of the 69M model (paper section 3), on a CPU with the default's
+(params.yaml). By default, examples consist of random words and have the tasks' average length in GPT-2's tokens.
+For real ones: `--tasks-dir DIR --tokenizer DIR` (docs/evaluation.md).
 """
 
 import argparse
@@ -55,7 +55,7 @@ def cocomix(vocabulary: int) -> CoCoMixForCausalLM:
 
 
 def gpt2_as_costly_as(model: CoCoMixForCausalLM) -> GPT2LMHeadModel:
-    """The width whose operations are the nearest."""
+    """A GPT-2 with the width whose operations per token are nearest to the model's."""
     target = flops_per_token(model.config, CONTEXT)
     shape, heads = configuration(model.config.vocab_size), SHAPE["n_head"]
     widths = range(SHAPE["n_embd"], 3 * SHAPE["n_embd"], heads)
@@ -79,7 +79,7 @@ def lm_eval_alone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ta
 
 
 def words_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each of the words of `made_up`."""
+    """A tokenizer with one token for each of the words of `made_up`."""
     vocabulary = {"<|endoftext|>": 0} | {f"w{n}": n for n in range(1, VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -87,7 +87,7 @@ def words_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def made_up(folder: Path, limit: int) -> None:
-    """Write examples of all tasks; a page of wikitext is as long as 3 windows."""
+    """Write random examples of all tasks; a page of wikitext has the length of 3 windows."""
     for name, rows in {
         "lambada_openai/test": ({"text": words(86)} for _ in range(limit)),
         "wikitext2_raw/test": ({"page": words(3 * CONTEXT)} for _ in range(max(1, limit // 30))),
@@ -125,13 +125,13 @@ def made_up(folder: Path, limit: int) -> None:
 
 
 def words(mean: int) -> str:
-    """Random words, half to one and a half times `mean` of them."""
+    """Random words; their number is uniform from half to one and a half times `mean`."""
     count = random.randint(max(1, mean // 2), mean + mean // 2)
     return " ".join(f"w{random.randrange(1, VOCAB)}" for _ in range(count))
 
 
 def ways(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Any]]:
-    """What is compared, by name."""
+    """The alternatives, by name."""
     if arguments.tasks_dir is None:
         made_up(folder, arguments.limit)
         tokenizer = words_tokenizer()

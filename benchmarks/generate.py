@@ -1,14 +1,15 @@
 """Decoding with a cache: CoCoMix against a plain GPT-2 of the same width and depth, one window, greedy.
 
-over_block_ratio      time per token of CoCoMix over that of GPT-2 after the short prompt, divided by the ratio of the
-                      positions that their blocks see: (concept_layer + 2 x rest) / layers
-flatness              time per token after the long prompt over what it should be: that after the short one, and the
-                      growth that attention explains, which is GPT-2's own times the ratio of the attention's operations
-long_over_short       time per token of CoCoMix after the long prompt over that after the short one
-long_over_short_gpt2  the same of GPT-2
+over_block_ratio      CoCoMix's time per token divided by GPT-2's after the short prompt, divided by the ratio of the
+                      positions that their blocks compute: (concept_layer + 2 x rest) / layers
+flatness              time per token after the long prompt divided by its expected value: the time after the short
+                      prompt plus the growth due to attention, which is GPT-2's own times the ratio of the attention's
+                      operations
+long_over_short       CoCoMix's time per token after the long prompt divided by that after the short one
+long_over_short_gpt2  the same for GPT-2
 
-By default the 69M model (paper section 3). All weights are random. A measured piece of work is `generate` going on
-from a cache that holds the prompt; reading the prompt is not measured.
+The default shape is the 69M model's (paper section 3). All weights are random. The measured work is `generate` from a
+cache that holds the prompt; processing the prompt is not measured.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from cocomix.plumbing.device import device
 
 
 class Shape(NamedTuple):
-    """The 69M model's."""
+    """Shape of the models; the default is the 69M model's."""
 
     d_model: int = 512
     layers: int = 8
@@ -34,10 +35,10 @@ class Shape(NamedTuple):
     vocab: int = 50257
     latents: int = 32768
     short: int = 32
-    """Tokens of the short prompt."""
+    """Number of tokens of the short prompt."""
     long: int = 992
     new_tokens: int = 16
-    """Tokens decoded in a measured piece of work."""
+    """Number of tokens decoded per measurement."""
 
     @property
     def gpt2(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Shape(NamedTuple):
 
 
 def decoding(model: PreTrainedModel, prompt: int, new_tokens: int) -> Callable[[], torch.Tensor]:
-    """What decodes `new_tokens` tokens after a cached prompt of `prompt` random ones: ids [1, prompt + new_tokens]."""
+    """A function that decodes `new_tokens` tokens after a random cached prompt: ids [1, prompt + new_tokens]."""
     ours = isinstance(model.config, CoCoMixConfig)
     cache = CoCoMixCache(model.config) if ours else DynamicCache(config=model.config)
     ids = torch.randint(model.config.vocab_size, (1, prompt), device=model.device)
@@ -89,7 +90,7 @@ def ratios(shape: Shape, repeats: int) -> dict[str, float]:
     seconds = {name: each.wall if device().type == "cuda" else each.cpu for name, each in taken.items()}
     below, above = shape.concept_layer, shape.layers - shape.concept_layer
     positions = (below + 2 * above) / shape.layers
-    attention = (below + 4 * (above - 1) + 2) / shape.layers  # the last block asks for one position of two
+    attention = (below + 4 * (above - 1) + 2) / shape.layers  # the last block computes queries for every other position
     growth = attention * (seconds["gpt2 long"] - seconds["gpt2 short"])
     return {
         "over_block_ratio": seconds["cocomix short"] / seconds["gpt2 short"] / positions,

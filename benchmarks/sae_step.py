@@ -1,11 +1,12 @@
-"""The step of the autoencoder's training, against the specialised libraries.
+"""The training step of the autoencoder, against specialised libraries.
 
-d128, d768          our tokens a CPU second over those of the fastest library, at 128 x 4096 and 768 x 32768
-fvu_over_peer       held-out variance unexplained after the same tokens over the lowest of the libraries, at 128 x 4096
+d128, d768          our tokens per CPU second divided by the fastest library's, at 128 x 4096 and 768 x 32768
+fvu_over_peer       held-out fraction of variance unexplained after the same tokens divided by the lowest of the
+                    libraries, at 128 x 4096
 d768_fvu_over_peer  the same at 768 x 32768, after a few steps only
 
-All train k = 32 on the same activations in the same order, with Adam, one learning rate, and what each has of warm-up
-and decay. `make peers` gives each library an environment of its own in .peers; those that are not there are left out.
+All train with k = 32 on the same activations in the same order, with Adam, the same learning rate, and the warm-up and
+decay that each has. `make peers` installs each library in its own environment in .peers; missing ones are left out.
 """
 
 import argparse
@@ -36,14 +37,14 @@ SETTINGS = {
 
 
 class Trained(NamedTuple):
-    """What came of a library's run."""
+    """Result of training with a library."""
 
     tokens_per_second: float
     fvu: float
 
 
 def activations(rows: int, d_model: int) -> Tensor:
-    """Sparse sums of directions, 16 of them each, on a low-rank ground off the origin: [rows, d_model] float32."""
+    """Synthetic activations, sparse sums of 16 directions plus a low-rank part and a mean: [rows, d_model] float32."""
     generator = torch.Generator().manual_seed(0)
     directions = F.normalize(torch.randn(16 * d_model, d_model, generator=generator), dim=1)
     # Some directions are far more frequent than others.
@@ -56,7 +57,7 @@ def activations(rows: int, d_model: int) -> Tensor:
 
 
 def run(name: str, python: str, folder: Path) -> Trained:
-    """Train with a library, in its own interpreter."""
+    """Train with a library in its own interpreter."""
     script = ROOT / f"benchmarks/peers/with_{name.replace('-', '_')}.py"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SPARSIFY_DISABLE_TRITON": "1"}
     done = subprocess.run([python, str(script), str(folder)], capture_output=True, text=True, env=environment)
@@ -68,7 +69,7 @@ def run(name: str, python: str, folder: Path) -> Trained:
 
 
 def compare(name: str, setting: Setting, libraries: dict[str, str]) -> dict[str, Trained]:
-    """Train with each library on the same activations; `libraries` are interpreters by name."""
+    """Train with each library, given as interpreters by name, on the same activations."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         train = setting.steps * setting.batch_size

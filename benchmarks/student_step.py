@@ -1,18 +1,18 @@
 """The training step of the 69M model (paper section 3), against the formulation of the released code.
 
-with_labels       text tokens a second of our step, to which labels are given, over those of the as-published step,
-                  which makes them in every step by a base model of GPT-2 124M's shape (layer 6, 32768 latents)
-student_only      the same, the as-published step's labels given
-peak_memory       peak of our step over that of the as-published step with its base model, each in a process of its own;
-                  on a CPU above what the imports take
-peak_memory_student_only  the same, the as-published step's labels given
-over_flop_ratio   time of our CoCoMix step over that of our NTP step of the same width and depth, divided by the ratio
-                  of their floating-point operations
+with_labels       text tokens per second of our step with given labels, divided by those of the as-published step, which
+                  computes labels in every step with a base model of GPT-2 124M's shape (layer 6, 32768 latents)
+student_only      the same with labels given to the as-published step
+peak_memory       peak of our step divided by that of the as-published step with its base model, each in its own
+                  process; on a CPU, beyond the memory of the imports
+peak_memory_student_only  the same with labels given to the as-published step
+over_flop_ratio   time of our CoCoMix step divided by that of our NTP step of the same width and depth, divided by the
+                  ratio of their floating-point operations
 
-A step is forward, backward, clipping, fused AdamW. All weights are random; tokens and labels too. Students multiply in
-bf16 where the hardware does (`cocomix.plumbing.device.bf16`), the as-published base model in fp32 (on a GPU TF32), as
-released. Both sides have the same attention kernels, the same threads, and no dropout. What the as-published step does
-is in `as_published`. The released code compiles its models by default: `COCOMIX_COMPILE=true` compiles both sides.
+A step is forward, backward, clipping, fused AdamW. All weights, tokens and labels are random. Students multiply in bf16
+if the hardware does (`cocomix.plumbing.device.bf16`), the as-published base model in fp32 (on a GPU TF32), as released.
+Both sides have the same attention kernels, the same threads, and no dropout. `as_published` describes the as-published
+computation. The released code compiles its models by default: `COCOMIX_COMPILE=true` compiles both sides.
 """
 
 import argparse
@@ -73,12 +73,12 @@ def data(windows: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def as_run(module: nn.Module) -> nn.Module:
-    """What is called in place of `module`: compiled where that is asked for."""
+    """The module as it is called: compiled if `runtime().compile` is set."""
     return torch.compile(module) if runtime().compile else module  # type: ignore[return-value]
 
 
 def our_step(objective: Objective, *batch: torch.Tensor) -> Step:
-    """What `cocomix.training.Training` does in a step of one micro-batch."""
+    """The step of `cocomix.training.Training` with one micro-batch."""
     optimizer = adamw(objective.train(), PARAMS)
     positions = batch[0][:, 1:].numel()
     run = as_run(objective)
@@ -105,14 +105,14 @@ def ours(windows: int) -> Step:
 
 
 def published_student(windows: int) -> Step:
-    """The as-published step without its labels."""
+    """The as-published step with given labels."""
     ids, labels = data(windows)
     step = _published_step()
     return lambda: step(ids, labels)
 
 
 def published(windows: int) -> Step:
-    """The whole as-published step."""
+    """The as-published step including its labels."""
     student_step = _published_step()
     base = GPT2LMHeadModel(GPT2Config(**TEACHER, attn_implementation=attention(CONTEXT)))
     sae = SparseAutoencoder(SaeConfig(d_model=768, latents=LATENTS, k=K, normalize="token", layer=6))
@@ -122,7 +122,7 @@ def published(windows: int) -> Step:
     ids, _ = data(windows)
 
     def step() -> None:
-        labels, _attribution = teacher(ids)  # the latter lives until the step ends, as released
+        labels, _attribution = teacher(ids)  # kept until the step ends, as released
         student_step(ids, labels)
 
     return step
@@ -159,7 +159,7 @@ STEPS: dict[str, Callable[[int], Step]] = {
 
 
 def times(repeats: int) -> dict[str, float]:
-    """The ratios of time: CPU seconds, on a GPU wall seconds."""
+    """The ratios of time, from CPU seconds, or on a GPU from wall-clock seconds."""
     with tf32():
         seconds = medians({name: make(WINDOWS) for name, make in STEPS.items()}, repeats)
     taken = {name: each.wall if ON_GPU else each.cpu for name, each in seconds.items()}
@@ -172,7 +172,7 @@ def times(repeats: int) -> dict[str, float]:
 
 
 def two_steps(name: str) -> None:
-    """What memory is measured on."""
+    """The workload of the memory measurement."""
     step = STEPS[name](MEMORY_WINDOWS)
     for _ in range(2):
         step()

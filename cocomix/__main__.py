@@ -36,7 +36,7 @@ from cocomix.steering.reading import Concept, concepts, encode
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; what is wrong with it is one line."""
+    """Run a command; errors are one line."""
     stand_alone()
     mend_streams()
     options = _parser().parse_args(arguments)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show_concepts(options: argparse.Namespace, console: Console) -> None:
-    """The concepts of each token of a text."""
+    """Show the concepts at each token of a text."""
     if options.top < 1:
         raise UserError("--top must be 1 or more")
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
@@ -67,7 +67,7 @@ def show_concepts(options: argparse.Namespace, console: Console) -> None:
 
 
 def generate(options: argparse.Namespace, console: Console) -> None:
-    """A continuation, edited or not."""
+    """Continue a text, with or without edits."""
     sampling = _sampling(options)
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
     edits = _edits(options, model.config)
@@ -84,7 +84,7 @@ def generate(options: argparse.Namespace, console: Console) -> None:
 
 
 def steer(options: argparse.Namespace, console: Console) -> None:
-    """Continuations without and with edits, from the same random numbers."""
+    """Show continuations without and with edits, from the same random numbers."""
     sampling = _sampling(options)
     model, tokenizer = load_model(options.model or default_model(options.artifacts))
     edits, ids = _edits(options, model.config), encode(model, options.text, tokenizer, options.tokens)
@@ -107,7 +107,7 @@ def steer(options: argparse.Namespace, console: Console) -> None:
 
 
 def explore(options: argparse.Namespace, console: Console) -> None:
-    """All of it as a page in the browser, on this machine only."""
+    """Serve a page that shows and edits concepts in the browser, on this machine only."""
     try:
         from cocomix.explore.server import serve
     except ModuleNotFoundError as error:

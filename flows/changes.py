@@ -1,4 +1,4 @@
-"""Why DVC would run a stage, in words; also with files of another content: params.yaml, and what `check` will write."""
+"""Reasons why DVC would run a stage, also with other contents of params.yaml and of the output of `check`."""
 
 import io
 import json
@@ -16,16 +16,16 @@ from cocomix.check import external
 from cocomix.params import FILE
 
 Status = Sequence[Mapping[str, Mapping[str, Any]] | str]
-"""What DVC says of a stage: `{"changed deps": {path: what}}`, `{"changed outs": ..}`, `changed command`."""
+"""DVC's status of a stage: `{"changed deps": {path: what}}`, `{"changed outs": ..}`, `changed command`."""
 
 
 class WithContents(LocalFileSystem):
-    """This machine's files, some of which have another content where DVC reads parameters from them, as text.
+    """The local file system, with other contents for some files when DVC reads parameters from them as text.
 
-    Where it computes a digest, which it keeps for later, they are as they are.
+    When DVC computes digests, which it caches, it reads the files as they are.
 
     Args:
-        contents: what gives the content, which is asked when it is needed, by file.
+        contents: function that returns the content, by file; called when the content is needed.
     """
 
     def __init__(self, contents: Mapping[Path, Callable[[], bytes]]) -> None:
@@ -33,31 +33,31 @@ class WithContents(LocalFileSystem):
         self._contents = {path.absolute(): content for path, content in contents.items()}
 
     def open(self, path: str, mode: str = "r", **kwargs: Any) -> IO[Any]:
-        """A file, opened."""
+        """Open a file."""
         content = self._contents.get(Path(path).absolute())
         if content is None or "b" in mode:
             return super().open(path, mode=mode, **kwargs)
         return io.StringIO(content().decode())
 
     def exists(self, path: str | list[str], callback: Any = None, batch_size: int | None = None) -> bool | list[bool]:
-        """Whether a file is there."""
+        """Whether a file exists."""
         if isinstance(path, str) and Path(path).absolute() in self._contents:
             return True
         return super().exists(path, callback, batch_size)
 
 
 def ran(stage: Stage) -> bool:
-    """Whether dvc.lock knows a run of the stage."""
+    """Whether dvc.lock records a run of the stage."""
     return any(out.hash_info for out in stage.outs)
 
 
 def ran_with(stage: Stage) -> dict[str, Any]:
-    """The parameters of the stage's last run, by key; none, when it never ran."""
+    """The parameters of the stage's last run, by key; empty if it never ran."""
     return {key: value for dep in _params_of(stage) for key, value in (dep.hash_info.value or {}).items()}
 
 
 def only_keys(stage: Stage, needed: Stage) -> bool:
-    """Whether `stage` reads nothing of what `needed` makes but keys of a file, as parameters."""
+    """Whether `stage` reads the outputs of `needed` only by keys of a file, as parameters."""
     made = [Path(out.fs_path) for out in needed.outs]
 
     def reads(dep: Dependency) -> bool:
@@ -68,7 +68,7 @@ def only_keys(stage: Stage, needed: Stage) -> bool:
 
 
 def reasons(stage: Stage, status: Status) -> list[str]:
-    """Why DVC would run the stage, without what an earlier stage will change for it."""
+    """Reasons why DVC would run the stage, apart from changes that earlier stages will make to its inputs."""
     if status and not ran(stage):
         return ["never run"]
     found = []
@@ -81,7 +81,7 @@ def reasons(stage: Stage, status: Status) -> list[str]:
 
 
 def found_outside(digests: Mapping[str, str | None]) -> list[str]:
-    """What the parameters name outside the project that is no longer as external.json says, if it is there."""
+    """External files and packages named by parameters that differ from external.json; empty if that is missing."""
     try:
         before = flatten(json.loads(external.FILE.read_bytes()))
     except (FileNotFoundError, ValueError):

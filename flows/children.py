@@ -1,4 +1,4 @@
-"""Processes that a command starts, and that end with it: Prefect's server, and what runs its deployments."""
+"""Child processes that end with the command that started them: Prefect's server, and the runner of its deployments."""
 
 import os
 import re
@@ -18,14 +18,14 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.parent import end_with_parent
 
 START_SECONDS = 300.0
-"""A new database takes half a minute of a core that may be shared by many. A server that ends is noticed at once."""
+"""A new database takes half a minute on a core that many may share. A server that exits is noticed at once."""
 DATABASE_SECONDS = 5.0
-"""What another server's write may take that is at work on the same database."""
+"""Time that another server's write to the same database may take."""
 STOP_SECONDS = 40.0
-"""Prefect itself gives a run 30 s to stop."""
+"""Prefect gives a run 30 s to stop."""
 
 _REASON = re.compile(r"^(?:[\w.]*\.)?(?:\w*(?:Error|Exception)): (.+)|(\[Errno \d+\] .+)", re.MULTILINE)
-"""Of the end of a traceback, or of what uvicorn says."""
+"""The reason at the end of a traceback, or in uvicorn's output."""
 
 
 def start(
@@ -34,12 +34,13 @@ def start(
     output: IO[bytes] | None = None,
     ends_by: signal.Signals = signal.SIGKILL,
 ) -> "subprocess.Popen[bytes]":
-    """A child that a Ctrl-C in the terminal does not reach: it is stopped when its turn comes.
+    """Start a child process that does not receive the terminal's Ctrl-C; `stop` ends it in turn.
 
-    Call it before there are threads, and from the main thread: the kernel takes that one's end for the process's.
+    Call it from the main thread before there are other threads: the kernel takes the end of the calling thread for the
+    end of the process.
 
     Args:
-        ends_by: the signal that it gets when this process ends without having stopped it.
+        ends_by: the signal that the child receives if this process ends without stopping it.
     """
     return subprocess.Popen(
         command,
@@ -53,10 +54,10 @@ def start(
 
 
 def stop(child: "subprocess.Popen[bytes]", within: float = STOP_SECONDS) -> None:
-    """End a child in its own way, or else by force.
+    """Stop a child by SIGINT, or by SIGKILL after some time.
 
     Args:
-        within: seconds.
+        within: seconds until SIGKILL.
     """
     if child.poll() is None:
         child.send_signal(signal.SIGINT)
@@ -68,12 +69,12 @@ def stop(child: "subprocess.Popen[bytes]", within: float = STOP_SECONDS) -> None
 
 
 def start_server(command: list[str], address: str, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """Start Prefect's server, and wait until it answers. What it says goes to `server_log`.
+    """Start Prefect's server, and wait until it answers. Its output goes to `server_log`.
 
     Args:
-        command: that runs it.
-        address: that it will answer at, without a path.
-        environment: of the server; PREFECT_HOME is where its database is.
+        command: the command that runs it.
+        address: its future address, without a path.
+        environment: its environment; its database is in PREFECT_HOME.
 
     Raises:
         UserError: when it cannot start.
@@ -111,18 +112,18 @@ def start_server(command: list[str], address: str, environment: Mapping[str, str
 
 
 def server_log(home: Path) -> Path:
-    """Where a server with this PREFECT_HOME says what it does."""
+    """The log file of a server with this PREFECT_HOME."""
     return home / "server.log"
 
 
 def _check_database(file: Path) -> None:
-    """See that a database can be written. Prefect's server waits a minute for one that is locked."""
+    """Check that a database can be written: Prefect's server would wait a minute for a locked one."""
     if not file.exists():
         return
     try:
         with closing(sqlite3.connect(file, timeout=DATABASE_SECONDS)) as database:
             database.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:  # locked, read-only, no room
+    except sqlite3.OperationalError as error:  # locked, read-only, or the disk is full
         raise UserError(f"{file}: Prefect's server needs this database: {error}") from None
     except sqlite3.DatabaseError as error:
         raise UserError(f"{file}: {error}; move it away, and Prefect's server starts a new one") from None

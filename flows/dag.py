@@ -1,4 +1,4 @@
-"""The pipeline as DVC sees it: dvc.yaml is the only definition."""
+"""The pipeline as DVC reads it: dvc.yaml is its only definition."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,42 +19,42 @@ from flows.changes import WithContents, found_outside, only_keys, ran_with, reas
 from flows.workspace import LOCK, WITHOUT_LOCK, lock_is_torn
 
 Mode = Literal["upstream", "only", "downstream"]
-"""What is run besides the named stages: what they need, nothing, or what follows from them."""
+"""Which other stages to run: those that the named stages need, none, or those that depend on them."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One node of the DAG."""
+    """A node of the DAG."""
 
     name: str
-    """As DVC addresses it: `sae`, `pretrain@ntp-0`."""
+    """Name in DVC: `sae`, `pretrain@ntp-0`."""
     needs: tuple[str, ...]
-    """The stages whose results it reads."""
+    """The stages whose outputs it reads."""
     changed: bool
-    """Whether DVC finds a parameter, an input, the code, the command or the result changed since it last ran."""
+    """Whether DVC finds changed parameters, inputs, code, command or outputs since its last run."""
     metrics: tuple[Path, ...]
-    """The files of figures that it writes."""
+    """The metrics files that it writes."""
     gpu: bool
-    """Whether it computes on a GPU where there is one: `meta: {gpu: true}` in dvc.yaml."""
+    """Whether it computes on a GPU if there is one: `meta: {gpu: true}` in dvc.yaml."""
     reads_keys_of: frozenset[str] = frozenset()
-    """Those of `needs` of which it reads nothing but keys of a file, as parameters."""
+    """The subset of `needs` of which it reads only keys of a file, as parameters."""
     reasons: tuple[str, ...] = ()
-    """What changed, in words."""
+    """The changes, in words."""
     ran_with: Mapping[str, Any] = field(default_factory=dict)
     """The parameters of its last run, by key."""
     writes: bytes | None = None
-    """Of the stage `check`: the external.json that it will write, which `changed` of the others takes account of."""
+    """For the stage `check`: the external.json that it will write; `changed` of other stages is based on it."""
 
     def as_foreseen(self) -> bool:
-        """Whether it has written what `writes` says."""
+        """Whether external.json has the content `writes`."""
         return self.writes is not None and external.FILE.exists() and external.FILE.read_bytes() == self.writes
 
 
 def read_dag(params: bytes | None = None) -> dict[str, Stage]:
-    """All stages, by name, what is needed first. The project's folder stays as it is.
+    """Read all stages by name, in topological order, without changing the project's folder.
 
     Args:
-        params: a content of params.yaml to look ahead to; none: the file's.
+        params: content of params.yaml to plan for; None: that of the file.
 
     Raises:
         UserError: when dvc.yaml or dvc.lock cannot be read.
@@ -71,7 +71,7 @@ def read_dag(params: bytes | None = None) -> dict[str, Stage]:
         contents[FILE] = lambda: params
     try:
         with TemporaryDirectory() as own, Repo(fs=WithContents(contents), _wait_for_lock=True) as repo:
-            repo.tmp_dir = own  # for a list of locks: who only reads needs none of others, and no whole one
+            repo.tmp_dir = own  # no list of locks: a reader needs none, and the list may be truncated
             graph = repo.index.graph
             status = repo.status()
             root = Path(repo.root_dir)
@@ -102,16 +102,16 @@ def read_dag(params: bytes | None = None) -> dict[str, Stage]:
 
 
 def _looked_ahead(stage: Stage, digests: Mapping[str, str | None]) -> Stage:
-    """The stage `check`, which DVC always runs: here, it has changed where it will not find what it found before."""
+    """The stage `check`, which DVC always runs, marked as changed only if it will find something new."""
     why = stage.reasons + tuple(found_outside(digests))
     return replace(stage, changed=bool(why), reasons=why, writes=external.to_json(digests))
 
 
 def select(dag: Mapping[str, Stage], targets: Iterable[str], mode: Mode = "upstream") -> list[Stage]:
-    """The named stages and what `mode` adds to them, what is needed first; no name means the whole pipeline.
+    """The named stages and those that `mode` adds, in topological order; no name selects the whole pipeline.
 
     Args:
-        targets: names as in dvc.yaml; that of a matrix (`pretrain`) stands for all its stages.
+        targets: names in dvc.yaml; the name of a matrix (`pretrain`) selects all its stages.
 
     Raises:
         UserError: when a stage is unknown.
@@ -125,18 +125,18 @@ def select(dag: Mapping[str, Stage], targets: Iterable[str], mode: Mode = "upstr
 
 
 def outdated_inputs(dag: Mapping[str, Stage], selected: Iterable[Stage]) -> list[str]:
-    """What the selected stages are built on that is not selected, although something changed for it."""
+    """Changed stages that the selected ones depend on but that are not selected."""
     chosen = {stage.name for stage in selected}
     return [name for name in dag if name in _upstream(chosen, dag) - chosen and dag[name].changed]
 
 
 def selected_stages(targets: Iterable[str] = (), mode: Mode = "upstream") -> list[Stage]:
-    """`select` from what `read_dag` finds."""
+    """`select` from `read_dag()`."""
     return select(read_dag(), targets, mode)
 
 
 def names() -> list[str]:
-    """What can be named as a target, in the order of dvc.yaml; nothing in a folder without a pipeline."""
+    """All possible targets, in the order of dvc.yaml; empty in a folder without a pipeline."""
     try:
         with Repo() as repo:
             found = [stage.addressing for stage in repo.index.stages]

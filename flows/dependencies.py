@@ -1,7 +1,7 @@
-"""The code that each stage depends on, written into dvc.yaml: `python -m flows.dependencies [--check]`.
+"""Write the code that each stage depends on into dvc.yaml: `python -m flows.dependencies [--check]`.
 
-A stage depends on the modules that decide its result, which `cocomix/plumbing/sources.py` finds by their imports.
-Artifacts, figures and templates among the dependencies are written by hand, and stay as they are.
+A stage depends on the modules that determine its result, which `cocomix/plumbing/sources.py` finds by their imports.
+Artifacts, metrics and templates among the dependencies are written by hand and are left unchanged.
 """
 
 import argparse
@@ -17,7 +17,7 @@ FILE = Path("dvc.yaml")
 
 
 def with_code(text: str) -> str:
-    """The text of a dvc.yaml, each stage with the modules that it depends on before its other dependencies."""
+    """The text of a dvc.yaml with each stage's modules listed before its other dependencies."""
     yaml = YAML()
     yaml.width = 120
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -30,7 +30,7 @@ def with_code(text: str) -> str:
 
 
 def _put(stage: CommentedMap, modules: list[str]) -> None:
-    """Put the modules in place of those that are there; what has a comment keeps it."""
+    """Replace the modules in a stage's dependencies; comments on other entries stay."""
     deps = stage["deps"]
     for index in reversed(range(len(deps))):
         if deps[index].partition("/")[0] in ("cocomix", "stages") and not deps[index].endswith(".jinja"):
@@ -41,10 +41,10 @@ def _put(stage: CommentedMap, modules: list[str]) -> None:
 
 
 def main() -> None:
-    """Write dvc.yaml, or with --check compare it.
+    """Write dvc.yaml, or check it with --check.
 
     Raises:
-        SystemExit: 1 when --check finds another list.
+        SystemExit: 1 when --check finds a different list.
     """
     parser = argparse.ArgumentParser(
         prog="python -m flows.dependencies", description=(__doc__ or "").partition("\n")[0]

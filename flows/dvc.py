@@ -1,6 +1,6 @@
-"""The dvc command, as the only run in the project's folder: `python -m flows.dvc repro` waits for another one to end.
+"""The dvc command with a lock on the project's folder: `python -m flows.dvc repro` waits until another run ends.
 
-A flow starts it too, which holds the folder already; DVC then does not outlive the flow.
+A flow, which holds the lock itself, starts it too; then DVC ends with the flow.
 """
 
 import os
@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 from cocomix.plumbing.parent import end_with_parent
 
-# Before what takes seconds to import. Stages ask the kernel the same about DVC: a killed flow takes everything along.
+# Before the imports, which take seconds. Stages ask the kernel to end with DVC, so a killed flow ends all of them.
 if flow := os.environ.get("FLOW_PID"):
     end_with_parent(int(flow))
 
@@ -21,7 +21,7 @@ from flows.workspace import alone, drop_torn_locks, dvc_at_work, to_stderr
 
 
 def _wait_for_others() -> None:
-    """DVC itself ends at once beside a `dvc repro` that somebody has typed, and advises to delete its list of locks."""
+    """Wait for a `dvc repro` started by hand; DVC would exit beside it and advise to delete its list of locks."""
     said = False
     while other := dvc_at_work():
         if not said:
@@ -36,7 +36,7 @@ if __name__ == "__main__":
             drop_torn_locks()
         else:
             _wait_for_others()
-        # DVC knows what to do by SIGINT. A flow stops its stage by it, and what runs in the background of a script
+        # SIGINT is the signal that DVC handles. A flow stops its stage by it, but a background process of a script
         # inherits it as ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

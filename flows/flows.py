@@ -1,4 +1,4 @@
-"""What Python imports as `flows` when a program of this folder is started by its path, which does not work."""
+"""Error for a program of this folder that is started by its path: Python then imports this file as `flows`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Who may ask the servers on this machine: their own pages, and programs. And Prefect's server, behind that.
+"""Access control for servers on this machine (only their own pages and programs), and Prefect's server behind it.
 
-Any page in a browser can send requests to a loopback port. If it rebinds its own name to 127.0.0.1, it can read the
-answers too. So a request must name this server as its host, and where the browser says which page a request is from,
-that must be a page of this server. `cocomix.explore` follows the same rule.
+Any page in a browser can send requests to a loopback port. By rebinding its own name to 127.0.0.1 it could read the
+answers too. So a request must name this server as its host. If the browser states the page that a request is from, it
+must be a page of this server. `cocomix.explore` follows the same rule.
 """
 
 import argparse
@@ -28,16 +28,16 @@ HEADERS = {
 
 
 class Gate:
-    """An ASGI application that passes on what its own pages and programs ask, and refuses other requests.
+    """An ASGI application that passes on requests from its own pages and from programs, and refuses others.
 
-    A wrong host is answered by 421, a page of another origin by 403. No answer permits another origin to read it.
+    A wrong host is answered by 421, a page of another origin by 403. No answer allows another origin to read it.
 
     Args:
-        app: what answers the other requests.
-        port: that it listens at.
-        host: that it listens at. If that is every address of the machine, a request may name any address, or the
-            machine's name: nobody can rebind an address.
-        public: what browsers call it, `name:port` or `name`, where that is something else, such as a proxy's name.
+        app: the application behind it.
+        port: the port that it listens on.
+        host: the address that it listens on. If that is every address of the machine, a request may name any address,
+            which nobody can rebind, or the machine's name.
+        public: its name for browsers, `name:port` or `name`, if it differs, such as a proxy's name.
     """
 
     def __init__(self, app: ASGIApp, port: int, host: str = LOOPBACK[0], public: str = "") -> None:
@@ -46,7 +46,7 @@ class Gate:
         self._own = {netloc(name.lower(), port) for name in names} | ({public.lower()} if public else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse to."""
+        """Answer or refuse a request."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif refusal := self._refusal(scope):
@@ -62,7 +62,7 @@ class Gate:
         own_pages = {f"{scheme}://{each}" for each in (*self._own, hosts[0]) for scheme in ("http", "https")}
         if not own_pages.issuperset(origin.lower() for origin in headers.getlist("origin")):
             return PlainTextResponse("the Origin of this request is another server's page\n", 403, HEADERS)
-        # Not every request has an Origin: those for pictures, scripts and frames have none.
+        # Requests for images, scripts and frames have no Origin header.
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not _follows_a_link(scope, headers):
             return PlainTextResponse("this request is from another server's page\n", 403, HEADERS)
         return None
@@ -72,9 +72,9 @@ class Gate:
 
 
 def netloc(host: str, port: int) -> str:
-    """A host, which may be an IPv6 address, and a port, as an address on the web has them."""
+    """The network location of a URL, from a host, which may be an IPv6 address, and a port."""
     name = f"[{host}]" if ":" in host else host
-    return name if port == 80 else f"{name}:{port}"  # browsers leave out the default
+    return name if port == 80 else f"{name}:{port}"  # browsers omit the default port
 
 
 def _is_address(place: str, port: int) -> bool:
@@ -94,7 +94,7 @@ def _without_permissions(send: Send) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name in headers.keys():  # noqa: SIM118 (they change meanwhile)
+            for name in headers.keys():  # noqa: SIM118 (the loop changes headers)
                 if name.startswith("access-control-"):
                     del headers[name]
             for name, text in HEADERS.items():
@@ -105,18 +105,18 @@ def _without_permissions(send: Send) -> Send:
 
 
 def command(host: str, port: int, log_level: str = "warning") -> list[str]:
-    """The command that runs Prefect's server behind the gate, as its environment and prefect.toml say."""
+    """The command that runs Prefect's server behind the gate, configured by its environment and prefect.toml."""
     return [sys.executable, "-m", "flows.gate", "--host", host, "--port", str(port), "--log-level", log_level]
 
 
 def main() -> None:
-    """The command line: what `prefect server start` runs, behind the gate."""
+    """Run what `prefect server start` runs, behind the gate."""
     parser = argparse.ArgumentParser(prog="python -m flows.gate", description="Prefect's server behind the gate.")
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", required=True, type=int)
     parser.add_argument("--log-level", required=True, choices=LOG_LEVELS)
     given = parser.parse_args()
-    from prefect.server.api.server import create_app  # seconds, which who uses the gate alone does not need
+    from prefect.server.api.server import create_app  # slow, and users of `Gate` alone do not need it
     from prefect.settings import get_current_settings
 
     server = get_current_settings().server

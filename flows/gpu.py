@@ -1,4 +1,4 @@
-"""One stage at a time on a machine's GPU, among all runs that share a Prefect server."""
+"""Mutual exclusion of stages on a machine's GPU, among all runs that share a Prefect server."""
 
 import socket
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from cocomix.plumbing.runtime import runtime
 
 LEASE_SECONDS = 60.0
-"""After the death of a process that held the GPU, until the server gives it to another."""
+"""Time after which the server releases the GPU when the process that held it has died."""
 
 
 def has_gpu() -> bool:
@@ -24,10 +24,10 @@ def has_gpu() -> bool:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Hold a slot of the global concurrency limit `gpu-<host>`, which is created with one slot where it is missing."""
+    """Hold a slot of the global concurrency limit `gpu-<host>`, created with one slot if it does not exist."""
     limit = f"gpu-{socket.gethostname()}"
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=1))
-    # A server that is away for a while must not end the stage that holds the slot.
+    # A temporary outage of the server must not end the stage that holds the slot.
     with concurrency(limit, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
         yield

@@ -1,4 +1,4 @@
-"""What is on this machine is asked directly, whatever proxy the environment names."""
+"""Connect to this machine's own servers without a proxy, even if the environment names one."""
 
 import os
 
@@ -6,9 +6,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def ask_directly(*hosts: str) -> None:
-    """Have this process, and those that it starts, reach hosts without a proxy: all that httpx, websockets, urllib ask.
+    """Exclude hosts from proxies in this process and its children, for httpx, websockets and urllib.
 
-    The variable is known by two names, and which one counts where both are set depends on who reads it.
+    Both spellings of the variable are set, since programs differ in which one they prefer.
     """
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     names = [name for each in listed.split(",") if (name := each.strip())]

@@ -1,4 +1,4 @@
-"""Parameters given for a run: checked as params.yaml is, and written there."""
+"""Parameter overrides of a run: validate them like params.yaml, and write them there."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -13,10 +13,10 @@ from flows.preset import merge, sections, with_values
 
 
 def schema() -> JsonSchemaValue:
-    """The JSON schema of any part of params.yaml, as Prefect's form and server want it.
+    """The JSON schema of overrides, any part of params.yaml, in the form that Prefect's form and server need.
 
-    The title of a field is its key, `sae.k`. Nothing has a default, which the form would fill in: what is not given is
-    no override. Of keys with dots, which the form does not show, the values are left open.
+    A field's title is its key, `sae.k`. There are no defaults, because the form would fill them in, and only values
+    that are given are overrides. Values of dotted keys, which the form does not show, are unconstrained.
     """
     whole = Params.model_json_schema()
     definitions = whole.pop("$defs")
@@ -26,18 +26,18 @@ def schema() -> JsonSchemaValue:
             return [part(each, key) for each in of]
         if not isinstance(of, dict):
             return of
-        if "$ref" in of:  # written out, as only a whole schema can hold definitions
+        if "$ref" in of:  # inlined, since only a whole schema can hold definitions
             of = definitions[of["$ref"].rpartition("/")[2]] | of
         left_out = {"$ref", "default", "required", "properties"}
         found = {name: part(inner, key) for name, inner in of.items() if name not in left_out}
         if "title" in of:
             found["title"] = key
-        if "properties" in of:  # in this order also where the server's database, PostgreSQL, keeps none
+        if "properties" in of:  # `position` keeps the order: PostgreSQL, as the server's database, does not
             found["properties"] = {
                 name: part(inner, f"{key}.{name}".removeprefix(".")) | {"position": position}
                 for position, (name, inner) in enumerate(of["properties"].items())
             }
-        if of.get("type") == "boolean":  # a list to choose from: the form's switch may send false untouched
+        if of.get("type") == "boolean":  # an enum, since the form's switch may send false untouched
             del found["type"]
             found["enum"] = [True, False]
         return found
@@ -47,14 +47,14 @@ def schema() -> JsonSchemaValue:
 
 
 Overrides = Annotated[dict[str, Any], WithJsonSchema(schema())]
-"""Of parameters: by key, `{"sae.k": 16}`, or nested as in params.yaml."""
+"""Parameters to override: by dotted key, `{"sae.k": 16}`, or nested as in params.yaml."""
 
 
 def override(values: Mapping[str, Any]) -> None:
-    """Set parameters in params.yaml, keeping its comments; all of them, or after an error none.
+    """Set parameters in params.yaml, keeping its comments; after an error, none are set.
 
     Args:
-        values: by key, `sae.k`, or nested as in params.yaml.
+        values: by dotted key, `sae.k`, or nested as in params.yaml.
 
     Raises:
         UserError: when params.yaml cannot be read, or the result is not valid.
@@ -66,7 +66,7 @@ def override(values: Mapping[str, Any]) -> None:
 
 
 def nested(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The same values with dots in keys made sections: `{"sae.k": 16}` is `{"sae": {"k": 16}}`.
+    """Convert dotted keys to sections: `{"sae.k": 16}` becomes `{"sae": {"k": 16}}`.
 
     Raises:
         UserError: when a key is given twice, as by `sae.k` and within `sae`.
@@ -84,7 +84,7 @@ def nested(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, A
 
 
 def under(key: str, value: Any) -> dict[str, Any]:
-    """A value under its key with dots, as sections: `sae.k`, 16 is `{"sae": {"k": 16}}`."""
+    """Nest a value under its dotted key: `sae.k`, 16 becomes `{"sae": {"k": 16}}`."""
     content = value
     for part in reversed(key.split(".")):
         content = {part: content}
@@ -92,7 +92,7 @@ def under(key: str, value: Any) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values by keys with dots: `{"sae": {"k": 16}}` is `{"sae.k": 16}`. Empty sections are left out."""
+    """Convert sections to dotted keys: `{"sae": {"k": 16}}` becomes `{"sae.k": 16}`. Empty sections are dropped."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,6 +1,7 @@
-"""Whose a server's deployments are: they are known by names, and of two clones one would take the other's runs.
+"""Check that a server's deployments belong to this folder, and that they are what the project defines.
 
-And whether they are still what the project defines: who reaches the server can change them.
+Deployments are identified by name, so one of two clones would take the other's runs. And anyone who reaches the server
+can change them.
 """
 
 import re
@@ -20,16 +21,16 @@ from prefect.runtime import deployment, flow_run
 from cocomix.plumbing.errors import UserError
 
 SET_FOLDER = "prefect.deployments.steps.set_working_directory"
-"""The one step that `prefect deploy` gives the project's deployments."""
+"""The only step that `prefect deploy` gives the project's deployments."""
 LATELY = timedelta(minutes=1)
-"""A worker asks for runs every 15 s, and `flows.serve` every 2 s."""
+"""A deployment polled within this time is served: a worker polls every 15 s, `flows.serve` every 2 s."""
 
 
 class _Owner(NamedTuple):
-    """Who runs a deployment."""
+    """The machine and folder that serve a deployment."""
 
     host: str
-    """Empty: any with a worker."""
+    """Empty: any machine with a worker."""
     folder: Path
 
     def __str__(self) -> str:
@@ -37,18 +38,18 @@ class _Owner(NamedTuple):
 
 
 def owner_tag() -> str:
-    """The tag of the deployments that are served from the working directory, and of their runs: `host:/folder`."""
+    """Tag of the deployments served from the working directory, and of their runs: `host:/folder`."""
     return str(_Owner(socket.gethostname(), Path.cwd()))
 
 
 def check_owner(names: Iterable[str]) -> None:
-    """See that the server's deployments of these names, such as pipeline/manual, are those of the working directory.
+    """Check that deployments with these names, such as pipeline/manual, belong to the working directory.
 
-    A folder that is gone owns none. Whether one on another machine is there cannot be seen from here: it is one that
-    has asked for runs lately.
+    A folder that no longer exists owns none. Folders on other machines cannot be checked: one counts as existing if its
+    deployment was polled recently.
 
     Raises:
-        UserError: when one belongs to another folder.
+        UserError: when a deployment belongs to another folder.
     """
     with get_client(sync_client=True) as client:
         for name in names:
@@ -63,14 +64,15 @@ def check_owner(names: Iterable[str]) -> None:
 
 
 def check_definition(entrypoint: str) -> None:
-    """Within a run of a deployment: see that the deployment is one that the project defines.
+    """In a run of a deployment: check that the deployment is as the project defines it.
+
+    What a deployment says is never executed, so a run is refused if its deployment says more than the project.
 
     Args:
-        entrypoint: of the flow that runs. Nothing that the deployment says is done; so a run of one that says more than
-            the project is refused.
+        entrypoint: entrypoint of the flow that runs.
 
     Raises:
-        UserError: when it has another entrypoint, or steps, a path, a storage or job variables of its own.
+        UserError: when the deployment has another entrypoint, or its own steps, path, storage or job variables.
     """
     if not deployment.id:
         return
@@ -96,7 +98,7 @@ def _owners(deployment: DeploymentResponse) -> Iterator[_Owner]:
     for tag in deployment.tags:
         if found := re.fullmatch(r"([^:/]+):(/.*)", tag):
             yield _Owner(found[1], Path(found[2]))
-    for step in deployment.pull_steps or []:  # of `prefect deploy`
+    for step in deployment.pull_steps or []:  # from `prefect deploy`
         for arguments in step.values():
             if folder := arguments.get("directory"):
                 yield _Owner("", Path(folder))

@@ -1,4 +1,4 @@
-"""The pipeline as a Prefect flow, a task for each DVC stage: `python -m flows.pipeline [STAGE ...]`."""
+"""The pipeline as a Prefect flow with a task for each DVC stage: `python -m flows.pipeline [STAGE ...]`."""
 
 import argparse
 import signal
@@ -29,10 +29,10 @@ from flows.workspace import alone, check_folder
 
 UP_TO_DATE = "Up to date"
 FIRST_MICRO_BATCH = 8
-"""Windows in one forward pass, when the memory did not suffice for as many as the stage itself had chosen."""
+"""Windows per forward pass in the first retry after the stage's own choice ran out of memory."""
 
 StageName = Annotated[str, WithJsonSchema({"type": "string"} | ({"enum": found} if (found := names()) else {}))]
-"""A target of dvc.yaml; the form in the UI offers those that there are."""
+"""A target in dvc.yaml; the form in the UI offers those that exist."""
 
 
 def _can_pass(_task: object, _run: object, state: State[Any]) -> bool:
@@ -51,12 +51,12 @@ def _can_pass(_task: object, _run: object, state: State[Any]) -> bool:
 def stage(node: Stage, changed: bool, title: str) -> State[None]:  # noqa: ARG001 (the title names the run)
     """Bring one stage up to date.
 
-    Its state is Completed, Restored (from DVC's run cache) or Up to date; or else Failed. Busy (another DVC holds what
-    it needs) and Killed are failures that are tried again, with growing delays. Cancelled: a signal came.
+    Its state is Completed, Restored (from DVC's run cache), Up to date, Failed, or Cancelled (by a signal). Busy
+    (another DVC holds a resource) and Killed are failures that are retried with growing delays.
 
     Args:
-        changed: whether the stage may have something to do. DVC decides, and is only asked then.
-        title: of the task's run.
+        changed: whether the stage may have something to do; only then DVC is asked, which decides.
+        title: name of the task run.
     """
     if not changed:
         return Completed(name=UP_TO_DATE, message="nothing changed")
@@ -64,7 +64,7 @@ def stage(node: Stage, changed: bool, title: str) -> State[None]:  # noqa: ARG00
         with one_at_a_time() if node.gpu and has_gpu() else nullcontext():
             result = _run(node.name)
     except (KeyboardInterrupt, TerminationSignal):
-        return Cancelled()  # and not Crashed, as Prefect would say
+        return Cancelled()  # Prefect would report Crashed
     if result.outcome in ("ran", "restored"):
         publish.metrics(node.name, node.metrics)
     match result.outcome:
@@ -80,7 +80,7 @@ def stage(node: Stage, changed: bool, title: str) -> State[None]:  # noqa: ARG00
 
 
 def _run(name: str) -> Result:
-    """Run a stage; each time the memory does not suffice, again with half as many windows in a forward pass."""
+    """Run a stage; after each out-of-memory error, retry with half as many windows per forward pass."""
     log = get_run_logger()
     progress = publish.StageProgress(name)
     windows, environment = runtime().micro_batch, dict[str, str]()
@@ -102,7 +102,7 @@ def _run(name: str) -> Result:
 def pipeline(
     stages: tuple[StageName, ...] = (),
     mode: Mode = "upstream",
-    overrides: Overrides = {},  # noqa: B006 (never changed; its JSON is the form's default)
+    overrides: Overrides = {},  # noqa: B006 (never modified; its JSON is the form's default)
 ) -> State[None]:
     """Bring stages of `dvc.yaml` up to date. What is up to date already is not run again.
 
@@ -134,15 +134,15 @@ def _pipeline(targets: tuple[str, ...], mode: Mode, overrides: dict[str, Any]) -
 
 
 def bring_up_to_date(nodes: Iterable[Stage], title: str = "") -> State[None]:
-    """Run stages within a flow, each as a task, up to the first that fails.
+    """Run stages within a flow, each as a task, until one fails.
 
     Args:
-        nodes: with what they need before them, as `select` gives them.
-        title: of the tasks, besides the names of their stages.
+        nodes: stages in topological order, as `select` returns them.
+        title: suffix of the task names.
     """
     states: dict[str, State[Any]] = {}
-    unsure = set[str]()  # what ran: those that read it may have changed
-    # One after another in the main thread: there signals, and so a cancellation, reach the running stage.
+    unsure = set[str]()  # stages that ran: their dependents may have changed
+    # In sequence in the main thread, where signals, and so a cancellation, reach the running stage.
     for node in nodes:
         inputs = [states[name] for name in node.needs if name in states]
         changed = node.changed or not unsure.isdisjoint(node.needs)
@@ -150,7 +150,7 @@ def bring_up_to_date(nodes: Iterable[Stage], title: str = "") -> State[None]:
             node, changed, f"{node.name} {title}".rstrip(), wait_for=inputs, return_state=True
         )
         if state.is_cancelled():
-            raise TerminationSignal(signal.SIGTERM)  # as if it had come just now, to the flow
+            raise TerminationSignal(signal.SIGTERM)  # as if the flow had just received it
         if state.name != UP_TO_DATE and not node.as_foreseen():
             unsure.add(node.name)
         if not state.is_completed():
@@ -164,10 +164,10 @@ def _tally(states: list[State[Any]]) -> list[str]:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says: `stages`, `mode`, and `set`, of KEY=VALUE.
+    """Parse the command line: `stages`, `mode`, and `set` with KEY=VALUE items.
 
     Args:
-        arguments: none: those of this process.
+        arguments: None: those of this process.
     """
     parser = argparse.ArgumentParser(
         prog="python -m flows.pipeline", description="Bring stages of dvc.yaml up to date: all, if none is named."
@@ -181,7 +181,7 @@ def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     given = command_line()
     try:
         check_folder()

@@ -1,11 +1,11 @@
-"""What would run and why, and what it needs: `python -m flows.plan [--preset NAME] [--gpu H100] [--json]`.
+"""Show what would run and why, and what it needs: `python -m flows.plan [--preset NAME] [--gpu H100] [--json]`.
 
-Nothing runs, and nothing is written but digests of large files outside (`cocomix/plumbing/digests.py`). That an
-artifact lacks a file, or a part of one, is said too; that its bytes are altered, with `--verify`.
+Nothing runs, and nothing is written except digests of large external files (`cocomix/plumbing/digests.py`). Missing or
+truncated files of artifacts are reported; altered bytes only with `--verify`.
 
-What a stage needs is computed from the parameters (`cocomix/shapes/planning.py`). How long it takes is its operations
-over a rate: on this machine that of the longest finished stage of its kind, else of the longest training, else an
-assumed one; on a named GPU an assumed share of its peak.
+Needs are computed from the parameters (`cocomix/shapes/planning.py`). A stage's time is its operations over a rate. On
+this machine, the rate is that of the longest finished stage of its kind, else of the longest training, else assumed. On
+a named GPU, it is an assumed share of its peak.
 """
 
 import argparse
@@ -38,69 +38,69 @@ from flows.preset import content_of, sections, with_values
 from flows.verify import REMEDY, cut_short, verify
 
 UTILISATION = 0.3
-"""Share of a GPU's peak that is taken to be reached. Assumed, not measured."""
+"""Assumed, not measured, share of a GPU's peak."""
 CORE_FLOPS = 88e9
-"""Operations a second of a CPU core in training: docs/log.md, 15 (NTP, two cores of an AMD EPYC with AVX512-BF16)."""
+"""Operations per second of a CPU core in training: docs/log.md, 15 (NTP, two cores of an AMD EPYC, AVX512-BF16)."""
 CORE_TEXT = {"installed-docs": 0.4e6, "files": 10e6, "hub": 10e6, "tokenize": 3e6}
-"""Bytes of text a second of a core. installed-docs: docs/log.md, 15; tokenize: measured; the others are guesses."""
+"""Bytes of text per second and core. installed-docs: docs/log.md, 15; tokenize: measured; the others are guesses."""
 SHORTEST = 30.0
-"""Seconds that a finished stage must have taken for its rate to count: shorter ones mostly start."""
+"""Minimum seconds of a finished stage for its rate to count: shorter ones spend most of the time starting."""
 START = 6.0
-"""Seconds that any stage takes to start, on a CPU."""
+"""Seconds that any stage takes to start on a CPU."""
 
 
 Runs = Literal["yes", "no", "perhaps"]
-"""perhaps: only keys of a file decide that stages before it are still to write."""
+"""perhaps: it reads only keys of a file that an earlier stage will write, and they may stay the same."""
 
 
 class Why(NamedTuple):
-    """Whether a stage runs."""
+    """Whether a stage runs, and why."""
 
     runs: Runs
     reasons: tuple[str, ...]
 
 
 class Rate(NamedTuple):
-    """How fast this machine works."""
+    """Speed of this machine."""
 
     per_second: float
-    """Operations, or bytes of text."""
+    """Operations or bytes of text."""
     source: str
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage, and what it needs when it runs. Sizes in bytes."""
+    """A stage, and its needs if it runs. Sizes are in bytes."""
 
     stage: str
     runs: Runs
     why: tuple[str, ...]
     flops: float
     disk: float
-    """Of its artifact."""
+    """Size of its artifact."""
     scratch: float
-    """Beside it while it runs."""
+    """Additional disk space while it runs."""
     memory: float
-    """Of one process, here."""
+    """Memory of one process, on this machine."""
     seconds: float
-    """On this machine."""
+    """Time on this machine."""
     rate: str
-    """Where the rate behind `seconds` is from."""
+    """Source of the rate behind `seconds`."""
     gpu_seconds: float
-    """On one GPU of the named kind; of a stage that does not compute on one, as `seconds`."""
+    """Time on one GPU of the named kind; equal to `seconds` for a stage that does not use a GPU."""
     gpu_windows: int | None
-    """Windows of a training step that fit into that GPU at a time (COCOMIX_MICRO_BATCH); 0: the model does not fit
-    (COCOMIX_SHARDING=fsdp); None: all of them, or not a training."""
+    """Windows of a training step that fit into the GPU's memory at a time (COCOMIX_MICRO_BATCH); 0: the model does not
+    fit (COCOMIX_SHARDING=fsdp); None: all of them, or the stage is no training."""
 
 
 def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
-    """All stages, what is needed first.
+    """Plan all stages, in topological order.
 
     Args:
-        preset: whose parameters are taken in place of params.yaml's.
+        preset: plan with its parameters instead of those of params.yaml.
 
     Raises:
-        UserError: for an unknown preset, or parameters that are not valid.
+        UserError: for an unknown preset, or invalid parameters.
     """
     content, params = _asked(preset)
     stages = dag.read_dag(content)
@@ -113,7 +113,7 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
 
 
 def refusal(preset: str | None = None) -> str | None:
-    """What would be refused at the start of a run; None: nothing."""
+    """The error with which a run would be refused at its start, or None."""
     try:
         preflight(_asked(preset)[1])
     except UserError as error:
@@ -127,9 +127,9 @@ def _asked(preset: str | None) -> tuple[bytes, Params]:
 
 
 def reasons(stages: Mapping[str, dag.Stage]) -> dict[str, Why]:
-    """Whether and why each stage runs, what runs before it considered.
+    """Whether and why each stage runs, taking into account what runs before it.
 
-    A stage whose inputs are made again with the same bytes is skipped when its turn comes; that is not foreseen.
+    DVC skips a stage whose inputs are recomputed with identical bytes; the plan does not predict that.
     """
     found: dict[str, Why] = {}
     for stage in stages.values():
@@ -158,16 +158,16 @@ def _text(params: Params, *, up_to_date: bool) -> CorpusSize:
 
 
 def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str, Rate]:
-    """By kind of stage: of the longest one that finished here, and was long enough to tell."""
+    """Rates by kind of stage, each from the longest stage that finished here and took at least `SHORTEST`."""
     ran_with = [nested(stage.ran_with) for stage in stages.values()]
     try:
         params = parse(Params, mapping(with_values(content, ran_with, "dvc.lock"), "dvc.lock"), "dvc.lock")
         needs = stage_needs(params, _text(params, up_to_date=True))
-    except (UserError, FileNotFoundError):  # of an older pipeline, or nothing ran yet
+    except (UserError, FileNotFoundError):  # dvc.lock is from an older pipeline, or nothing has run yet
         return {}
     found: dict[str, tuple[float, Rate]] = {}
     for stage in stages.values():
-        need = needs.get(stage.name, StageNeeds())  # of what ran last, perhaps with other methods
+        need = needs.get(stage.name, StageNeeds())  # of the last run, perhaps with other methods
         work = need.flops or need.text
         seconds = max((_seconds(path) for path in stage.metrics), default=0.0)
         kind = _kind(stage.name)
@@ -180,7 +180,7 @@ def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str
 
 
 def _seconds(metrics: Path) -> float:
-    """What the stage took that wrote this file; 0: it did not say."""
+    """Duration of the stage that wrote this metrics file; 0 if it is not recorded."""
     return json.loads(metrics.read_bytes()).get("usage", {}).get("seconds", 0.0) if metrics.exists() else 0.0
 
 
@@ -231,7 +231,7 @@ def _gpus_here() -> list[str]:
 
 
 def _windows_at_a_time(batch_size: int) -> int:
-    """Of a training step, in one process here."""
+    """Windows per forward pass of a training step in one process on this machine."""
     asked, processes = runtime().micro_batch, runtime().processes
     if asked != "auto":
         return min(asked, batch_size)
@@ -245,7 +245,7 @@ def _fitting(need: StageNeeds, gpu: Gpu, batch_size: int) -> int | None:
 
 
 def show(planned: list[Planned], gpu_name: str, console: Console) -> None:
-    """Print why each stage runs, a table of what it needs, and the sums."""
+    """Print why each stage runs, a table of needs, and totals."""
     running = [each for each in planned if each.runs != "no"]
     for why in dict.fromkeys(each.why for each in running):
         stages = ", ".join(each.stage for each in running if each.why == why)
@@ -295,7 +295,7 @@ def _time(seconds: float) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.plan", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", help="plan with the parameters of a preset, leaving params.yaml as it is")
     parser.add_argument("--gpu", default="H100", help=f"a kind of GPU to estimate for: {', '.join(GPUS)}")

@@ -1,8 +1,8 @@
-"""Switch params.yaml to a preset, keeping its comments: `python -m flows.preset smoke`, and `default` to go back.
+"""Switch params.yaml to a preset, keeping its comments: `python -m flows.preset smoke`; `default` switches back.
 
-A preset file holds only what differs from the shipped parameters. `presets/default.yaml` holds the shipped value of
-every key that some preset sets, and lies below each of them: what a preset leaves open does not depend on the
-preset that was there before. Keys that no preset sets stay as they are.
+A preset file holds only differences from the shipped parameters. `presets/default.yaml` holds the shipped value of each
+key that any preset sets, and is applied before every preset. So the result does not depend on the preset that was
+active before. Keys that no preset sets keep their values.
 """
 
 import argparse
@@ -31,16 +31,16 @@ def switch(name: str) -> None:
     """Write a preset into params.yaml.
 
     Raises:
-        UserError: when there is no such preset, or the parameters with it are not valid.
+        UserError: when there is no such preset, or the resulting parameters are not valid.
     """
     write_atomically(FILE, content_of(name))
 
 
 def content_of(name: str) -> bytes:
-    """The content of params.yaml with a preset.
+    """The content of params.yaml with a preset applied.
 
     Raises:
-        UserError: when there is no such preset, or the parameters with it are not valid.
+        UserError: when there is no such preset, or the resulting parameters are not valid.
     """
     names = [path.stem for path in FOLDER.glob("*.yaml")]
     if name not in names:
@@ -49,7 +49,7 @@ def content_of(name: str) -> bytes:
 
 
 def merged(params: Path, *overrides: Path) -> bytes:
-    """The content of `params` with the values of the other files, and its own comments.
+    """The content of `params` with the values of the other files and its own comments.
 
     Raises:
         UserError: when a file cannot be read, or the result is not valid.
@@ -58,10 +58,10 @@ def merged(params: Path, *overrides: Path) -> bytes:
 
 
 def sections(path: Path) -> bytes:
-    """The content of a YAML file that holds sections.
+    """The content of a YAML file, after checking that it holds sections.
 
     Raises:
-        UserError: when it is another file, or none.
+        UserError: when it does not, or is missing.
     """
     content = read_file(path)
     mapping(content, str(path))
@@ -69,7 +69,7 @@ def sections(path: Path) -> bytes:
 
 
 def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: str) -> bytes:
-    """The content of params.yaml with other values, given as nested mappings, and its own comments.
+    """The content of params.yaml with the values of nested mappings and its own comments.
 
     Args:
         source: where the values come from, for the error.
@@ -85,14 +85,14 @@ def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: s
     _yaml().dump(content, stream)
     try:
         written = mapping(stream.getvalue(), source)
-    except UserError:  # half a character, as a command line or JSON may hold it
+    except UserError:  # a lone surrogate, which a command line or JSON may hold
         raise UserError(f"{source}: holds text that is not Unicode") from None
     parse(Params, written, source)
     return stream.getvalue()
 
 
 def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Set values in nested mappings."""
+    """Set values in nested mappings, in place."""
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), MutableMapping):
             merge(into[key], value)
@@ -101,11 +101,11 @@ def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
 
 
 COMMENT_COLUMN = 30
-"""Of the comments in params.yaml."""
+"""Column of the comments in params.yaml."""
 
 
 def _align(content: CommentedMap, changed: Mapping[str, Any]) -> None:
-    """Let the comments that a long value had pushed aside back into their column."""
+    """Move comments that a long value had displaced back to their column."""
     for key, value in changed.items():
         inner, comments = content[key], content.ca.items.get(key)
         if isinstance(value, Mapping) and isinstance(inner, CommentedMap):
@@ -125,12 +125,12 @@ def _yaml() -> YAML:
 
 
 def _represent_text(to: RoundTripRepresenter, text: str) -> ScalarNode:
-    """With quotes where readers of YAML would take it differently without them."""
+    """Represent text, quoted where readers of YAML would differ without quotes."""
     return to.represent_scalar("tag:yaml.org,2002:str", text, style='"' if needs_quotes(text) else None)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.preset", description="Switch params.yaml to a preset.")
     parser.add_argument("name", help=f"a file of {FOLDER}, without .yaml")
     name = parser.parse_args().name

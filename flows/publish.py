@@ -1,6 +1,6 @@
-"""What a run shows in Prefect besides states and logs: artifacts, by the names that they have in the UI.
+"""Artifacts that a run shows in Prefect in addition to states and logs.
 
-They are for people who watch. When the server cannot take one, the run says so in its log and goes on.
+They are only for people who watch: if the server cannot store one, the run logs a warning and continues.
 """
 
 import json
@@ -27,15 +27,15 @@ from cocomix.params import FILE
 from flows.overrides import flat
 from flows.ui import REPORT, REPORT_URL
 
-# As `cocomix.plumbing.progress` writes it: "sae:  12% 125k/999k [00:05<00:30, 28.7k tokens/s, fvu=0.1787]".
+# The format of `cocomix.plumbing.progress`: "sae:  12% 125k/999k [00:05<00:30, 28.7k tokens/s, fvu=0.1787]".
 _PROGRESS = re.compile(r"(?P<task>.*): +(?P<percent>\d+)% (?P<counts>.*)")
 
 
 class StageProgress:
-    """The progress artifact of one stage, made at its first line of progress."""
+    """The progress artifact of one stage, created at its first line of progress."""
 
     SECONDS = 2.0
-    """Between two updates."""
+    """Minimum time between two updates."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
@@ -43,14 +43,14 @@ class StageProgress:
         self._next = 0.0
 
     def read(self, line: str) -> None:
-        """Note a line that the stage wrote."""
+        """Process a line of the stage's output."""
         if not (found := _PROGRESS.fullmatch(line)) or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self.SECONDS
         self._show(float(found["percent"]), f"{self._stage}: {found['task']}, {found['counts']}")
 
     def finish(self) -> None:
-        """The stage is done."""
+        """Mark the stage as done."""
         if self._artifact:
             self._show(100.0, f"{self._stage}: done")
 
@@ -74,7 +74,7 @@ def parameters(overrides: Mapping[str, Any]) -> None:
 
 
 def metrics(stage: str, files: Iterable[Path]) -> None:
-    """Show the figures of a stage as a table, and the report where it is among them."""
+    """Show the metrics of a stage as a table; for the stage `report`, also its summary."""
     table = [
         {"metric": name, "value": _text(value)}
         for file in files
@@ -95,7 +95,7 @@ def metrics(stage: str, files: Iterable[Path]) -> None:
 
 
 def comparison(sweep: str, table: str) -> None:
-    """Show what a sweep has found so far."""
+    """Show the results of a sweep so far."""
     with _if_possible():
         create_markdown_artifact(_fenced(table), _key("sweep", sweep), f"The settings of sweep {sweep}, compared")
 
@@ -109,7 +109,7 @@ def _if_possible() -> Iterator[None]:
 
 
 def _fenced(text: str) -> str:
-    """Text as a block of code, which no backticks in it can end."""
+    """Wrap text in a code block, with a fence that no backticks in it can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
 
@@ -119,7 +119,7 @@ def _key(kind: str, stage: str) -> str:
 
 
 def _text(value: object) -> str:
-    """A figure; a list of many is only counted."""
+    """Format a value; a long list is only counted."""
     if isinstance(value, list) and len(value) > 8:
         return f"{len(value)} values"
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""One DVC stage, as a process that can be watched and stopped."""
+"""Run one DVC stage as a process that can be watched and stopped."""
 
 import os
 import re
@@ -16,19 +16,19 @@ from typing import Literal, NamedTuple
 from cocomix.plumbing.lock import signs_of_life
 
 GRACE_SECONDS = 8.0
-"""What a stage gets to stop at a safe point, since its last sign of life (`cocomix.plumbing.lock`).
+"""Time for a stage to stop at a safe point, from its last sign of life (`cocomix.plumbing.lock`).
 
-Prefect kills a cancelled flow after 30 s; a stage that is still saving then finishes that by itself, and the next one
-waits for it.
+Prefect kills a cancelled flow after 30 s. A stage that is still saving then finishes by itself, and the next one waits
+for it.
 """
 
 Outcome = Literal["ran", "restored", "up to date", "failed"]
 
 Cause = Literal["busy", "killed", "out of memory", "other"]
-"""Of a failure. busy: another DVC or stage holds what is needed, perhaps one that was killed and is not yet reaped.
-killed: a signal ended the stage or DVC, but not because the memory was full, nor because the caller was stopped."""
+"""Cause of a failure. busy: another DVC or stage holds what is needed; it may be a killed one that is not yet reaped.
+killed: a signal ended the stage or DVC, but neither for lack of memory nor because the caller was stopped."""
 
-# What DVC says, in dvc/repo/reproduce.py, dvc/stage and dvc/rwlock.py; dvc has no machine-readable account of a run.
+# DVC's messages, from dvc/repo/reproduce.py, dvc/stage and dvc/rwlock.py; it has no machine-readable output of a run.
 _SAYS: dict[Outcome, str] = {
     "ran": r"Running stage '{stage}':",
     "restored": r"Stage '{stage}' is cached - skipping run, checking out outputs",
@@ -37,7 +37,7 @@ _SAYS: dict[Outcome, str] = {
 _BUSY = re.compile("is busy, it is being blocked by|is already at work on this stage")
 _BLOCKER = re.compile(r"  (\(PID \d+\): .*)")
 _STATUS = re.compile(r"failed to run: .*, exited with (-?\d+)$")
-# What torch, CUDA's libraries, Arrow, NumPy, C and Python say; torch names the process of a group first: "[rank1]: ".
+# Messages of torch, CUDA's libraries, Arrow, NumPy, C and Python; torch prefixes them with the rank: "[rank1]: ".
 _NO_MEMORY = re.compile(
     r"OutOfMemoryError: |(CUDA|HIP|MPS backend)( error:)? out of memory|_STATUS_ALLOC_FAILED\b|std::bad_alloc"
     r"|[Cc]an(no|')t allocate memory|alloc of size \d+ failed|^(\[rank\d+\]: )?([\w.]+\.)?\w*MemoryError\b"
@@ -46,26 +46,27 @@ _KILLERS = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGBUS}
 
 
 AT_WORK = Lock()
-"""Held while a stage is at work, or is given its time to stop."""
+"""Held while a stage runs or is being stopped."""
 
 
 class Result(NamedTuple):
-    """How a stage ended."""
+    """Result of running a stage."""
 
     outcome: Outcome
     error: str = ""
-    """One line after a failure: the stage's own `error: ...` if it wrote one, else what DVC says."""
+    """One line after a failure: the stage's own `error: ...` if it wrote one, else DVC's message."""
     cause: Cause = "other"
 
 
 def reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, str] | None = None) -> Result:
     """Bring one stage up to date, whatever the state of the stages before it.
 
-    Whatever ends this call early, such as KeyboardInterrupt, also ends all processes of the stage, within seconds.
+    An exception that ends this call early, such as KeyboardInterrupt, also ends all processes of the stage within
+    seconds.
 
     Args:
-        log: is given each line that DVC and the stage write, when it is written.
-        environment: variables that are other than in this process.
+        log: called with each line that DVC and the stage write, as soon as it is written.
+        environment: variables that differ from this process's.
     """
     with AT_WORK:
         return _reproduce(stage, log, environment or {})
@@ -74,7 +75,7 @@ def reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, 
 def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, str]) -> Result:
     kills = _kills_for_memory()
     process = subprocess.Popen(
-        # A finished stage is lost when DVC cannot take its lock to record it: hence --wait-for-lock.
+        # --wait-for-lock, because a finished stage is lost if DVC cannot take its lock to record it.
         [sys.executable, "-u", "-m", "flows.dvc", "--wait-for-lock", "repro", "--single-item", stage],
         env=_environment() | dict(environment),
         stdin=subprocess.DEVNULL,
@@ -123,27 +124,27 @@ def _killer(status: int, error: str) -> int | None:
 
 
 def _kills_for_memory() -> int:
-    """How often Linux has ended a process because the memory was full."""
+    """Number of processes that Linux has killed for lack of memory since it booted."""
     counters = Path("/proc/vmstat")
     found = re.search(r"^oom_kill (\d+)$", counters.read_text(), re.MULTILINE) if counters.exists() else None
     return int(found[1]) if found else 0
 
 
 def _environment() -> dict[str, str]:
-    # dvc.yaml says `python`, which must be the one with the project's packages.
+    # dvc.yaml runs `python`, which must be the one with the project's packages.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return os.environ | {"PATH": path, "FLOW_PID": str(os.getpid())}
 
 
 def _stop(process: "subprocess.Popen[str]", log: Callable[[str], None]) -> None:
-    """End DVC and its stage, which may be at work although DVC is dead; one that is saving its work may end that."""
+    """Stop DVC and its stage, which may run although DVC is dead; a stage that is saving its work gets the time."""
     _signal_group(process, signal.SIGINT)
     start, signs = time.monotonic(), set[tuple[int, int]]()
     deadline, has_said = start + GRACE_SECONDS, False
     try:
         while time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
-                rest, _ = process.communicate(timeout=0.2)  # until the last of them has ended
+                rest, _ = process.communicate(timeout=0.2)  # until all of them have ended
                 for line in filter(None, rest.splitlines()):
                     log(line)
                 break

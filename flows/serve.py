@@ -1,7 +1,7 @@
-"""Offer the deployments of prefect.yaml to a Prefect server, and run here what it asks for: `python -m flows.serve`.
+"""Serve the deployments of prefect.yaml from a Prefect server, and run them here: `python -m flows.serve`.
 
-A run is one of this folder's own flows, whatever the server says that the deployment is. One run after another. A run
-whose process was lost, with this one or with the machine, goes on first.
+A run always executes one of this folder's own flows, whatever the server says about the deployment. Runs execute one at
+a time. A run whose process was lost, with this process or with the machine, resumes first.
 """
 
 import asyncio
@@ -46,9 +46,9 @@ from flows.sweep import sweep
 from flows.workspace import alone
 
 FLOWS: dict[str, Flow[..., Any]] = {"flows.pipeline.pipeline": pipeline, "flows.sweep.sweep": sweep}
-"""What can be deployed, by the entrypoint in prefect.yaml."""
+"""The flows that can be deployed, by entrypoint in prefect.yaml."""
 ATTEMPTS = 5
-"""Of a run whose process is lost each time."""
+"""Maximum attempts at a run whose process is lost each time."""
 
 
 class _Schedule(BaseModel):
@@ -71,7 +71,7 @@ class _File(BaseModel):
 
 
 def deployments() -> list[tuple[Flow[..., Any], dict[str, Any]]]:
-    """What prefect.yaml defines: flows, and the arguments that deploy them."""
+    """The deployments in prefect.yaml: flows, with the arguments that deploy them."""
     path = Path("prefect.yaml")
     return [
         (
@@ -91,11 +91,11 @@ def deployments() -> list[tuple[Flow[..., Any], dict[str, Any]]]:
 
 
 def resume_lost(names: list[str]) -> None:
-    """Put the last run of these deployments on the schedule again, if its process is gone; end older such runs.
+    """Reschedule the last run of these deployments if its process is lost; end older lost runs.
 
-    Only for runs in this folder: call it when no flow is at work there.
+    Only for runs in this folder: call it when no flow runs there.
     """
-    # A start time is set by the flow itself, seconds after its process was started; one that waits has neither.
+    # The flow sets its start time seconds after its process starts, in state PENDING; a scheduled run has neither.
     has_begun = FlowRunFilter(
         operator=Operator.or_,  # type: ignore[call-arg]  # a field from a mixin, which mypy does not see
         start_time=FlowRunFilterStartTime(is_null_=False),
@@ -128,7 +128,7 @@ def _settle(client: SyncPrefectClient, run: FlowRun, *, last: bool) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     if "PREFECT_API_URL" not in os.environ:
         sys.exit("error: PREFECT_API_URL must be a server's address; `python -m flows.ui` starts one and this as well")
     with signals.end_in_order():
@@ -144,27 +144,27 @@ def main() -> None:
     os.environ[RUNNER_PID] = str(os.getpid())
     for name in ("prefect.runner", "prefect.flows"):
         logging.getLogger(name).addFilter(_is_news)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which asyncio replaces by its own
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio replaces it by its own handler
     try:
         runner = Runner(limit=1, pause_on_shutdown=False)
         for flow, arguments in found:
-            # A flow that is given, and not a deployment, is what runs; nothing is loaded as a deployment says.
+            # The runner gets the flow itself, so nothing is loaded from where a deployment points.
             runner.add_flow(flow, **arguments)
         asyncio.run(runner.start())
         signals.leave(signal.SIGINT)
     except KeyboardInterrupt:
         signals.leave(signal.SIGINT)
-    except (SystemExit, TerminationSignal):  # the first is Prefect's way to end by SIGTERM
+    except (SystemExit, TerminationSignal):  # Prefect ends by SystemExit after SIGTERM
         signals.leave(signal.SIGTERM)
     except Exception:
         traceback.print_exc()
     finally:
-        # Returning is waiting for threads, and one of Prefect's may wait for ever where its server is gone too.
+        # Returning would wait for threads, and one of Prefect's may wait forever if its server is gone too.
         os._exit(1)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not what Prefect repeats every two seconds while a run waits, nor how this program ends, which it says itself."""
+    """Filter out what Prefect repeats every two seconds while a run waits, and its messages about signals."""
     return not re.search(r"scheduled runs skipped|^SIGTERM received|^Received KeyboardInterrupt", record.getMessage())
 
 

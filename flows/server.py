@@ -1,4 +1,4 @@
-"""The Prefect server that a flow reports to, and the process that it runs for."""
+"""The Prefect server that a flow reports to, and the process that started its run."""
 
 import atexit
 import logging
@@ -30,11 +30,11 @@ from flows.loopback import LOOPBACK
 from flows.reproduce import AT_WORK
 
 RUNNER_PID = "RUNNER_PID"
-"""The environment variable with the process that starts runs of deployments, if it is `flows.serve`."""
+"""Environment variable with the id of the process that starts runs of deployments, if it is `flows.serve`."""
 
 
 class _Stops(logging.Filter):
-    """Prefect takes a stop for a crash. A run that is cancelled shows no error; a command says one line by itself."""
+    """Hides Prefect's errors about a stop: a cancelled run shows none, and a command prints its own line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to show a record."""
@@ -48,15 +48,15 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 
 def end_with_runner() -> None:
-    """Within a run of a deployment: end with what started it. Without that, nobody could cancel the run."""
+    """In a run of a deployment: end with the process that started it, since otherwise nobody could cancel the run."""
     if deployment.id:
-        end_with_parent(int(os.environ.get(RUNNER_PID, os.getppid())))  # a worker does not say who it is
+        end_with_parent(int(os.environ.get(RUNNER_PID, os.getppid())))  # Prefect's own worker sets no RUNNER_PID
 
 
 def run_here(run: Callable[[], State[Any]]) -> None:
-    """Run a flow for a command line, and exit as it ended.
+    """Run a flow for a command line, and exit with its status.
 
-    Its server is the one at PREFECT_API_URL; where none is set, one that starts here and ends with this process.
+    It reports to the server at PREFECT_API_URL; if none is set, to one that starts here and ends with this process.
     """
     with signals.end_in_order():
         try:
@@ -65,7 +65,7 @@ def run_here(run: Callable[[], State[Any]]) -> None:
             if PREFECT_API_URL.value():
                 check_server()
             else:
-                settings = {PREFECT_API_URL: f"{_start_server()}/api", PREFECT_UI_URL: ""}  # it has no UI
+                settings = {PREFECT_API_URL: f"{_start_server()}/api", PREFECT_UI_URL: ""}  # without a UI
             signals.bound(AT_WORK)
             with temporary_settings(settings):
                 state = run()
@@ -76,7 +76,7 @@ def run_here(run: Callable[[], State[Any]]) -> None:
 
 
 def _start_server() -> str:
-    """Start a server that ends with this process; its address."""
+    """Start a server that ends with this process; return its address."""
     with socket.create_server((LOOPBACK[0], 0)) as probe:
         port = probe.getsockname()[1]
     address = f"http://{LOOPBACK[0]}:{port}"
@@ -96,16 +96,16 @@ def _start_server() -> str:
         if not ended.is_set():
             signals.end_because(f"error: Prefect's server ended by itself; see {server_log(home)}")
 
-    atexit.register(end)  # it runs after Prefect's own, which tell the server the last
+    atexit.register(end)  # called after Prefect's own exit handlers, which send their last data to the server
     Thread(target=watch, daemon=True).start()
     return address
 
 
 def check_proxies() -> None:
-    """See that HTTP clients can be made under the proxies of the environment, even those that ask loopback only.
+    """Check that HTTP clients accept the proxies of the environment; even clients of loopback parse them.
 
     Raises:
-        UserError: when a proxy is of a kind that there is not.
+        UserError: when a proxy is of an unknown kind.
     """
     try:
         httpx.Client().close()
@@ -114,16 +114,16 @@ def check_proxies() -> None:
 
 
 def check_server() -> None:
-    """Ask the server at PREFECT_API_URL whether it is there.
+    """Check that the server at PREFECT_API_URL answers.
 
     Raises:
-        UserError: when it does not answer, or not to this client.
+        UserError: when it does not answer, or refuses this client.
     """
     try:
         with get_client(sync_client=True) as client:
             client.raise_for_api_version_mismatch()
     except (httpx.HTTPError, RuntimeError, ValueError) as error:
-        # Prefect itself says only that it failed; its cause says why.
+        # Prefect's own message has no reason; its cause does.
         raise UserError(_trouble(error.__cause__ or error)) from None
 
 

@@ -1,4 +1,4 @@
-"""Settings of the parameters to compare: how each differs from params.yaml, and the models to train under it."""
+"""Settings of a sweep: differences from params.yaml, and the models to train under each."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -15,35 +15,35 @@ from flows.preset import merge, sections, with_values
 
 
 class Setting(NamedTuple):
-    """Values that differ from params.yaml."""
+    """A named set of values that differ from params.yaml."""
 
     name: str
     values: Mapping[str, Any]
-    """Nested, as in params.yaml."""
+    """Nested as in params.yaml."""
 
 
 class Task(NamedTuple):
-    """One model to train and evaluate under a setting."""
+    """A model to train and evaluate under a setting."""
 
     setting: Setting
     method: str
     seed: int
     content: bytes
-    """Of params.yaml."""
+    """Content of params.yaml."""
     params: dict[str, Any]
-    """Those that can decide the result."""
+    """The parameters that can affect the result: see `decisive`."""
 
     @property
     def title(self) -> str:
-        """What it is called where it runs."""
+        """Name of the task in logs and in the UI."""
         return " ".join(filter(None, [self.setting.name, self.method, f"seed {self.seed}"]))
 
 
 def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
-    """The settings of a file, if one is given, at all points of a grid.
+    """The settings of a file, or none, combined with all points of a grid.
 
     Args:
-        grid: `key=value,value`, with dots between sections and keys; values are YAML, lists among them.
+        grid: `key=value,value` items with dotted keys; values are YAML and may be lists.
 
     Raises:
         UserError: when the file or a value cannot be read.
@@ -73,11 +73,11 @@ def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
 
 
 def tasks(chosen: Sequence[Setting], methods: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Task]:
-    """All models to train, checked.
+    """All models to train, with validated parameters.
 
     Args:
-        methods: none: those of the setting, or of params.yaml.
-        seeds: likewise.
+        methods: empty: those of the setting or of params.yaml.
+        seeds: empty: those of the setting or of params.yaml.
 
     Raises:
         UserError: when a setting is not valid.

@@ -1,4 +1,4 @@
-"""How a command ends by Ctrl-C, SIGTERM or a closed terminal: in seconds, with one line and the status of a shell."""
+"""End a command after Ctrl-C, SIGTERM or a closed terminal: within seconds, with one line and the shell's status."""
 
 import logging
 import os
@@ -13,25 +13,25 @@ from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 QUIET = "STARTED_BY"
-"""The environment variable with the process that says the line in place of its children."""
+"""Environment variable with the id of the process that prints the line in place of its children."""
 PATIENCE_SECONDS = 15.0
-"""After the running stage has ended: for what is left to be put right, and to be told to a server."""
+"""Time, after the running stage has ended, to clean up and to report to a server."""
 
 _ending: tuple[str, int] | None = None
-"""The line and the exit status, since this process is to end."""
+"""The final line and the exit status, once this process is ending."""
 _interrupted = False
 
 
 def end_at_once() -> None:
-    """From now on a signal ends this process: while nothing is at work, nothing needs to be put right."""
+    """Let signals end this process at once, while there is nothing to clean up."""
     _handle(leave)
 
 
 @contextmanager
 def end_in_order() -> Iterator[None]:
-    """Within, the first signal raises KeyboardInterrupt, further ones do nothing; then this process exits.
+    """A context in which the first signal raises KeyboardInterrupt, later ones are ignored, and then the process exits.
 
-    Prefect's own handler, which it installs for SIGTERM during a flow, raises another exception and calls this one.
+    During a flow, Prefect installs its own SIGTERM handler, which raises another exception and calls this one.
     """
     before = {each: signal.getsignal(each) for each in SIGNALS}
     try:
@@ -50,20 +50,20 @@ def end_in_order() -> Iterator[None]:
 
 
 def end_because(line: str) -> None:
-    """End this process, with status 1, as a signal does; from any thread."""
+    """End this process with status 1, as a signal would; callable from any thread."""
     _end(line, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def bound(at_work: AbstractContextManager[Any]) -> None:
-    """See that this process ends some seconds after a signal, whatever the main thread waits for by then.
+    """Ensure that this process ends some seconds after a signal, whatever the main thread is waiting for.
 
     Args:
-        at_work: can be entered when no stage is at work, which has its own time to stop.
+        at_work: a lock that is held while a stage runs; a stage has its own time to stop.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # told also of a signal that others handle
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # also receives signals with another handler
 
     def watch() -> None:
         while (number := os.read(read, 1)[0]) not in SIGNALS:
@@ -85,7 +85,7 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 def leave(number: int, _frame: FrameType | None = None) -> NoReturn:
-    """Say by which signal this process ends, and end it."""
+    """Print the signal that ends this process, and end it."""
     line, status = _of(number)
     _say(line)
     os._exit(status)

@@ -4,13 +4,13 @@
     python -m flows.sweep sweeps/ablations.yaml --methods cocomix --seeds 0 1 2
 
 The settings are the grid of all values given as `key=value,value`, or the named ones of a file (`name: {pretrain: ...}`
-with only what differs), or each of the file's at each point of the grid. Under each, DVC brings `evaluate` of every
-method and seed, and what it needs, up to date; what was made before, it takes from its cache.
+with differences only), or each of the file's at each point of the grid. Under each setting, DVC brings `evaluate` of
+every method and seed up to date, with all that it needs; earlier results come from its cache.
 
-Results are added to metrics/sweep/NAME.json one by one, and the same command goes on after them: a run whose parameters
-are those of a result there is not run again. In the end the project's folder is as it was, params.yaml included.
+Results are added to metrics/sweep/NAME.json one by one. The same command resumes after them: a run is skipped if a
+result has the same parameters. At the end, the project's folder is as before, params.yaml included.
 
-The table holds validation losses only: what is chosen by a sweep must not be chosen on the test split.
+The table holds validation losses only, because settings must not be chosen on the test split.
 """
 
 import argparse
@@ -74,10 +74,10 @@ def sweep(
 
 
 def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None]) -> dict[str, str]:
-    """Run, within a flow, what is not yet in the results file, and add it there.
+    """Run, within a flow, the tasks that are not yet in the results file, and add their results.
 
     Returns:
-        What went wrong, by task.
+        Error messages of failed tasks, by title.
     """
     log = get_run_logger()
     done = finished_runs(name)
@@ -118,10 +118,10 @@ def finished_runs(name: str) -> list[SweepRun]:
 
 
 def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
-    """The table: one line for each setting and method, over its seeds.
+    """The table: one line per setting and method, over its seeds.
 
-    Beside the loss of the whole validation split is by how much it is above the first line's of the same seeds, and the
-    loss of the learning curve after the most FLOPs that all spent.
+    Beside the loss on the whole validation split, it has the difference from the first line's for the same seeds, and
+    the loss on the learning curve after the largest number of FLOPs that all runs reached.
     """
     groups: dict[tuple[str, str], list[SweepRun]] = {}
     for task in asked:
@@ -206,12 +206,12 @@ def _asked(name: str, grid: Sequence[str], methods: Sequence[Method], seeds: Seq
     ):
         raise UserError(f"{name}: no name of a sweep; it must be a name, or a file of settings")
     if file and not file.resolve().is_relative_to(Path.cwd()):
-        raise UserError(f"{name}: must lie in this folder")  # or a run from the UI could read any file
+        raise UserError(f"{name}: must lie in this folder")  # otherwise a run from the UI could read any file
     return results, tasks(settings(file, grid), methods, seeds)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -223,7 +223,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         check_folder()
-        _asked(**vars(given))  # what is wrong is said before a server starts
+        _asked(**vars(given))  # reports errors before a server starts
     except UserError as error:
         sys.exit(f"error: {error}")
     run_here(lambda: sweep(**vars(given), return_state=True))

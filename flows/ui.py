@@ -1,12 +1,12 @@
-"""Prefect on this machine: `python -m flows.ui` (`make ui`) starts its server and UI, and what runs the deployments.
+"""Prefect on this machine: `python -m flows.ui` (`make ui`) starts its server and UI, and runs the deployments.
 
-All it keeps is in `.prefect/`. Ctrl-C ends everything, runs at work included; the next start goes on with them.
+All its files are in `.prefect/`. Ctrl-C ends everything, including active runs, which the next start resumes.
 
 Environment:
-    PREFECT_HOME: another folder than `.prefect/`.
+    PREFECT_HOME: a folder other than `.prefect/`.
     PREFECT_SERVER_API_HOST, PREFECT_SERVER_API_PORT: the address, 127.0.0.1:4200 by default.
-    PREFECT_SERVER_API_AUTH_STRING: `user:password`, which is asked for; needed on any other host than loopback.
-    PREFECT_SERVER_DATABASE_CONNECTION_URL: such as postgresql+asyncpg://user:password@host/name, in place of SQLite.
+    PREFECT_SERVER_API_AUTH_STRING: `user:password` that clients must send; required on a host other than loopback.
+    PREFECT_SERVER_DATABASE_CONNECTION_URL: such as postgresql+asyncpg://user:password@host/name, instead of SQLite.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from flows.loopback import LOOPBACK, ask_directly
 
 REPORT = Path("artifacts/report")
 REPORT_URL = "REPORT_URL"
-"""The environment variable with the address that the report is served at, if it is."""
+"""Environment variable with the address of the report, if it is served."""
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m flows.ui", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -108,7 +108,7 @@ def _serve_report(port: int) -> None:
 
 
 def report_pages() -> Starlette:
-    """Serves the files that the report's manifest names, as long as their content is what the stage wrote."""
+    """Serve the files in the report's manifest, if their content is unaltered."""
     return Starlette(routes=[Route("/", _report_file), Route("/{name}", _report_file)])
 
 

@@ -1,11 +1,11 @@
-"""Read everything that DVC and the stages keep, and say what is damaged: `python -m flows.verify [--remove]`.
+"""Read everything that DVC and the stages keep, and report damage: `python -m flows.verify [--remove]`.
 
-DVC asks whether a file was written, not whether the disk still holds it, and where artifacts, unfinished work and DVC's
-cache are links to one file, they are damaged together. Each file is read once, however many places it has:
+DVC checks whether a file was written, not whether the disk still holds its content. Artifacts, unfinished work and
+DVC's cache may be links to one file, and are then damaged together. Each file is read once, whatever its links:
 
     artifacts/*              against the manifest; the manifest against dvc.lock, or the work that it was made from
     artifacts/.work/*/*      finished files, against the journal
-    DVC's cache              what dvc.lock names, or with --all everything, against its name
+    DVC's cache              objects in dvc.lock, or with --all every object, against their names
 """
 
 import argparse
@@ -35,18 +35,18 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Expected:
-    """A file, and what its content should be."""
+    """A file with the digest that it should have."""
 
     path: Path
     kind: Literal["sha256", "md5"]
     digest: str
     remove: Path
-    """What to remove where it is another."""
+    """What to remove if the file is damaged."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what it should be."""
+    """A damaged, missing or foreign file."""
 
     path: Path
     what: str
@@ -57,10 +57,10 @@ class Damage:
 
 
 def verify(*, whole_cache: bool = False) -> list[Damage]:
-    """Read everything.
+    """Read all files and report damage.
 
     Args:
-        whole_cache: whether objects of DVC's cache count that dvc.lock does not name.
+        whole_cache: whether to include objects of DVC's cache that dvc.lock does not name.
     """
     found, expected = list[Damage](), list[Expected]()
     with Repo() as repo:
@@ -87,7 +87,7 @@ def verify(*, whole_cache: bool = False) -> list[Damage]:
 
 
 def cut_short() -> list[str]:
-    """What can be seen without reading: artifacts that lack a file, or a part of it."""
+    """Damage that is visible without reading: artifacts with missing or truncated files."""
     found = []
     for manifest in _manifests():
         try:
@@ -98,7 +98,7 @@ def cut_short() -> list[str]:
 
 
 def remove(damage: Iterable[Damage]) -> None:
-    """Remove what is damaged; of an artifact, all of it, so that DVC asks for it again."""
+    """Remove damaged files; for an artifact, all of it, so that DVC makes it again."""
     for path in {each.remove for each in damage}:
         if path.is_dir():
             shutil.rmtree(path)
@@ -138,7 +138,7 @@ def _work() -> Iterator[Expected]:
     for journal in sorted(WORK.glob("*/*/journal.jsonl")):
         files = journal.parent / "files"
         for name, record in read_journal(journal).items():
-            if (files / name).is_file():  # what is missing is made again
+            if (files / name).is_file():  # a missing file is computed again
                 yield Expected(files / name, "sha256", record.sha256, files / name)
 
 
@@ -147,7 +147,7 @@ def _object(cache: Path, digest: str) -> Path:
 
 
 def _children(cache: Path, digest: str) -> dict[str, str]:
-    """The files of a folder, and their digests, as DVC's cache lists them; none where the list is damaged."""
+    """Digests of a folder's files by name, from its list in DVC's cache; empty if the list is damaged."""
     if not digest.endswith(".dir"):
         return {}
     try:
@@ -158,7 +158,7 @@ def _children(cache: Path, digest: str) -> dict[str, str]:
 
 
 def _read(expected: Iterable[Expected]) -> list[Damage]:
-    """What is not as expected. A file that has several places is read once."""
+    """Compare files with their expected digests; files with several links are read once."""
     inodes: dict[tuple[int, int], list[Expected]] = {}
     size = 0
     for each in expected:
@@ -188,7 +188,7 @@ def _read(expected: Iterable[Expected]) -> list[Damage]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.verify", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--all", action="store_true", help="also what DVC's cache keeps of earlier runs")
     parser.add_argument("--remove", action="store_true", help="remove what is damaged, so that `dvc repro` makes it")

@@ -1,7 +1,7 @@
-"""A Prefect worker for this folder, in place of `flows.serve`: `python -m flows.worker POOL`.
+"""A Prefect worker for this folder, as an alternative to `flows.serve`: `python -m flows.worker POOL`.
 
-Prefect's own worker runs what a deployment at the server says: its steps, its command, its entrypoint. This one runs
-the flows of this folder, whatever the server says, and one run after another.
+Prefect's own worker runs what a deployment on the server says: its steps, its command, its entrypoint. This worker runs
+only this folder's flows, whatever the server says, and one run at a time.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from flows.server import RUNNER_PID, check_proxies, check_server
 
 
 class Worker(ProcessWorker):
-    """Runs the project's flows, as `flows.serve` does, for a work pool."""
+    """Runs the project's flows for a work pool, as `flows.serve` does."""
 
     async def run(
         self,
         flow_run: FlowRun,
-        configuration: ProcessJobConfiguration,  # noqa: ARG002 (what the server says)
+        configuration: ProcessJobConfiguration,  # noqa: ARG002 (defined by the server, so ignored)
         task_status: anyio.abc.TaskStatus[int] | None = None,
     ) -> ProcessWorkerResult:
-        """Run what the pool asks for; a flow that is none of the project's fails in one line."""
+        """Run a flow run of the pool; a flow that is not the project's fails with one line."""
         started = task_status or anyio.TASK_STATUS_IGNORED
         name = (await self.client.read_flow(flow_run.flow_id)).name
         flow = next((each for each in FLOWS.values() if each.name == name), None)
@@ -55,7 +55,7 @@ class Worker(ProcessWorker):
 async def _execute(
     flow_run: FlowRun, flow: Flow[..., Any], started: anyio.abc.TaskStatus[int]
 ) -> FlowRunExecutionResult | None:
-    """Run a flow in a process of its own, which can be cancelled, to its end."""
+    """Run a flow to its end in its own process, which can be cancelled."""
     execution: FlowRunExecutionResult | None = None
 
     async def own_flow(_run: FlowRun) -> Flow[..., Any]:
@@ -76,7 +76,7 @@ async def _execute(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m flows.worker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,7 +93,7 @@ def main() -> None:
             sys.exit(f"error: {error}")
     os.environ[RUNNER_PID] = str(os.getpid())
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.default_int_handler)  # asyncio replaces the first by its own
+        signal.signal(each, signal.default_int_handler)  # asyncio replaces the handler of SIGINT by its own
     try:
         asyncio.run(Worker(work_pool_name=given.pool, limit=1).start())
     except KeyboardInterrupt:

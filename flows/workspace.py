@@ -1,4 +1,4 @@
-"""The project's folder: one run at a time, and as a person left it through a time of changed parameters."""
+"""Lock the project's folder for one run at a time, and restore it after runs with changed parameters."""
 
 import json
 import os
@@ -28,31 +28,31 @@ LOCK = Path("dvc.lock")
 TORN = Path("dvc.lock.torn")
 WITHOUT_LOCK = "what is finished is published again, not computed"
 SMALL = (Path("metrics"), Path("plots"))
-"""Results that DVC does not keep in its cache."""
+"""Results that DVC does not store in its cache."""
 SAVED = Path("artifacts/.work/sweep")
 BEFORE = SAVED / "before"
-"""What a sweep that has not ended had found."""
+"""The state before a sweep that has not ended."""
 WRITTEN = SAVED / "written"
-"""Digests of what it has written into params.yaml; no folder where it wrote nothing."""
+"""Digests of contents that the sweep has written into params.yaml; the folder is missing if it wrote nothing."""
 ASIDE = SAVED / "aside"
-"""`BEFORE` in the making, or on its way out."""
+"""`BEFORE` while it is being created or deleted."""
 IN_USE = Path("artifacts/.work/workspace.lock")
 
 
 def to_stderr(line: str) -> None:
-    """Say something beside the output."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def drop_torn_locks(say: Callable[[str], None] = to_stderr) -> None:
-    """Let DVC go on after one that was killed while it wrote dvc.lock, or the list of its locks, in place.
+    """Move a truncated dvc.lock aside, and delete a truncated list of locks, after DVC was killed while writing them.
 
-    DVC itself refuses to. Nothing is lost: an entry of the list counts only as long as its process lives, and the
-    stages know, without dvc.lock, what they have finished.
+    DVC itself refuses to continue. No results are lost: an entry of the list counts only while its process lives, and
+    the stages know without dvc.lock what they have finished.
     """
     held = Path(".dvc/tmp/rwlock")
     if held.exists():
-        with suppress(LockError), make_lock(f"{held}.lock", tmp_dir=str(held.parent)):  # else: it is being written
+        with suppress(LockError), make_lock(f"{held}.lock", tmp_dir=str(held.parent)):  # otherwise it is being written
             try:
                 json.loads(held.read_bytes())
             except FileNotFoundError:
@@ -60,14 +60,14 @@ def drop_torn_locks(say: Callable[[str], None] = to_stderr) -> None:
             except ValueError:
                 held.unlink()
     if lock_is_torn():
-        with suppress(DvcException), Repo() as repo, repo.lock:  # else: it is being written
+        with suppress(DvcException), Repo() as repo, repo.lock:  # otherwise it is being written
             if lock_is_torn():
                 LOCK.replace(TORN)
                 say(f"{LOCK} was not whole and is now {TORN}: {WITHOUT_LOCK}")
 
 
 def lock_is_torn() -> bool:
-    """Whether dvc.lock is there, but not as DVC writes it."""
+    """Whether dvc.lock exists but is incomplete."""
     try:
         strictyaml.load(str(LOCK), Lockfile.SCHEMA)
         return not LOCK.read_bytes().endswith(b"\n")
@@ -78,27 +78,27 @@ def lock_is_torn() -> bool:
 
 
 def dvc_at_work() -> str:
-    """A process of DVC that works in this folder, by DVC's list of locks; empty if none does."""
+    """A DVC process that works in this folder, from DVC's list of locks; empty if there is none."""
     try:
         locks = json.loads(Path(".dvc/tmp/rwlock").read_bytes())
-    except (FileNotFoundError, ValueError):  # none, or being written
+    except (FileNotFoundError, ValueError):  # missing, or being written
         return ""
     holders = [*locks.get("write", {}).values(), *chain(*locks.get("read", {}).values())]
     return next((f"process {each['pid']}: {each['cmd']}" for each in holders if _is_dvc(each["pid"])), "")
 
 
 def _is_dvc(process: int) -> bool:
-    """Whether a process is there, and is not another one with the number of a DVC that was killed."""
+    """Whether a process exists and is DVC; its number may have been reused after a kill."""
     with suppress(psutil.Error):
         return any("dvc" in word for word in psutil.Process(process).cmdline())
     return False
 
 
 def check_folder() -> None:
-    """Check that the working directory is the project's folder, in which its files can be written.
+    """Check that the working directory is the project's folder and holds a usable artifacts folder.
 
     Raises:
-        UserError: otherwise.
+        UserError: when it does not.
     """
     if not FILE.exists():
         raise UserError(f"{FILE}: no such file; run from the project's folder")
@@ -107,17 +107,17 @@ def check_folder() -> None:
 
 @contextmanager
 def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iterator[None]:
-    """Keep other flows, sweeps and presets, which would change parameters underneath, out of the project's folder.
+    """Lock the project's folder against other flows, sweeps and presets, which could change parameters meanwhile.
 
-    A process that is killed leaves no lock behind. What else it may leave is put right first: files of DVC that are
-    torn, and what a sweep has changed, unless params.yaml has been edited since.
+    A killed process leaves no lock. First, other remains of killed processes are repaired: truncated files of DVC, and
+    the changes of a sweep, unless params.yaml has been edited since.
 
     Args:
-        wait: for another one that is at work to end.
-        say: is called with a line for each thing that is put right, or that a person must know.
+        wait: whether to wait for another run to end.
+        say: called with a line for each repair, and for what a person must know.
 
     Raises:
-        UserError: when another one is at work, and this does not wait.
+        UserError: when another run is active and `wait` is false.
     """
     check_folder()
     lock = file_lock(IN_USE)
@@ -142,20 +142,20 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
 
 @contextmanager
 def kept(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iterator[Callable[[bytes], None]]:
-    """Leave params.yaml, dvc.lock, metrics, plots and artifacts as they were, whatever ends this early.
+    """Restore params.yaml, dvc.lock, metrics, plots and artifacts at the end, even after an error or a signal.
 
-    What a `kill -9` leaves is put back by the next one that is `alone`. What a person writes into params.yaml meanwhile
-    stays. Results of sweeps are left alone.
+    After a `kill -9`, the next run that is `alone` restores them. Edits of params.yaml by a person are kept, and so are
+    the results of sweeps.
 
     Args:
-        wait: as of `alone`.
-        say: likewise.
+        wait: see `alone`.
+        say: see `alone`.
 
     Yields:
-        What writes another content into params.yaml; a UserError where a person has edited it.
+        A function that writes a content into params.yaml, or raises a UserError if a person has edited the file.
 
     Raises:
-        UserError: when a flow or another sweep is at work in the folder.
+        UserError: when a flow or another sweep is active in the folder.
     """
     with alone(wait=wait, say=say):
         shutil.rmtree(WRITTEN, ignore_errors=True)
@@ -178,15 +178,15 @@ def kept(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Itera
 
 
 def _end_sweep(say: Callable[[str], None], *, killed: bool) -> None:
-    """Put back what a sweep had found. A params.yaml that a person has edited stays, and the one before is kept.
+    """Restore the state before a sweep. If a person has edited params.yaml, it stays, and the one before is kept.
 
-    After a kill nothing else is put back then: it may be what the person has made since.
+    If the sweep was killed, nothing else is restored then: the person may have changed it since.
     """
     now, original = (_digest(each.read_bytes()) if each.exists() else "missing" for each in (FILE, BEFORE / FILE))
     ours = (WRITTEN / now).exists()
     edited = WRITTEN.exists() and not ours and now != original
     if ours:
-        (WRITTEN / original).touch()  # if this is killed in turn, the next one begins again
+        (WRITTEN / original).touch()  # if this is killed too, the next process starts over
     if ours or (WRITTEN.exists() and not killed):
         _put_back(say, but={FILE} if edited else set())
     if edited:
@@ -205,7 +205,7 @@ def _digest(content: bytes) -> str:
 
 
 def _files() -> set[Path]:
-    from cocomix.report.tuning import SWEEPS  # NumPy, which most who are `alone` do not need
+    from cocomix.report.tuning import SWEEPS  # imports NumPy, which most callers of `alone` do not need
 
     small = {each for folder in SMALL for each in folder.rglob("*") if each.is_file()}
     return {FILE} | {each for each in small if not each.is_relative_to(SWEEPS)} | ({LOCK} if LOCK.exists() else set())

@@ -1,16 +1,16 @@
-"""One module per DVC stage, a program each: read the parameters, call the library, publish one artifact."""
+"""One program per DVC stage: it reads the parameters, calls the library and publishes one artifact."""
 
 import os
 import sys
 
-if sys.argv[0] == "-m":  # a stage is starting
+if sys.argv[0] == "-m":  # a stage starts
     from stages.early import end_by_signals, end_with_dvc
 
     end_by_signals()
     end_with_dvc()
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of libraries; ours say for themselves whether they are shown
-    # Read when torch is loaded. Threads that wait by spinning cost 25 times their work where another program needs
-    # the core, as in a pipeline on a laptop, and gain nothing where none does.
+    os.environ["TQDM_DISABLE"] = "1"  # disables libraries' bars; ours set `disable` themselves
+    # Torch reads this when it is loaded. Spinning OpenMP threads cost 25 times their work when another program needs
+    # the core, as in a pipeline on a laptop, and gain nothing otherwise.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from cocomix.plumbing.streams import mend_streams
 
@@ -19,4 +19,4 @@ if sys.argv[0] == "-m":  # a stage is starting
 from cocomix.plumbing import sources
 
 CODE = sources.states()
-"""Of the files, before the modules of a stage are imported from them."""
+"""File states, taken before a stage imports its modules."""

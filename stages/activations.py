@@ -13,7 +13,7 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
-    """Collect the activations, by as many processes as there are."""
+    """Collect the activations into artifacts/activations; the processes share the work."""
     base = Artifact(ARTIFACTS / "base")
     tokens = Tokens(ARTIFACTS / "tokens")
 

@@ -18,7 +18,7 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
-    """Make artifacts/concepts, by as many processes as there are."""
+    """Make artifacts/concepts; the processes share the work."""
     base, trained = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
     tokens = Tokens(ARTIFACTS / "tokens")
 

@@ -1,4 +1,4 @@
-"""Stage `base`: the language model whose hidden states the concepts describe, trained here or taken from elsewhere."""
+"""Stage `base`: train or load the base model, a language model whose hidden states the concepts describe."""
 
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
 
 
 def _check_tokenizer(params: Params, tokens: Tokens) -> None:
-    """Check that the tokens were made by the base model's own tokenizer, as far as it has one."""
+    """Check that the base model's tokenizer, if it has one, made the tokens."""
     source, made = str(params.base.pretrained), tokens.artifact.manifest.params
     advice = f"set tokenize.source: pretrained, tokenize.pretrained: {source}, and tokenize.revision to base.revision"
     try:

@@ -1,6 +1,6 @@
-"""Stage `check`: before anything else, each time.
+"""Stage `check`: check parameters and external files; it runs first, each time.
 
-It refuses what can be known to fail, and notes what the parameters name outside the project, as digests.
+It refuses what is known to fail, and records digests of what the parameters name outside the project.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from stages.stage import main, produce
 
 
 def run(params: Params) -> None:
-    """Make artifacts/external: external.json, which the stages that read such files depend on by key."""
+    """Make artifacts/external with external.json; stages that read external files depend on its keys."""
     preflight(params)
     found = external.digests(params)
 

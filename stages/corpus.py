@@ -1,4 +1,4 @@
-"""Stage `corpus`: documents, de-duplicated and split into train, validation and test."""
+"""Stage `corpus`: read documents, remove duplicates, and split them into train, validation and test."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a stage does before its imports, which take seconds: it ends with DVC, and by a signal in one line."""
+"""Signal handling of a stage before its imports, which take seconds: it ends with DVC, and by signals in one line."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ from typing import NoReturn
 from cocomix.plumbing.parent import end_with_parent
 
 END_CLAIM = "STAGE_END_CLAIM"
-"""Names a file; the process that creates it is the first to end before its time."""
+"""Environment variable with a file's path; the process that creates the file is the first to end early."""
 
 
 def first_to_end() -> bool:
-    """Whether no other process of this job has failed, or been stopped, before: the first one says why."""
+    """Whether this is the first process of the job to fail or to be stopped: only the first one reports the cause."""
     claim = os.environ.get(END_CLAIM)
     with suppress(FileExistsError):
         if claim:
@@ -25,7 +25,7 @@ def first_to_end() -> bool:
 
 
 def end_by_signals() -> None:
-    """Until a stage notes signals, to obey them at safe points, they end it at once."""
+    """Let SIGTERM and SIGINT end the stage at once, until `interrupt.install` makes it stop at safe points."""
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, _end)
 
@@ -35,21 +35,21 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def end_now(received: signal.Signals, words: str) -> NoReturn:
-    """End this process, without a traceback of whatever it is at."""
-    with suppress(OSError):  # no stderr; and its folder may be gone
+    """End this process at once, without a traceback."""
+    with suppress(OSError):  # stderr may be closed, and the claim's folder removed
         if first_to_end():
-            os.write(2, f"stopped by {received.name} {words}\n".encode())  # print may be what was interrupted
+            os.write(2, f"stopped by {received.name} {words}\n".encode())  # the signal may have interrupted print
     os._exit(128 + received)
 
 
 def end_with_dvc() -> None:
-    """A killed `dvc repro` must not leave its stage running. DVC is the parent: see `exec` in dvc.yaml."""
-    # Processes that a launcher or torchrun has started end with those.
+    """End the stage when `dvc repro` is killed. DVC is the parent: see `exec` in dvc.yaml."""
+    # Processes of a launcher or torchrun end with their parent.
     if "DVC_STAGE" not in os.environ or END_CLAIM in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return
     parent = os.getppid()
     try:
-        is_adopted = os.getsid(parent) != os.getsid(0)  # DVC ended before this line
+        is_adopted = os.getsid(parent) != os.getsid(0)  # DVC has ended already
     except ProcessLookupError:
         is_adopted = True
     if is_adopted:

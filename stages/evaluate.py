@@ -1,4 +1,4 @@
-"""Stage `evaluate`: measure one finished language model: `python -m stages.evaluate METHOD SEED`."""
+"""Stage `evaluate`: evaluate one trained language model: `python -m stages.evaluate METHOD SEED`."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -37,15 +37,15 @@ SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 class TextSource(NamedTuple):
-    """A text to measure on."""
+    """A text to evaluate on."""
 
     digest: str
-    """What it depends on besides the tokens artifact."""
+    """Identifies the text, together with the tokens artifact."""
     read: Callable[[], EvaluationText]
 
 
 def run(params: Params, method: Method, seed: int) -> None:
-    """Make artifacts/evaluations/<method>-<seed>. Nothing is measured that was measured before: see `once`."""
+    """Make artifacts/evaluations/<method>-<seed>; earlier measurements are reused, see `once`."""
     name, section = f"{method}-{seed}", params.evaluate
     tokens, trained = Tokens(ARTIFACTS / "tokens"), Artifact(ARTIFACTS / "models" / name)
     labels = Artifact(ARTIFACTS / "concepts")
@@ -94,7 +94,7 @@ def run(params: Params, method: Method, seed: int) -> None:
             return once("task", what, measure, list[TaskScore], downstream.__file__)
 
         scores = {corpus: score(corpus, source) for corpus, source in sources.items()}
-        # A task that is named by itself and in a group counts once.
+        # A task that is listed both by itself and in a group counts once.
         on_tasks = list({each.task: each for task in tasks for each in score_task(task)}.values())
         concept_metrics = None
         if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
@@ -138,7 +138,7 @@ def _without_documents(score: TaskScore) -> dict[str, Any]:
 def _concepts(
     model: CoCoMixForCausalLM, data: WindowData, key: Mapping[str, str], section: EvaluateParams, name: str, work: Work
 ) -> dict[str, Any]:
-    """Write concepts.parquet and examples.parquet; the figures for the metrics."""
+    """Write concepts.parquet and examples.parquet; return the metrics."""
 
     def score_all() -> ConceptScores:
         return score_concepts(model, data, section.batch_size, f"{name}: concepts", work.scratch / "concepts")

@@ -1,4 +1,4 @@
-"""Stage `explain`: the atlas of concepts."""
+"""Stage `explain`: make the atlas of concepts."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
-    """Make artifacts/atlas, by as many processes as there are."""
+    """Make artifacts/atlas; the processes share the work."""
     base, trained = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
     tokens = Tokens(ARTIFACTS / "tokens")
 

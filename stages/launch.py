@@ -1,7 +1,7 @@
-"""Several processes of one stage on this machine, joined as torchrun would join them.
+"""Start several processes of one stage on this machine, with torchrun's environment variables.
 
-They get torchrun's environment variables, so that across machines `torchrun --nnodes ... -m stages.NAME` does the same.
-For one machine this starts 2 s faster than torchrun (it does not import torch), keeps exit statuses, and stays silent.
+Across machines, `torchrun --nnodes ... -m stages.NAME` does the same. On one machine this starts 2 s faster (it does
+not import torch), keeps exit statuses, and prints nothing.
 """
 
 import os
@@ -22,11 +22,11 @@ from cocomix.plumbing.parent import end_with_parent, outlive_parent
 from stages.early import END_CLAIM
 
 GRACE_SECONDS = 30.0
-"""After one process has failed, the time that the others have to stop by themselves, since the last sign of life."""
+"""After one process has failed, the others must stop within this time of their last sign of life."""
 
 
 def launch(processes: int) -> int:
-    """Run this program's command line again, `processes` times over, and wait.
+    """Run this program's command line in `processes` new processes, and wait.
 
     Returns:
         The exit status: 0, or that of the first process that failed (128 + the signal that ended it).
@@ -35,7 +35,7 @@ def launch(processes: int) -> int:
     stops: list[float] = []
 
     def relay(number: int, _frame: FrameType | None) -> None:
-        outlive_parent()  # its death must not count as the second signal
+        outlive_parent()  # the parent's death must not count as the second signal
         stops.append(time.monotonic())
         for child in children:
             child.send_signal(number)
@@ -44,7 +44,7 @@ def launch(processes: int) -> int:
         signal.signal(each, relay)
     with tempfile.TemporaryDirectory() as folder:
         _start(processes, Path(folder) / "claimed", children)
-        if stops:  # it came before all had been started
+        if stops:  # a signal arrived before all processes were started
             relay(signal.SIGTERM, None)
         status = _wait(children, stops)
     if status < 0 and not stops:
@@ -54,8 +54,8 @@ def launch(processes: int) -> int:
 
 
 def _start(processes: int, claim: Path, children: list[subprocess.Popen[bytes]]) -> None:
-    """Start the processes, and add each to `children` at once."""
-    with socket.socket() as meeting:  # bound, so that nobody takes the port before the first process listens there
+    """Start the processes, and append each to `children` immediately."""
+    with socket.socket() as meeting:  # bound, so that no other program takes the port before rank 0 listens
         meeting.bind(("127.0.0.1", 0))
         shared = os.environ | {
             "WORLD_SIZE": str(processes),
@@ -66,7 +66,7 @@ def _start(processes: int, claim: Path, children: list[subprocess.Popen[bytes]])
             END_CLAIM: str(claim),
         }
         if sys.platform == "linux":
-            shared.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo otherwise wants the host name to resolve
+            shared.setdefault("GLOO_SOCKET_IFNAME", "lo")  # otherwise gloo must resolve the host name
         for rank in range(processes):
             child = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
@@ -78,7 +78,7 @@ def _start(processes: int, claim: Path, children: list[subprocess.Popen[bytes]])
 
 
 def _wait(children: list[subprocess.Popen[bytes]], stops: list[float]) -> int:
-    """Wait for all; when one fails, stop the others, unless they have been told already."""
+    """Wait for all processes; when one fails, stop the others, unless a signal was relayed already."""
     pids = {child.pid for child in children}
     first, deadline, signs = 0, float("inf"), set[tuple[int, int]]()
     while None in (statuses := [child.poll() for child in children]):
@@ -89,7 +89,7 @@ def _wait(children: list[subprocess.Popen[bytes]], stops: list[float]) -> int:
                     child.terminate()
         if first and (new := signs_of_life(pids.__contains__)) != signs:
             signs, deadline = new, time.monotonic() + GRACE_SECONDS
-        if stops and stops[-1] - stops[0] > ECHO_SECONDS:  # one that does not obey the second signal either
+        if stops and stops[-1] - stops[0] > ECHO_SECONDS:  # a second signal kills processes that ignore it
             deadline = min(deadline, stops[-1] + ECHO_SECONDS)
         if time.monotonic() > deadline:
             for child in children:

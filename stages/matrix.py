@@ -1,4 +1,4 @@
-"""Which item of the matrix in dvc.yaml a stage is: its method and seed."""
+"""Method and seed of a stage that runs as an item of the matrix in dvc.yaml."""
 
 import re
 from typing import get_args
@@ -9,9 +9,9 @@ from stages.reads import stage_of_dvc
 
 
 def matrix_item(arguments: list[str], params: Params) -> tuple[Method, int]:
-    """METHOD and SEED from a command line, or without any, from DVC; checked against the parameters.
+    """Method and seed from the command line, or else from DVC, checked against the parameters.
 
-    DVC names the stage in its environment: in the command, a shell would read what nobody has checked yet.
+    DVC names the stage in its environment. In the stage's command, a shell would read unchecked text.
 
     Raises:
         UserError: when they are not a method and a seed of `pretrain`.

@@ -1,4 +1,4 @@
-"""Stage `pretrain`: one language model, by one method and from one seed: `python -m stages.pretrain METHOD SEED`."""
+"""Stage `pretrain`: train one language model, by one method and seed: `python -m stages.pretrain METHOD SEED`."""
 
 import json
 import sys
@@ -77,12 +77,12 @@ def run(params: Params, method: Method, seed: int) -> None:
 def _check_origins(
     section: PretrainParams, method: Method, tokens: Tokens, base: Artifact, concepts: Artifact, shapes: Artifact
 ) -> None:
-    """Check what a method learns from, and nothing else: new labels, say, are no matter to `ntp`."""
+    """Check only the artifacts that a method learns from: new labels, for example, do not affect `ntp`."""
     opened = {"tokens": tokens.artifact, "shapes": shapes}
     match method:
         case "kd":
             check_origins(opened | {"base": base})
-            check_origins({"base": base, "concepts": concepts})  # they say which base model it learns from
+            check_origins({"base": base, "concepts": concepts})  # the base model must be the one behind the concepts
         case "cocomix":
             needs_base = section.cocomix.predicts == "hidden"
             check_origins(opened | {"concepts": concepts} | ({"base": base} if needs_base else {}))
@@ -91,7 +91,7 @@ def _check_origins(
 
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, trained: Trained) -> None:
-    """Write a Hugging Face folder, whose tokenizer makes batches to generate from."""
+    """Write a Hugging Face folder, with a tokenizer that pads batches for generation."""
     model.save_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side, tokenizer.model_max_length = "left", trained.context
@@ -103,7 +103,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
 def _objective(
     method: Method, section: PretrainParams, shape: dict[str, Any], base: Artifact, concepts: Artifact
 ) -> Objective:
-    """A new model, and what it is to minimise."""
+    """A new model with its training objective."""
     model = AutoModelForCausalLM.from_config(config_of(shape))
     context, layer = shape["n_positions"], concepts.about["layer"]
     match method:

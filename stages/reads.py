@@ -1,7 +1,7 @@
-"""What a stage reads must be the same when it ends as when it began.
+"""Check that the inputs of a stage do not change while it runs.
 
-DVC notes what lies there after the stage has ended as what the artifact was made from. The key of the work, too, may
-name a file by a digest from before or after it was read.
+DVC records the inputs after a stage has ended, as those that the artifact was made from. The key of the work may also
+contain a file's digest from before or after the file was read.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ DAG = Path("dvc.yaml")
 
 
 class Reads:
-    """What dvc.yaml says that this stage reads, as it is now.
+    """The inputs of this stage according to dvc.yaml, in their current state.
 
-    The code is held by `sources.hold`, and compared with it.
+    The code is fixed by `sources.hold`, and `check` compares it too.
 
     Args:
-        params: as the stage has read them.
+        params: the parameters that the stage has read.
 
     Raises:
-        UserError: when a file outside is another one than DVC would note.
+        UserError: when an external file has another digest than DVC would record.
     """
 
     def __init__(self, params: Params) -> None:
@@ -46,23 +46,23 @@ class Reads:
 
     @property
     def digest(self) -> str:
-        """Of all, code included: the same in all processes of a job."""
+        """Digest of all inputs, including the code; equal in all processes of a job."""
         code = [source.digest for _, source in sorted(sources.HELD.items())]
         return hashlib.sha256(repr((self._files, self._others, code)).encode()).hexdigest()
 
     def check_files(self) -> None:
-        """Check the files that are read without an artifact's manifest: they may have been read after the change.
+        """Check the files that are read without a manifest: they may have been read after a change.
 
         Raises:
-            UserError: when one is another than at the start.
+            UserError: when one has changed since the start.
         """
         _compare(self._files, self._read_files(load()))
 
     def check(self) -> None:
-        """Check everything.
+        """Check all inputs.
 
         Raises:
-            UserError: when something is not as it was at the start.
+            UserError: when one has changed since the start.
         """
         now = load()
         _compare(self._others, self._read_others(now))
@@ -70,7 +70,7 @@ class Reads:
         sources.check()
 
     def _read_files(self, params: Params) -> dict[str, object]:
-        """Figures of other stages, templates and what is outside the project: digests by what they are of."""
+        """Digests of other stages' metrics and plots, templates and external files, by name."""
         files = (each for dep in self._deps if not _is_artifact(dep) for each in _files(dep) if each.suffix != ".py")
         found: dict[str, object] = {str(path): digest_of(path) for path in files}
         for key in self._keys.get(external.FILE, []):
@@ -78,7 +78,7 @@ class Reads:
         return found
 
     def _read_others(self, params: Params) -> dict[str, object]:
-        """Parameters, keys of artifacts' files, and artifacts, by their manifests."""
+        """Parameters, values of keys in artifacts' files, and manifest digests of artifacts, by name."""
         found: dict[str, object] = {f"{FILE}: {key}": repr(attrgetter(key)(params)) for key in self._keys[FILE]}
         for path, keys in self._keys.items():
             if path != FILE:
@@ -87,7 +87,7 @@ class Reads:
         return found | {str(each.parent): digest_of(each) for each in sorted(manifests)}
 
     def _check_noted(self) -> None:
-        """DVC will note the digest that the stage `check` has found."""
+        """Check the digests that the stage `check` has found, since DVC will record those."""
         for key in self._keys.get(external.FILE, []):
             if self._files[f"what {key} ({FILE}) names"] != self._others[f"{external.FILE}: {key}"]:
                 raise UserError(f"what {key} ({FILE}) names changed since the stage 'check' ran; run that again")
@@ -105,15 +105,15 @@ class Reads:
 
 
 def stage_of_dvc() -> str | None:
-    """The name in dvc.yaml of the stage that DVC runs here; none: DVC runs none.
+    """The name in dvc.yaml of the stage that DVC runs; None: not run by DVC.
 
-    To DVC, in another folder than dvc.yaml's, it is `../dvc.yaml:sae`.
+    If DVC runs in another folder than dvc.yaml's, it names the stage `../dvc.yaml:sae`.
     """
     return os.environ.get("DVC_STAGE", "").rpartition(":")[2] or None
 
 
 def _name_and_item() -> tuple[str, str]:
-    """Of `pretrain@ntp-0`: pretrain and ntp-0. DVC says it, else the command line."""
+    """The name and matrix item of the stage, pretrain and ntp-0 for `pretrain@ntp-0`; from DVC or the command line."""
     if stage := stage_of_dvc():
         name, _, item = stage.partition("@")
         return name, item
@@ -131,7 +131,7 @@ def _files(dep: Path) -> list[Path]:
 
 
 def _value(path: Path, key: str) -> object:
-    """A key of a JSON file, such as `base.pretrained`; none: it is not there."""
+    """The value of a key such as `base.pretrained` in a JSON file; None: it is missing."""
     try:
         value = json.loads(path.read_bytes())
         for each in key.split("."):

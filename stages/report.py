@@ -1,4 +1,4 @@
-"""Stage `report`: one page, one table for the terminal and one file for DVC, from the metrics of the other stages."""
+"""Stage `report`: a page, a table for the terminal and a metrics file, from the metrics of the other stages."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -118,7 +118,7 @@ def page(
     sweeps: Sequence[Sweep],
     tuned: Tuning | None,
 ) -> str:
-    """The HTML page: no script, and nothing that is fetched."""
+    """The HTML page, without scripts and external resources."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -185,7 +185,7 @@ def page(
 
 
 def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | None) -> str:
-    """The table that `make run` ends with."""
+    """The text that `make run` prints at the end: a table and the answers."""
     header = ["method", "width", "parameters (active)", "tokens", "training", "validation loss", "test loss"]
     has_savings = any(each.saving for each in results)
     rows = [[*header, "test perplexity", *["to NTP's final loss"] * has_savings]]

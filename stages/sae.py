@@ -1,4 +1,4 @@
-"""Stage `sae`: train the sparse autoencoder on the activations, or take a published one, and measure it."""
+"""Stage `sae`: train the sparse autoencoder on the activations, or load a published one, and evaluate it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 MAIN = ""
-"""Among the autoencoders of one pass: that whose latents are the concepts."""
+"""Key, among the autoencoders trained in one pass, of the one whose latents are the concepts."""
 
 
 def run(params: Params) -> None:
@@ -83,7 +83,7 @@ def _measured(
     stored: ActivationsParams,
     kept: Path,
 ) -> dict[str, Any]:
-    """How good an autoencoder is: what metrics/sae.json says of it."""
+    """Quality of an autoencoder: its entry in metrics/sae.json."""
     held_out = reconstruction(sae, store, kept.with_name(f"{kept.name}-reconstruction"))
     losses = spliced_losses(sae, model, tokens, held_out.mean, stored, kept.with_name(f"{kept.name}-splice"))
     return {
@@ -101,7 +101,7 @@ def _measured(
 
 
 def _check_explains(fvu: float, section: SaeParams, name: str, site: Site) -> None:
-    """Check that the autoencoder called `name` is better than the mean."""
+    """Check that the autoencoder `name` reconstructs better than the mean activation."""
     if fvu < 1:
         return
     if section.source == "published":
@@ -113,12 +113,12 @@ def _check_explains(fvu: float, section: SaeParams, name: str, site: Site) -> No
 
 
 def _published(section: SaeParams, store: ActivationStore, base: Artifact) -> SparseAutoencoder:
-    """The published autoencoder, if it is what the parameters say, and of these activations."""
+    """Load the published autoencoder; check it against the parameters and the activations."""
     path = str(section.published.path)
     sae = load_published(Path(path), section.published.format, store.site, section.k)
     theirs, taken = model_named(Path(path), section.published.format), base.manifest.params
     ours = taken["pretrained"] if taken.get("source") == "pretrained" else None
-    # A folder may be called anything.
+    # A local folder may have any name.
     if theirs and ours and not Path(ours).exists() and not is_same_model(theirs, ours):
         raise UserError(
             f"sae.published: {path} is of the model {theirs!r}; the base model is {ours!r} (base.pretrained); where "

@@ -1,4 +1,4 @@
-"""Stage `shapes`: the shape of each method's model, matched to CoCoMix's as `pretrain.match` asks."""
+"""Stage `shapes`: the shape of each method's model, matched to CoCoMix's according to `pretrain.match`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +18,8 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 def run(params: Params) -> None:
     """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration, or null.
 
-    metrics/shapes.json says how wide each is, and what the concepts come from: the dictionary's size, and the FLOPs of
-    the base model's forward pass a token, whole and up to the layer of the concepts.
+    metrics/shapes.json holds each model's width, the dictionary's size, and the FLOPs per token of the base model's
+    forward pass, in full and up to the layer of the concepts.
     """
     tokens = Tokens(ARTIFACTS / "tokens")
     base, sae = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")

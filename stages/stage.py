@@ -1,4 +1,4 @@
-"""What all stages share: how one starts, how it ends, and how it makes its artifact."""
+"""Functions that all stages share: start, end, and making an artifact."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ ARTIFACTS = Path("artifacts")
 KEPT = f"what is finished is kept in {ARTIFACTS}/.work, and the same command goes on from there"
 
 _reads: Reads | None = None
-"""What this process found when it began; none where a stage is called from another program."""
+"""The inputs that this process found at its start; None if a stage is called from another program."""
 
 Compute = Callable[[Work], Mapping[str, Any]]
 
@@ -43,15 +43,16 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
 
     Args:
         run: the stage.
-        shared: whether several processes can share the work; `runtime().processes` then says how many, started
-            here unless this process is one of them (or of torchrun's) already.
+        shared: whether several processes can share the work. Then `runtime().processes` processes are started here,
+            unless this process is already one of several.
 
-    The exit status is 0, 2 after bad input or a full disk (one line says what), or 128 + the signal that stopped it.
+    The exit status is 0, 2 after bad input or a full disk (with a one-line message), or 128 + the signal that stopped
+    it.
     """
     try:
         distributed.check_variables() if shared else distributed.stand_alone()
         runtime()
-    except UserError as error:  # here, since what handles errors below asks it too
+    except UserError as error:  # here, because the error handling below needs the runtime settings
         if first_to_end():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -78,11 +79,11 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
         if runtime().world_size > 1:
             if trouble is None or isinstance(error, distributed.LostError) or distributed.is_broken_connection(error):
-                # Collectives break when another process ends. Then whoever started us stops us within this time,
-                # and the other one has said why.
+                # A collective fails when another process ends. That process reports the cause, and the launcher stops
+                # this one during the sleep.
                 time.sleep(1)
             if interrupt.received() or not first_to_end():
-                time.sleep(1)  # so that the launcher sees the status of the first one first
+                time.sleep(1)  # so that the launcher sees the first failure's exit status first
                 _leave(1)
         if trouble is None:
             raise
@@ -99,17 +100,17 @@ def produce(
     compute: Compute,
     side: Mapping[str, Path] | None = None,
 ) -> None:
-    """Make one artifact, going on from what an earlier process left.
+    """Make one artifact, resuming from the work of an earlier process.
 
     Args:
         inputs: artifacts, or digests of other inputs, by name: see `check_origins`.
-        params: what the result depends on, as JSON values.
-        compute: does the work in the `Work` it gets, and returns the facts for the manifest's `about`.
-        side: see `Work`. A file for metrics/ gets the keys `artifact`, the digest of what it is about, and `usage`:
-            what the machine gave.
+        params: the parameters that the result depends on, as JSON values.
+        compute: does the work in the given `Work`, and returns the facts for the manifest's `about`.
+        side: see `Work`. Files for metrics/ get the keys `artifact`, the artifact's digest, and `usage`, the resources
+            used.
 
     Raises:
-        UserError: when the inputs do not belong together, or something that was planned is not there in the end.
+        UserError: when the inputs do not belong together, or a declared file is missing at the end.
     """
     check_origins(inputs)
     digests = {name: each if isinstance(each, str) else each.digest for name, each in inputs.items()}
@@ -134,7 +135,7 @@ def produce(
 
 @contextmanager
 def _timed(path: Path) -> Iterator[None]:
-    """Add the time inside to the seconds in the file; those of a killed process are lost."""
+    """Add the time spent inside to the seconds in a file; a killed process's time is lost."""
     started = time.monotonic()
     try:
         yield
@@ -145,7 +146,7 @@ def _timed(path: Path) -> Iterator[None]:
 
 
 def _peak_memory() -> int:
-    """The most bytes that this process held, or one that it started: a GPU's where it computes on one."""
+    """Peak bytes held by this process or a child; GPU memory if it computes on a GPU."""
     unit = 1 if sys.platform == "darwin" else 1024
     started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     if "torch" not in sys.modules:
@@ -156,7 +157,7 @@ def _peak_memory() -> int:
 
 
 def _complete(work: Work, metrics: Sequence[str], peak_memory: int, digest: str) -> None:
-    """Add to metrics files what all of them say."""
+    """Add to metrics files the keys that all of them have."""
     usage = {
         "seconds": float((work.path / "seconds").read_text()),
         "peak_memory": peak_memory,
@@ -169,12 +170,12 @@ def _complete(work: Work, metrics: Sequence[str], peak_memory: int, digest: str)
 
 
 def to_json(content: object) -> bytes:
-    """`content` as a JSON file for people and for DVC."""
+    """Serialise `content` as a readable JSON file."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process. One of several ends at once: see `distributed.join`."""
+    """End the process; one of several must end by `os._exit`, see `distributed.join`."""
     if runtime().world_size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -183,12 +184,12 @@ def _leave(status: int) -> NoReturn:
 
 
 def _leave_at_once(received: signal.Signals) -> NoReturn:
-    """End the process, in a thread, while it waits for others."""
+    """End the process from a thread, while it waits for others."""
     end_now(received, f"before it came to a safe point; {KEPT}")
 
 
 def _machine_trouble(error: Exception) -> str | None:
-    """What to tell the user when the machine, and not the program, is at fault."""
+    """Error message for trouble with the machine; None: the error is in the program."""
     if distributed.is_broken_connection(error):
         return f"RANK {runtime().rank}: another process has ended, so that this one cannot go on; {KEPT}"
     number, words = _number_of(error), " ".join(str(error).split())
@@ -198,13 +199,13 @@ def _machine_trouble(error: Exception) -> str | None:
         return f"no space left for {ARTIFACTS} ({words}); make room and run it again: what is finished is kept"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{words}; the project's folder must be writable"
-    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is seconds to import
+    if type(error).__name__ == "OutOfMemoryError":  # by name: importing torch takes seconds
         return f"{words.partition(' GPU ')[0]} Set COCOMIX_MICRO_BATCH, to compute fewer windows at a time"
     return None
 
 
 def _number_of(error: Exception) -> int | None:
-    """The system's number of what went wrong; libraries written in Rust have it in their words only."""
+    """The system's error number; libraries written in Rust have it only in their message."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     return int(number[1]) if number else getattr(error, "errno", None)
 
@@ -223,7 +224,7 @@ def _processes() -> int:
 
 
 def _share_cores() -> None:
-    """Give each process its share of the cores; torch reads the variable when it is first imported."""
+    """Set each process's threads to its share of the cores; torch reads the variable when it is first imported."""
     threads = runtime().threads
     if threads == "auto" and "OMP_NUM_THREADS" in os.environ:
         return
@@ -237,7 +238,7 @@ def _share_cores() -> None:
 
 
 def _begin(params: Params) -> Reads:
-    """Note what is to be read, and join the other processes, which must have found the same."""
+    """Record the inputs and join the other processes, which must have found the same inputs."""
     global _reads
     sources.hold(Path(str(sys.modules["__main__"].__file__)), CODE)
     _reads = Reads(params)

@@ -1,4 +1,4 @@
-"""Stage `steer`: what the CoCoMix models make of concepts, and what changing them does, to the base model too."""
+"""Stage `steer`: measure the CoCoMix models' concept predictions and the effect of edits, also on the base model."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -34,11 +34,11 @@ from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 EDITS: dict[str, Callable[[int, float], Edit]] = {"set": Set, "scale": partial(Scale, before_selection=True)}
-"""Of the CoCoMix models: a strength at every position; and z times a factor, as the paper steers (section 3.2)."""
+"""Edits of the CoCoMix models: set a strength at every position, or scale the logit z as in the paper (section 3.2)."""
 
 
 def run(params: Params) -> None:
-    """Make artifacts/steering, by as many processes as there are. Without a model that mixes concepts it is empty."""
+    """Make artifacts/steering; the processes share the work. It has empty tables if no model mixes concepts."""
     section, cocomix = params.steer, params.pretrain.cocomix
     mixes = "cocomix" in params.pretrain.methods and cocomix.predicts == "concepts" and cocomix.mixing != "none"
     tokens = Tokens(ARTIFACTS / "tokens")
@@ -77,7 +77,7 @@ def _sweeps(
     inputs: Mapping[str, Artifact],
     trained: Mapping[int, Artifact],
 ) -> dict[str, dict[int, list[EditEffect]]]:
-    """The effects by sweep and seed. Nothing is measured that was measured before: see `once`."""
+    """The effects by sweep and seed; earlier measurements are reused, see `once`."""
     text = _text(tokens, section)
     models = {seed: load_base(folder, tokens.context) for seed, folder in trained.items()}
     key = {name: each.digest for name, each in inputs.items()} | section.model_dump(exclude={"read_windows"})
@@ -86,7 +86,7 @@ def _sweeps(
         return sample_concepts(list(models.values()), text, section.concepts, section.seed)
 
     digests = {"models": [folder.digest for folder in trained.values()]}
-    # Once, since what was measured of one sample must not be taken for another's, where rounding decides what is mixed.
+    # Sampled once: rounding decides which concepts are mixed, and results of another sample must not be reused.
     concepts = once("steered concepts", key | digests, sample, list[int], effect.__file__)
     if len(concepts) < 2:
         raise UserError(
@@ -117,7 +117,7 @@ def _sweeps(
 def _predicted(
     work: Work, section: SteerParams, tokens: Tokens, concepts: Artifact, seed: int, trained: Artifact
 ) -> pa.Table:
-    """What the model of a seed makes of each concept; it is kept as by `once`."""
+    """A model's predictions of each concept; earlier measurements are reused, see `once`."""
     validation = tokens.windows("validation")
     windows = _drawn(len(validation), min(section.read_windows, len(validation)), section.seed)
     ids = torch.from_numpy(validation[windows].astype(np.int64))
@@ -151,7 +151,7 @@ def _drawn(count: int, some: int, seed: int) -> NDArray[np.int64]:
 
 
 def _metrics(sweep: Sweep) -> dict[str, Any]:
-    """The strongest edits, for `dvc metrics show`; the report has all."""
+    """The effects of the strongest edits, for `dvc metrics show`; the report has all strengths."""
     return {
         f"{each.strength:g}": {
             "success": each.success.own.mean,
@@ -167,7 +167,7 @@ def _metrics(sweep: Sweep) -> dict[str, Any]:
 
 
 def _write_plot(path: Path, sweeps: Sequence[Sweep]) -> None:
-    """A row a strength, a column a sweep, and one for its control: means of `log_ratio`."""
+    """Write means of `log_ratio`: a row per strength, a column per sweep and one for its control."""
     columns = {"strength": [each.strength for each in sweeps[0].effects]} if sweeps else {"strength": []}
     for sweep in sweeps:
         columns[sweep.name] = [each.log_ratio.own.mean for each in sweep.effects]

@@ -1,8 +1,8 @@
-"""Stage `tokenize`: the tokenizer, and the corpus as windows of token ids."""
+"""Stage `tokenize`: train or load the tokenizer, and write the corpus as windows of token ids."""
 
 import sys
 
-if __name__ == "tokenize":  # a stage was started by its path: Python finds this for its own module of that name
+if __name__ == "tokenize":  # a stage was started by its path, and Python found this file for its module `tokenize`
     sys.exit("error: start a stage from the project's folder by its name, such as: python -m stages.corpus")
 
 from collections.abc import Mapping

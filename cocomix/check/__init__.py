@@ -1,1 +1,1 @@
-"""What is looked at before any work: parameters against the files and packages of this machine."""
+"""Checks before any work: parameters against the files and packages of this machine."""

@@ -1,8 +1,8 @@
-"""What parameters name outside the project: files, folders, installed packages. Its digests, by parameter.
+"""Digests of what parameters name outside the project (files, folders, installed packages), by parameter.
 
-A model of the hub is known by its revision; a folder's content may change under its name. The stage `check` writes the
-digests into artifacts/external/external.json each time DVC runs, and a stage that reads such a file depends on its own
-key there, as if on a parameter. It also has the digest among the inputs of its work.
+A revision identifies a model of the hub, but a folder's content may change under its name. The stage `check` writes the
+digests into artifacts/external/external.json each time DVC runs. A stage that reads such a file depends on its key
+there, as on a parameter, and has the digest among the inputs of its work.
 """
 
 import json
@@ -88,31 +88,31 @@ _DIGESTS: Mapping[str, Callable[[Params], str | None]] = {
     "evaluate.tasks_dir": _tasks,
 }
 KEYS = tuple(_DIGESTS)
-"""The parameters that can name something outside."""
+"""The parameters that can name something outside the project."""
 
 
 def digest_of(key: str, params: Params) -> str | None:
-    """Digest of what the parameter `key` names; none: nothing on this machine, or it is not used.
+    """Digest of what the parameter `key` names; None: nothing on this machine, or the parameter is not used.
 
     Raises:
-        UserError: when it names what is not there, or cannot be read.
+        UserError: when it names something that does not exist or cannot be read.
     """
     return _DIGESTS[key](params)
 
 
 def outside(key: str, params: Params) -> dict[str, str]:
-    """`digest_of`, among the inputs of a stage: nothing where there is none."""
+    """`digest_of` as an entry of a stage's inputs; empty where there is none."""
     found = digest_of(key, params)
     return {} if found is None else {key: found}
 
 
 def digests(params: Params) -> dict[str, str | None]:
-    """`digest_of` all keys."""
+    """`digest_of` for all keys."""
     return {key: digest_of(key, params) for key in KEYS}
 
 
 def to_json(digests: Mapping[str, str | None]) -> bytes:
-    """The content of external.json, whose sections are those of params.yaml."""
+    """The content of external.json, with the sections of params.yaml."""
     content: dict[str, Any] = {}
     for key, digest in digests.items():
         *sections, last = key.split(".")
@@ -124,5 +124,5 @@ def to_json(digests: Mapping[str, str | None]) -> bytes:
 
 
 def _named(name: str | None) -> str | None:
-    """Digest of a file or folder; none: there is none of that name, as of an id of the hub."""
+    """Digest of a file or folder; None: no path has that name, as for a hub id."""
     return digest_of_path(Path(str(name)))

@@ -1,7 +1,7 @@
-"""What can be refused before any work: parameters that do not fit the files and packages on this machine.
+"""Checks before any work: parameters that do not fit the files and packages of this machine are refused.
 
-Nothing is fetched: of a hub's model, only what is in its cache is known. What a parameter does not ask for is not
-imported, so that the shipped parameters take milliseconds. Ranges of values are in `cocomix.params`.
+Nothing is downloaded: of a hub model, only the cache is read. Packages that the parameters do not use are not imported,
+so the shipped parameters take milliseconds. `cocomix.params` checks ranges of values.
 """
 
 import importlib.util
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
 WEIGHTS = {"sae-lens": ("sae_weights.safetensors", "W_enc"), "sparsify": ("sae.safetensors", "encoder.weight")}
-"""Of each format that is a folder: the file of weights, and the tensor of as many latents as dimensions."""
+"""For each format that is a folder: its weight file, and a tensor of shape [latents, d_model] or its transpose."""
 BYTES_OF_A_TOKEN = 0.5
-"""At least: a token of a byte-level vocabulary has one, and each document ends with one that has none."""
+"""Lower bound: a token of a byte-level vocabulary has at least one byte, except the EOS that ends each document."""
 
 
 def preflight(params: Params) -> None:
-    """Check what can be known before any work.
+    """Check all parameters against this machine.
 
     Raises:
-        UserError: the first thing that is wrong: the key, the value, and what is allowed.
+        UserError: the first problem: the key, the value, and what is allowed.
     """
     _check_corpus(params)
     _check_tokenizer(params)
@@ -39,10 +39,10 @@ def preflight(params: Params) -> None:
 
 
 def check_place(artifacts: Path) -> None:
-    """Check that artifacts can be where they are to be. DVC takes no folder behind a link, and says so at the end.
+    """Check that the artifacts folder is no link or file: DVC accepts no folder behind a link, but says so at the end.
 
     Raises:
-        UserError: otherwise.
+        UserError: when it is.
     """
     if artifacts.is_symlink() or (artifacts.exists() and not artifacts.is_dir()):
         raise UserError(
@@ -52,25 +52,25 @@ def check_place(artifacts: Path) -> None:
 
 
 def check_validation_windows(params: Params, windows: int) -> None:
-    """Check that what is read of the validation split is there.
+    """Check that the validation split has as many windows as parameters ask for.
 
     Args:
-        windows: of the validation split.
+        windows: number of windows of the validation split.
 
     Raises:
-        UserError: otherwise.
+        UserError: when it has fewer.
     """
     if params.steer.windows > windows:
         raise UserError(f"steer.windows ({params.steer.windows}) must not exceed validation's {windows} windows")
 
 
 def check_base_model(model: "PreTrainedModel", params: Params) -> None:
-    """Check that a base model has the parts that parameters name; its weights may be on the meta device.
+    """Check that a base model has the layers and sites that parameters name; weights may be on the meta device.
 
-    What only a run of the model shows is checked by the stage `base` (`cocomix.base.families`).
+    The stage `base` checks what only a forward pass shows (`cocomix.base.families`).
 
     Raises:
-        UserError: otherwise.
+        UserError: when one is missing.
     """
     from cocomix.base.blocks import check_layer, part_of
 
@@ -175,7 +175,7 @@ def _check_steer(params: Params) -> None:
 
 
 def _validation_windows_here(params: Params) -> int | None:
-    """Of the tokens in artifacts/, if these parameters made them."""
+    """Windows of the validation split in artifacts/, if these parameters made it."""
     corpus, tokens = _manifest("corpus"), _manifest("tokens")
     try:
         if corpus["params"] == params.corpus.model_dump(mode="json") and tokens["params"] == params.tokenize.model_dump(
@@ -190,12 +190,12 @@ def _validation_windows_here(params: Params) -> int | None:
 def _manifest(artifact: str) -> dict[str, Any]:
     try:
         return dict(json.loads(Path("artifacts", artifact, "manifest.json").read_bytes()))
-    except (OSError, ValueError, TypeError):  # the stage that reads it says what is wrong
+    except (OSError, ValueError, TypeError):  # the stage that reads it reports the problem
         return {}
 
 
 def _is_folder(key: str, name: str) -> bool:
-    """Whether it is a folder, and not a hub's id.
+    """Whether the name is a folder; if not, it is a hub id.
 
     Raises:
         UserError: when it can be neither.
@@ -210,7 +210,7 @@ def _is_folder(key: str, name: str) -> bool:
 
 
 def _config(key: str, name: str, revision: str | None) -> "PreTrainedConfig | None":
-    """The configuration of a model in a folder, or in the hub's cache; none: not here."""
+    """The configuration of a model in a folder or in the hub's cache; None: not on this machine."""
     is_folder = _is_folder(key, name)
     from transformers import AutoConfig
 
@@ -218,7 +218,7 @@ def _config(key: str, name: str, revision: str | None) -> "PreTrainedConfig | No
 
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # of any kind: it comes from whatever reads the files
+    except Exception as error:  # of any type: it comes from whichever library reads the files
         if is_folder:
             raise unreadable(key, name, "model", error) from None
         return None
@@ -230,7 +230,7 @@ def _without_weights(config: "PreTrainedConfig", name: str) -> "PreTrainedModel"
 
     from cocomix.pretrained import unreadable
 
-    # Of a model of text and images, the base model is the text part.
+    # The base model in a model of text and images is its text part.
     is_text = type(config) in AutoModelForCausalLM._model_mapping
     try:
         with torch.device("meta"):
@@ -240,7 +240,7 @@ def _without_weights(config: "PreTrainedConfig", name: str) -> "PreTrainedModel"
 
 
 def _shape_of(file: Path, tensor: str) -> list[int]:
-    """Of a tensor in a safetensors file; empty where the stage that reads it says what is wrong."""
+    """Shape of a tensor in a safetensors file; empty if unreadable: the stage that reads it reports the problem."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,1 +1,1 @@
-"""Measuring finished models."""
+"""Evaluation of trained models."""

@@ -1,4 +1,4 @@
-"""How well a model predicts the concepts of text, and what it makes of each of them."""
+"""Evaluate a model's concept predictions, overall and per concept."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,44 +20,44 @@ from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions
 
 IGNORED = 1 / 64
 """A concept is ignored when the norm of its compress column is below this share of the mean norm. The paper's threshold
-(Fig. 6c: 0.01) is 1/64 of the norm with which its columns start, 0.02 sqrt(1024); ours start at other norms."""
+(Fig. 6c: 0.01) is 1/64 of its columns' norm at initialisation, 0.02 sqrt(1024); ours have other initial norms."""
 
 
 @dataclass(frozen=True)
 class ConceptScore:
-    """Prediction of concepts against their labels."""
+    """Concept predictions compared with the labels."""
 
     cross_entropy: float
-    """Concept loss, nats a labelled position (paper Eq. 2)."""
+    """Concept loss in nats per labelled position (paper Eq. 2)."""
     recall_at_k: float
-    """Share of the labels that are among the `concept_k` mixed concepts."""
+    """Share of the labels that are among the `concept_k` mixed concepts (recall@k)."""
     recall_at_labels: float
-    """Share of the labels that are among as many predictions as a position has labels at most (k_attr)."""
+    """Share of the labels that are among the top k_attr predictions; k_attr: maximum labels per position."""
     never_predicted: float
-    """Share of the dictionary that no position mixed."""
+    """Share of the dictionary that is mixed at no position."""
     ignored: float | None
-    """Share of the dictionary that counts for nothing when it is mixed, see `IGNORED`; none: nothing is mixed."""
+    """Share of the dictionary that is ignored when mixed, see `IGNORED`; None: the model mixes nothing."""
 
 
 @dataclass(frozen=True)
 class ConceptTable:
-    """Columns, with an entry for each concept."""
+    """Columns with one entry per concept."""
 
     predicted: list[int]
-    """Positions where it is among the `concept_k` predicted concepts."""
+    """Number of positions where it is among the `concept_k` predicted concepts."""
     labelled: list[int]
-    """Positions where it is a label."""
+    """Number of positions where it is a label."""
     right: list[int]
-    """Positions where it is both."""
+    """Number of positions where it is both."""
     mean_strength: list[float | None]
-    """Mean logit where it is predicted."""
+    """Mean logit over the positions where it is predicted."""
     compress_norm: list[float | None]
-    """Norm of its column of the compress matrix, with which its strength is multiplied; none: nothing is mixed."""
+    """Norm of its column of the compress matrix, which its strength multiplies; None: the model mixes nothing."""
 
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """Of `score_concepts`."""
+    """Results of `score_concepts`."""
 
     whole: ConceptScore
     each: ConceptTable
@@ -67,18 +67,18 @@ class ConceptScores:
 def score_concepts(
     model: CoCoMixForCausalLM, data: WindowData, batch_size: int, task: str, kept: Path | None = None
 ) -> ConceptScores:
-    """Score the concept predictions of `model` against the labels of `data`; blocks above them are not computed.
+    """Score the concept predictions of `model` against the labels of `data`; blocks above the mixer are not computed.
 
     Args:
-        batch_size: windows in a forward pass at most; see `windows_at_once`.
-        task: for the progress.
+        batch_size: maximum windows per forward pass; see `windows_at_once`.
+        task: description for the progress bar.
         kept: see `Summing`.
     """
     model.eval().to(device())
     config = model.config
     k, concepts, (windows, context) = config.concept_k, config.num_concepts, data.windows.shape
     whole = np.zeros(3)  # loss, labelled positions, labels found
-    counts = torch.zeros(4, concepts, dtype=torch.float64)  # not on the device: some know no float64
+    counts = torch.zeros(4, concepts, dtype=torch.float64)  # on the CPU: some devices have no float64
     mine = shares(windows, windows_at_once(batch_size, context, config))
     summing = Summing(kept, mine, whole, counts.numpy())
     with progress(task, sum(map(len, mine)) * context, "tokens", sum(map(len, summing.done)) * context) as bar:
@@ -123,7 +123,7 @@ def _compress_norms(model: CoCoMixForCausalLM) -> NDArray[np.float32]:
 
 
 def _are_in(some: Tensor, others: Tensor) -> Tensor:
-    """Which of the concepts [..., m] are among the others [..., n] of the same position: bool [..., m]."""
+    """Whether each of the concepts [..., m] is among the others [..., n] of the same position: bool [..., m]."""
     return (some[..., :, None] == others[..., None, :]).any(-1)
 
 

@@ -1,4 +1,4 @@
-"""Further corpora: text files, packed into windows like the corpus that the models learned from."""
+"""Additional evaluation corpora: text files, packed into windows like the training corpus."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from cocomix.tokens.encoding import ids_of, plain
 from cocomix.tokens.windows import Tokens
 
 _BATCH_BYTES = 250_000
-"""Encoded at a time."""
+"""Bytes encoded at a time."""
 
 
 def corpus_digest(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> str:
-    """What `read_corpus` depends on, besides its code: the files, the parameters and the tokenizer.
+    """Digest of all that `read_corpus` depends on besides its code: the files, the parameters and the tokenizer.
 
     Raises:
-        UserError: when a path matches no file, or one of an unknown kind.
+        UserError: when a path matches no file, or a file of an unsupported kind.
     """
     files = digest_of_corpus_files(name, params)
     tokenizer = [tokens.artifact.manifest.files[each].sha256 for each in tokens.artifact.names("tokenizer/")]
@@ -33,27 +33,27 @@ def corpus_digest(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> 
 
 
 def digest_of_corpus_files(name: str, params: EvaluationCorpusParams) -> str:
-    """Digest of the files of the corpus called `name`, their names included.
+    """Digest of the names and contents of the files of the corpus `name`.
 
     Raises:
-        UserError: as `corpus_digest`.
+        UserError: as in `corpus_digest`.
     """
     with _named(name):
         return files_digest(params.paths)
 
 
 def check_files(name: str, params: EvaluationCorpusParams) -> None:
-    """Check that the files of the corpus called `name` are there.
+    """Check that the files of the corpus `name` exist.
 
     Raises:
-        UserError: when a path matches no file, or one of an unknown kind.
+        UserError: when a path matches no file, or a file of an unsupported kind.
     """
     with _named(name):
         find_files(params.paths)
 
 
 def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> EvaluationText:
-    """The corpus called `name`, held in memory.
+    """Read the corpus `name` into memory.
 
     Raises:
         UserError: when a file cannot be read, or the text fills no window.
@@ -81,7 +81,7 @@ def read_corpus(name: str, params: EvaluationCorpusParams, tokens: Tokens) -> Ev
 
 
 def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Document]]:
-    """Documents as stage `corpus` takes them: stripped, without empty ones, up to the one that is too much."""
+    """Documents stripped and not empty, as in the stage `corpus`, up to the first that exceeds `megabytes`."""
     left = float("inf") if params.megabytes is None else params.megabytes * 1e6
     batch: list[Document] = []
     size = 0
@@ -101,7 +101,7 @@ def _batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Documen
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """The reader of files speaks of the parameters of stage `corpus`: say those of this corpus instead."""
+    """Rename the parameters in errors: the file reader names those of the stage `corpus`, not of this corpus."""
     try:
         yield
     except UserError as error:

@@ -1,7 +1,7 @@
-"""Scores in downstream tasks, zero-shot, by lm-eval in this process.
+"""Zero-shot scores on downstream tasks, by lm-eval in this process.
 
-The tasks' prompts and metrics are lm-eval's own; what differs is how log-likelihoods are computed
-(`downstream_likelihood`) and where the examples may come from (`downstream_tasks`).
+Prompts and metrics are lm-eval's own. Log-likelihoods are computed by `downstream_likelihood`, and examples may come
+from local files (`downstream_tasks`).
 """
 
 import logging
@@ -25,35 +25,35 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A figure with its standard error over documents; none: not known."""
+    """A metric with its standard error over documents; None: unknown."""
 
     value: float
     standard_error: float | None
 
 
 class DocumentScore(NamedTuple):
-    """Of one document, for comparisons of models document by document."""
+    """Score of one document, for paired comparisons of models."""
 
     document: int
-    """Its number in the task's data."""
+    """Its index in the task's data."""
     correct: float | None
-    """Its share in the task's accuracy: 1 or 0."""
+    """Its contribution to the task's accuracy: 1 or 0."""
     log_likelihood: float | None
-    """Of the right answer as a whole given the question, or of the text itself (wikitext): nats."""
+    """Log-likelihood in nats of the whole right answer given the question, or of the text itself (wikitext)."""
     margin: float | None
-    """Log-likelihood of the right answer less that of the best wrong one, as the accuracy compares them (acc_norm: per
-    character of the answer): positive where the answer counts as right."""
+    """Log-likelihood of the best right answer minus that of the best wrong one, as the accuracy compares them
+    (acc_norm: per character of the answer); positive if the answer counts as right."""
     weight: float
-    """Words of the text in a word perplexity, else 1; exp(-sum(log_likelihood) / sum(weight)) is the perplexity."""
+    """Words of the text for a word perplexity, else 1; the perplexity is exp(-sum(log_likelihood) / sum(weight))."""
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A model on a task."""
+    """Score of a model on one task."""
 
     task: str
     metric: str
-    """Which of `metrics` stands for the task: the paper's, else the accuracy or what lm-eval names first."""
+    """The headline metric, a key of `metrics`: the paper's, else the accuracy or the first that lm-eval reports."""
     metrics: dict[str, MetricValue]
     """lm-eval's metrics by their names there."""
     log_likelihood: MetricValue | None
@@ -61,8 +61,8 @@ class TaskScore:
     margin: MetricValue | None
     """Mean over documents."""
     cut: int
-    """Documents that do not fit into the model's context: the beginning of the question is not read, or an answer is
-    predicted in several windows. A text scored as a whole (wikitext) counts as fitting."""
+    """Documents that exceed the model's context: the start of the question is dropped, or an answer is predicted in
+    several windows. A text scored as a whole (wikitext) never counts."""
     documents: list[DocumentScore]
 
 
@@ -77,19 +77,19 @@ def score_tasks(
     name: str,
     kept: Path | None = None,
 ) -> list[TaskScore]:
-    """Score `model` on tasks; several processes share the work, and each gets all of it.
+    """Score `model` on tasks; several processes share the work, and each returns all scores.
 
     Args:
-        tasks: names of lm-eval's; for a group or a tag there is a score for each task in it.
-        tasks_dir: folder of the examples, one of each task: <task>/<split>.jsonl (docs/evaluation.md); none: the hub.
-        limit: documents of each task, the first ones; none: all.
-        batch_size: the model computes as many tokens at a time as this many texts of its whole context, or as a
-            micro-batch if that is less.
-        name: the model's, for the progress.
-        kept: see `cocomix.plumbing.parts.Summing`; for log-likelihoods, not for what a model generates.
+        tasks: names of lm-eval tasks; a group or a tag gives a score for each task in it.
+        tasks_dir: folder of the examples, <task>/<split>.jsonl (docs/evaluation.md); None: the hub.
+        limit: number of documents of each task, from the first; None: all.
+        batch_size: a forward pass has at most as many tokens as this many full contexts, or as a micro-batch of them
+            if that is less.
+        name: name of the model, for the progress bar.
+        kept: see `cocomix.plumbing.parts.Summing`; applies to log-likelihoods, not to generated text.
 
     Raises:
-        UserError: without lm-eval, for an unknown task, or when a task's data is missing or not what it reads.
+        UserError: without lm-eval, for an unknown task, or when a task's data is missing or malformed.
     """
     require_lm_eval()
     from lm_eval import evaluate
@@ -110,7 +110,7 @@ def score_tasks(
 
 @contextmanager
 def _streamlined() -> Iterator[None]:
-    """lm-eval without its own bars and remarks, and with each prompt template compiled once instead of for each use."""
+    """Silence lm-eval's progress bars and warnings, and compile each prompt template once instead of at each use."""
     import datasets
     from lm_eval import utils
     from lm_eval.api import task
@@ -128,7 +128,7 @@ def _streamlined() -> Iterator[None]:
 
 
 def _summary(name: str, task: Any, results: Mapping[str, Any], cut: int) -> TaskScore:
-    """The score of a task, from what `lm_eval.evaluate` returns."""
+    """The score of a task, from the result of `lm_eval.evaluate`."""
     samples: list[Json] = results["samples"][name]
     filters = list(dict.fromkeys(each["filter"] for each in samples))
     metrics = {}
@@ -171,7 +171,7 @@ def _document(task: Any, sample: Json, accuracy: str | None) -> DocumentScore:
 
 
 def _right_choices(task: Any, sample: Json, choices: list[str]) -> set[int]:
-    """Numbers of the right choices; a task states them by number or by text, and in winogrande as the 'text'."""
+    """Indices of the right choices; tasks give them by index or by text, and winogrande through `doc_to_text`."""
     stated = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
     several = stated if isinstance(stated, list) else [stated]
     numbers = {choices.index(each) if each in choices else -1 for each in several if isinstance(each, str)}
@@ -180,7 +180,7 @@ def _right_choices(task: Any, sample: Json, choices: list[str]) -> set[int]:
 
 
 def _mean(weighted: Sequence[tuple[float, float]]) -> MetricValue | None:
-    """Sum over sum of weights, with the error of such a ratio (of a mean, where all weights are 1)."""
+    """Sum of values over sum of weights, with the standard error of that ratio (of the mean, if all weights are 1)."""
     if not weighted:
         return None
     values, weights = np.array(weighted).T
@@ -192,7 +192,7 @@ def _mean(weighted: Sequence[tuple[float, float]]) -> MetricValue | None:
 
 
 def _standard_error(aggregation: object, values: list[Any]) -> float | None:
-    """Of a metric over documents: as lm-eval's for a mean; for perplexities to first order, where it would resample."""
+    """Standard error of a metric over documents: lm-eval's for a mean, first-order for perplexities (no bootstrap)."""
     from lm_eval.api import metrics
 
     match aggregation:

@@ -1,10 +1,10 @@
-"""Log-likelihoods of continuations, computed in as few positions as they need.
+"""Log-likelihoods of continuations, computed at as few positions as possible.
 
-- Continuations of one context (the choices of a question) share its keys and values: it is read once.
-- The language model head sees only the positions that predict a continuation.
-- Texts of like length are computed together, as many as fit a budget of tokens, and one of logits.
+- Continuations of one context (the choices of a question) share its keys and values, which are computed once.
+- The language model head runs only at the positions that predict a continuation.
+- Texts of similar length form a batch, within a budget of tokens and one of logits.
 
-The figures are those of one forward pass over each whole text, up to rounding.
+The results equal one forward pass over each whole text, up to rounding.
 """
 
 import copy
@@ -33,23 +33,23 @@ Item = TypeVar("Item")
 
 
 class Request(NamedTuple):
-    """A text to predict, and what stands before it; neither is empty."""
+    """A text to predict and the text before it; neither is empty."""
 
     context: Tokens
     continuation: Tokens
 
 
 class Likelihood(NamedTuple):
-    """Of a continuation, given its context."""
+    """Log-likelihood of a continuation given its context."""
 
     log_likelihood: float
-    """Of its tokens together, nats."""
+    """Sum over its tokens, in nats."""
     is_greedy: bool
-    """Whether each of its tokens is the one that the model holds for the likeliest there."""
+    """Whether each of its tokens is the model's most likely one."""
 
 
 class _Piece(NamedTuple):
-    """As much of a continuation as is predicted in one pass."""
+    """The part of a continuation that is predicted in one forward pass."""
 
     request: int
     context: Tokens
@@ -57,7 +57,7 @@ class _Piece(NamedTuple):
 
     @property
     def read(self) -> Tokens:
-        """What the model reads: all but the last token."""
+        """The tokens that the model reads: all but the last one."""
         return (*self.context, *self.continuation[:-1])
 
 
@@ -70,22 +70,22 @@ def log_likelihoods(
     task: str,
     kept: Path | None = None,
 ) -> list[Likelihood]:
-    """The likelihood of each request, in their order. Several processes share the work, and each gets all of it.
+    """The likelihood of each request, in order; several processes share the work, and each returns all results.
 
     Args:
-        context: tokens that the model reads at most. A longer request loses the beginning of its context; a
-            continuation that is longer by itself is predicted in windows side by side, each from the token before it.
-        batch_tokens: tokens that the model holds at a time, padding included (a window at least); fewer, where their
-            concepts would have more than `LOGITS` logits.
-        task: for the progress.
+        context: maximum tokens that the model reads. A longer request loses the start of its context; a continuation
+            that is longer by itself is predicted in disjoint windows, each conditioned on the token before it.
+        batch_tokens: maximum tokens per forward pass, padding included (at least a window); fewer if their concepts
+            would have more than `LOGITS` logits.
+        task: description for the progress bar.
         kept: see `Summing`.
     """
     model.eval().to(device())
-    # Of concepts, a model makes logits at all positions.
+    # The concept head computes logits at all positions.
     batch_tokens = min(batch_tokens, max(context, LOGITS // getattr(model.config, "num_concepts", 1)))
     batches = _batches([piece for n, each in enumerate(requests) for piece in _pieces(n, each, context)], batch_tokens)
     mine = batches[runtime().rank :: runtime().world_size]
-    found = np.zeros((len(requests), 2))  # log-likelihood; tokens that are not the likeliest
+    found = np.zeros((len(requests), 2))  # log-likelihood; number of tokens that are not the most likely
     summing = Summing(kept, mine, found)
     with progress(task, sum(map(len, mine)), "continuations", sum(map(len, summing.done))) as bar:
         for batch in summing:
@@ -107,7 +107,7 @@ def _pieces(number: int, request: Request, context: int) -> Iterator[_Piece]:
 
 
 def _batches(pieces: list[_Piece], batch_tokens: int) -> list[list[_Piece]]:
-    """Pieces that are computed together. Those of one context are in one batch, unless it is a single token."""
+    """Group pieces into batches; those of one context share a batch, unless the context is a single token."""
     by_context: defaultdict[object, list[_Piece]] = defaultdict(list)
     for number, piece in enumerate(pieces):
         by_context[piece.context if len(piece.context) > 1 else number].append(piece)
@@ -121,7 +121,7 @@ def _batches(pieces: list[_Piece], batch_tokens: int) -> list[list[_Piece]]:
 
 
 def _chunks(items: list[Item], length: Callable[[Item], int], batch_tokens: int) -> Iterator[list[Item]]:
-    """Items of like length, the longest first; each chunk fits `batch_tokens` when all are padded to its longest."""
+    """Chunks of similar length, longest first; each fits `batch_tokens` after padding to its longest item."""
     ordered = sorted(items, key=length, reverse=True)
     while ordered:
         size = max(1, batch_tokens // length(ordered[0]))
@@ -130,7 +130,7 @@ def _chunks(items: list[Item], length: Callable[[Item], int], batch_tokens: int)
 
 
 def _passes(batch: list[_Piece], batch_tokens: int, most: int) -> Iterator[list[_Piece]]:
-    """The pieces of each pass: `_chunks`, parted where they would predict more than `most` tokens."""
+    """The pieces of each forward pass: `_chunks`, split where they would predict more than `most` tokens."""
     for chunk in _chunks(batch, lambda piece: len(piece.read), batch_tokens):
         pieces, predicted = list[_Piece](), 0
         for piece in chunk:
@@ -143,9 +143,9 @@ def _passes(batch: list[_Piece], batch_tokens: int, most: int) -> Iterator[list[
 
 
 def _score(model: PreTrainedModel, batch: list[_Piece], batch_tokens: int) -> Iterator[tuple[_Piece, NDArray[Any]]]:
-    """Each piece's log-likelihood and its tokens that are not the likeliest ones, [2]."""
+    """Each piece's log-likelihood and its number of tokens that are not the most likely, [2]."""
     rows = {context: row for row, context in enumerate(dict.fromkeys(piece.context for piece in batch))}
-    # What contexts have more than the shortest, and their last token, which predicts, is read with each piece.
+    # Read with each piece: tokens of contexts beyond the shortest one's length, and the last token, which predicts.
     done = min(map(len, rows)) - 1 if len(rows) < len(batch) else 0
     cache = None
     if done:
@@ -157,7 +157,7 @@ def _score(model: PreTrainedModel, batch: list[_Piece], batch_tokens: int) -> It
 
 
 def _of_rows(cache: Cache, rows: list[int]) -> Cache:
-    """A copy of the cache that holds these rows of its batch."""
+    """A copy of the cache with these rows of its batch."""
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
     selected.batch_select_indices(torch.tensor(rows, device=device()))
@@ -165,9 +165,9 @@ def _of_rows(cache: Cache, rows: list[int]) -> Cache:
 
 
 def _score_rest(model: PreTrainedModel, pieces: list[_Piece], cache: Cache | None, done: int) -> NDArray[Any]:
-    """As `_score`, in one pass: [pieces, 2]. The cache holds the first `done` tokens of each."""
+    """`_score` in one forward pass: [pieces, 2]. The cache holds the first `done` tokens of each piece."""
     texts = [piece.read[done:] for piece in pieces]
-    # Padding is on the right, where a causal model's other positions do not see it.
+    # Padding is on the right, where causal attention hides it from the other positions.
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text)

@@ -1,4 +1,4 @@
-"""Our scoring of continuations, as a model of lm-eval (imported only where tasks are scored: see `downstream`)."""
+"""An lm-eval model with our scoring of continuations; imported only when tasks are scored (see `downstream`)."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ from cocomix.plumbing.runtime import runtime
 
 
 class DownstreamLM(HFLM):
-    """lm-eval's model for transformers, with the log-likelihoods of `downstream_likelihood`.
+    """lm-eval's transformers model, with the log-likelihoods of `downstream_likelihood`.
 
-    Several processes share each request's work, so that all get all answers; for lm-eval, each is alone. What a model
-    generates, each of them generates.
+    Several processes share the work of each request and all get all answers, so lm-eval runs as if each were alone.
+    Generated text is not shared: each process generates all of it.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> None:
@@ -29,18 +29,18 @@ class DownstreamLM(HFLM):
         self._lengths: list[int] = []
 
     def begin(self, task: str, kept: Path | None) -> None:
-        """Turn to another task.
+        """Start another task.
 
         Args:
-            task: for the progress.
+            task: description for the progress bar.
             kept: see `cocomix.plumbing.parts.Summing`.
         """
         self.task, self._kept, self._asked = task, kept, 0
         self.cut: set[int] = set()
-        """Documents of which something did not fit into the model's context."""
+        """Documents with a request that exceeds the model's context."""
 
     def loglikelihood(self, requests: Sequence[Instance], **_: Any) -> list[Likelihood]:
-        """The log-likelihood of each continuation, and whether it is what the model would write.
+        """The log-likelihood of each continuation, and whether greedy decoding would generate it.
 
         Raises:
             UserError: for an empty continuation.
@@ -53,7 +53,7 @@ class DownstreamLM(HFLM):
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
-        """The log-likelihood of each text, in windows that follow each other, each from the token before."""
+        """The log-likelihood of each text, in disjoint windows, each conditioned on the token before it."""
         found = [0.0] * len(requests)
         windows = [
             (number, *make_disjoint_window(window))
@@ -67,10 +67,10 @@ class DownstreamLM(HFLM):
         return found
 
     def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
-        """What the model writes, by lm-eval's own way.
+        """The text that the model generates, by lm-eval's own code.
 
         Raises:
-            UserError: when the text to write does not fit into the model's context.
+            UserError: when the text to generate does not fit into the model's context.
         """
         try:
             written: list[str] = super().generate_until(requests, disable_tqdm=True)
@@ -79,13 +79,13 @@ class DownstreamLM(HFLM):
         return written
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
-        """Token ids, as lm-eval makes them."""
+        """Token ids, equal to lm-eval's."""
         if add_special_tokens is None and string in self._encoded:
             return self._encoded[string]
         return super().tok_encode(string, add_special_tokens, *args, **kwargs)
 
     def _encode_together(self, texts: Iterable[str]) -> None:
-        """Encode many texts at once, in the tokenizer's own threads; the few that lm-eval treats apart, it encodes."""
+        """Encode many texts at once in the tokenizer's threads, except the few that lm-eval encodes differently."""
         prefix = self.tokenizer.decode(self.prefix_token_id)
         plain = [text for text in texts if text and not text.startswith(prefix)]
         ids = self.tokenizer(plain, return_attention_mask=False, verbose=False)["input_ids"] if plain else []

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval: the paper's, and where their examples come from, the hub or a folder of JSON lines."""
+"""Tasks of lm-eval, including the paper's, with examples from the hub or from a folder of JSON lines."""
 
 import difflib
 import hashlib
@@ -19,11 +19,11 @@ class _PaperTask(NamedTuple):
     """One of the paper's tasks."""
 
     metric: str
-    """Of lm-eval's metrics, the one in the paper's tables."""
+    """lm-eval's metric in the paper's tables."""
     definition: str
-    """lm-eval's folder."""
+    """Folder of the task's definition in lm-eval."""
     data: str
-    """Folder of the examples, in a `tasks_dir`."""
+    """Folder of the examples in a `tasks_dir`."""
 
 
 PAPER_TASKS = {
@@ -35,25 +35,25 @@ PAPER_TASKS = {
     "arc_easy": _PaperTask("acc", "arc", "arc_easy"),
     "winogrande": _PaperTask("acc", "winogrande", "winogrande"),
 }
-"""By lm-eval's names (paper Table 1)."""
+"""The tasks of paper Table 1, by their names in lm-eval."""
 
 
 def require_lm_eval() -> None:
-    """Raise a UserError where lm-eval, or what it needs, is not installed."""
+    """Raise a UserError if lm-eval or accelerate, which it needs, is not installed."""
     missing = [each for each in ("lm_eval", "accelerate") if importlib.util.find_spec(each) is None]
     if missing:
         raise UserError(f"evaluate.tasks needs {' and '.join(missing)}, which is not installed: pip install '.[eval]'")
 
 
 def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
-    """lm-eval's task objects, zero-shot and with their data, by the names that it gives them.
+    """lm-eval's task objects by name, zero-shot and with their data.
 
     Args:
-        name: of a task, or of a group or tag, in which there are several.
-        tasks_dir: folder of the examples; none: the hub.
+        name: a task, or a group or tag of several tasks.
+        tasks_dir: folder of the examples; None: the hub.
 
     Raises:
-        UserError: for an unknown task, or when its data is missing or not what it reads.
+        UserError: for an unknown task, or when its data is missing or malformed.
     """
     manager = _tasks_with(name)
     random.seed(0)  # as lm-eval's own entry point does: some tasks shuffle
@@ -64,22 +64,22 @@ def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
         tasks: dict[str, Any] = manager.load([spec])["tasks"]
     except UserError:
         raise
-    except Exception as error:  # of the libraries below, or of the task's own code
+    except Exception as error:  # from the libraries, or from the task's own code
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         where = f"evaluate.tasks: {name}: no data from the hub" if file is None else f"{file}: not what {name} reads"
         raise UserError(f"{where} ({reason})") from error
     for task in tasks.values():
-        task.set_config(key="num_fewshot", value=0)  # of a file, examples would be the very documents that are asked
+        task.set_config(key="num_fewshot", value=0)  # few-shot examples from a file would be the evaluated documents
         if prepare := task.get_config("process_docs"):
-            task.set_config(key="process_docs", value=cache(prepare))  # it is called for every look at the data
+            task.set_config(key="process_docs", value=cache(prepare))  # it is called at every access to the data
     return tasks
 
 
 def check_task(task: str, tasks_dir: Path | None) -> None:
-    """Check that lm-eval knows the task, and that its examples are there when they are to come from a folder.
+    """Check that lm-eval knows the task, and that its examples exist if they come from a folder.
 
     Raises:
-        UserError: otherwise.
+        UserError: when it does not, or they do not.
     """
     require_lm_eval()
     if tasks_dir is None:
@@ -89,7 +89,7 @@ def check_task(task: str, tasks_dir: Path | None) -> None:
 
 
 def task_digest(task: str, tasks_dir: Path | None) -> str:
-    """Of what decides a task's examples and prompts besides its name; of the hub's, the version of lm-eval.
+    """Digest of lm-eval's version and a task's local examples; examples from the hub count by the version alone.
 
     Raises:
         UserError: without lm-eval, for an unknown task, or when its file is missing.
@@ -100,13 +100,13 @@ def task_digest(task: str, tasks_dir: Path | None) -> str:
 
 
 def data_folder(task: str) -> str:
-    """The folder of a task's examples, in a `tasks_dir`."""
+    """The folder of a task's examples in a `tasks_dir`."""
     return PAPER_TASKS[task].data if task in PAPER_TASKS else task
 
 
 @cache
 def _manager(definition: str | None) -> Any:
-    """lm-eval's tasks: those of one of its folders, or all of them, which takes about ten seconds to read."""
+    """lm-eval's task manager for one of its folders, or for all, which takes about ten seconds to read."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -116,7 +116,7 @@ def _manager(definition: str | None) -> Any:
 
 
 def _tasks_with(task: str) -> Any:
-    """A manager that knows the task."""
+    """A task manager that knows the task."""
     manager = _manager(PAPER_TASKS[task].definition if task in PAPER_TASKS else None)
     if task not in manager.task_index:
         near = difflib.get_close_matches(task, [*PAPER_TASKS, *manager.all_tasks], n=1)
@@ -126,7 +126,7 @@ def _tasks_with(task: str) -> Any:
 
 
 def _local_file(task: str, tasks_dir: Path) -> Path:
-    """The examples of a task: <folder>/<split>.jsonl, with the split that lm-eval scores."""
+    """The file of a task's examples: <folder>/<split>.jsonl, with the split that lm-eval scores."""
     definition = _tasks_with(task).task_index[task].cfg or {}
     split = definition.get("test_split") or definition.get("validation_split")
     if split is None:
@@ -138,12 +138,12 @@ def _local_file(task: str, tasks_dir: Path) -> Path:
 
 
 def _from_file(file: Path) -> dict[str, Any]:
-    """What to change in a task, so that its examples are those of a file."""
+    """Task settings that replace its examples by those of a file."""
     from datasets import Dataset
 
     def read(**_: object) -> dict[str, Dataset]:
         rows = []
-        with file.open(encoding="utf-8") as lines:  # not str.splitlines, which also ends lines at U+2028 and the like
+        with file.open(encoding="utf-8") as lines:  # not str.splitlines, which also splits at U+2028 and the like
             for number, line in enumerate(lines, 1):
                 try:
                     rows.append(json.loads(line))

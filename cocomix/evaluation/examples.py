@@ -1,4 +1,4 @@
-"""Positions of real text with the concepts that are labels there and those that a model predicts."""
+"""Example positions of real text with their labels and the concepts that a model predicts there."""
 
 from typing import NamedTuple
 
@@ -14,26 +14,26 @@ from cocomix.training.losses import NO_LABEL
 
 EXAMPLES = 6
 BEFORE, AFTER = 24, 8
-"""Tokens around the position, as far as its window reaches."""
+"""Maximum tokens shown before and after the position, within its window."""
 
 
 class Example(NamedTuple):
-    """A position of the validation split; tokens and concepts by their numbers."""
+    """A position of the validation split; tokens and concepts are ids."""
 
     before: list[int]
     token: int
-    """The one at the position."""
+    """The token at the position."""
     following: list[int]
     labelled: list[int]
-    """Best first."""
+    """Labels, best first."""
     predicted: list[int]
-    """The most probable ones, as many as a position has labels at most."""
+    """The most probable concepts; as many as the maximum number of labels per position."""
     probabilities: list[float]
 
 
 @torch.no_grad()
 def choose_examples(model: CoCoMixForCausalLM, data: WindowData) -> list[Example]:
-    """Windows evenly spaced, and in each the position after three quarters of it: nobody has picked them."""
+    """Choose evenly spaced windows and the position at three quarters of each; no selection by content."""
     assert data.labels is not None
     model.eval().to(device())
     count, context, m = data.labels.shape

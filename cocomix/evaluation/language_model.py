@@ -1,4 +1,4 @@
-"""How well a model predicts text: over all of it, and document by document."""
+"""Evaluate language modelling, overall and per document."""
 
 import math
 from dataclasses import dataclass
@@ -22,53 +22,53 @@ from cocomix.plumbing.runtime import LOGITS, runtime
 
 @dataclass(frozen=True)
 class LanguageModelScore:
-    """Prediction of text."""
+    """Language modelling scores over a text."""
 
     loss: float
-    """Cross-entropy, nats a token."""
+    """Cross-entropy in nats per token."""
     perplexity: float
     bits_per_byte: float
-    """Cross-entropy in bits over the UTF-8 bytes of the predicted tokens: comparable between tokenizers."""
+    """Cross-entropy in bits per UTF-8 byte of the predicted tokens; comparable between tokenizers."""
 
 
 @dataclass(frozen=True)
 class DocumentLosses:
-    """Prediction of each document of a text: columns of one length, without documents of which nothing is predicted."""
+    """Loss of each document with predicted tokens: columns of equal length."""
 
     document: list[int]
-    """Its number in the text, from 0."""
+    """Index in the text, from 0."""
     group: list[str]
     """See `cocomix.corpus.store.Document`."""
     tokens: list[int]
-    """How many of its tokens are predicted, EOS included."""
+    """Number of its predicted tokens, EOS included."""
     bytes: list[float]
-    """UTF-8 bytes of those."""
+    """UTF-8 bytes of its predicted tokens."""
     loss: list[float]
-    """Cross-entropy in nats, summed over them."""
+    """Cross-entropy in nats, summed over its predicted tokens."""
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """Of `score_text`."""
+    """Result of `score_text`."""
 
     whole: LanguageModelScore
     documents: DocumentLosses
 
 
 class Spans(NamedTuple):
-    """The windows in which a text is read: [windows] each."""
+    """Windows over a text; both arrays are [windows]."""
 
     starts: NDArray[np.int64]
-    """Place of the window's first token in the text."""
+    """Index of the window's first token in the text."""
     seen: NDArray[np.int64]
-    """Tokens at its beginning that are there as context only, since an earlier window predicts them."""
+    """Number of leading tokens that serve as context only, because an earlier window predicts them."""
 
 
 def spans(tokens: int, context: int, stride: int | None) -> Spans:
-    """Windows over a text of `tokens` tokens, at least `context`; the last one ends where the text ends.
+    """Windows over a text of `tokens` tokens (at least `context`); the last window ends where the text ends.
 
     Args:
-        stride: tokens between two starts, below `context`; none: `context`.
+        stride: tokens from one window's start to the next, below `context`; None: `context`.
     """
     starts = np.append(np.arange(0, tokens - context, stride or context), tokens - context)
     return Spans(starts, np.append(0, starts[:-1] + context - starts[1:]))
@@ -83,10 +83,11 @@ def score_text(
     stride: int | None = None,
     kept: Path | None = None,
 ) -> TextScore:
-    """Score `model`, in the arithmetic of its weights, on all tokens of `text` that have one before them in a window.
+    """Score `model`, in its weights' dtype, on all tokens of `text` that have a token before them in a window.
 
     Args:
-        batch_size: windows in a forward pass at most; see `windows_at_once`.
+        batch_size: maximum windows per forward pass; see `windows_at_once`.
+        task: description for the progress bar.
         stride: see `spans`.
         kept: see `Summing`.
     """
@@ -125,29 +126,29 @@ def score_text(
 
 
 def token_losses(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Tensor:
-    """Cross-entropy of each token but the first given those before it, in nats: float [batch, seq - 1].
+    """Cross-entropy of each token but the first, given the tokens before it, in nats: float [batch, seq - 1].
 
     Args:
         ids: int64 [batch, seq].
-        inputs: more inputs of the model.
+        inputs: further inputs of the model.
     """
     logits = model(input_ids=ids, use_cache=False, **inputs).logits
-    # All positions, so that the logits are not copied; what the last one is compared with does not matter.
+    # Slicing would copy the logits, so the loss covers all positions; the last one, whose target is wrong, is dropped.
     losses = F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, dims=1).flatten(), reduction="none")
     return losses.view_as(ids)[:, :-1]
 
 
 def windows_at_once(batch_size: int, context: int, config: PretrainedConfig) -> int:
-    """Windows in a forward pass: at most `batch_size` and a micro-batch, with `LOGITS` logits (or one window's).
+    """Windows per forward pass: at most `batch_size` and the micro-batch, with at most `LOGITS` logits (at least one).
 
-    Those are logits of tokens, or of concepts where there are more.
+    The logits counted are those of tokens or of concepts, whichever are more.
     """
     classes = max(config.vocab_size, getattr(config, "num_concepts", 0))
     return max(1, min(runtime().at_most(batch_size), LOGITS // (context * classes)))
 
 
 def shares(windows: int, at_once: int) -> list[NDArray[np.int64]]:
-    """This process's share of the windows' numbers, in batches."""
+    """This process's share of the window indices, in batches."""
     batches = [np.arange(start, min(start + at_once, windows)) for start in range(0, windows, at_once)]
     return batches[runtime().rank :: runtime().world_size]
 

@@ -1,11 +1,11 @@
-"""What mixing does for a model: its loss when what is mixed is taken away, or replaced by the labels.
+"""The effect of mixing on a model's loss: with the mixed vectors ablated, and with the concepts replaced by labels.
 
-- Information gain of mixing: the loss as it is, against that with the mixed vector replaced by nothing, by another
-  text's, or by its mean.
-- Intervenability: the loss when the model is told its labels, one by one. Labels that are told become the first of the
-  position's concepts, and the last drop out; the strengths, first to last, stay as they were. What that does to the
-  loss depends on what labels are: with `attribution.sign: released`, concepts without which the base model would
-  predict the next token better.
+- Information gain of mixing: the loss with the mixed vectors set to zero, to those of another window, or to their mean,
+  compared with the unchanged loss.
+- Intervenability: the loss when some of the labels are supplied, one after the other. They become the position's first
+  concepts, and the last ones drop out; the strengths, first to last, stay the same. The effect depends on what labels
+  are: with `attribution.sign: released`, they are concepts without which the base model would predict the next token
+  better.
 """
 
 from collections.abc import Callable
@@ -32,37 +32,37 @@ from cocomix.training.losses import NO_LABEL
 
 @dataclass(frozen=True)
 class MixingScore:
-    """Losses on some windows, nats a token."""
+    """Losses on a sample of windows, in nats per token."""
 
     windows: int
     as_it_is: float
     zeroed: float
-    """With the mixed vectors 0."""
+    """With the mixed vectors set to 0."""
     shuffled: float
-    """With those of another window, each at the same place in it."""
+    """With the mixed vectors of another window at the same positions."""
     mean: float
-    """With their mean over all positions."""
+    """With the mixed vectors' mean over all positions."""
     told_by_uncertainty: list[float]
-    """Told 0, 1, .. of the labels of each position: those first of which the model is least certain."""
+    """With 0, 1, .. of each position's labels supplied, those with the lowest predicted logit first."""
     told_at_random: list[float]
-    """The same, in random order."""
+    """The same in random order."""
     told_others: float
-    """Told as many labels, but those of another window, each at the same place in it."""
+    """With as many labels supplied, but those of another window at the same positions."""
 
 
 @dataclass(frozen=True)
 class PutLabelsFirst:
-    """An edit of concepts that makes labels the first of them, and keeps the strengths of first, second, .. concept."""
+    """A concept edit that puts labels first and keeps the strengths of the first, second, .. concept."""
 
     labels: Tensor
     """int64 [batch, seq, m], `NO_LABEL` where there is none."""
     count: int
-    """How many labels, from 0 to m."""
+    """Number of labels to put first, from 0 to m."""
     turn: Tensor | None = None
-    """When the turn of each label comes, the smallest first: [batch, seq, m]; none: when the model is least certain."""
+    """Sort key of the labels, smallest first: [batch, seq, m]; None: the label's predicted logit."""
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         strengths, order = concepts.strengths.sort(-1, descending=True)
         indices = concepts.indices.gather(-1, order)
         certainty = concepts.logits.gather(-1, self.labels.clamp(min=0))
@@ -78,7 +78,7 @@ class PutLabelsFirst:
 
 
 class _Windows(NamedTuple):
-    """Some windows of the sample, and what replaces things of them."""
+    """A batch of windows with replacements for their labels and mixed vectors."""
 
     ids: Tensor
     """int64 [batch, context]."""
@@ -87,22 +87,22 @@ class _Windows(NamedTuple):
     turn: Tensor
     """Random numbers: [batch, context, m]."""
     other_vectors: Tensor
-    """What is mixed in other windows: [batch, context, d_model]."""
+    """Mixed vectors of other windows: [batch, context, d_model]."""
     other_labels: Tensor
-    """int64 [batch, context, m]."""
+    """Labels of other windows: int64 [batch, context, m]."""
 
 
 @torch.no_grad()
 def score_mixing(
     model: CoCoMixForCausalLM, data: WindowData, windows: int, batch_size: int, task: str, kept: Path | None = None
 ) -> MixingScore:
-    """Score what the concepts that `model` mixes do for it, on about `windows` windows from all over `data`.
+    """Score the effect of mixing on the loss of `model`, on about `windows` windows evenly spaced in `data`.
 
-    Both are at least 2: each window is given what another mixes.
+    `windows` and the windows of `data` must be at least 2, since each window is paired with another.
 
     Args:
-        batch_size: windows in a forward pass at most; see `windows_at_once`.
-        task: for the progress.
+        batch_size: maximum windows per forward pass; see `windows_at_once`.
+        task: description for the progress bar.
         kept: see `Summing`.
     """
     model.eval().to(device())
@@ -119,7 +119,7 @@ def score_mixing(
     summing = Summing(kept, mine, sums)
     with progress(task, sum(map(len, mine)), "windows", sum(map(len, summing.done))) as bar:
         for rows in summing:
-            others = sample[rows - len(sample) // 2]  # far away: the next one may hold the same document
+            others = sample[rows - len(sample) // 2]  # far away: the next window may hold the same document
             ids, labels = map(send, data.batch(sample[rows]))
             other_labels = send(data.batch(others)[1])
             turn = send(torch.from_numpy(turns[rows]))
@@ -134,7 +134,7 @@ def score_mixing(
 
 
 def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[float]:
-    """Summed losses: as it is, zeroed, shuffled, mean, all told, others told, 1 to m - 1 told in either order."""
+    """Summed losses: unchanged, zeroed, shuffled, mean; with all labels, others' labels, 1 to m - 1 in both orders."""
     m = some.labels.shape[-1]
 
     def loss(*edits: Edit) -> float:
@@ -157,7 +157,7 @@ def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[flo
 
 
 def _mixed_vectors(model: CoCoMixForCausalLM, data: WindowData, rows: NDArray[np.int64]) -> Tensor:
-    """What `model` mixes in some windows: [batch, context, d_model]."""
+    """The vectors that `model` mixes in these windows: [batch, context, d_model]."""
     ids = send(data.batch(rows)[0])
     vector: Tensor = model.transformer.mixer(residual_at(model, ids, model.config.concept_layer)).vector
     return vector

@@ -1,4 +1,4 @@
-"""The files of an evaluation: a row for each document of texts and of tasks, for each concept, for each example."""
+"""Files of an evaluation: a row for each document of a text or a task, each concept, or each example."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +20,7 @@ DOCUMENTS: dict[str, pa.DataType] = {
     "bytes": pa.float64(),
     "loss": pa.float64(),
 }
-"""corpus: validation, test, or the name of a further corpus; the others: as of `DocumentLosses`."""
+"""corpus: validation, test, or the name of an additional corpus; the other columns: see `DocumentLosses`."""
 
 TASKS: dict[str, pa.DataType] = {
     "task": pa.string(),
@@ -30,7 +30,7 @@ TASKS: dict[str, pa.DataType] = {
     "margin": pa.float64(),
     "weight": pa.float64(),
 }
-"""task: its name; the others: as of `DocumentScore`."""
+"""task: its name; the other columns: see `DocumentScore`."""
 
 CONCEPTS: dict[str, pa.DataType] = {
     "concept": pa.int64(),
@@ -40,11 +40,11 @@ CONCEPTS: dict[str, pa.DataType] = {
     "mean_strength": pa.float64(),
     "compress_norm": pa.float64(),
 }
-"""concept: its number; the others: as of `ConceptTable`."""
+"""concept: its index; the other columns: see `ConceptTable`."""
 
 
 def write_documents(path: Path, corpora: Mapping[str, DocumentLosses]) -> int:
-    """Write documents.parquet, corpus after corpus; the number of rows."""
+    """Write documents.parquet, corpus after corpus; return the number of rows."""
     tables = [
         pa.table({"corpus": [name] * len(losses.document), **asdict(losses)}, schema=pa.schema(DOCUMENTS))
         for name, losses in corpora.items()
@@ -53,20 +53,20 @@ def write_documents(path: Path, corpora: Mapping[str, DocumentLosses]) -> int:
 
 
 def write_tasks(path: Path, scores: Sequence[TaskScore]) -> int:
-    """Write tasks.parquet, task after task; the number of rows."""
+    """Write tasks.parquet, task after task; return the number of rows."""
     rows = [{"task": score.task} | each._asdict() for score in scores for each in score.documents]
     return _write(path, pa.Table.from_pylist(rows, pa.schema(TASKS)))
 
 
 def write_concepts(path: Path, concepts: ConceptTable) -> int:
-    """Write concepts.parquet; the number of rows."""
+    """Write concepts.parquet; return the number of rows."""
     return _write(
         path, pa.table({"concept": range(len(concepts.predicted)), **asdict(concepts)}, schema=pa.schema(CONCEPTS))
     )
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> int:
-    """Write examples.parquet, with the columns of `Example`; the number of rows."""
+    """Write examples.parquet, with the columns of `Example`; return the number of rows."""
     return _write(path, pa.Table.from_pylist([each._asdict() for each in examples]))
 
 

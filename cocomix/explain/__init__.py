@@ -1,1 +1,1 @@
-"""What concepts mean: the atlas of a dictionary."""
+"""The meaning of concepts: the atlas of a dictionary."""

@@ -1,9 +1,9 @@
 """The atlas on disk, and its reader.
 
-`concepts.parquet`: a row a concept, in order. `contexts.parquet`: a row a context, by concept; the statistics of its
-row groups say which concepts they hold, so that one concept's contexts are read alone. `vocabulary.parquet`: a row a
-token, its text and how often it occurs in what was read, so that a reader needs no tokenizer. All columns are numbers,
-text, and lists of numbers, as DuckDB and pandas read them.
+`concepts.parquet`: one row per concept, in order. `contexts.parquet`: one row per context, sorted by concept; the
+statistics of its row groups tell which concepts they hold, so one concept's contexts can be read alone.
+`vocabulary.parquet`: one row per token, with its text and its count in the scanned text, so that a reader needs no
+tokenizer. All columns are numbers, text, or lists of numbers, which DuckDB and pandas read.
 """
 
 from bisect import bisect_left
@@ -28,18 +28,18 @@ def _schema(**columns: Any) -> pa.Schema:
 
 CONCEPTS_SCHEMA = _schema(
     concept=pa.int32(),
-    label=pa.string(),  # empty: it never fired
+    label=pa.string(),  # empty: the concept never fired
     labeller=pa.string(),  # tokens | model
-    auc=pa.float32(),  # of the label on held-out text; null: it does not fire there
+    auc=pa.float32(),  # of the label on held-out text; null: the concept does not fire there
     balanced_accuracy=pa.float32(),
-    held_out=pa.int32(),  # firings behind the two
+    held_out=pa.int32(),  # number of firings that both scores are computed from
     firings=pa.int64(),
     rate=pa.float64(),
-    mean_strength=pa.float32(),  # where it fires
+    mean_strength=pa.float32(),  # over its firings
     max_strength=pa.float32(),
-    fires_on=pa.list_(pa.int32()),  # tokens, by their share of a sample of the firings
+    fires_on=pa.list_(pa.int32()),  # tokens, by share in a sample of the firings
     fires_on_share=pa.list_(pa.float32()),
-    fires_on_lift=pa.list_(pa.float32()),  # the share over the token's share of the text
+    fires_on_lift=pa.list_(pa.float32()),  # that share divided by the token's share of the text
     promotes=pa.list_(pa.int32()),  # tokens, by the logit lens
     promotes_logit=pa.list_(pa.float32()),
     nearest=pa.list_(pa.int32()),  # concepts, by the cosine of their directions
@@ -50,9 +50,9 @@ CONTEXTS_SCHEMA = _schema(
     kind=pa.string(),  # top | quantile
     quantile=pa.float32(),  # of the strength among the concept's firings; null for top
     strength=pa.float32(),
-    window=pa.int64(),  # of the training split
-    position=pa.int32(),  # in the window, of the firing
-    start=pa.int32(),  # in the window, of the first token shown
+    window=pa.int64(),  # index in the training split
+    position=pa.int32(),  # of the firing in the window
+    start=pa.int32(),  # position of the first token shown
     tokens=pa.list_(pa.int32()),
     strengths=pa.list_(pa.float32()),  # of the concept at each of the tokens
 )
@@ -65,22 +65,22 @@ class Shown(NamedTuple):
     token: int
     text: str
     strength: float
-    """Of the concept there; 0: it does not fire."""
+    """Strength of the concept at the token; 0: it does not fire."""
 
 
 class Context(NamedTuple):
-    """A stretch of training text in which a concept fires."""
+    """An excerpt of training text in which a concept fires."""
 
     kind: Literal["top", "quantile"]
-    """top: one of the strongest firings; quantile: one of those spread evenly over the strengths."""
+    """top: one of the strongest firings; quantile: a firing at an evenly spaced quantile of the strength."""
     quantile: float | None
-    """The share of the concept's firings that are weaker."""
+    """Share of the concept's firings that are weaker."""
     strength: float
     window: int
     position: int
-    """Where it fires: a token of a window of the training split."""
+    """Where it fires: position in the window, whose index is that in the training split."""
     start: int
-    """The position of the first token shown."""
+    """Position of the first token shown."""
     shown: list[Shown]
 
 
@@ -90,9 +90,9 @@ class FiresOn(NamedTuple):
     token: int
     text: str
     share: float
-    """Of the concept's firings."""
+    """Share of the concept's firings."""
     lift: float
-    """How many times the token's share of the text that is."""
+    """That share divided by the token's share of the text."""
 
 
 class Promoted(NamedTuple):
@@ -112,22 +112,22 @@ class Near(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What is known of a concept."""
+    """The atlas entry of a concept."""
 
     concept: int
     label: str
     """Empty: the concept never fired."""
     labeller: Literal["tokens", "model"]
     auc: float | None
-    """Whether the label tells held-out firings from other places, 0.5 to 1; None: it does not fire there."""
+    """How well the label separates held-out firings from other positions; 0.5: chance, None: no held-out firings."""
     balanced_accuracy: float | None
     held_out: int
-    """Held-out firings behind the two."""
+    """Number of held-out firings that both scores are computed from."""
     firings: int
     rate: float
     """Share of positions at which it fires."""
     mean_strength: float
-    """Where it fires, in the autoencoder's scale."""
+    """Mean over its firings, in the autoencoder's scale."""
     max_strength: float
     fires_on: list[FiresOn]
     promotes: list[Promoted]
@@ -136,7 +136,7 @@ class Card(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search found."""
+    """A search result."""
 
     concept: int
     label: str
@@ -146,26 +146,26 @@ class Found(NamedTuple):
 class Atlas(Artifact):
     """Reads the atlas: `Atlas().concept(412)`, `Atlas().search("import")`.
 
-    Opening it reads the table of concepts when it is first needed; contexts are read a concept at a time.
+    The concepts table is read when it is first needed; contexts are read for one concept at a time.
     """
 
     def __init__(self, path: Path = Path("artifacts/atlas")) -> None:
         super().__init__(path)
 
     def __len__(self) -> int:
-        """How many concepts there are."""
+        """Number of concepts."""
         return int(self.about["concepts"])
 
     def label(self, concept: int) -> str:
         """The label of a concept.
 
         Raises:
-            IndexError: for a number that is no concept's, as in the other methods.
+            IndexError: when there is no such concept; so do the other methods.
         """
         return self._column("label")[self._checked(concept)]
 
     def concept(self, concept: int) -> Card:
-        """All that is known of a concept."""
+        """The entry of a concept."""
         row = self._table.slice(self._checked(concept), 1).to_pylist()[0]
         lists = ("fires_on", "promotes", "nearest")
         plain = {name: row[name] for name in Card._fields if name not in (*lists, "contexts")}
@@ -187,7 +187,7 @@ class Atlas(Artifact):
         )
 
     def contexts(self, concept: int) -> Iterator[Context]:
-        """The contexts of a concept: the strongest first, then those over the quantiles, from strong to weak."""
+        """The contexts of a concept: the strongest first, then the quantiles from strong to weak."""
         file, ends = self._contexts
         group = bisect_left(ends, self._checked(concept))
         if group == len(ends):
@@ -198,9 +198,9 @@ class Atlas(Artifact):
             yield Context(**row, shown=[Shown(token, self.texts[token], strength) for token, strength in pairs])
 
     def search(self, text: str, limit: int = 20) -> list[Found]:
-        """Concepts whose label holds `text`, or that fire on it or promote it as a token, best first.
+        """Concepts whose label contains `text`, or that fire on it or promote it as a token, best first.
 
-        Upper and lower case, and space around a token, make no difference.
+        Case and the space around a token are ignored.
         """
         wanted = text.strip().lower()
         tokens = {token for token, each in enumerate(self.texts) if each.strip().lower() == wanted}
@@ -223,7 +223,7 @@ class Atlas(Artifact):
 
     @cached_property
     def texts(self) -> list[str]:
-        """The text of each token."""
+        """The text of each token, by id."""
         texts: list[Any] = pq.read_table(self.file(VOCABULARY), columns=["text"])["text"].to_pylist()
         return texts
 
@@ -236,7 +236,7 @@ class Atlas(Artifact):
 
     @cached_property
     def _contexts(self) -> tuple[pq.ParquetFile, list[int]]:
-        """The open file, and the last concept in each of its row groups."""
+        """The open file, and the last concept of each of its row groups."""
         file = pq.ParquetFile(self.file(CONTEXTS))
         numbers: Any = (file.metadata.row_group(each).column(0).statistics for each in range(file.num_row_groups))
         return file, [each.max for each in numbers]
@@ -257,7 +257,7 @@ class Atlas(Artifact):
 
 
 def write_table(path: Path, parts: Sequence[pa.Table] | Iterator[pa.Table], schema: pa.Schema) -> int:
-    """Write a Parquet file, a row group for each part; the rows written."""
+    """Write a Parquet file with a row group for each part; return the number of rows."""
     rows = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for part in parts:

@@ -1,4 +1,4 @@
-"""Making the atlas: pass, labels, tables."""
+"""Build the atlas: scan the text, label and score the concepts, write the tables."""
 
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -35,34 +35,34 @@ from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Split, Tokens
 
 POOL = 4
-"""Firings from which one of those at the quantiles is chosen."""
+"""Firings kept in the pool per quantile of the strength; one of them is chosen."""
 
 
 @dataclass(frozen=True)
 class AtlasSummary:
-    """What the atlas is like, all together."""
+    """Summary of the whole atlas."""
 
     tokens: int
-    """Of the training split that were read."""
+    """Number of tokens of the training split that were scanned."""
     concepts: int
     fired: int
-    """Concepts that fire anywhere in them."""
+    """Number of concepts that fire in them."""
     scored: int
-    """Concepts whose label has a score: they fire in the held-out text too."""
+    """Number of concepts whose label has a score, because they fire in the held-out text."""
     auc: float
-    """The mean over them."""
+    """Mean over the scored labels."""
     balanced_accuracy: float
     auc_quartiles: list[float]
-    """A quarter, a half and three quarters of the scored labels are below."""
+    """Quartiles over the scored labels."""
 
 
 def make_atlas(
     work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: ExplainParams
 ) -> AtlasSummary | None:
-    """Look at this process's shards of text, wait for the others, and, in the first process, write the atlas.
+    """Scan this process's shards of text, wait for the others, and, in rank 0, write the atlas.
 
     Returns:
-        What it is like, in the first process; None in the others.
+        The atlas' summary in rank 0; None in the other processes.
 
     Raises:
         UserError: when the autoencoder does not fit the base model.
@@ -118,7 +118,7 @@ def _write(
     labellers = ["tokens"] * concepts
     firing, others = held_out_scores(cues, held_out, tokens, params)
     for concept, label in answers.labels.items():
-        if not label:  # the model said nothing
+        if not label:  # the model gave no label
             continue
         labels[concept], labellers[concept] = label, "model"
         firing[concept], others[concept] = torch.nan, torch.nan
@@ -157,19 +157,19 @@ def _write(
 
 
 def cues_at_places(tokens: Tokens, split: Split, before: int, places: Tensor) -> Tensor:
-    """The cues of the contexts at some places: `cues_of`."""
+    """The cues of the contexts around `places`: see `cues_of`."""
     return cues_of(ids_around(tokens, split, places, before, 1), before, tokens.vocab_size)
 
 
 class Scores(NamedTuple):
-    """What labels say to held-out contexts: [concepts, ...], NaN: no further context."""
+    """Scores that labels give to held-out contexts: [concepts, ...]; NaN is padding."""
 
     firing: Tensor
     others: Tensor
 
 
 def held_out_scores(cues: Cues, seen: ScanResult, tokens: Tokens, params: ExplainParams) -> Scores:
-    """Score the held-out firings, and the background where a concept does not fire, by cues."""
+    """Score by cues the held-out firings, and the background positions where a concept does not fire."""
     cues_at = partial(cues_at_places, tokens, "validation", params.before)
     sample, concepts = seen.sample, len(cues.numbers)
     firing = torch.full((concepts, params.held_out), torch.nan)
@@ -182,12 +182,12 @@ def held_out_scores(cues: Cues, seen: ScanResult, tokens: Tokens, params: Explai
 
 
 def token_texts(tokens: Tokens) -> list[str]:
-    """The text of each token alone, with the space before a word."""
+    """The text of each token alone, including the space before a word."""
     tokenizer = tokens.tokenizer()
     texts = []
     for token in range(tokens.vocab_size):
         text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        # SentencePiece marks the space, and leaves it out where a text begins.
+        # SentencePiece marks that space, and drops it when it decodes the start of a text.
         marked = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
         texts.append(f" {text}" if marked and not text.startswith(" ") else text)
     return texts

@@ -1,8 +1,8 @@
-"""Labels without a model: the tokens that tell where a concept fires from where it does not.
+"""Labels without a model: tokens that separate the positions where a concept fires from the others.
 
-A cue is a token at a place: the one that the concept fires `at`, the one that it fires `after`, the one `before` which
-it fires (which the concept cannot see, but may foresee), or one that is `near`: earlier in the context. What counts is
-how much more often a cue is there when the concept fires than in the text at large.
+A cue is a token at a relative place: `at` the firing, right before it (it fires `after` the token), right after it (it
+fires `before` the token, which the concept cannot see but may predict), or `near`, anywhere earlier in the context.
+Cues are ranked by how much more often they occur at the concept's firings than in the whole text.
 """
 
 import json
@@ -19,23 +19,23 @@ Place = Literal["at", "after", "before", "near"]
 PLACES: tuple[Place, ...] = ("at", "after", "before", "near")
 
 PRIOR = 4.0
-"""Firings' worth of belief that a concept does not care for a token."""
+"""Prior weight, in firings, of the assumption that a cue is independent of a concept."""
 LEAST = 0.25
-"""Share of the best cue's score below which a cue is no part of the label."""
+"""Cues that score below this share of the best cue's score are left out of the label."""
 AT_A_TIME = 1024
-"""Concepts whose cues are counted at a time."""
+"""Number of concepts whose cues are counted at a time."""
 
 
 class Cues(NamedTuple):
-    """The cues of each concept, best first; -1 where there is no further one."""
+    """The cues of each concept, best first, padded with -1."""
 
     numbers: Tensor
-    """Place times vocabulary plus token: int64 [concepts, most]."""
+    """Index of the place times vocabulary size, plus token: int64 [concepts, most]."""
     weights: Tensor
-    """log(share of the firings with the cue / share of all positions with it): float32 [concepts, most]; 0: none."""
+    """log(share of the firings with the cue / share of all positions with it): float32 [concepts, most]; padding: 0."""
 
     def score(self, concepts: Tensor, present: Tensor) -> Tensor:
-        """The summed weights of the cues that are there: float32 [n].
+        """The summed weights of the cues that are present: float32 [n].
 
         Args:
             concepts: int64 [n].
@@ -47,10 +47,10 @@ class Cues(NamedTuple):
 
 
 def cues_of(ids: Tensor, before: int, vocab: int) -> Tensor:
-    """The cues of some contexts, each once: int64 [n, 3 + before - 1]; -1: none.
+    """The distinct cues of each context: int64 [n, 3 + before - 1], padded with -1.
 
     Args:
-        ids: of the tokens around the places, [n, before + 1 + after], -1 beyond the window; `before` and `after` > 0.
+        ids: tokens around the places, [n, before + 1 + after], -1 outside the window; `before` and `after` > 0.
     """
     near = ids[:, : before - 1].sort(1).values
     near = near.masked_fill(F.pad(near[:, 1:] == near[:, :-1], (1, 0)), -1)
@@ -63,8 +63,8 @@ def background_rates(tokens: Tensor, contexts: Tensor) -> Tensor:
     """The share of positions with each cue: float64 [places * vocab].
 
     Args:
-        tokens: occurrences of each token: int64 [vocab].
-        contexts: `cues_of` positions from all over the text, [m, ...].
+        tokens: number of occurrences of each token: int64 [vocab].
+        contexts: `cues_of` positions from the whole text, [m, ...].
     """
     vocab = len(tokens)
     single = (tokens + 0.5) / (tokens.sum() + 0.5 * vocab)
@@ -73,13 +73,13 @@ def background_rates(tokens: Tensor, contexts: Tensor) -> Tensor:
 
 
 def best_cues(sample: Firings, cues_at: Callable[[Tensor], Tensor], rates: Tensor, concepts: int, most: int) -> Cues:
-    """The cues with the largest share among a concept's firings times the logarithm of how much that is above chance.
+    """The cues with the largest share * log(share / background rate), over a concept's firings.
 
     Args:
-        sample: firings, by concept.
-        cues_at: `cues_of` the contexts at some places.
+        sample: firings, sorted by concept.
+        cues_at: `cues_of` the contexts at given places.
         rates: `background_rates`.
-        most: cues of a concept.
+        most: maximum cues per concept.
     """
     numbers = torch.full((concepts, most), -1)
     weights = torch.zeros(concepts, most)
@@ -102,11 +102,11 @@ def best_cues(sample: Firings, cues_at: Callable[[Tensor], Tensor], rates: Tenso
 
 
 def label_of(numbers: Sequence[int], texts: Sequence[str]) -> str:
-    """Cues in words, such as `at " of", " in"; after " one"`.
+    """Cues as text, such as `at " of", " in"; after " one"`.
 
     Args:
-        numbers: of the cues of a concept; -1: none.
-        texts: of the tokens.
+        numbers: the cues of a concept; -1: none.
+        texts: the text of each token.
     """
     phrases = []
     for index, place in enumerate(PLACES):

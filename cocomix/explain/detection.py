@@ -1,4 +1,4 @@
-"""How good a label is: whether it tells held-out contexts in which its concept fires from others."""
+"""Detection scores of labels: how well a label separates held-out firings of its concept from other contexts."""
 
 from typing import NamedTuple
 
@@ -6,28 +6,28 @@ import torch
 from torch import Tensor
 
 AT_A_TIME = 64
-"""Concepts whose contexts are compared at a time."""
+"""Number of concepts whose contexts are compared at a time."""
 
 
 class Detection(NamedTuple):
-    """Of each concept; NaN where it does not fire in the held-out text, or everywhere."""
+    """Scores of each concept's label; NaN where the concept fires nowhere, or everywhere, in the held-out text."""
 
     auc: Tensor
-    """The share of pairs of a firing and another context of which the label favours the firing one: float32 [concepts].
+    """Share of (firing, other context) pairs in which the label scores the firing higher: float32 [concepts].
 
-    0.5 is chance."""
+    0.5 is chance; ties count as a half."""
     balanced_accuracy: Tensor
-    """The mean of the shares of firing and of other contexts that the label is right on: float32 [concepts]."""
+    """Mean of the true positive rate and the true negative rate: float32 [concepts]."""
     firings: Tensor
-    """Held-out firings that were scored: int64 [concepts]."""
+    """Number of held-out firings that were scored: int64 [concepts]."""
 
 
 def detection(firing: Tensor, others: Tensor) -> Detection:
-    """Compare the scores that labels give to contexts; a context with a score above 0 is said to be firing.
+    """Compare the scores that labels give to contexts; a score above 0 predicts that the concept fires.
 
     Args:
-        firing: where the concept fires, [concepts, n]; NaN: no further context.
-        others: where it does not, [concepts, m]; NaN so too.
+        firing: scores where the concept fires, [concepts, n]; NaN is padding.
+        others: scores where it does not, [concepts, m]; NaN is padding.
     """
     auc = []
     for yes, no in zip(torch.split(firing, AT_A_TIME), torch.split(others, AT_A_TIME), strict=True):

@@ -1,7 +1,7 @@
-"""Labels by a language model: it reads the strongest contexts of a concept, says what they have in common, and is then
-tested on whether it tells held-out contexts by what it said (Bills et al. 2023; Paulo et al. 2024, arXiv 2410.13928).
+"""Labels by a language model, and their scores (Bills et al. 2023; Paulo et al. 2024, arXiv 2410.13928).
 
-Any causal language model of transformers will do; one with a chat template is asked through it.
+The model reads the strongest contexts of a concept and names what they have in common. Then it judges held-out contexts
+by that label. Any causal language model of transformers will do; its chat template is used if it has one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,20 +40,20 @@ In the following excerpt, is the word between << and >> an example of that idea?
 Answer yes or no."""
 
 CONCEPTS = 4
-"""Concepts that are asked about together: the unit of resuming."""
+"""Number of concepts per part: the unit of resuming."""
 PROMPTS = 16
-"""Prompts in a forward pass."""
+"""Number of prompts per forward pass."""
 LONGEST = 100
-"""Characters of a label at most."""
+"""Maximum characters of a label."""
 NEW_TOKENS = 32
 
 
 class Answers(BaseModel):
-    """What the model said of some concepts: a file in scratch."""
+    """The model's answers about some concepts, kept as a file in scratch."""
 
     labels: dict[int, str] = {}
     firing: dict[int, list[float]] = {}
-    """How much more likely `yes` is than `no`, in nats, for held-out contexts in which the concept fires."""
+    """Log-odds of `yes` against `no`, in nats, for held-out contexts in which the concept fires."""
     others: dict[int, list[float]] = {}
 
 
@@ -75,14 +75,14 @@ class LabelModel:
             )
         self._longest = longest_context(model)
         self._model = model.requires_grad_(False).eval().to(device())
-        self._tokenizer.padding_side = "left"  # generation goes on at the right
+        self._tokenizer.padding_side = "left"  # generation continues at the right end
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
         yes, no = (self._first_tokens(word) for word in ("yes", "no"))
-        # A space that is a token of its own begins both.
+        # A tokenizer with a token for the space gives both words the same first token.
         self._yes, self._no = sorted(yes - no), sorted(no - yes)
 
     def write(self, excerpts: Sequence[Sequence[str]]) -> list[str]:
-        """A label for each concept, from its excerpts."""
+        """Write a label for each concept from its excerpts."""
         prompts = [WRITE.format(excerpts="\n".join(f"- {each}" for each in every)) for every in excerpts]
         labels: list[str] = []
         for some in _batches(prompts):
@@ -91,7 +91,7 @@ class LabelModel:
         return labels
 
     def judge(self, label: str, excerpts: Sequence[str]) -> list[float]:
-        """How much more likely than no, in nats, the model finds it that each excerpt is an example of the label."""
+        """Log-odds, in nats, that each excerpt is an example of the label: log p(yes) - log p(no)."""
         scores: list[float] = []
         for some in _batches([JUDGE.format(label=label, excerpt=each) for each in excerpts]):
             logits = self._generate(some, 1).logits[0].float()
@@ -131,9 +131,9 @@ class LabelModel:
 def ask(
     work: Work, train: ScanResult, held_out: ScanResult, texts: Sequence[str], tokens: Tokens, params: ExplainParams
 ) -> Answers:
-    """The model's labels, and its judgements of held-out contexts by them, of the concepts that fire most.
+    """Label the most frequent concepts with the model, and judge held-out contexts by the labels.
 
-    Each process asks about its share, and waits for the others.
+    The processes share the concepts; each returns all answers.
     """
     ordered = train.counts.argsort(descending=True, stable=True)
     wanted = ordered[train.counts[ordered] > 0].tolist()[: params.model.concepts]
@@ -163,13 +163,13 @@ def ask(
 
 
 def label_in(answer: str) -> str:
-    """The label in what a model said: its first line that says anything, without quotes and full stop."""
+    """Extract the label from an answer: its first non-empty line, without quotes and full stop."""
     lines = [line.strip(" \t-*\"'`.") for line in answer.splitlines()]
     return next(filter(None, lines), "")[:LONGEST].strip()
 
 
 class _Excerpts:
-    """The contexts of concepts as text, the token in question marked."""
+    """Contexts of concepts as text, with the firing token marked."""
 
     def __init__(
         self, train: ScanResult, held_out: ScanResult, texts: Sequence[str], tokens: Tokens, params: ExplainParams
@@ -187,7 +187,7 @@ class _Excerpts:
 
     def others(self, concept: int) -> list[str]:
         silent = self._background[~self._background_fires[:, concept]]
-        # Spread over the text, which the background is in the order of.
+        # Evenly spaced, since the background is in the order of the text.
         chosen = torch.linspace(0, len(silent) - 1, min(self._params.model.judged, len(silent))).long()
         return self._marked("validation", silent[chosen])
 

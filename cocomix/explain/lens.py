@@ -1,4 +1,4 @@
-"""What a concept's direction does: the tokens it promotes, and the concepts that lie near it."""
+"""Directions of concepts: the tokens that they promote, and the concepts with similar directions."""
 
 from typing import NamedTuple
 
@@ -11,22 +11,22 @@ from cocomix.base.families import final_norm
 from cocomix.sae.autoencoder import SparseAutoencoder
 
 AT_A_TIME = 1024
-"""Concepts that are compared with all tokens or all concepts at a time."""
+"""Number of concepts compared with all tokens or all concepts at a time."""
 
 
 class Best(NamedTuple):
-    """The best of each concept, best first."""
+    """The best tokens or concepts for each concept, best first."""
 
     numbers: Tensor
-    """Tokens or concepts: int64 [concepts, most]."""
+    """Ids of tokens or concepts: int64 [concepts, most]."""
     values: Tensor
     """Logits or cosines: float32 [concepts, most]."""
 
 
 def directions(sae: SparseAutoencoder) -> Tensor:
-    """The direction of each concept in the autoencoder's scale, of length 1: [concepts, d_model].
+    """The direction of each concept in the autoencoder's scale, normalised to length 1: [concepts, d_model].
 
-    It is also the concept's direction in the base model: `load_sae`'s autoencoders have no scale of single dimensions.
+    It is also the direction in the base model: `load_sae`'s autoencoders do not scale dimensions separately.
     """
     decoder = F.normalize(sae.decoder, dim=1)
     return torch.cat([decoder, -decoder]) if sae.config.architecture == "abstopk" else decoder
@@ -34,15 +34,15 @@ def directions(sae: SparseAutoencoder) -> Tensor:
 
 @torch.no_grad()
 def promoted(model: PreTrainedModel, sae: SparseAutoencoder, vocab: int, most: int) -> Best:
-    """The tokens whose logits a concept's direction raises most, read by the unembedding: the logit lens.
+    """The tokens whose logits a concept's direction raises most, by the logit lens.
 
-    The blocks above are left out. The final norm is not linear, but at a fixed scale of the stream it is: it takes
-    the direction's mean away (LayerNorm) and weighs its dimensions. That is `norm(direction) - norm(0)`, which holds
-    for RMSNorm too, and in which the norm's bias, the same for all concepts, cancels. A logit counts from the mean over
-    the vocabulary: what raises all tokens alike promotes none.
+    The logit lens applies the final norm and the unembedding, and skips the blocks above. The norm is linear only at a
+    fixed scale of the residual stream: there it subtracts the direction's mean (LayerNorm) and weights its dimensions.
+    `norm(direction) - norm(0)` computes that, also for RMSNorm, and cancels the norm's bias, which is the same for all
+    concepts. Logits are relative to their mean over the vocabulary: raising all tokens equally promotes none.
 
     Args:
-        vocab: tokens that count; a base model may have more rows than its tokenizer has tokens.
+        vocab: number of tokens considered; a base model may have more rows than its tokenizer has tokens.
 
     Raises:
         UserError: when the base model has no final norm.
@@ -57,7 +57,7 @@ def promoted(model: PreTrainedModel, sae: SparseAutoencoder, vocab: int, most: i
 
 @torch.no_grad()
 def nearest(sae: SparseAutoencoder, most: int) -> Best:
-    """The other concepts with the largest cosine between the directions."""
+    """The other concepts with the largest cosine similarity of directions."""
     every = directions(sae)
     parts = []
     for start, some in zip(range(0, len(every), AT_A_TIME), torch.split(every, AT_A_TIME), strict=True):

@@ -1,4 +1,4 @@
-"""Scanning the text: a pass of the base model and the autoencoder over some of its windows."""
+"""Scan the text: run the base model and the autoencoder on a sample of its windows."""
 
 from typing import NamedTuple
 
@@ -18,24 +18,24 @@ from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.tokens.windows import SPLITS, Split, Tokens
 
 BACKGROUND = 1024
-"""Positions, drawn from all of a pass, that say how the text is where a concept does not fire."""
+"""Number of random positions of a pass that represent text in which a concept does not fire."""
 AT_A_TIME = 4096
-"""Firings whose surroundings are looked up at a time."""
+"""Number of firings whose surroundings are looked up at a time."""
 
 
 class TextShard(NamedTuple):
-    """A part of a pass, which is scanned as a whole."""
+    """The part of a pass that is scanned as one unit."""
 
     name: str
     split: Split
     windows: NDArray[np.int64]
-    """Ascending."""
+    """Indices in the split, ascending."""
     background: NDArray[np.int64]
-    """The places in it that belong to the background."""
+    """Places of the background in this shard."""
 
 
 def text_shards(tokens: Tokens, split: Split, budget: int, shard_tokens: int, seed: int) -> list[TextShard]:
-    """Whole windows for `budget` tokens, drawn from a split without replacement; all, if it has fewer."""
+    """Sample whole windows of a split for `budget` tokens, without replacement; all if it has fewer."""
     generator = np.random.default_rng([seed, SPLITS.index(split)])
     drawn = generator.permutation(len(tokens.windows(split)))[: -(-budget // tokens.context)]
     windows = np.sort(drawn)
@@ -60,7 +60,7 @@ def scan_shard(
     keep: FiringLimits,
     advance: Advance,
 ) -> ScanResult:
-    """What fires in a shard of text."""
+    """Find the firings in a shard of text."""
     context, concepts = tokens.context, sae.config.concepts
     latents = _latents(model, sae, tokens, shard, advance)
     rows, columns = latents.values.nonzero().unbind(1)
@@ -99,7 +99,7 @@ def scan_shard(
 
 
 def ids_around(tokens: Tokens, split: Split, places: Tensor, before: int, after: int) -> Tensor:
-    """The tokens around some places: int64 [n, before + 1 + after]; -1 beyond the window."""
+    """The tokens around some places: int64 [n, before + 1 + after]; -1 outside the window."""
     context = tokens.context
     positions = places[:, None].numpy() % context + np.arange(-before, after + 1)
     inside = (positions >= 0) & (positions < context)
@@ -110,7 +110,7 @@ def ids_around(tokens: Tokens, split: Split, places: Tensor, before: int, after:
 def _latents(
     model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, shard: TextShard, advance: Advance
 ) -> Latents:
-    """The active concepts of all positions of a shard, with their strengths, padded to one width."""
+    """The active concepts at all positions of a shard, with their strengths, padded to one width."""
     site = Site(sae.config.location, sae.config.layer)
     parts: list[Latents] = []
     per_batch = micro_batch(tokens.context)
@@ -134,9 +134,9 @@ def _peaks(fired: Firings, windows: Tensor, concepts: int) -> Tensor:
     """The rows of the strongest firing of each concept in each window: int64 [m].
 
     Args:
-        windows: the number in the shard of the window of each firing, [n].
+        windows: index in the shard of each firing's window, [n].
     """
-    # The larger, the stronger, and the earlier where equally strong.
+    # Keys grow with strength; for equal strengths, the earlier firing has the larger key.
     keys = fired.strengths.view(torch.int32).long() << 31 | (len(windows) - torch.arange(len(windows)).to(windows))
     best = keys.new_zeros((int(windows.max()) + 1) * concepts if len(windows) else 0)
     best.scatter_reduce_(0, windows * concepts + fired.concepts, keys, "amax")
@@ -144,7 +144,7 @@ def _peaks(fired: Firings, windows: Tensor, concepts: int) -> Tensor:
 
 
 def _around(latents: Latents, concepts: Tensor, at: Tensor, context: int, before: int, after: int) -> Tensor:
-    """How strongly each of `concepts` [n] fires around the position `at` [n] of a shard, as in `Firings.around`."""
+    """Strength of each of `concepts` [n] around the position `at` [n] of a shard, as in `Firings.around`."""
     offsets = torch.arange(-before, after + 1, device=at.device)
     parts = [latents.values.new_zeros(0, len(offsets))]
     for some, place in zip(torch.split(concepts, AT_A_TIME), torch.split(at, AT_A_TIME), strict=True):

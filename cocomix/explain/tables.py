@@ -1,4 +1,4 @@
-"""From what was seen to the tables of the atlas."""
+"""Tables of the atlas, from the results of the scan."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from cocomix.params import ExplainParams
 from cocomix.tokens.windows import Tokens
 
 GROUP = 64
-"""Concepts whose contexts are read together."""
+"""Number of concepts per row group of contexts."""
 
 
 class Chosen(NamedTuple):
@@ -26,24 +26,24 @@ class Chosen(NamedTuple):
 
     firings: Firings
     quantiles: Tensor
-    """Of the strengths: float32 [n]; NaN: it is there as one of the strongest."""
+    """Quantile of the strength: float32 [n]; NaN: one of the strongest firings."""
 
 
 class FiredOn(NamedTuple):
-    """The tokens that each concept fires on most; [concepts, most], filled up with -1 and NaN."""
+    """The tokens that each concept fires on most: [concepts, most], padded with -1 and NaN."""
 
     numbers: Tensor
     """int64."""
     shares: Tensor
-    """Of the concept's firings: float32."""
+    """Share of the concept's firings: float32."""
     lifts: Tensor
-    """Times the token's share of the text: float32."""
+    """That share divided by the token's share of the text: float32."""
 
 
 def chosen_contexts(seen: ScanResult, quantiles: int) -> Chosen:
-    """The strongest firings of each concept, then some that are spread evenly over its strengths, strong to weak.
+    """The strongest firings of each concept, then firings at evenly spaced quantiles of strength, strong to weak.
 
-    The quantiles are those of the pool, which is a sample of the firings; a concept with fewer firings has fewer.
+    Quantiles are estimated from the pool, a sample of the firings; a concept with fewer firings has fewer.
     """
     pool = seen.pool.smallest(seen.pool.weakness(), len(seen.pool.concepts))
     sizes = pool.concepts.bincount(minlength=len(seen.counts))
@@ -59,7 +59,7 @@ def chosen_contexts(seen: ScanResult, quantiles: int) -> Chosen:
 
 
 def contexts_tables(chosen: Chosen, tokens: Tokens, params: ExplainParams, concepts: int) -> Iterator[pa.Table]:
-    """The rows of contexts.parquet, by groups of concepts."""
+    """The rows of contexts.parquet, in groups of concepts."""
     firings = chosen.firings
     ids = ids_around(tokens, "train", firings.places, params.before, params.after).numpy()
     positions = (firings.places % tokens.context).numpy()
@@ -123,11 +123,11 @@ def vocabulary_table(texts: Sequence[str], seen: ScanResult) -> pa.Table:
 
 
 def tokens_fired_on(sample: Firings, ids: Tensor, tokens: Tensor, concepts: int, most: int) -> FiredOn:
-    """Count the tokens of a sample of firings.
+    """Count the tokens in a sample of firings.
 
     Args:
         ids: the token of each firing, [n].
-        tokens: occurrences of each token in the text, [vocab].
+        tokens: number of occurrences of each token in the text, [vocab].
     """
     pairs, counts = torch.unique(sample.concepts * len(tokens) + ids, return_counts=True)
     of, token = pairs // len(tokens), pairs % len(tokens)
@@ -141,7 +141,7 @@ def tokens_fired_on(sample: Firings, ids: Tensor, tokens: Tensor, concepts: int,
 
 
 def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """Columns as arrays; those of lists as [rows, most], in which -1 or NaN is no item."""
+    """A table from arrays; list columns are [rows, most], where -1 or NaN is padding."""
     arrays = [
         _lists(columns[field.name], field.type)
         if pa.types.is_list(field.type)

@@ -1,1 +1,1 @@
-"""Concepts and continuations for people: at a terminal, on a page of this machine; the atlas as a page of its own."""
+"""Interfaces for people: concepts and continuations at a terminal and on a local page; the atlas as one HTML file."""

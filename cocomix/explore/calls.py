@@ -1,4 +1,4 @@
-"""A continuation that is asked for, and the same as a call that can be typed, in Python and in a shell."""
+"""Requests for a continuation, and the equivalent calls in Python and in a shell."""
 
 import shlex
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ class Continuation(BaseModel):
     edits: Annotated[list[limits.Edit], Field(max_length=limits.EDITS)] = []
     before_selection: bool = False
     base: bool = False
-    """Whether the base model continues it, edited through its autoencoder."""
+    """Whether the base model continues the text, edited through its autoencoder."""
     tokens: int = Field(40, ge=1, le=limits.TEXT_CHARACTERS)
     temperature: Annotated[float, AfterValidator(checked_temperature)] = 0.8
     seed: int = Field(0, ge=0, lt=2**63)
 
     @property
     def sampling(self) -> Sampling:
-        """How to choose its tokens."""
+        """The sampling settings."""
         return Sampling(self.tokens, self.temperature, self.seed)
 
 
 def python_call(folder: Path, artifacts: Path, asked: Continuation, edits: Sequence[Written]) -> str:
-    """A program that prints the continuation."""
+    """A Python program that prints the continuation."""
     writer, listed = "base" if asked.base else "model", ", ".join(map(repr, edits))
     through = asked.base and bool(edits)
     names = sorted({type(each).__name__ for each in edits})
@@ -69,13 +69,13 @@ def python_call(folder: Path, artifacts: Path, asked: Continuation, edits: Seque
 
 
 def shell_call(folder: Path, artifacts: Path, asked: Continuation) -> str:
-    """A command that shows the continuation beside the original one; without edits, that one alone."""
+    """A command that shows the continuation beside the unedited one, or, without edits, the continuation alone."""
     options = ["--model", str(folder), "--artifacts", str(artifacts), "--tokens", str(asked.tokens)]
     options += ["--temperature", str(asked.temperature)] if asked.temperature else ["--greedy"]
     options += ["--seed", str(asked.seed), *(["--base"] if asked.base else [])]
     if asked.edits:
         options += ["--edit", *asked.edits, *(["--before-selection"] if asked.before_selection else [])]
     command = ["python", "-m", "cocomix", "steer" if asked.edits else "generate"]
-    # What begins with a dash would be taken for an option.
+    # A text that begins with a dash would be parsed as an option.
     text = asked.text
     return shlex.join([*command, *options, "--", text] if text.startswith("-") else [*command, text, *options])

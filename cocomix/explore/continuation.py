@@ -1,4 +1,4 @@
-"""Continuing a text, so that the same request gives the same words wherever it is made."""
+"""Continue a text reproducibly: the same request gives the same words everywhere."""
 
 from typing import Any, NamedTuple
 
@@ -10,21 +10,21 @@ from cocomix.plumbing.errors import UserError
 
 
 class Sampling(NamedTuple):
-    """How tokens are chosen."""
+    """How tokens are sampled."""
 
     tokens: int = 40
-    """New ones at most."""
+    """Maximum new tokens."""
     temperature: float = 0.8
-    """0: the likeliest token each time; else within `TEMPERATURES`."""
+    """0: greedy decoding; otherwise within `TEMPERATURES`."""
     seed: int = 0
 
 
 TEMPERATURES = (0.01, 10.0)
-"""Below, logits overflow when they are divided by it; above, all tokens are about as likely."""
+"""Allowed range: below it, dividing the logits overflows; above it, all tokens are about equally likely."""
 
 
 def checked_temperature(temperature: float) -> float:
-    """The temperature itself.
+    """Validate a temperature and return it.
 
     Raises:
         ValueError: when it is neither 0 nor within `TEMPERATURES`; also for NaN.
@@ -38,7 +38,10 @@ def checked_temperature(temperature: float) -> float:
 def continuation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, ids: Tensor, sampling: Sampling, **more: Any
 ) -> str:
-    """What `model` says after the prompt ids [1, seq]; `more` is for its `generate`, such as `concept_edits`.
+    """The text that `model` generates after the prompt ids [1, seq].
+
+    Args:
+        more: further arguments of its `generate`, such as `concept_edits`.
 
     Raises:
         UserError: when its predictions overflow, after an edit such as 9=1e38.
@@ -59,7 +62,7 @@ def continuation(
 
 
 class _Finite(LogitsProcessor):
-    """Refuses predictions that are no numbers: generation would end the text there, or in an error of torch's."""
+    """Refuses NaN and infinite predictions, which would end the text or raise an error in torch."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
         if scores.isnan().any() or scores.isposinf().any():

@@ -1,4 +1,4 @@
-"""Edits as text, which needs no quotes in a shell.
+"""The syntax of edits, which needs no quotes in a shell.
 
 412x4       strength of concept 412 times 4 (`Scale`)       412x-2.5
 77=0        without concept 77 (`Ablate`)
@@ -16,7 +16,7 @@ from cocomix.modeling.concept_edits import Ablate, Scale, Set, Swap
 from cocomix.plumbing.errors import UserError
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-WHOLE = r"\d{1,9}"  # Python reads no number of thousands of digits
+WHOLE = r"\d{1,9}"  # int() raises an error for thousands of digits
 EDIT = re.compile(
     rf"(?P<concept>{WHOLE})(?:x(?P<factor>{NUMBER})|=(?P<strength>{NUMBER})|~(?P<other>{WHOLE}))"
     rf"(?:@(?P<start>{WHOLE})?(?P<range>:(?P<stop>{WHOLE})?)?)?",
@@ -25,18 +25,18 @@ EDIT = re.compile(
 
 
 Written = Scale | Ablate | Set | Swap
-"""An edit that can be written."""
+"""An edit that has a syntax."""
 
 
 def parse_edit(text: str, num_concepts: int, *, before_selection: bool = False) -> Written:
-    """The edit that a text stands for.
+    """Parse an edit.
 
     Args:
-        num_concepts: how many there are.
-        before_selection: whether scaling and ablating act before the selection.
+        num_concepts: number of concepts of the model.
+        before_selection: whether `Scale` and `Ablate` act before the top-k selection.
 
     Raises:
-        UserError: when it stands for none, or of a concept that does not exist.
+        UserError: when the text is no edit, or names a concept that does not exist.
     """
     found = EDIT.fullmatch(text)
     if not found or text.endswith(("@", "@:")):

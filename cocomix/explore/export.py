@@ -1,9 +1,9 @@
-"""The atlas as one page that opens from disk: search and cards, without a server.
+"""Export the atlas as one HTML page that opens from disk: search and cards, without a server.
 
     python -m cocomix.explore.export atlas.html
 
-Cards are in the page in compressed groups, and unpacked when one of them is opened. Nothing is fetched; the page's own
-content security policy lets only its script run, and no markup is made of the corpus' text.
+The page holds the cards in compressed groups, and unpacks a group when one of its cards is opened. It loads nothing
+from the network. Its content security policy allows only its own script, and corpus text is never parsed as HTML.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from cocomix.predictions.reader import PredictionsReader, open_predictions
 
 STATIC = Path(__file__).with_name("static")
 GROUP = 64
-"""Concepts that are unpacked together."""
+"""Number of concepts in a compressed group."""
 
 
 def main() -> None:
-    """Run the command; what is wrong with it is one line."""
+    """Run the command; errors are one line."""
     stand_alone()
     parser = argparse.ArgumentParser("python -m cocomix.explore.export", description=__doc__)
     parser.add_argument("out", type=Path, help="the page to write, such as atlas.html")
@@ -50,15 +50,15 @@ def main() -> None:
 
 
 def write_page(atlas: Atlas, out: Path, predicted: PredictionsReader | None = None) -> None:
-    """Write the page; the same atlas gives the same bytes, whole or not at all.
+    """Write the page atomically; the same atlas gives the same bytes.
 
     Args:
-        predicted: what a language model makes of the concepts.
+        predicted: a language model's predictions of the concepts.
 
     Raises:
         UserError: when `out` cannot be written.
     """
-    # A page from disk may not import modules, so the two are one.
+    # A page opened from disk may not import modules, so both scripts are inlined as one.
     script = "".join((STATIC / name).read_text(encoding="utf-8") for name in ("cards.js", "atlas.js"))
     style = (STATIC / "style.css").read_text(encoding="utf-8")
     index, groups = [], []
@@ -96,12 +96,12 @@ def write_page(atlas: Atlas, out: Path, predicted: PredictionsReader | None = No
 
 
 def _packed(value: Any) -> str:
-    """Compressed JSON, as text without any character that means something in HTML."""
+    """Compressed JSON in base64, which has no special characters of HTML."""
     return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
 
 
 def _hash(text: str) -> str:
-    """As a content security policy names what it allows."""
+    """Hash of a script or a style in the format of a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

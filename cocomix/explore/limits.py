@@ -1,4 +1,4 @@
-"""What one request may ask for: more than a model reads, and far less than would fill the memory."""
+"""Limits of a request: more than a model can read, and far less than would fill the memory."""
 
 from typing import Annotated
 
@@ -10,14 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cocomix.steering.reading import unicode_text
 
 BODY_BYTES = 2**20
-"""Of a request's body."""
+"""Maximum size of a request's body."""
 TEXT_CHARACTERS = 2**17
-"""Of a text to read: four to a token in 32,768 tokens."""
+"""Maximum length of a text: four characters per token for 32,768 tokens."""
 EDITS = 256
 EDIT_CHARACTERS = 100
 SEARCH_CHARACTERS = 1000
 CONNECTIONS = 64
-"""Open at a time; the server refuses further ones with 503. A browser opens six for a page."""
+"""Maximum open connections; the server answers further ones with 503. A browser opens six for a page."""
 
 
 Text = Annotated[str, Field(max_length=TEXT_CHARACTERS), AfterValidator(unicode_text)]
@@ -25,13 +25,13 @@ Edit = Annotated[str, Field(max_length=EDIT_CHARACTERS), AfterValidator(unicode_
 
 
 class LimitedBody:
-    """ASGI middleware: no more than `BODY_BYTES` of a request's body are read; then the answer is 413."""
+    """ASGI middleware that reads at most `BODY_BYTES` of a request's body, and otherwise answers 413."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, with the bytes of its body counted."""
+        """Pass the request on and count the bytes of its body."""
         read = 0
         said = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
 

@@ -1,4 +1,4 @@
-"""What a finished pipeline left that reads and changes concepts: models, labels, what concepts mean."""
+"""Load a finished pipeline's models, labels and atlas, to read and change concepts."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from cocomix.steering.reading import Extractor
 
 
 def default_model(artifacts: Path) -> Path:
-    """The folder of the CoCoMix model with the first of the seeds in params.yaml."""
+    """The folder of the CoCoMix model with the first seed in params.yaml."""
     return artifacts / "models" / f"cocomix-{load().pretrain.seeds[0]}"
 
 
 def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFast]:
-    """A CoCoMix model in fp32 for inference, on this process's device, and its tokenizer.
+    """Load a CoCoMix model in fp32 for inference on this process's device, and its tokenizer.
 
     Raises:
         UserError: when the folder holds none, or the artifact is damaged.
@@ -45,10 +45,10 @@ def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFas
 
 
 def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
-    """The base model and the autoencoder that `model` learned its concepts from, and how labels were made.
+    """Load the base model and the autoencoder that define the concepts of `model`, and the attribution parameters.
 
     Raises:
-        UserError: when one of them is missing or damaged, or has other concepts than `model`, or they do not belong
+        UserError: when one of them is missing or damaged, they have other concepts than `model`, or they do not belong
             together.
     """
     concepts = Artifact(artifacts / "concepts")
@@ -69,10 +69,10 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
 
 
 def load_labels(artifacts: Path) -> dict[int, str]:
-    """What concepts mean, by number; nothing without an atlas.
+    """The labels of concepts in the atlas, by concept; empty without an atlas.
 
     Raises:
-        UserError: when the atlas was made from something else than the labels that models learn from.
+        UserError: when the atlas and the labels that models learn from have different origins.
     """
     if not (artifacts / "atlas" / MANIFEST).is_file():
         return {}

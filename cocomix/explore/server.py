@@ -1,9 +1,9 @@
-"""The page's server: on loopback only, with nothing from the network.
+"""The server of the page, on loopback only; it loads nothing from the network.
 
-Other pages in the same browser can send requests to a loopback port, and by rebinding a name to 127.0.0.1 even read the
-answers. So requests must name this host, and bodies must be JSON, which other origins may not send without permission;
-none is given. The content security policy lets the page load and run its own files only. What a request may ask for is
-limited (`limits`): whatever it holds, the answer is {"error": one line} with a status of 4xx, and the server goes on.
+Other pages in the same browser can send requests to a loopback port. By DNS rebinding to 127.0.0.1 they could even read
+the answers. So requests must name this host, and bodies must be JSON, which other origins may not send without
+permission; none is given. The content security policy allows the page only its own files. Requests are limited
+(`limits`): a request with any other content gets {"error": one line} with a 4xx status, and the server continues.
 """
 
 import asyncio
@@ -54,13 +54,13 @@ class TextRequest(BaseModel):
 
 
 class ConceptRequest(TextRequest):
-    """A text, and a concept to look for in it."""
+    """A text, and a concept whose strengths are requested."""
 
     concept: Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def application(session: Session) -> FastAPI:
-    """The page and what it asks for. What is wrong with a request is answered by {"error": one line}."""
+    """The page and its API; a request with an error is answered by {"error": one line}."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(limits.LimitedBody)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
@@ -123,7 +123,7 @@ def application(session: Session) -> FastAPI:
 
 
 async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
-    """A line of JSON for each piece of a continuation: {"text": ...}; at the end {"done": true} or {"error": ...}."""
+    """Stream a continuation as JSON lines: {"text": ...} for each piece, then {"done": true} or {"error": ...}."""
     loop, stop = asyncio.get_running_loop(), Event()
     lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
@@ -136,7 +136,7 @@ async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
             say({"done": True})
         except UserError as error:
             say({"error": str(error)})
-        except Exception as error:  # or the page would wait for ever
+        except Exception as error:  # otherwise the page would wait forever
             traceback.print_exc()
             say({"error": f"the model cannot write this: {error}"})
 
@@ -147,16 +147,16 @@ async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
             yield json.dumps(line) + "\n"
             if "text" not in line:
                 break
-    finally:  # also when the page has gone away
+    finally:  # also when the client has disconnected
         stop.set()
 
 
 def serve(session: Session, port: int, announce: Callable[[str], None]) -> None:
-    """Answer until Ctrl-C.
+    """Serve requests until Ctrl-C.
 
     Args:
-        port: 0 for any that is free.
-        announce: is told the address, when it can be opened.
+        port: 0 for any free port.
+        announce: called with the address when the server listens.
 
     Raises:
         UserError: when the port is taken.
@@ -169,12 +169,12 @@ def serve(session: Session, port: int, announce: Callable[[str], None]) -> None:
             raise UserError(f"--port {port}: {error.strerror}; 0 takes one that is free") from None
         listening.listen()
         announce(f"http://{HOST}:{listening.getsockname()[1]}/")
-        with suppress(KeyboardInterrupt):  # which uvicorn passes on, when all is ended
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after the shutdown
             _Server(settings(session), session).run(sockets=[listening])
 
 
 def settings(session: Session) -> uvicorn.Config:
-    """How the application is served."""
+    """uvicorn's configuration for the application."""
     limit = limits.CONNECTIONS
     return uvicorn.Config(
         application(session), log_level="warning", limit_concurrency=limit, timeout_graceful_shutdown=10
@@ -182,13 +182,13 @@ def settings(session: Session) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Ends what is being written before it waits for the end of all answers."""
+    """Ends running continuations before it waits for the open responses."""
 
     def __init__(self, config: uvicorn.Config, session: Session) -> None:
         super().__init__(config)
         self._session = session
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Uvicorn's handler of SIGINT and SIGTERM."""
+        """Handle SIGINT and SIGTERM; overrides uvicorn."""
         self._session.close()
         super().handle_exit(sig, frame)

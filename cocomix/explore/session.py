@@ -1,4 +1,4 @@
-"""The model behind the page, which reads and writes for one request at a time."""
+"""The models behind the page, which serve one request at a time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,37 +23,37 @@ from cocomix.steering.autoencoder import editing
 from cocomix.steering.reading import Position, concepts, encode
 
 LISTED = 200
-"""Concepts that a search finds at most."""
+"""Maximum results of a search."""
 
 
 class About(NamedTuple):
-    """What the page is about."""
+    """Facts that the page shows."""
 
     model: str
-    """Its folder."""
+    """The model's folder."""
     concepts: int
     context: int
-    """Tokens that the model can read."""
+    """Maximum tokens that the model can read."""
     mixes: bool
-    """Whether the model mixes what it predicts: only then do edits change what it writes."""
+    """Whether the model mixes the concepts that it predicts: otherwise edits do not change its text."""
     labels: bool
-    """Whether the base model and the autoencoder are there, which label a text, and can be edited too."""
+    """Whether the base model and the autoencoder exist; they label a text, and can be edited too."""
     atlas: bool
-    """Whether it is known what concepts mean."""
+    """Whether there is an atlas with the meanings of concepts."""
 
 
 class Calls(NamedTuple):
-    """The same request elsewhere."""
+    """Equivalent calls of a request."""
 
     python: str
     shell: str
 
 
 class Session:
-    """A model, and what is there of the pipeline that made it.
+    """A model with the other artifacts of its pipeline, as far as they exist.
 
     Raises:
-        UserError: when the model is not there, or the rest is of another pipeline.
+        UserError: when the model is missing, or an artifact is from another pipeline.
     """
 
     def __init__(self, folder: Path, artifacts: Path) -> None:
@@ -72,13 +72,13 @@ class Session:
             check_origins({f"models/{folder.name}": Artifact(folder), "atlas": self._atlas})
         self._predictions = open_predictions(artifacts / "steering", self._atlas, folder) if self._atlas else None
         self._labels = load_labels(artifacts)
-        self._busy = Lock()  # torch's random numbers are global, and reading puts hooks on the model
-        self._looking = Lock()  # an open Parquet file is one thread's at a time
+        self._busy = Lock()  # torch's random state is global, and reading puts hooks on the model
+        self._looking = Lock()  # an open Parquet file is not thread-safe
         self._closing = Event()
 
     @property
     def about(self) -> About:
-        """Facts for the page."""
+        """Facts that the page shows."""
         config = self._model.config
         return About(
             model=str(self._folder),
@@ -90,16 +90,16 @@ class Session:
         )
 
     def read(self, text: str) -> list[Position]:
-        """The concepts of each token of a text.
+        """The concepts at each token of a text.
 
         Raises:
-            UserError: when it is empty or too long.
+            UserError: when the text is empty or too long.
         """
         with self._busy:
             return concepts(self._model, text, self._tokenizer, self._extractor, self._labels)
 
     def strengths(self, text: str, concept: int) -> list[float]:
-        """The logit of a concept at each token of a text, whether it is mixed there or not.
+        """The logit of a concept at each token of a text, whether the concept is mixed there or not.
 
         Raises:
             UserError: when the text is empty or too long, or there is no such concept.
@@ -113,7 +113,7 @@ class Session:
         return strengths
 
     def search(self, text: str) -> list[Found]:
-        """The concept of this number, then those whose label or tokens match, `LISTED` at most."""
+        """The concept with this number, then up to `LISTED` concepts whose label or tokens match."""
         wanted, known = text.strip(), range(self._model.config.num_concepts)
         number = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 else -1
         found = [Found(number, self._labels.get(number, ""), "label")] if number in known else []
@@ -123,10 +123,10 @@ class Session:
         return found
 
     def concept(self, number: int) -> Card:
-        """All that is known of a concept.
+        """The atlas entry of a concept.
 
         Raises:
-            UserError: when there is none of this number, or no atlas.
+            UserError: when there is no such concept, or no atlas.
         """
         if self._atlas is None:
             raise UserError("there is no atlas; `dvc repro explain` finds out what concepts are about")
@@ -137,23 +137,23 @@ class Session:
             raise UserError(str(error)) from None
 
     def predictions(self, number: int) -> Predictions | None:
-        """What the model makes of a concept that there is; None: stage `steer` has not read with this model."""
+        """The model's predictions of an existing concept; None: the stage `steer` has not measured this model."""
         return self._predictions.concept(number) if self._predictions else None
 
     def calls(self, asked: Continuation) -> Calls:
-        """How to ask for the same continuation elsewhere.
+        """Equivalent calls of the request in Python and in a shell.
 
         Raises:
-            UserError: for an edit that is none.
+            UserError: for an invalid edit.
         """
         where = self._folder, self._artifacts, asked
         return Calls(python_call(*where, self._edits(asked)), shell_call(*where))
 
     def write(self, asked: Continuation, *, say: Callable[[str], None], stop: Event) -> None:
-        """Continue a text and `say` each piece as it comes, until it is finished, or `stop` is set, or `close` called.
+        """Continue a text, pass each piece to `say`, and end early when `stop` is set or `close` is called.
 
         Raises:
-            UserError: for an edit that is none, and a text that is empty or too long.
+            UserError: for an invalid edit, or a text that is empty or too long.
         """
         edits, (writer, sae) = self._edits(asked), self._writer(asked)
         ids = encode(writer, asked.text, self._tokenizer, asked.tokens)
@@ -172,7 +172,7 @@ class Session:
                 )
 
     def close(self) -> None:
-        """End what is being written, for good."""
+        """End the running continuation and refuse further ones."""
         self._closing.set()
 
     def _writer(self, asked: Continuation) -> tuple[PreTrainedModel, SparseAutoencoder | None]:
@@ -190,7 +190,7 @@ class Session:
 
 
 class _Pieces(TextStreamer):
-    """Hands on a continuation as it comes."""
+    """Passes each piece of a continuation to `say`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, say: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -202,7 +202,7 @@ class _Pieces(TextStreamer):
 
 
 class _WhenSet(StoppingCriteria):
-    """Ends a generation from another thread."""
+    """Ends a generation when another thread sets an event."""
 
     def __init__(self, stop: Event) -> None:
         self._stop = stop

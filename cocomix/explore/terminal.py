@@ -1,4 +1,4 @@
-"""Concepts and continuations for people, in colour where the terminal has it."""
+"""Concepts and continuations at a terminal, in colour where it is supported."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from cocomix.steering.reading import Concept, Position
 
 
 def table_of(positions: Sequence[Position], most: int) -> Table:
-    """A row a token: what mixing is worth there, the first concepts predicted, and those labelled.
+    """A table with a row per token: the gain from mixing, the top predicted concepts, and the labels.
 
     A concept that is both predicted (mixed) and labelled is green.
     """
@@ -35,12 +35,12 @@ def table_of(positions: Sequence[Position], most: int) -> Table:
 
 
 def visible(text: str) -> str:
-    """A token's text with its spaces and line ends to be seen."""
+    """A token's text with visible spaces, tabs and line ends."""
     return text.replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u2192")
 
 
 def side_by_side(prompt: str, continuations: Mapping[str, str]) -> Table:
-    """A column a continuation of one prompt."""
+    """A table with a column per continuation of one prompt."""
     table = Table(header_style="bold", expand=True, show_lines=False)
     for name in continuations:
         table.add_column(name, ratio=1)
@@ -49,7 +49,7 @@ def side_by_side(prompt: str, continuations: Mapping[str, str]) -> Table:
 
 
 def meanings(edits: Sequence[Written], labels: Mapping[int, str]) -> str:
-    """What the concepts of edits mean, a line each, where that is known."""
+    """The labels of the concepts in edits, one per line, where they have one."""
     numbers = dict.fromkeys(number for edit in edits for number in concepts_of(edit))
     return "\n".join(f"{number}  {labels[number]}" for number in numbers if labels.get(number))
 
@@ -60,19 +60,19 @@ def concepts_of(edit: Written) -> list[int]:
 
 
 class Stream(TextStreamer):
-    """Prints a continuation as it comes, after its prompt."""
+    """Prints a prompt's continuation while it is generated."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, console: Console) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._console = console
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print what has come."""
+        """Print the finalized text."""
         self._console.print(Text(text), end="\n" if stream_end else "", soft_wrap=True)
 
 
 def _listed(concepts: Sequence[Concept], agreed: set[int], *, strengths: bool) -> Text:
-    """A line a concept."""
+    """One line per concept."""
     lines = []
     for each in concepts:
         number = (f"{each.concept:5d}", "bold green" if each.concept in agreed else "bold")

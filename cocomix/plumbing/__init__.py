@@ -1,1 +1,1 @@
-"""How work is done, shown and kept on a machine: imports nothing else of ours, and decides no result."""
+"""Execution, storage and progress of work on a machine: imports no other package of ours and affects no result."""

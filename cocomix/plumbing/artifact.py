@@ -1,19 +1,19 @@
-"""Artifacts: directories that are complete, checked and reproducible, or not there at all.
+"""Artifacts: directories that are either complete, checked and reproducible, or absent.
 
-An artifact is a directory with a `manifest.json`, which is written last and names the stage, its parameters, the
-digests of its inputs, and the rows, bytes and digest of every file. No time and no host name: the same inputs give
-the same bytes. `Artifact` reads one and refuses a missing, short or altered file.
+An artifact is a directory with a `manifest.json`, which is written last. It names the stage, its parameters, the
+digests of its inputs, and the rows, bytes and digest of every file. It holds no time and no host name: the same inputs
+give the same bytes. `Artifact` reads one and refuses a missing, short or altered file.
 
-`Work` makes one. A stage works in `artifacts/.work/<stage>/<key>/`, where the key covers parameters, input digests
-and code, so that what a killed process left is found again by the same work and never by other work:
+`Work` makes one. A stage works in `artifacts/.work/<stage>/<key>/`. The key covers parameters, input digests and code,
+so only the same work resumes from what a killed process left:
 
-    files/      finished files, each written aside, synced, renamed, and entered in journal.jsonl
+    files/      finished files, each written under a temporary name, synced, renamed, and entered in journal.jsonl
     side/       small files for other places (metrics, plots), which may hold times
-    scratch/    checkpoints; dropped when the artifact is published
-    manifest.json   written when all is there
+    scratch/    checkpoints; removed when the artifact is published
+    manifest.json   written when all files are finished
 
-`publish` links the files into a new directory, or copies small ones, and renames it onto the artifact's place. The
-work folder stays until other work of the stage succeeds: hard links cost no disk, and a crash before DVC has noted the
+`publish` links the files into a new directory, or copies small ones, and renames it to the artifact's path. The work
+folder stays until other work of the stage succeeds: hard links cost no disk, and a crash before DVC has recorded the
 result costs nothing either.
 """
 
@@ -42,7 +42,7 @@ from cocomix.plumbing.sources import digest_of_sources
 
 MANIFEST = "manifest.json"
 COPIED_BYTES = 1 << 26
-"""An artifact of at most so many is published as a copy, so that what is written into it leaves the work whole."""
+"""Artifacts up to this size are published as copies, so that writing into the artifact does not alter the work."""
 
 
 def _stay_inside(name: str) -> str:
@@ -57,12 +57,12 @@ FileName = Annotated[str, AfterValidator(_stay_inside)]
 
 
 class FileRecord(BaseModel):
-    """What the manifest says of one file."""
+    """The manifest's entry for one file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: int | None
-    """Records in the file, where that means something."""
+    """Number of records in the file; None where it has no records."""
     bytes: int
     sha256: str
 
@@ -91,7 +91,7 @@ class Manifest(BaseModel):
 
 
 class _Facts(dict[str, Any]):
-    """Facts of a manifest, in which a missing one is an error that names the file."""
+    """Facts of a manifest; a missing key raises an error that names the file."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         super().__init__(facts)
@@ -105,14 +105,14 @@ class Artifact:
     """A published artifact, opened for reading.
 
     Raises:
-        UserError: when it is missing, or a file of it is missing, short, or altered (the digest is compared when
-            a file is first asked for); the message names the file and the stage to run again.
+        UserError: when the artifact is missing, or one of its files is missing, short or altered (the digest is
+            compared when a file is first requested); the message names the file and the stage to run again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            if (path / MANIFEST).is_fifo():  # which would be waited for
+            if (path / MANIFEST).is_fifo():  # reading it would block
                 raise OSError
             content = (path / MANIFEST).read_bytes()
             self.manifest = Manifest.model_validate_json(content)
@@ -129,22 +129,22 @@ class Artifact:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Facts about the content, as the stage wrote them."""
+        """Facts about the content, written by the stage."""
         return self.manifest.about
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of the files that begin with `prefix`, shorter ones first: file 100000 comes after 99999."""
+        """Names of the files that begin with `prefix`, shorter ones first, so that 100000 follows 99999."""
         names = [name for name in self.manifest.files if name.startswith(prefix)]
         return sorted(names, key=lambda name: (len(name), name))
 
     def rows(self, name: str) -> int:
-        """Records in a file."""
+        """Number of records in a file."""
         rows = self.manifest.files[name].rows
         assert rows is not None, name
         return rows
 
     def file(self, name: str) -> Path:
-        """The path of a file whose content has been compared with its digest."""
+        """The path of a file, after comparing its content with its digest."""
         if name not in self.manifest.files:
             raise UserError(f"{self.path / name}: no such file in this artifact; {self._remedy}")
         if name not in self._verified:
@@ -156,7 +156,7 @@ class Artifact:
         return self.path / name
 
     def verified(self) -> Path:
-        """The artifact's path, with every file compared with its digest: for readers that take a folder."""
+        """The artifact's path, after comparing every file with its digest; for readers that take a folder."""
         for name in self.manifest.files:
             self.file(name)
         return self.path
@@ -177,8 +177,8 @@ class Artifact:
         with suppress(FileNotFoundError):
             if digest_of(self.path / MANIFEST) != self.digest:
                 return UserError(f"{self.path} was made anew while it was read; run this again")
-        # DVC's cache may share the file by a hard link, and it trusts what is read-only: it would bring the damage
-        # back. What is writable it checks, and drops.
+        # DVC's cache may share the file by a hard link. It trusts a read-only file and would restore the damage; it
+        # checks a writable file and drops a damaged one.
         with suppress(PermissionError):
             (self.path / name).chmod(0o644)
         return UserError(f"{self.path / name}: {what}; {self._remedy}")
@@ -186,23 +186,23 @@ class Artifact:
 
 @dataclass
 class PendingFile:
-    """A file that is being written aside."""
+    """A file that is being written under a temporary path."""
 
     path: Path
-    """Where to write it."""
+    """Where the writer must write it."""
     rows: int | None = None
-    """Set by the writer, for the manifest."""
+    """Number of records; the writer sets it for the manifest."""
 
 
 class Work:
-    """The work folder of one stage, held by one job at a time (whose processes may be several).
+    """The work folder of one stage, locked by one job at a time (a job may have several processes).
 
     Args:
         stage: the DVC name, such as `sae` or `pretrain@ntp-0`.
         out: where the artifact is published; its parent holds `.work`.
         inputs: digests by name.
         params: the parameters that the result depends on.
-        side: names in `side/` and where `publish` copies them to.
+        side: target path of each file in `side/`, by name; `publish` copies them there.
 
     Raises:
         UserError: when another job holds the stage.
@@ -224,12 +224,11 @@ class Work:
         self._home = root / stage
         self.path = self._home / key
         self.confirm_inputs: Callable[[], None] = lambda: None
-        """Checks that files outside are what the key says: for after they were read, before what came of them is
-        kept."""
+        """Checks that external files are still those in the key: called after reading them, before keeping results."""
         self._aside = self.path / "writing"
         self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
         self.finished = False
-        """Whether an earlier process, or this one, computed everything: the same in all processes."""
+        """Whether this process or an earlier one computed everything; equal in all processes."""
         self._records: dict[str, FileRecord] = {}
         self._own: dict[str, FileRecord] = {}
         self._expected: set[str] = set()
@@ -243,7 +242,7 @@ class Work:
             for folder in (self.files, self.side, self.scratch):
                 folder.mkdir(parents=True, exist_ok=True)
             self._find()
-        # The others do not look for themselves: on a network file system they may see less than the first one.
+        # The other processes do not look for themselves: a network file system may show them less than rank 0.
         key, self.finished, self._records = distributed.from_first((self.path.name, self.finished, self._records))
         if key != self.path.name:
             raise UserError(f"{self.stage}: the processes read different inputs, parameters or code; run it again")
@@ -256,19 +255,19 @@ class Work:
             self._lock.close()
 
     def has(self, name: str) -> bool:
-        """Whether a file is finished: by an earlier process, as the first one found it, or in this run."""
+        """Whether a file is finished: by an earlier process, as rank 0 found it, or in this run."""
         return name in self._records
 
     def records(self) -> dict[str, FileRecord]:
-        """What is finished, as far as this process knows (see `wait`): by name."""
+        """The finished files that this process knows of (see `wait`), by name."""
         return dict(self._records)
 
     def expect(self, names: Iterable[str]) -> None:
-        """Say which files there will be: `finish` refuses to do without one of them."""
+        """Declare files of the artifact: `finish` raises an error if one of them is missing."""
         self._expected.update(names)
 
     def wait(self) -> None:
-        """Wait until all processes have come here, and learn what they have finished."""
+        """Wait for all processes and collect the records of the files that each has finished."""
         for own in distributed.gathered(self._own):
             self._records |= own
         if runtime().rank == 0:
@@ -277,7 +276,7 @@ class Work:
 
     @contextmanager
     def write(self, name: str) -> Iterator[PendingFile]:
-        """Write one file of the artifact: it appears whole, on the disk, or not at all."""
+        """Write one file of the artifact: it appears complete and on disk, or not at all."""
         pending = PendingFile(self._aside / str(runtime().rank) / name)
         pending.path.parent.mkdir(parents=True, exist_ok=True)
         yield pending
@@ -285,7 +284,7 @@ class Work:
 
     @contextmanager
     def write_folder(self) -> Iterator[Path]:
-        """Write several files, by a library that takes a folder: each appears under its path in it, all or none."""
+        """Write several files with a library that takes a folder; all appear under their relative paths, or none."""
         folder = self._aside / f"{runtime().rank}-folder"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -294,10 +293,10 @@ class Work:
         self._commit({str(path.relative_to(folder)): PendingFile(path) for path in paths})
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Say that everything is there, side files included: write the manifest.
+        """Write the manifest, when all files and side files are finished.
 
         Raises:
-            UserError: when something that was planned or written is not there.
+            UserError: when a file that was declared or written is missing.
         """
         wanted = sorted(self._expected | self._records.keys())
         missing = [each for each in wanted if not self._is_there(each, self._records.get(each))]
@@ -312,11 +311,11 @@ class Work:
         self.finished = True
 
     def digest(self, about: Mapping[str, Any]) -> str:
-        """The artifact's digest, once it is finished so: see `Artifact.digest`."""
+        """The digest that the artifact will have if it is finished with `about`; see `Artifact.digest`."""
         return hashlib.sha256(self._manifest(about)).hexdigest()
 
     def publish(self) -> None:
-        """Put the finished artifact, and the side files, in their places; forget other work of the stage."""
+        """Move the finished artifact and the side files to their paths; remove other work of the stage."""
         manifest = Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
         staging = self._home / "publishing"
         shutil.rmtree(staging, ignore_errors=True)
@@ -363,8 +362,8 @@ class Work:
             target.parent.mkdir(parents=True, exist_ok=True)
             each.path.replace(target)
             _sync(target.parent)
-        # The leading newline ends a line that a loss of power may have torn. The buffer holds all of it, so that it
-        # goes out in one write, which is whole also when several processes append.
+        # The leading newline ends a line that a power loss may have truncated. The buffer holds the whole entry, so one
+        # write appends it, and entries stay intact when several processes append.
         line = f"\n{entry.model_dump_json()}\n".encode()
         with (self.path / "journal.jsonl").open("ab", buffering=len(line) + 1) as journal:
             journal.write(line)
@@ -374,12 +373,12 @@ class Work:
         self._records |= entry.files
 
     def _find(self) -> None:
-        """Look at what earlier processes left; what is no longer as they wrote it is forgotten."""
+        """Find the files of earlier processes; ignore those that no longer match their records."""
         listed: dict[str, FileRecord] | None = None
         with suppress(FileNotFoundError, ValidationError):
             listed = Manifest.model_validate_json((self.path / MANIFEST).read_bytes()).files
         known = read_journal(self.path / "journal.jsonl") if listed is None else listed
-        with ThreadPoolExecutor() as pool:  # digests are computed without Python's lock
+        with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
             intact = pool.map(self._is_intact, known, known.values())
         self._records = {name: known[name] for name, is_intact in zip(known, intact, strict=True) if is_intact}
         sides = all((self.side / name).is_file() for name in self._side_targets)
@@ -396,10 +395,10 @@ class Work:
 
 
 def read_journal(path: Path) -> dict[str, FileRecord]:
-    """The files that a journal says are finished, by name."""
+    """The files that a journal lists as finished, by name."""
     records: dict[str, FileRecord] = {}
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        with suppress(ValidationError):  # blank, or torn: the files it spoke of are written again
+        with suppress(ValidationError):  # blank or truncated: its files are written again
             records |= JournalEntry.model_validate_json(line).files
     return records
 
@@ -411,14 +410,14 @@ def digest_of(path: Path) -> str:
 
 
 def as_any_new(path: Path) -> None:
-    """Give a file the mode that the umask gives: what safetensors writes is for its owner's eyes alone."""
+    """Set a file's mode from the umask: safetensors makes files that only their owner can read."""
     umask = os.umask(0o077)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file by `content`: readers, also after a loss of power, see the old or the new."""
+    """Replace a file by `content`: readers see the old or the new content, also after a power loss."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.aside")
     aside.write_bytes(content)
@@ -427,7 +426,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def rename(aside: Path, path: Path) -> None:
-    """Put a file that is on the disk in its place, for good."""
+    """Move a file that is synced to disk to its path, and sync the folder."""
     aside.replace(path)
     _sync(path.parent)
 
@@ -467,7 +466,7 @@ def _place(source: Path, target: Path, *, link: bool) -> None:
 
 
 def _hold(path: Path, stage: str) -> Lock:
-    """The lock of a stage; one that is stopping gives it away when it has saved its work, and is waited for."""
+    """Acquire the lock of a stage; wait for a holder that is stopping, which releases it after saving its work."""
     has_said = False
     while True:
         try:

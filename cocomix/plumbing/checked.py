@@ -1,6 +1,6 @@
-"""Content of files, checked against a typed model: what is wrong is a `UserError` of one line.
+"""Validate the content of files against a typed model; a violation raises a `UserError` of one line.
 
-It names the file, the key, the value, and what is allowed; for an unknown key, the nearest one.
+The message names the file, the key, the value, and what is allowed; for an unknown key, the nearest one.
 """
 
 import json
@@ -17,10 +17,10 @@ from cocomix.plumbing.errors import UserError, suggestion
 
 
 def whole_number(text: str) -> int:
-    """The number that ASCII digits write: `int` also takes digits of other scripts, underscores and blanks.
+    """Parse an integer in ASCII digits; `int` also accepts digits of other scripts, underscores and blanks.
 
     Raises:
-        ValueError: when it is none.
+        ValueError: when `text` is no such number.
     """
     if not re.fullmatch("[-+]?[0-9]{1,30}", text):
         raise ValueError
@@ -28,10 +28,10 @@ def whole_number(text: str) -> int:
 
 
 def port_number(text: str) -> int:
-    """The number of a port; 0 stands for one that is free.
+    """Parse a port number; 0 means any free port.
 
     Raises:
-        ValueError: when it is none.
+        ValueError: when `text` is no port number.
     """
     if not 0 <= (port := whole_number(text)) < 2**16:
         raise ValueError
@@ -39,10 +39,10 @@ def port_number(text: str) -> int:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file that a user names: a regular one, as reading of a pipe or a device may never end.
+    """Read a file that a user names; it must be a regular file, since reading a pipe or a device may never end.
 
     Raises:
-        UserError: when it is missing, or cannot be read.
+        UserError: when it is missing or cannot be read.
     """
     try:
         if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
@@ -57,22 +57,22 @@ def read_file(path: Path) -> bytes:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
+    """Read a YAML file that holds a mapping.
 
     Raises:
-        UserError: when it is missing, is no YAML of `cocomix.plumbing.dialect`, or holds something else.
+        UserError: when it is missing, is not YAML as `cocomix.plumbing.dialect` defines it, or holds no mapping.
     """
     return mapping(read_file(path), str(path))
 
 
 def mapping(content: bytes, source: str) -> dict[str, Any]:
-    """The mapping that the content of a YAML file holds.
+    """Parse the content of a YAML file that holds a mapping.
 
     Args:
         source: the file, for the error.
 
     Raises:
-        UserError: when it is no YAML of `cocomix.plumbing.dialect`, or holds something else.
+        UserError: when it is not YAML as `cocomix.plumbing.dialect` defines it, or holds no mapping.
     """
     found = load_yaml(content, source)
     if not isinstance(found, dict):
@@ -82,13 +82,13 @@ def mapping(content: bytes, source: str) -> dict[str, Any]:
 
 
 def read_json(path: Path, advice: str) -> Any:
-    """A JSON file.
+    """Read a JSON file.
 
     Args:
-        advice: what to do about one that is not valid, for the error.
+        advice: what to do about an invalid file, for the error.
 
     Raises:
-        UserError: when it is no JSON.
+        UserError: when it is not valid JSON.
         FileNotFoundError: when it is missing.
     """
     try:
@@ -105,14 +105,14 @@ Model = TypeVar("Model", bound=BaseModel)
 def parse(
     model: type[Model], content: Mapping[str, object], source: str, where: Mapping[str, str] | None = None
 ) -> Model:
-    """`content` as `model`.
+    """Validate `content` as a `model`.
 
     Args:
         source: the file, for the error.
-        where: the place that each key was read from, when it is not `source`.
+        where: the place that each key was read from, where it is not `source`.
 
     Raises:
-        UserError: the first thing that is wrong, in one line.
+        UserError: the first violation, in one line.
     """
     try:
         return model.model_validate(content)
@@ -122,7 +122,7 @@ def parse(
 
 def _explain(error: ValidationError, model: type[BaseModel], source: str, where: Mapping[str, str]) -> str:
     errors = error.errors(include_url=False)
-    # A misspelt key is also a missing one: the former says more.
+    # A misspelt key also causes a `missing` error; the unknown key says more.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     location, fields = _locate(model, first["loc"])
     key = ".".join(map(str, location))
@@ -134,7 +134,7 @@ def _explain(error: ValidationError, model: type[BaseModel], source: str, where:
             return f"{place}: missing; it must be given"
         case "model_type":
             return f"{place}: must be a section of 'key: value', not {_short(first['input'])}"
-    # A value that fits no type of a union has an error for each.
+    # A value that matches no type of a union has an error for each type.
     messages = [
         each["msg"].removeprefix("Value error, ") for each in errors if _locate(model, each["loc"])[0] == location
     ]
@@ -149,13 +149,13 @@ def _short(value: object) -> str:
 
 
 def _locate(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[list[int | str], list[str]]:
-    """Pydantic's path without the types it tried, and the keys allowed where it ends."""
+    """Pydantic's error path without the union types that it tried, and the keys allowed at its end."""
     location: list[int | str] = []
     annotation: object = model
     for part in path:
         inside = _section(annotation)
         named = get_origin(annotation) is dict
-        if part == "[key]":  # what is wrong is the key before it
+        if part == "[key]":  # the error is about the key before it
             break
         if isinstance(part, int) or inside or named:
             location.append(part)

@@ -1,6 +1,6 @@
-"""Training checkpoints: whole or not there; a damaged newest one falls back to the one before.
+"""Training checkpoints: each is complete or absent; if the newest is damaged, the one before it is loaded.
 
-A checkpoint is as large as the training state, so it is written, hashed and read without a second one in memory.
+A checkpoint is as large as the training state, so saving and loading make no second copy in memory.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from cocomix.plumbing.runtime import runtime
 
 KEPT = 2
 PIECE = 2**23
-"""Bytes that are written at a time; each is a sign of life, once it is on the disk."""
+"""Bytes per write; the process reports that it is alive after each sync to disk."""
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
@@ -31,16 +31,16 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     aside = folder / ".checkpoint.aside"
     with aside.open("wb") as file, ThreadPoolExecutor(1) as hasher, _without_checksums():
         out = _Digesting(file, hasher)
-        torch.save(state, out)  # type: ignore[arg-type]  # of a file, it writes only
+        torch.save(state, out)  # type: ignore[arg-type]  # it only calls write
         out.sync()
-    # The digest is part of the name: one rename makes both true.
+    # The digest is part of the name, so one rename publishes both.
     rename(aside, folder / f"step-{step:09d}-{out.digest.hexdigest()[:16]}.pt")
     for old in _newest_first(folder)[KEPT:]:
         os.unlink(old)
 
 
 class _Digesting:
-    """A file whose content is hashed while it is written."""
+    """A file object that hashes its content while it is written."""
 
     def __init__(self, file: IO[bytes], hasher: ThreadPoolExecutor) -> None:
         self.digest = hashlib.sha256()
@@ -72,7 +72,7 @@ class _Digesting:
 
 @contextmanager
 def _without_checksums() -> Iterator[None]:
-    """Let torch.save not compute its own checksums, which torch.load never compares: the digest is better."""
+    """Disable torch.save's checksums: torch.load never compares them, and the digest is stronger."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -82,19 +82,18 @@ def _without_checksums() -> Iterator[None]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The file of the newest checkpoint; none: None."""
+    """The path of the newest checkpoint, or None."""
     return next(iter(_newest_first(folder)), None)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole; none: None. Damaged ones are removed: they would be kept in
-    the place of whole ones. All processes call it together: the first one says which checkpoint it is.
+    """Load the newest intact checkpoint, or None; all processes must call it, and rank 0 chooses the checkpoint.
 
-    Its tensors are the file, mapped into memory: what of them is changed is copied, and nothing before that; several
-    processes of a machine share the rest.
+    Damaged checkpoints are removed: otherwise `save` would keep them instead of intact ones. The tensors are
+    memory-mapped, copy on write: the processes of one machine share unmodified pages.
 
     Raises:
-        UserError: when another process does not find what the first one found.
+        UserError: when another process does not find the checkpoint that rank 0 found.
     """
     state = None
     for path in _newest_first(folder) if runtime().rank == 0 else []:
@@ -111,8 +110,8 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The state in a file; none: it is damaged."""
-    # Not unpickled: it holds more than `save` writes, which is not read: it could run.
+    """The state in a checkpoint file; None: the file is damaged."""
+    # An UnpicklingError: the file holds types that `save` never writes. They are not loaded, as they could run code.
     with suppress(UnpicklingError):
         if digest_of(path)[:16] == path.stem.rpartition("-")[2]:
             return torch.load(path, weights_only=True, map_location="cpu", mmap=True)

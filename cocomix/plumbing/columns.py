@@ -1,6 +1,6 @@
 """Arrays in Parquet columns, each row as raw bytes: read at memory speed, without a copy.
 
-`FixedSizeBinary` does that; a Parquet list of numbers costs a definition level for each of them.
+`FixedSizeBinary` allows that; a Parquet list of numbers stores a definition level for each number.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def raw_column(rows: NDArray[Any]) -> pa.FixedSizeBinaryArray:
 
 
 def rows_of(column: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """What `raw_column` was given: read-only [rows, *shape], sharing the memory of the Arrow array `column`."""
+    """Inverse of `raw_column`: read-only [rows, *shape] that shares the memory of the Arrow array `column`."""
     size = int(np.prod(shape))
     flat = np.frombuffer(memoryview(column.buffers()[1]), dtype)
     return flat[column.offset * size :][: len(column) * size].reshape(-1, *shape)

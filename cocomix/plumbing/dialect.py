@@ -1,8 +1,8 @@
-"""The one dialect of YAML that this project reads: what all its readers take alike, each value written out.
+"""The subset of YAML that this project reads: all its readers agree on it, and each value is written out.
 
-DVC reads params.yaml too, by ruamel.yaml (YAML 1.2), and notes in dvc.lock what it found; PyYAML reads YAML 1.1. The
-same `010` is 10 for the one and 8 for the other. What they take differently is refused, with what to write instead, and
-so are aliases: where two sections are one, whoever changes the first changes the second.
+DVC also reads params.yaml, with ruamel.yaml (YAML 1.2), and records the values in dvc.lock; PyYAML reads YAML 1.1. So
+`010` is 10 for DVC and 8 for PyYAML. A value on which they differ is refused, with the correct spelling. Aliases are
+refused too: they join two sections, so a change of the first also changes the second.
 """
 
 import re
@@ -20,30 +20,30 @@ _READ = {
     "float": rf"[-+]?{_DIGITS}\.[0-9]*(?:[eE][-+]?[0-9]+)?|[-+]?{_DIGITS}[eE][-+]?[0-9]+"
     r"|[-+]?\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 }
-"""Words without quotes that are no text, by what they are: PyYAML and ruamel.yaml agree on their values."""
+"""Unquoted words that are not text, by type: PyYAML and ruamel.yaml agree on their values."""
 _NUMBERS_OF_1_2 = (
     r"[-+]?(?:0o?[0-7_]+|[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9_]+(?:[eE][-+]?[0-9]+)?)"
 )
-"""What ruamel.yaml, or YAML 1.2 itself, reads as a number and PyYAML, in part, as text."""
+"""Words that ruamel.yaml or the YAML 1.2 specification reads as a number; PyYAML reads some of them as text."""
 _OF_1_1 = [pattern for some in yaml.SafeLoader.yaml_implicit_resolvers.values() for _, pattern in some]
 _AMBIGUOUS_CHARACTERS = re.compile(r"(?!\A)[\x85\u2028\u2029\ufeff]")
-"""Ends of lines for YAML 1.1 alone, and the mark of byte order where no text begins."""
+"""Characters that only YAML 1.1 treats as line ends, and byte order marks that are not at the start."""
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """Valid YAML that is not of the dialect."""
+    """Valid YAML that is outside the dialect."""
 
 
 def needs_quotes(text: str) -> bool:
-    """Whether text, written without quotes, would not be of the dialect, or no text.
+    """Whether unquoted `text` would be outside the dialect, or would not be read as text.
 
-    What would be no YAML at all, such as `a: b`, is not asked for here: whoever writes YAML knows.
+    It does not look for text that breaks the syntax of YAML, such as `a: b`: who writes YAML knows.
     """
     return _is_ambiguous(text) or bool(re.search(r"[:\x85\u2028\u2029\ufeff]", text))
 
 
 def _is_ambiguous(word: str) -> bool:
-    """Whether a word without quotes is no text for some reader of YAML, and not the same for all."""
+    """Whether some reader of YAML takes an unquoted word for something other than text, and readers differ."""
     if any(re.fullmatch(pattern, word) for pattern in _READ.values()):
         return False
     return bool(re.fullmatch(_NUMBERS_OF_1_2, word)) or any(pattern.match(word) for pattern in _OF_1_1)
@@ -80,7 +80,7 @@ for _tag, _pattern in _READ.items():
 
 
 def _problem(event: Any, within_brackets: bool) -> str | None:
-    """Why a value, of which this is the beginning, is not of the dialect."""
+    """Why a value, which begins with this event, is outside the dialect; None: it is inside."""
     if isinstance(event, yaml.AliasEvent):
         return f"*{event.anchor} repeats a value of another place; write it out"
     if event.anchor is not None:
@@ -112,14 +112,14 @@ def _remedy(word: str) -> str:
 
 
 def load_yaml(content: bytes | str, source: str, *, lines: bool = True) -> Any:
-    """What a YAML text holds.
+    """Parse a YAML text.
 
     Args:
-        source: where it is from, for the error.
-        lines: whether it has lines, unlike a command line: the error then says which.
+        source: where the text is from, for the error.
+        lines: whether the error names the line; a command line has none.
 
     Raises:
-        UserError: when it is no YAML, gives a key twice, or is not of the dialect.
+        UserError: when it is not valid YAML, repeats a key, or is outside the dialect.
     """
     try:
         text = content if isinstance(content, str) else content.decode()
@@ -136,5 +136,5 @@ def load_yaml(content: bytes | str, source: str, *, lines: bool = True) -> Any:
         kind = "" if isinstance(error, _Refused) else "not valid YAML: "
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{where}: {kind}{problem}") from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits, endless nesting
+    except (ValueError, RecursionError) as error:  # a number with too many digits, endless nesting
         raise UserError(f"{source}: not valid YAML: {error}") from None

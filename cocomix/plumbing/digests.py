@@ -1,7 +1,7 @@
-"""Digests of files that are not ours, kept by the files' state: what was not written since is not read again.
+"""Digests of external files, cached by file state, so that unchanged files are not read again.
 
-They are of the content, so that a copy, or another time, makes no difference. What was written in the last seconds is
-not kept: it may be written once more within what a clock can tell apart.
+Digests cover content and relative names, not times, so copying files makes no difference. Digests of files written in
+the last seconds are not cached: another write might leave the same timestamp.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from cocomix.plumbing.sources import State, state_of
 KEPT = Path("artifacts/.work/digests.json")
 LOCK = KEPT.with_suffix(".lock")
 SETTLED_NS = 3_000_000_000
-"""How old a file must be for its digest to be kept. Some file systems tell times apart by two seconds."""
+"""Age from which a file's digest is cached; some file systems have timestamps with a resolution of two seconds."""
 _CHUNK = 1 << 22
 
 
 def digest_of_files(paths: Sequence[Path], folder: Path = Path()) -> str:
-    """Digest of files: of their names, relative to `folder` where they are in it, and of their content.
+    """Digest of the files' content and names; names are relative to `folder` for files in it.
 
     Raises:
         UserError: when one cannot be read.
@@ -38,7 +38,7 @@ def digest_of_files(paths: Sequence[Path], folder: Path = Path()) -> str:
 
 
 def digest_of_path(path: Path) -> str | None:
-    """Digest of a file, or of the files in a folder, however deep, hidden ones left out; none: nothing is there."""
+    """Digest of a file, or of all files in a folder, recursively, except hidden ones; None: the path does not exist."""
     if not path.is_dir():
         return digest_of_files([path], path.parent) if path.is_file() else None
     files = (each for each in path.rglob("*") if each.is_file())
@@ -83,7 +83,7 @@ def _written(state: State) -> int:
 def _read() -> dict[str, tuple[State, str]]:
     try:
         return {path: (tuple(state), digest) for path, (state, digest) in json.loads(KEPT.read_bytes()).items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):  # not there, or damaged
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):  # missing or damaged
         return {}
 
 

@@ -1,7 +1,7 @@
-"""Processes that share the work of a stage, joined into one group: gloo on CPUs, NCCL on GPUs.
+"""The process group of the processes that share a stage's work: gloo on CPUs, NCCL on GPUs.
 
-Whoever starts them (`stages.launch`, or torchrun across machines) sets RANK, WORLD_SIZE and the address to meet at.
-A process alone needs no group, and then nothing here imports torch.
+The launcher (`stages.launch`, or torchrun across machines) sets RANK, WORLD_SIZE and the master's address. A single
+process needs no group; then nothing here imports torch.
 """
 
 import os
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 SIGHT_SECONDS = 120.0
-"""Within which a file that one process has written must be seen by the others: NFS may hide it for a minute."""
+"""Time until a file written by one process must be visible to the others: NFS may hide it for a minute."""
 PATIENCE = timedelta(days=7)
-"""A process may wait for as long as another computes. That one has died is noticed by who started them."""
+"""A process may wait as long as another computes; the launcher notices when one has died."""
 
 MASTER_SOCKET = "MASTER_SOCKET"
-"""The number of an inherited socket that is bound to MASTER_PORT, if there is one, so that nobody else takes it."""
+"""Descriptor of an inherited socket bound to MASTER_PORT, if there is one, so that no other program takes the port."""
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", MASTER_SOCKET)
 
@@ -38,11 +38,11 @@ _REMEDY = "torchrun sets it; to run without torchrun, unset RANK and WORLD_SIZE"
 
 
 class LostError(UserError):
-    """Another process has gone. Whoever started them all says why."""
+    """The connection to another process is lost; the launcher reports the cause."""
 
 
 def check_variables() -> None:
-    """See that torchrun's variables, if they are set, give this process a place among the others.
+    """Check that torchrun's variables, if set, define this process's rank and the world size.
 
     Raises:
         UserError: when one is missing or wrong.
@@ -62,7 +62,7 @@ def check_variables() -> None:
 
 
 def stand_alone() -> None:
-    """Forget torchrun's variables, for programs that share no work: libraries read them too."""
+    """Unset torchrun's variables, for programs that do not share work: libraries read them too."""
     for each in VARIABLES:
         os.environ.pop(each, None)
 
@@ -78,13 +78,13 @@ def _number(variable: str, least: int = 0, most: int | None = None) -> int:
 
 
 def join() -> None:
-    """Join the other processes; then `torch.distributed` and DistributedDataParallel work. Alone: does nothing.
+    """Join the process group, which `torch.distributed` and DistributedDataParallel need; a single process has none.
 
-    The group is never left: among several, a process must end by `os._exit`. Torch takes a group down while it holds
-    Python's lock, and waits for a thread of gloo's that may be waiting for that lock (docs/log.md, 10).
+    The group is never destroyed, so each of several processes must end by `os._exit`. Torch destroys a group while it
+    holds the GIL, and waits for a gloo thread that may be waiting for the GIL (docs/log.md, 10).
 
     Raises:
-        UserError: when the processes cannot meet.
+        UserError: when the processes cannot connect.
     """
     rank, size = runtime().rank, runtime().world_size
     if size == 1:
@@ -100,21 +100,21 @@ def join() -> None:
     backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
     try:
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:  # such as an interface that is not there
+    except (RuntimeError, ValueError) as error:  # such as a network interface that does not exist
         words = " ".join(str(error).split("\n")[0].split())
         kind = LostError if is_broken_connection(error) else UserError
         raise kind(f"RANK {rank} cannot join the other processes: {words}") from None
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether a collective failed since another process has gone."""
+    """Whether a collective failed because another process is gone."""
     gone = "Connection (closed|reset) by peer|Broken pipe"
     return isinstance(error, RuntimeError) and re.search(gone, str(error)) is not None
 
 
 def _meet(rank: int, size: int) -> "Store":
-    """Wait until all processes have come to the store of the first one, or to torchrun's."""
-    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # torch exports it not by name
+    """Wait until all processes have connected to the store of rank 0, or to torchrun's."""
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # missing in torch's __all__
     from torch.distributed.distributed_c10d import PrefixStore
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -155,7 +155,7 @@ def _meet(rank: int, size: int) -> "Store":
 
 
 def _listener(host: str, port: int) -> int:
-    """A bound socket for the store: on loopback alone where that is the address."""
+    """A bound socket for the store; it listens only on loopback if the address is loopback."""
     if inherited := os.environ.get(MASTER_SOCKET):
         return int(inherited)
     try:
@@ -177,13 +177,13 @@ def _answers(host: str, port: int) -> bool:
 
 
 class _Wait:
-    """Waiting for others, which is said after some seconds, then after twice as many, and so on."""
+    """Waiting for other processes; reports after `log_seconds`, then at doubling intervals."""
 
     def __init__(self, where: str) -> None:
         self._where, self._started, self._after = where, time.monotonic(), runtime().log_seconds
 
     def again(self, what: str | None) -> None:
-        """Wait a moment for `what`, or if None, for what another process says."""
+        """Sleep briefly; report `what` is awaited when it is time, unless another process reports it (None)."""
         if what and time.monotonic() - self._started > self._after:
             print(f"{what} {self._where}", file=sys.stderr, flush=True)
             self._after *= 2
@@ -191,7 +191,7 @@ class _Wait:
 
 
 def maximum(value: int) -> int:
-    """The largest `value` among the processes, all of which must ask; over the CPU, so that no GPU is waited for."""
+    """The largest `value` of all processes, all of which must call; reduced on the CPU to avoid a GPU sync."""
     if runtime().world_size == 1:
         return value
     import torch
@@ -203,12 +203,12 @@ def maximum(value: int) -> int:
 
 
 def agree(value: int) -> bool:
-    """Whether all processes, all of which must ask, have the same `value`."""
+    """Whether all processes, all of which must call, have the same `value`."""
     return maximum(value) == -maximum(-value)
 
 
 def totals(*values: float) -> list[float]:
-    """Each value summed over the processes, all of which must ask; over the CPU, in float64."""
+    """Each value summed over the processes, all of which must call; on the CPU, in float64."""
     if runtime().world_size == 1:
         return list(values)
     import torch
@@ -220,7 +220,7 @@ def totals(*values: float) -> list[float]:
 
 
 def average(*tensors: "Tensor") -> "Tensor":
-    """Each tensor is made its mean over the processes, in place, where it is; all must ask. Returns the first one."""
+    """Replace each tensor by its mean over the processes, in place; all must call. Returns the first tensor."""
     if runtime().world_size > 1:
         from torch import distributed
 
@@ -231,14 +231,14 @@ def average(*tensors: "Tensor") -> "Tensor":
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have called it."""
     maximum(0)
 
 
 def from_first(value: Value) -> Value:
-    """The first process's `value`, in all of them; all must ask, and what the others pass is not looked at.
+    """Broadcast rank 0's `value` to all processes, all of which must call; the values of the others are ignored.
 
-    For what a process finds on the disk and then acts on: each for itself might find something else.
+    Use it for what a process finds on disk and acts on: other processes might find something else.
     """
     if runtime().world_size == 1:
         return value
@@ -250,7 +250,7 @@ def from_first(value: Value) -> Value:
 
 
 def gathered(value: Value) -> list[Value]:
-    """The `value` of each process, all of which must ask, in their order."""
+    """The `value` of each process, by rank; all must call."""
     if runtime().world_size == 1:
         return [value]
     from torch import distributed
@@ -261,10 +261,10 @@ def gathered(value: Value) -> list[Value]:
 
 
 def see(path: Path) -> Path:
-    """`path`, which another process has written, once this one sees it.
+    """Wait until `path`, which another process has written, is visible to this one, and return it.
 
     Raises:
-        UserError: when it does not in `SIGHT_SECONDS`.
+        UserError: when it is not visible within `SIGHT_SECONDS`.
     """
     deadline = time.monotonic() + SIGHT_SECONDS * (runtime().world_size > 1)
     while not path.exists():

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""The exception for errors that the user can fix."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Bad input. The message is one line that says what is wrong, where, and what is allowed.
 
-    It may quote anything: what is no printable character is shown by its escape, such as `\\n`.
+    It may quote any text: unprintable characters are escaped, such as `\\n`.
     """
 
     def __init__(self, message: str) -> None:
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 def suggestion(word: str, allowed: Iterable[str]) -> str:
-    """`did you mean 'latents'?` when a near word is allowed, else the list of allowed words."""
+    """`did you mean 'latents'?` if an allowed word is similar, else the list of allowed words."""
     words = sorted(allowed)
     near = difflib.get_close_matches(word, words, n=1)
     return f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(words)}"

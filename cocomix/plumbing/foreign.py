@@ -1,7 +1,7 @@
-"""Files of others, looked at before anything in them is loaded or allocated: plain files, of plain tensors.
+"""Checks of model files from elsewhere before anything in them is loaded or allocated.
 
-A configuration may name a million layers, an index another folder or a pickle, a file may be a pipe that never ends.
-What a model takes is bounded by what its weight files hold, whose headers are read here.
+Files must be regular and hold plain tensors. Otherwise a configuration may ask for a million layers, an index may point
+to another folder or a pickle, and a pipe may never end. The headers of the weight files bound a model's size.
 """
 
 import json
@@ -22,35 +22,35 @@ from torch.nn.modules.module import (
 from cocomix.plumbing.errors import UserError
 
 JSON_BYTES = 1 << 26
-"""Of a configuration or an index at most."""
+"""Maximum size of a configuration or an index."""
 LAYERS = 10_000
-"""Layers, labels or the like that a configuration may name: lists of as many are made before any tensor."""
+"""Maximum of layers, labels and the like in a configuration: transformers builds lists of that length first."""
 PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
-"""What safetensors calls the types of a model that is not quantised; whole numbers are of masks and positions."""
+"""safetensors' names of the dtypes of an unquantised model; masks and positions are integers."""
 
 
 class Held(NamedTuple):
-    """What weight files hold."""
+    """Content of the weight files."""
 
     tensors: int
     numbers: int
 
 
 def check_regular(path: Path) -> None:
-    """Check that a file is one: a pipe or a device would be waited for, or read, without end.
+    """Check that a path is a regular file: reading a pipe or a device may block or never end.
 
     Raises:
-        UserError: otherwise, or when it is not there.
+        UserError: when it is not, or does not exist.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'no file, but something else' if path.exists() else 'no such file'}")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a small JSON file.
+    """Read a small JSON file.
 
     Raises:
-        UserError: in one line, when it is none.
+        UserError: when it is too large or not valid JSON, in one line.
     """
     check_regular(path)
     if (size := path.stat().st_size) > JSON_BYTES:
@@ -88,10 +88,10 @@ def look_at(name: str, revision: str | None) -> Held:
 
 @contextmanager
 def bounded(held: Held) -> Iterator[None]:
-    """Inside, a model that is built, without memory, is refused once it is far larger than its weight files.
+    """A context in which building a model, without memory, fails once it is far larger than its weight files.
 
     Raises:
-        UserError: then.
+        UserError: when the model has far more modules or numbers than the weight files hold.
     """
     modules, numbers = 0, 0
 
@@ -104,7 +104,7 @@ def bounded(held: Held) -> Iterator[None]:
     def weigh(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
         nonlocal numbers
         numbers += tensor.numel() if tensor is not None else 0
-        if numbers > (1 << 30) + 4 * held.numbers:  # the first is for masks, which are not stored
+        if numbers > (1 << 30) + 4 * held.numbers:  # the constant allows for masks, which are not stored
             raise UserError(f"config.json asks for {numbers} numbers and more; the weights hold {held.numbers}")
 
     with ExitStack() as hooks:
@@ -124,7 +124,7 @@ def _read(name: str, file: str, revision: str | None) -> tuple[Any, Path]:
 
 
 def _check_counts(fields: Any, path: Path) -> None:
-    """Of a configuration, with those in it."""
+    """Check the counts in a configuration, and in the configurations nested in it."""
     for field, value in fields.items() if isinstance(fields, dict) else ():
         counts = any(word in str(field) for word in ("layer", "label", "block", "depth", "stage"))
         if counts and isinstance(value, int | float) and value > LAYERS:

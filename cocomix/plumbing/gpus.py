@@ -1,13 +1,13 @@
-"""GPUs by name: how fast they are at most, and what they hold."""
+"""GPUs by name: peak speed and memory."""
 
 from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """As the vendor states it."""
+    """Figures that the vendor states."""
 
     peak: float
-    """bf16 operations a second, dense."""
+    """Dense bf16 operations per second."""
     memory: float
     """Bytes."""
 
@@ -25,5 +25,5 @@ GPUS = {
 
 
 def gpu_named(name: str) -> Gpu | None:
-    """The GPU whose name, or a part of it, is in `name`, as drivers give it; None: not known."""
+    """The GPU whose key is a part of `name`, the name that drivers give; None: unknown."""
     return next((gpu for part, gpu in GPUS.items() if part.lower() in name.lower()), None)

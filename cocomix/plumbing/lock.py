@@ -1,7 +1,7 @@
-"""The lock of a stage's work folder, by which others see who is at work, that it is stopping, and that it still lives.
+"""The lock of a stage's work folder. It tells other processes who holds it and whether the holder is stopping.
 
-Its file holds the process id, and `stopping` behind it once a signal has come. While the process writes its checkpoint
-then, however long that takes, it touches the file: whoever would end it waits as long as that goes on.
+The lock file holds the process id, followed by `stopping` once a signal has arrived. While the holder then saves its
+work, it touches the file; a process that would kill it waits as long as the file keeps changing.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 file_lock = partial(FileLock, fallback_to_soft=False)
-"""By flock, which the kernel releases when the process ends, however it ends; nothing else would be."""
+"""Lock by flock only: the kernel releases it however the process ends."""
 ROOT = Path("artifacts/.work")
 
 
@@ -44,17 +44,17 @@ class Lock:
         _held = self
 
     def close(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         global _held
         self._lock.release()
         _held = None
 
     def mark_stopping(self) -> None:
-        """Say that a signal has come, so that others wait for this process."""
+        """Record that a signal has arrived, so that others wait for this process."""
         self._path.write_text(f"{os.getpid()} stopping")
 
     def touch(self) -> None:
-        """Say that this process lives."""
+        """Record that this process is alive."""
         os.utime(self._path)
 
 
@@ -62,22 +62,22 @@ _held: Lock | None = None
 
 
 def held() -> Lock | None:
-    """The lock that this process holds."""
+    """The lock that this process holds, or None."""
     return _held
 
 
 def signs_of_life(belongs: Callable[[int], bool], root: Path = ROOT) -> set[tuple[int, int]]:
-    """What stopping processes have last shown: it changes as long as one of them is saving.
+    """Process ids and last signs of life of stopping processes; the set changes while one of them is saving.
 
     Args:
-        belongs: whether a process is one of those to look at.
+        belongs: whether to include a process, by its id.
 
     Returns:
-        Process ids, and times in nanoseconds, by whatever clock the file system has.
+        (process id, modification time of its lock file in nanoseconds).
     """
     signs = set()
     for path in root.glob("*/lock"):
-        with suppress(OSError, ValueError):  # just removed; another process is just writing it
+        with suppress(OSError, ValueError):  # the file was just removed, or is being written
             process, _, state = path.read_text().partition(" ")
             if state == "stopping" and belongs(int(process)):
                 signs.add((int(process), path.stat().st_mtime_ns))

@@ -1,4 +1,4 @@
-"""Measurements that are made once: of one model, with one specification, on the same data, by the same code."""
+"""Cached measurements, keyed by model, specification, data and code."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,16 +20,16 @@ Result = TypeVar("Result")
 def once(
     kind: str, key: Mapping[str, Any], compute: Callable[[], Result], result: type[Result], *code: Path | str
 ) -> Result:
-    """What `compute` returns, from `artifacts/.measured` if it was computed before.
+    """Return the result of `compute`, from `artifacts/.measured` if it was computed before.
 
-    All processes of a job call it together, and all get what the first one computed; the others' results may differ in
-    rounding, or be anything where only the first one computes. A file that is damaged is computed again.
+    All processes of a job must call it, and all get the result of rank 0; the results of the others may differ in
+    rounding, or be arbitrary where only rank 0 computes. A damaged file is computed again.
 
     Args:
-        kind: what is measured, for people who look into the files.
-        key: all that decides the result: JSON values, such as the digests of the model and of the data.
-        result: its type, of dataclasses, named tuples, lists and dicts of JSON values.
-        code: the files of the modules that measure (`__file__`): with what they import, they are part of the key.
+        kind: what is measured, for people who read the files.
+        key: all that the result depends on, as JSON values, such as the digests of the model and of the data.
+        result: the result's type: dataclasses, named tuples, lists and dicts of JSON values.
+        code: files of the modules that measure (`__file__`); they and their imports are part of the key.
     """
     identity = {"kind": kind, "key": dict(key), "code": [digest_of_sources(Path(each)) for each in code]}
     path, adapter = MEASURED / f"{digest_of_json(identity)}.json", TypeAdapter(result)
@@ -46,7 +46,7 @@ def once(
 
 
 def _known(path: Path, adapter: TypeAdapter[Result]) -> Any:
-    """The result in a file, as JSON; None: there is none that is whole."""
+    """The result in a file, as JSON; None: the file is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
         adapter.validate_python(content["result"])

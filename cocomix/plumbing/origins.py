@@ -1,7 +1,7 @@
-"""Do artifacts belong together? What a manifest calls an input must be the very artifact that is read beside it.
+"""Check that artifacts belong together: the inputs that a manifest names must be the artifacts read beside it.
 
-DVC keeps that so as long as it runs whole pipelines; a stage by hand, `dvc repro --single-item` or a copied folder do
-not.
+DVC ensures that when it runs whole pipelines; a stage run by hand, `dvc repro --single-item` or a copied folder may
+break it.
 """
 
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from cocomix.plumbing.errors import UserError
 
 
 def check_origins(opened: Mapping[str, Artifact | str]) -> None:
-    """Check that what is read together was made from each other, or from the same.
+    """Check that artifacts that are read together were made from each other, or from the same inputs.
 
     Args:
-        opened: artifacts, or digests of other inputs, by the names that manifests give to inputs: that of the folder in
+        opened: artifacts, or digests of other inputs, by the names of inputs in manifests: the folder's name in
             `artifacts/`, such as `tokens` or `models/ntp-0`.
 
     Raises:
-        UserError: when an artifact was made from another input than the one that is read, or two of them were made
-            from different ones of an input that is not read itself.
+        UserError: when an artifact was made from another version of an input in `opened`, or two artifacts were made
+            from different versions of an input that is not in `opened`.
     """
     digests = {name: each if isinstance(each, str) else each.digest for name, each in opened.items()}
     first: dict[str, Artifact] = {}

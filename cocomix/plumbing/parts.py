@@ -1,7 +1,7 @@
-"""Long work in parts that are kept: a process that is killed loses the part that it was at.
+"""Long work in parts whose results are kept: a killed process loses only the part that it was computing.
 
-Parts stand for themselves (`in_parts`), and processes share them; or they are batches that are summed one after the
-other (`Summing`), where sums of sums would round in another way.
+Parts are independent and shared by the processes (`in_parts`), or are batches summed in order (`Summing`), where adding
+up partial sums would round differently.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ Batch = TypeVar("Batch", bound=Sized)
 Advance = Callable[[int], None]
 
 SECONDS = 5.0
-"""After which sums are saved: what is lost at most."""
+"""Interval at which sums are saved; a killed process loses at most this much work."""
 
 
 def in_parts(
@@ -35,15 +35,15 @@ def in_parts(
     task: str,
     unit: str,
 ) -> None:
-    """Make the files that are not there yet, and wait until all are. Several processes, which call it together, share
-    them.
+    """Write the files that are missing and wait until all exist; all processes must call it, and share the parts.
 
     Args:
-        parts: by the file of each, in a folder of exactly this work.
-        compute: the content of a part's file; it may call what it is given with as many units as are done, time and
-            again. A stop is obeyed there, and once a part is written.
-        size: units in a part.
-        task: for the progress, as is `unit`.
+        parts: by file, in a folder that belongs to exactly this work.
+        compute: returns the content of a part's file. It may call its second argument repeatedly with the number of
+            units done since the last call; there, and after each part, the process obeys a stop signal.
+        size: number of units in a part.
+        task: description for the progress bar.
+        unit: name of a unit there.
     """
     there = distributed.from_first([path.exists() for path in parts])
     mine = list(zip(parts.items(), there, strict=True))[runtime().rank :: runtime().world_size]
@@ -66,23 +66,22 @@ def in_parts(
 
 
 class Summing(Generic[Batch]):
-    """The batches that are still to be added to sums: iterate, and add each in place before the next one.
+    """Iterates over the batches still to be summed; the caller adds each to `sums`, in place, before the next one.
 
-    What an earlier process has added is in the sums from the beginning. As the order is the same, so is the result, to
-    the bit.
+    The sums start from those that an earlier process saved. The order is the same, so the result is bit-identical.
 
     Args:
-        kept: the beginning of the names of the files, of exactly this measurement; none: nothing is kept.
-        batches: of this process, all in their order.
+        kept: path prefix of the saved sums, for exactly this measurement; None: nothing is saved.
+        batches: all batches of this process, in order.
         sums: arrays of zeros.
     """
 
     def __init__(self, kept: Path | None, batches: Sequence[Batch], *sums: NDArray[Any]) -> None:
         self._batches, self._sums, self._file = batches, sums, None
         self.done: Sequence[Batch] = []
-        """Those that an earlier process has added."""
+        """Batches that an earlier process has added."""
         if kept:
-            # Of another number of processes, or another micro-batch, are other batches.
+            # Another number of processes or another micro-batch gives other batches.
             which = [runtime().rank, runtime().world_size, *map(len, batches)]
             digest = hashlib.sha256(json.dumps(which).encode()).hexdigest()[:16]
             self._file = kept.with_name(f"{kept.name}-{digest}.sums")

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line every few seconds anywhere else."""
+"""Progress of long work: a bar on a terminal, else a plain line every few seconds."""
 
 import sys
 import time
@@ -12,22 +12,22 @@ from cocomix.plumbing import distributed, interrupt
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.runtime import runtime
 
-tqdm.monitor_interval = 0  # no watching thread: stages fork
+tqdm.monitor_interval = 0  # no monitor thread: stages fork
 
 
 class Progress:
-    """One long task, shown by the first of the processes that share it; in `advance` each obeys SIGTERM and SIGINT.
+    """Progress of one long task, shown by rank 0; `advance` obeys SIGTERM and SIGINT in every process.
 
-    Rate and time left count only what this process has done: work found finished after a restart
-    is passed as `done` and moves the bar without flattering the rate.
+    Rate and time left count only the work of this process: units that were finished before a restart are passed as
+    `done` and do not raise the rate.
 
     Args:
-        task: what is being done.
-        total: units in all; none: unknown.
-        unit: what is counted, in the plural.
+        task: description.
+        total: number of units; None: unknown.
+        unit: name of the units, in the plural.
         done: units that an earlier process finished.
-        lockstep: whether the processes advance together (a training step), so that they also stop together;
-            otherwise each stops by itself (shards).
+        lockstep: whether the processes advance together (training steps) and therefore stop together; otherwise
+            each stops by itself (shards).
     """
 
     def __init__(self, task: str, total: int | None, unit: str, done: int = 0, *, lockstep: bool = False) -> None:
@@ -45,17 +45,17 @@ class Progress:
             dynamic_ncols=True,
             miniters=1,
             disable=runtime().rank != 0,
-            # Off a terminal, tqdm keeps the counts and the formatting, and _line() prints whole lines.
+            # Without a terminal, tqdm only counts and formats, and _line() prints whole lines.
             file=sys.stderr if on_terminal else _Nowhere(),
         )
-        self._bar._time = time.monotonic  # type: ignore[attr-defined]  # its own clock, the time of day, may be set back
+        self._bar._time = time.monotonic  # type: ignore[attr-defined]  # tqdm's own clock may be set back
         self._bar.start_t = self._bar.last_print_t = time.monotonic()
 
     def advance(self, amount: int, **shown: float | str) -> None:
-        """Count `amount` more units; `shown` are figures to print, such as the loss.
+        """Count `amount` more units; `shown` are values to display, such as the loss.
 
         Raises:
-            Interrupted: when a stop was asked for; with `lockstep`, in all processes at the same unit.
+            Interrupted: after a stop signal; with `lockstep`, in all processes at the same unit.
         """
         interrupt.alive()
         if shown:
@@ -69,7 +69,7 @@ class Progress:
             raise Interrupted(Signals(stop))
 
     def close(self) -> None:
-        """Leave the finished bar (or a last line) behind."""
+        """Leave the finished bar, or print a last line."""
         self._bar.close()
         if self._lines:
             self._line()
@@ -94,7 +94,7 @@ def progress(task: str, total: int | None, unit: str, done: int = 0, *, lockstep
 
 
 def say(text: str) -> None:
-    """One line to the person who watches, once in a job of several processes."""
+    """Print one line to stderr, from rank 0 only, without breaking the progress bar."""
     if runtime().rank == 0:
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()

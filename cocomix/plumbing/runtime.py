@@ -1,8 +1,9 @@
-"""Runtime: how the work is done on this machine. Nothing here changes what is computed, beyond rounding, except that
-dropout falls elsewhere with another micro-batch or number of processes.
+"""Runtime settings: how work runs on this machine. They change results only by rounding.
 
-Each knob is set by an environment variable `COCOMIX_<NAME>`, or in an optional, git-ignored `runtime.yaml`;
-the environment wins. No knob is a parameter: changing one invalidates no artifact.
+An exception is dropout, whose masks depend on the micro-batch and the number of processes.
+
+Each setting is an environment variable `COCOMIX_<NAME>`, or a key of an optional, git-ignored `runtime.yaml`;
+the environment wins. No setting is a parameter: changing one invalidates no artifact.
 """
 
 import os
@@ -18,7 +19,7 @@ from cocomix.plumbing.checked import parse, read_yaml
 FILE = Path("runtime.yaml")
 
 LOGITS = 2**27
-"""Logits that an evaluation holds at once: 512 MB in fp32."""
+"""Maximum logits in memory during an evaluation: 512 MB in fp32."""
 
 Count = Annotated[int, Field(ge=1, le=2**16)]
 
@@ -30,45 +31,45 @@ def _is_device(name: str) -> str:
 
 
 class Runtime(BaseModel):
-    """Knobs of the machine."""
+    """Settings of the machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     device: Annotated[str, AfterValidator(_is_device)] = "auto"
-    """auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one."""
+    """auto, cpu, mps, cuda or cuda:N; auto: a GPU if there is one."""
     processes: Count | Literal["auto"] = "auto"
-    """Processes of the stages that can share work; auto: one a GPU, or one a CPU core."""
+    """Processes of the stages that can share work; auto: one per GPU, or one per CPU core."""
     threads: Count | Literal["auto"] = "auto"
-    """Threads of each process; auto: OMP_NUM_THREADS where it is set, else the cores divided by the processes."""
+    """Threads of each process; auto: OMP_NUM_THREADS if set, else the cores divided by the processes."""
     workers: Count | Literal["auto"] = "auto"
-    """Processes that read and clean text; auto: one a CPU core."""
+    """Processes that read and clean text; auto: one per CPU core."""
     micro_batch: Count | Literal["auto"] = "auto"
-    """Windows in one forward pass; auto: in training the process's share of the batch, else what is fastest."""
+    """Windows per forward pass; auto: in training the process's share of the batch, else the fastest size."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Training arithmetic: autocast to bf16 or not; auto: bf16 where the hardware multiplies bf16."""
+    """Arithmetic of training: fp32, or autocast to bf16; auto: bf16 if the hardware multiplies bf16."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
-    """What each of several processes holds in training: ddp: the whole model and optimiser; fsdp: a share of them."""
+    """What each of several training processes holds; ddp: the whole model and optimiser; fsdp: a shard of them."""
     activation_checkpointing: bool = False
-    """Compute each block twice in a training step, rather than keep what it made: less memory, more time."""
+    """Recompute each block's activations in the backward pass instead of keeping them: less memory, more time."""
     compile: bool = False
-    """torch.compile the training step."""
+    """Whether to torch.compile the training step."""
     tensorboard: Path | None = None
-    """Folder for TensorBoard's event files, one folder a run; none: not written."""
+    """Folder for TensorBoard event files, one subfolder per run; None: none are written."""
     log_seconds: float = Field(5.0, gt=0)
-    """Seconds between progress lines when the output is no terminal."""
+    """Seconds between progress lines when the output is not a terminal."""
 
     def at_most(self, windows: int) -> int:
-        """Windows in one forward pass, where `windows` are asked for: `micro_batch`, if that is less."""
+        """Windows per forward pass: the smaller of `windows` and `micro_batch`."""
         return windows if self.micro_batch == "auto" else min(windows, self.micro_batch)
 
     @property
     def rank(self) -> int:
-        """This process's index among those that share the work (set by torchrun)."""
+        """Rank of this process (set by torchrun)."""
         return int(os.environ.get("RANK", "0"))
 
     @property
     def world_size(self) -> int:
-        """How many processes share the work (set by torchrun)."""
+        """Number of processes that share the work (set by torchrun)."""
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @property
@@ -79,10 +80,10 @@ class Runtime(BaseModel):
 
 @cache
 def runtime() -> Runtime:
-    """The knobs of this process, read once.
+    """The runtime settings of this process, read once.
 
     Raises:
-        UserError: for an unknown knob or a wrong value, naming the variable or the file.
+        UserError: for an unknown setting or a wrong value, naming the variable or the file.
     """
     given: dict[str, object] = dict(read_yaml(FILE)) if FILE.exists() else {}
     where = {key: f"{FILE}: {key}" for key in given}

@@ -1,9 +1,9 @@
-"""The source files that decide what a stage makes: those its module imports, however deep, without the plumbing.
+"""The source files that determine a stage's result: its module and all its imports, except the plumbing.
 
-`Work` keys unfinished work by their digest, and `flows/dependencies.py` writes the same files into dvc.yaml.
+`Work` includes their digest in its key, and `flows/dependencies.py` writes the same files into dvc.yaml.
 
-A stage runs the code that was there when it started, whatever becomes of the files. So a stage holds on to it: `hold`
-makes all digests those of that code, and `check` says whether the files still have it.
+A stage runs the code that it loaded at its start, even if the files change later. `hold` fixes all digests to that
+code, and `check` verifies that the files still contain it.
 """
 
 import ast
@@ -29,39 +29,38 @@ PLUMBING = (
     "stages.reads",
     "stages.stage",
 )
-"""Modules, and packages with all that is in them, that do, keep and show work but decide no result: a change in one of
-them throws no work away."""
+"""Modules and packages that execute, store and show work but affect no result: changing them invalidates no work."""
 
 ROOT = Path(__file__).parents[2]
 
 State = tuple[int, ...]
-"""Size, times and inode of a file: another one after it was written or replaced, also with its old time."""
+"""Size, times, inode and device of a file: different after any write or replacement, even if its mtime is restored."""
 
 
 class SourceFile(NamedTuple):
-    """A file of ours, as it was read."""
+    """A source file of ours, as it was read."""
 
     state: State
     imports: frozenset[str]
     """Names in our packages that may be modules."""
     digest: str
-    """Of the code; comments, docstrings and layout do not count."""
+    """Digest of the code without comments, docstrings and layout."""
 
 
 HELD: dict[Path, SourceFile] = {}
-"""The code that this process runs, once it is held."""
+"""The code that this process runs, after `hold`."""
 
 
 def sources(entry: Path) -> dict[str, Path]:
-    """The modules behind the program `entry`, itself included, by name; imports inside functions count too.
+    """The modules that the program `entry` consists of, by name, itself and imports inside functions included.
 
-    A package's `__init__.py` without code is left out.
+    An `__init__.py` without code is left out.
     """
     return {name: path for name, (path, source) in _walk(entry).items() if source.digest != NO_CODE}
 
 
 def digest_of_sources(entry: Path) -> str:
-    """Digest of `sources(entry)`; comments, docstrings and layout do not count."""
+    """Digest of the code of `sources(entry)`, without comments, docstrings and layout."""
     digest = hashlib.sha256()
     for name, (_, source) in sorted(_walk(entry).items()):
         digest.update(f"{name}\n{source.digest}\n".encode())
@@ -69,7 +68,7 @@ def digest_of_sources(entry: Path) -> str:
 
 
 def states() -> dict[Path, State]:
-    """The state of every module's file in our packages, to be taken before they are imported."""
+    """The state of every module's file in our packages; call it before importing them."""
     return {path: state_of(path) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
 
 
@@ -77,20 +76,20 @@ def state_of(path: Path) -> State:
     """The state of a file.
 
     Raises:
-        OSError: when it is not there.
+        OSError: when it does not exist.
     """
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 def hold(entry: Path, before: Mapping[Path, State]) -> None:
-    """From now on, digests are those of the code behind `entry` as it is now, which must be what was imported.
+    """Fix all digests to the code behind `entry` as it is now, which must be the code that was imported.
 
     Args:
-        before: `states()` from before any of it was imported.
+        before: `states()` from before the import.
 
     Raises:
-        UserError: when a file was written since then; and later, where one is imported that has changed.
+        UserError: when a file was written since then; later also when a module that has changed is imported.
     """
     HELD.update(_walk(entry).values())
     for path, source in HELD.items():
@@ -100,10 +99,10 @@ def hold(entry: Path, before: Mapping[Path, State]) -> None:
 
 
 def check() -> None:
-    """Check that the files still have the code that is held.
+    """Check that the files still contain the code that is held.
 
     Raises:
-        UserError: when one has not.
+        UserError: when one does not.
     """
     for path in HELD:
         _check(path)
@@ -120,7 +119,7 @@ def _check(path: Path) -> None:
 
 
 class _Guard(MetaPathFinder):
-    """Refuses to import, late, what is no longer the code that is held."""
+    """Refuses to import a module whose file no longer contains the code that is held."""
 
     def find_spec(self, name: str, path: object, target: object = None) -> None:  # noqa: ARG002
         if name.partition(".")[0] in PACKAGES and (file := _path(name)) in HELD:
@@ -141,7 +140,7 @@ def _walk(entry: Path) -> dict[str, tuple[Path, SourceFile]]:
 
 
 def is_plumbing(module: str) -> bool:
-    """Whether a change of the module, called by its name, throws no work away."""
+    """Whether changing the module, given by name, invalidates no work."""
     return module in PACKAGES or any(module == each or module.startswith(f"{each}.") for each in PLUMBING)
 
 
@@ -152,7 +151,7 @@ def _parse(path: Path) -> SourceFile:
 
 
 def _digest_of_code(tree: ast.Module) -> str:
-    """Digest of a module without its texts that stand alone: of modules, classes, functions and fields."""
+    """Digest of a module's code without docstrings of modules, classes, functions and fields."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [each for each in node.body if not _is_docstring(each)]
@@ -176,7 +175,7 @@ def _shown(path: Path) -> Path:
 
 
 def _imports(path: Path, tree: ast.AST) -> Iterator[str]:
-    """Names in our packages that may be modules: of `from cocomix.sae import loss` also `cocomix.sae.loss`."""
+    """Names in our packages that may be modules: `from cocomix.sae import loss` also gives `cocomix.sae.loss`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]

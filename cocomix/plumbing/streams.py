@@ -1,22 +1,22 @@
-"""Input, output and errors of a program, whatever it was started with."""
+"""Standard streams that a program can rely on, however it was started."""
 
 import os
 import sys
 
 
 def mend_streams() -> None:
-    """Let a program print: where a stream was closed into nowhere, and what its encoding has not as an escape.
+    """Open closed standard streams on the null device, and escape characters that the encoding lacks.
 
-    Without a stream of that number, the next file that is opened takes its place: of an artifact, in which libraries
-    would then write their warnings.
+    With a standard descriptor closed, the next opened file would get its number: a file of an artifact, into which
+    libraries would then print their warnings.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as the program runs)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the program ends)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Worker processes for work on text, which holds Python's lock."""
+"""Worker processes for text processing, which holds the GIL."""
 
 import os
 import signal
@@ -20,19 +20,19 @@ Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`function` of every item, in the items' order, computed by `runtime().workers` processes.
+    """Map `function` over the items, in order, in `runtime().workers` processes.
 
-    Items are taken and results kept a few at a time, so memory does not grow with their number.
+    Only a few items and results are in memory at a time, so memory does not grow with their number.
     """
     workers = runtime().workers
     count = runtime().cores if workers == "auto" else workers
     items = iter(items)
     first = list(islice(items, 2))
     items = chain(first, items)
-    if count == 1 or len(first) == 1:  # a process of its own would take longer to start
+    if count == 1 or len(first) == 1:  # starting a process would take longer
         yield from map(function, items)
         return
-    # Spawned, not forked: a fork copies the locks of the thread pools of arrow and tokenizers as they happen to be.
+    # Spawned, not forked: a fork copies the locks in the thread pools of arrow and tokenizers in any state.
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start, initargs=(sources.HELD,))
     waiting: deque[Future[Result]] = deque()
     try:
@@ -58,7 +58,7 @@ def _check_code() -> None:
 
 
 def _start(held: Mapping[Path, sources.SourceFile]) -> None:
-    """Leave Ctrl-C to the parent, and end with it even if it is killed."""
+    """Leave Ctrl-C to the parent; exit when the parent ends, even if it is killed."""
     sources.HELD.update(held)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_follow_parent, daemon=True).start()

@@ -1,1 +1,1 @@
-"""What the language models make of concepts: where they predict each, whether rightly, and to what effect."""
+"""Language models' predictions of concepts: where, how accurate, and with what effect."""

@@ -1,4 +1,4 @@
-"""What a language model makes of concepts: where it predicts each, whether rightly, and what that does to its text."""
+"""Measure a language model's predictions of concepts: where, how accurate, and with what effect on the next token."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from cocomix.plumbing import distributed
 from cocomix.plumbing.parts import Advance, in_parts
 
 DOUBLED = 2
-"""Windows of a concept, the strongest, in which it is doubled."""
+"""Number of a concept's strongest windows in which its strength is doubled."""
 
 
 class Place(NamedTuple):
@@ -34,39 +34,39 @@ class Promoted(NamedTuple):
 
     token: int
     change: float
-    """Of its probability, on average."""
+    """Mean change of the token's probability."""
 
 
 class ConceptPredictions(NamedTuple):
-    """How a language model predicts a concept in some text."""
+    """A language model's predictions of one concept in some text."""
 
     predictions: int
-    """Positions at which it is among the predicted."""
+    """Number of positions at which it is among the predicted concepts."""
     right: int
-    """Of them, those of which it is a label."""
+    """Number of these positions at which it is a label."""
     labelled: int
-    """Positions of which it is a label."""
+    """Number of positions at which it is a label."""
     places: list[Place]
-    """The strongest predictions, of a window at most one."""
+    """The strongest predictions, at most one per window."""
     promotes: list[Promoted]
-    """By the change of the next token's distribution where the concept is predicted, when its strength is doubled."""
+    """Tokens by the change of the next-token distribution when the concept's strength is doubled where predicted."""
 
 
 class _Reading(NamedTuple):
-    """Of one reading."""
+    """Results of one pass over the text."""
 
     predictions: Tensor
-    """int64 [concepts], as are the next two."""
+    """int64 [concepts], like the next two."""
     right: Tensor
     labelled: Tensor
     strengths: Tensor
-    """[places, concepts], falling; -inf: there are no more."""
+    """[places, concepts], descending; -inf is padding."""
     places: Tensor
-    """Their positions, counted through the text: int64 [places, concepts]."""
+    """Their positions in the flattened text: int64 [places, concepts]."""
     chosen: Tensor
     """The predicted concepts, int64 [windows, seq, concept_k]."""
     hidden: Tensor
-    """Which the language model head reads: [windows, seq, d_model]."""
+    """Input of the language model head: [windows, seq, d_model]."""
 
 
 @torch.no_grad()
@@ -79,18 +79,21 @@ def measure_predictions(
     places: int = 6,
     task: str = "predicted",
 ) -> list[ConceptPredictions]:
-    """Read some windows with a language model that mixes concepts; what it makes of each concept, in their order.
-    Several processes share the concepts, and each gets all of it.
+    """Measure the predictions of each concept by a language model that mixes concepts, on some windows.
 
-    The strength of a concept is doubled at all positions of its strongest windows at once, as steering does it.
+    The processes share the concepts, and each returns all results. The strength of a concept is doubled at all
+    positions of its strongest windows at once, like in steering.
 
     Args:
         ids: int64 [windows, seq].
-        labels: the concepts of each position, int64 [windows, seq, k_attr]; numbers that are no concept: no label.
-        promoted: tokens of a concept at most.
-        kept: the beginning of the names of files, of exactly this reading, for what is found.
-        places: of a concept at most.
-        task: what the progress is of.
+        labels: the concepts of each position, int64 [windows, seq, k_attr]; a number outside the dictionary: no label.
+        promoted: maximum promoted tokens per concept.
+        kept: path prefix of the files with partial results, for exactly this measurement.
+        places: maximum places per concept.
+        task: description for the progress bar.
+
+    Returns:
+        One item per concept, in order.
     """
     ids, labels = ids.to(model.device), labels.to(model.device)
     seen = _read(model, ids, labels, places)
@@ -133,9 +136,9 @@ def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -
 def _doubled(
     model: CoCoMixForCausalLM, ids: Tensor, seen: _Reading, promoted: int, kept: Path, task: str
 ) -> dict[int, list[Promoted]]:
-    """What doubling does, by concept: all that were predicted."""
+    """Effects of doubling, for each concept that was predicted."""
     windows, there = seen.places[:DOUBLED] // ids.shape[1], seen.strengths[:DOUBLED] > -torch.inf
-    # Those of the first process: another one's arithmetic may round the last place in another way.
+    # Rank 0's concepts: another process's arithmetic may round differently and predict others.
     all_concepts = torch.tensor(distributed.from_first(seen.predictions.nonzero()[:, 0].tolist()), device=ids.device)
 
     @torch.no_grad()
@@ -165,5 +168,5 @@ def _doubled(
 
 
 def _shares(model: CoCoMixForCausalLM, hidden: Tensor) -> Tensor:
-    """The next token's distribution, float32 [n, vocab]."""
+    """The next-token distribution, float32 [n, vocab]."""
     return model.lm_head(hidden).softmax(1, torch.float32)  # type: ignore[no-any-return]

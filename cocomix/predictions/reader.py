@@ -1,4 +1,4 @@
-"""Reads what the language models make of each concept, with the texts of the atlas."""
+"""Reader of the language models' predictions of concepts, with token texts from the atlas."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from cocomix.predictions.table import PREDICTED
 
 
 class PredictedContext(NamedTuple):
-    """A stretch of validation text in which a concept is predicted."""
+    """An excerpt of validation text in which a concept is predicted."""
 
     strength: float
     right: bool
@@ -23,9 +23,9 @@ class PredictedContext(NamedTuple):
     window: int
     position: int
     start: int
-    """The position of the first token shown."""
+    """Position of the first token shown."""
     shown: list[Shown]
-    """With the strength at `position`, 0 elsewhere."""
+    """Tokens with the strength at `position`, and 0 elsewhere."""
 
 
 class PromotedToken(NamedTuple):
@@ -34,31 +34,31 @@ class PromotedToken(NamedTuple):
     token: int
     text: str
     change: float
-    """Of its probability, when the concept's strength is doubled where it is predicted."""
+    """Change of its probability when the concept's strength is doubled where it is predicted."""
 
 
 class Predictions(NamedTuple):
-    """What a language model makes of a concept."""
+    """A language model's predictions of one concept."""
 
     positions: int
-    """That were read."""
+    """Number of positions that were read."""
     predictions: int
-    """Positions at which it is among the predicted."""
+    """Number of positions at which it is among the predicted concepts."""
     right: int
     labelled: int
     promotes: list[PromotedToken]
     contexts: list[PredictedContext]
-    """The strongest predictions, of a window at most one."""
+    """The strongest predictions, at most one per window."""
 
 
 class PredictionsReader:
-    """Reads what a language model makes of each concept; `open_predictions` opens it."""
+    """Reads a language model's predictions of each concept; `open_predictions` opens it."""
 
     def __init__(self, table: pa.Table, texts: Sequence[str]) -> None:
         self._table, self._texts = table, texts
 
     def concept(self, concept: int) -> Predictions:
-        """Of one concept."""
+        """The predictions of one concept."""
         row: dict[str, Any] = self._table.slice(concept, 1).to_pylist()[0]
         effects = zip(row["promotes"], row["promotes_change"], strict=True)
         return Predictions(
@@ -75,14 +75,14 @@ class PredictionsReader:
 
 
 def open_predictions(steering: Path, atlas: Atlas, model: Path | None = None) -> PredictionsReader | None:
-    """What a language model makes of the concepts of `atlas`; None: nothing that is at hand is of them both.
+    """Open a language model's predictions of the concepts of `atlas`; None: there are none for this model and atlas.
 
     Args:
-        steering: the artifact of stage `steer`.
-        model: an artifact; none: that of the first seed.
+        steering: the artifact of the stage `steer`.
+        model: the model's artifact; None: that of the first seed.
 
     Raises:
-        UserError: when it is not all of the concepts.
+        UserError: when concepts are missing.
     """
     if not (steering / MANIFEST).is_file() or (model and not (model / MANIFEST).is_file()):
         return None

@@ -1,4 +1,4 @@
-"""What the language models make of the concepts, as stage `steer` writes it; `reader.py` reads it."""
+"""The table of the language models' predictions of concepts; the stage `steer` writes it, `reader.py` reads it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,25 +10,25 @@ if TYPE_CHECKING:
 
 PREDICTED = "predicted.parquet"
 BEFORE, AFTER = 16, 8
-"""Tokens of a context, as far as its window reaches."""
+"""Maximum tokens shown before and after the position, within its window."""
 
 _CONTEXT: dict[str, Any] = {
     "strength": pa.float32(),  # the concept's logit
     "right": pa.bool_(),  # whether it is a label there
-    "window": pa.int64(),  # of the validation split
+    "window": pa.int64(),  # index in the validation split
     "position": pa.int32(),  # in the window
-    "start": pa.int32(),  # in the window, of the first token shown
+    "start": pa.int32(),  # position of the first token shown
     "tokens": pa.list_(pa.int32()),
 }
 _COLUMNS: dict[str, pa.DataType] = {
     "seed": pa.int64(),  # of the model
     "concept": pa.int32(),
-    "positions": pa.int64(),  # that were read
-    "predictions": pa.int64(),  # of them, those at which it is among the concept_k predicted
-    "right": pa.int64(),  # of these, those of which it is a label
-    "labelled": pa.int64(),  # positions of which it is a label
-    "promotes": pa.list_(pa.int32()),  # tokens, by what doubling its strength does
-    "promotes_change": pa.list_(pa.float32()),  # of their probability
+    "positions": pa.int64(),  # number that were read
+    "predictions": pa.int64(),  # number of them at which it is among the concept_k predicted concepts
+    "right": pa.int64(),  # number of these predictions at which it is a label
+    "labelled": pa.int64(),  # number of positions at which it is a label
+    "promotes": pa.list_(pa.int32()),  # tokens, by the effect of doubling its strength
+    "promotes_change": pa.list_(pa.float32()),  # change of their probability
     "contexts": pa.list_(pa.struct(_CONTEXT)),
 }
 SCHEMA = pa.schema(_COLUMNS)
@@ -37,11 +37,11 @@ SCHEMA = pa.schema(_COLUMNS)
 def predictions_table(
     seed: int, found: Sequence["ConceptPredictions"], windows: Sequence[int], ids: Sequence[Sequence[int]]
 ) -> pa.Table:
-    """A row a concept.
+    """A table with a row per concept.
 
     Args:
-        found: what was seen of each concept.
-        windows: the numbers of the windows that were read.
+        found: the predictions of each concept.
+        windows: the indices of the windows that were read.
         ids: their tokens.
     """
     rows = [

@@ -1,1 +1,1 @@
-"""The comparison of the methods: figures for people, from the metrics that the other stages wrote."""
+"""Comparison of the methods: figures for people, from the metrics of the other stages."""

@@ -1,4 +1,4 @@
-"""What the runs say when they are put side by side."""
+"""Compare the methods' runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,36 +14,36 @@ from cocomix.report.facts import ConceptFacts, Kind, Run
 from cocomix.statistics import Interval
 
 BASELINE: Method = "ntp"
-"""The method that the others are compared with."""
+"""The method to which the others are compared."""
 
 
 class Verdict(NamedTuple):
-    """How a method does on some documents beside the others."""
+    """Comparison of a method with the others on one set of documents."""
 
     difference: Interval | None
-    """From the baseline's mean; None for the baseline, without one, and where one document is all there is."""
+    """From the baseline's mean; None for the baseline, without a baseline, and if there is only one document."""
     differences: Mapping[Method, Interval | None]
-    """Of the best mean from that of each other method; empty for the other methods."""
+    """The best method's mean minus that of each other method; empty for all methods but the best."""
     best: bool
-    """Whether its mean is the best over several seeds, and the interval of its difference from each other method's
-    excludes zero. The interval of one seed does not know what another would do."""
+    """Whether it has the best mean over several seeds, and the interval of its difference from each other method
+    excludes zero. An interval from one seed does not cover the variation between seeds."""
 
 
 class CorpusResult(NamedTuple):
-    """A method on one corpus, over its seeds."""
+    """Results of a method on one corpus, over its seeds."""
 
     loss: Spread
-    """Nats a token."""
+    """Nats per token."""
     perplexity: Spread
     bits_per_byte: Spread
     groups: int
-    """Of documents that are alike: what the interval has for its sample."""
+    """Number of groups of similar documents: the sample size of the interval."""
     verdict: Verdict
-    """On the loss."""
+    """Comparison of the losses."""
 
 
 class Compared(NamedTuple):
-    """A figure over the seeds, beside the baseline's."""
+    """A figure over the seeds, with its difference from the baseline."""
 
     value: Spread
     difference: Interval | None
@@ -51,61 +51,61 @@ class Compared(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """A method on one task of lm-eval, over its seeds."""
+    """Results of a method on one task of lm-eval, over its seeds."""
 
     metric: str
-    """The paper's for this task, or the one that stands for it."""
+    """The headline metric: the paper's for this task, or another."""
     kind: Kind
     value: Spread
     standard_error: float | None
-    """Over documents, the mean of the seeds'."""
+    """Standard error over documents, averaged over the seeds."""
     metrics: Mapping[str, float]
-    """Means of all of lm-eval's metrics."""
+    """Mean over the seeds of each of lm-eval's metrics."""
     log_likelihood: Compared | None
-    """Of the right answer, nats."""
+    """Log-likelihood of the right answer, nats."""
     margin: Compared | None
-    """Of that over the best wrong answer."""
+    """Log-likelihood of the right answer minus that of the best wrong one."""
     cut: int
-    """Documents that do not fit into the context, which all models share."""
+    """Documents that exceed the context, which all models share."""
     verdict: Verdict
-    """On the share of right answers; on the loss, where the metric is a perplexity; none on other metrics."""
+    """Comparison of the accuracies, or of the losses if the metric is a perplexity; empty for other metrics."""
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method, over its seeds."""
+    """Results of one method, over its seeds."""
 
     method: Method
     runs: tuple[Run, ...]
     corpora: Mapping[str, CorpusResult]
-    """By name; validation and test come first."""
+    """By name; validation and test are first."""
     tasks: Mapping[str, TaskResult]
-    """By lm-eval's names."""
+    """By their names in lm-eval."""
     sources: tuple[SupervisionStage, ...]
-    """The stages that made what it learns from besides the text."""
+    """The stages that made its supervision, if it learns from more than the text."""
     supervision_cost: Cost
-    """Its share of their cost."""
+    """A run's share of their cost."""
     saving: Saving | None
-    """None for the baseline, and without one."""
+    """None for the baseline, and without a baseline."""
     at_equal: AtEqual | None
-    """When all methods had spent as much on training as the cheapest one in all; None: before its first evaluation."""
+    """At the training FLOPs that all runs have spent (the minimum over runs); None: before its first evaluation."""
     at_equal_with_supervision: AtEqual | None
-    """The same, what they learn from counted too; None: that alone costs about as much."""
+    """The same with the cost of supervision included; None: before its first evaluation."""
 
     @property
     def seconds(self) -> Spread:
-        """Time of training."""
+        """Training time."""
         return spread([run.training.seconds for run in self.runs])
 
     @property
     def mean_accuracy(self) -> float | None:
-        """Over the tasks that have one; None: none has."""
+        """Mean over the tasks whose metric is an accuracy; None: there are none."""
         accuracies = [each.value.mean for each in self.tasks.values() if each.kind == "accuracy"]
         return fmean(accuracies) if accuracies else None
 
     @property
     def concepts(self) -> list[ConceptFacts]:
-        """Of the runs that predict concepts."""
+        """Concept scores of the runs that predict concepts."""
         return [run.evaluation.concepts for run in self.runs if run.evaluation.concepts]
 
 
@@ -115,13 +115,13 @@ def compare(
     spent: Mapping[SupervisionStage, Cost],
     label_runs: int,
 ) -> list[MethodResult]:
-    """Put methods side by side.
+    """Compare methods.
 
     Args:
-        runs: of each method, with the same seeds in the same order.
+        runs: by method, with the same seeds in the same order.
         sources: see `MethodResult`.
-        spent: what each of the sources took.
-        label_runs: runs that share it.
+        spent: the cost of each source.
+        label_runs: number of runs that share that cost.
     """
     first, baseline = next(iter(runs.values()))[0], runs.get(BASELINE)
     corpora = {name: _on_corpus(runs, name) for name in first.evaluation.scores}
@@ -213,7 +213,7 @@ def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, Ta
 def _verdicts(
     documents: Mapping[Method, Sequence[Documents]], where: str, *, lower_is_better: bool, most: float = math.inf
 ) -> dict[Method, Verdict]:
-    """Of figures that differ by at most `most`."""
+    """Compare the methods on documents, by a figure whose differences are at most `most`."""
     means = {method: fmean(each.sums.sum() / each.weights.sum() for each in own) for method, own in documents.items()}
     best = min(means, key=lambda method: means[method] if lower_is_better else -means[method])
     others = {method: own for method, own in documents.items() if method != best}

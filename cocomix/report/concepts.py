@@ -1,4 +1,4 @@
-"""What the models make of concepts: means over the seeds, and some positions of real text."""
+"""Concept predictions in the report: means over seeds, and example positions of real text."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -13,15 +13,15 @@ from cocomix.report.facts import ConceptFacts
 
 
 class ExampleConcept(NamedTuple):
-    """A concept that is a label of a position, or predicted there."""
+    """A concept that is a label at a position, or predicted there."""
 
     number: int
     label: str
-    """What the atlas calls it; empty: nothing."""
+    """Its label in the atlas; empty: it has none."""
     agreed: bool
-    """Labelled and predicted."""
+    """Whether it is both a label and predicted."""
     probability: float | None
-    """That the model gives it; None: of a label."""
+    """Predicted probability; None for a label."""
 
 
 class Example(NamedTuple):
@@ -29,12 +29,12 @@ class Example(NamedTuple):
 
     before: str
     token: str
-    """The one at the position."""
+    """The token at the position."""
     following: str
-    """What the labels are about, and the model has not seen."""
+    """The text after it: the labels depend on it, but the model has not seen it."""
     labelled: list[ExampleConcept]
     predicted: list[ExampleConcept]
-    """The most probable ones."""
+    """The most probable concepts."""
 
 
 def mean_concepts(runs: Sequence[ConceptFacts]) -> ConceptFacts:
@@ -43,10 +43,10 @@ def mean_concepts(runs: Sequence[ConceptFacts]) -> ConceptFacts:
 
 
 def read_examples(name: str) -> list[Example]:
-    """The positions that the evaluation <name> has kept, in words.
+    """Read the example positions of the evaluation <name>, with tokens and concepts as text.
 
     Raises:
-        UserError: when the evaluation or the atlas is not there or damaged.
+        UserError: when the evaluation or the atlas is missing or damaged.
     """
     rows = pq.read_table(Artifact(EVALUATIONS / name).file("examples.parquet")).to_pylist()
     atlas = Atlas()
@@ -74,7 +74,7 @@ def read_examples(name: str) -> list[Example]:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Of JSON values that are alike: figure by figure."""
+    """Elementwise mean of JSON values of the same structure."""
     first = values[0]
     if isinstance(first, dict):
         return {key: _mean([each[key] for each in values]) for key in first}

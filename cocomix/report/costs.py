@@ -1,13 +1,13 @@
-"""What making the supervision costs: the base model, the autoencoder and the labels that a method learns from.
+"""The cost of supervision: the base model, the autoencoder and the labels that a method learns from.
 
-Training FLOPs of a model do not contain it, since it is paid once, whatever the epochs and however many models learn
-from it. `cocomix.shapes.label_flops` counts the autoencoder's and the labels' operations. With F operations of the base
-model's forward pass a token, f of them up to the concepts' layer:
+A model's training FLOPs exclude it, since it is paid once for all epochs and all models that learn from it.
+`cocomix.shapes.label_flops` counts the operations of the autoencoder and the labels. With F the base model's FLOPs per
+token in a forward pass, and f those up to the concepts' layer:
 
-    base         3 F a token that it is trained on; nothing where it comes from elsewhere
-    activations  f a stored token; again each epoch where they are not kept
-    sae          for each stored token and epoch
-    attribution  for each training token
+    base         3 F per training token; 0 if it was not trained here
+    activations  f per stored token; again each epoch if they are not kept
+    sae          per stored token and epoch
+    attribution  per training token
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ SUPERVISION_STAGES: tuple[SupervisionStage, ...] = ("base", "activations", "sae"
 
 
 class Cost(NamedTuple):
-    """Work of some stages."""
+    """Cost of some stages."""
 
     flops: float
     seconds: float | None
-    """None: a stage did not say."""
+    """None: a stage did not record its time."""
 
 
 def supervision_stages(method: Method, cocomix: CocomixParams) -> tuple[SupervisionStage, ...]:
-    """The stages that a method needs before its own training."""
+    """The stages that make a method's supervision."""
     if method == "cocomix" and cocomix.predicts == "concepts" and cocomix.concept_weight:
         return SUPERVISION_STAGES
     if method == "kd" or (method == "cocomix" and cocomix.predicts == "hidden"):
@@ -40,7 +40,7 @@ def supervision_stages(method: Method, cocomix: CocomixParams) -> tuple[Supervis
 
 
 def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:
-    """What each of the stages took."""
+    """The cost of each stage."""
     flops = _flops(pipeline, params)
     usages: dict[SupervisionStage, Usage | None] = {
         "base": pipeline.base.usage,
@@ -52,7 +52,7 @@ def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:
 
 
 def share(all_costs: Mapping[SupervisionStage, Cost], stages: tuple[SupervisionStage, ...], runs: int) -> Cost:
-    """The share of one of `runs` models that learn from the same `stages`."""
+    """The cost share of one model, if `runs` models learn from the same `stages`."""
     seconds = [all_costs[each].seconds for each in stages]
     known = [each for each in seconds if each is not None]
     return Cost(

@@ -1,7 +1,7 @@
-"""What a model made of each document, of which an evaluation keeps tables: what two methods are paired by.
+"""Per-document results of evaluations, by which two methods are paired.
 
-Documents of one package, or pieces of one book, are alike: what a method gains on one it gains on the others. So they
-say less of other text than as many of different origin, and an interval has whole groups of them for its sample.
+Documents of one package, or pieces of one book, are correlated. They say less about other text than as many documents
+of different origin, so the sample of an interval is the groups of documents.
 """
 
 from collections.abc import Sequence
@@ -21,28 +21,28 @@ EVALUATIONS = Path("artifacts/evaluations")
 
 
 TaskFigure = Literal["correct", "log_likelihood", "margin"]
-"""Of `cocomix.evaluation.downstream.DocumentScore`."""
+"""Fields of `cocomix.evaluation.downstream.DocumentScore`."""
 
 
 class Documents(NamedTuple):
-    """One model on the documents of a corpus or a task, summed by group, in the groups' order: arrays of one length."""
+    """A model's results on a corpus or a task, summed by group and sorted by group: arrays of equal length."""
 
     groups: NDArray[Any]
-    """See `cocomix.corpus.store.Document`; of a task, the documents' own numbers."""
+    """See `cocomix.corpus.store.Document`; for a task, the documents' indices."""
     weights: NDArray[np.float64]
-    """How much each counts: predicted tokens; words of a word perplexity; documents."""
+    """Weight of each group: predicted tokens, words (for a word perplexity), or documents."""
     sums: NDArray[np.float64]
-    """Cross-entropy in nats, right answers, .."""
+    """Sum over each group: cross-entropy in nats, right answers, .."""
 
 
 def read_corpora(evaluation: Artifact) -> dict[str, Documents]:
-    """Losses on the documents of each corpus."""
+    """Read the losses on the documents of each corpus."""
     table = pq.read_table(evaluation.file("documents.parquet"))
     return _by(table, "corpus", "group", table["tokens"].to_numpy().astype(np.float64), table["loss"].to_numpy())
 
 
 def read_tasks(evaluation: Artifact) -> dict[TaskFigure, dict[str, Documents]]:
-    """Each figure on the documents of the tasks that have it."""
+    """Read each figure on the documents of the tasks that have it."""
     table = pq.read_table(evaluation.file("tasks.parquet"))
     found = {}
     for figure in get_args(TaskFigure):
@@ -52,7 +52,7 @@ def read_tasks(evaluation: Artifact) -> dict[TaskFigure, dict[str, Documents]]:
 
 
 def difference(runs: Sequence[Documents], others: Sequence[Documents], where: str) -> Interval | None:
-    """The weighted mean of `runs` less that of `others`, which have the same seeds in the same order.
+    """The weighted mean of `runs` minus that of `others`, which have the same seeds in the same order.
 
     Args:
         where: the corpus or task, for the error.

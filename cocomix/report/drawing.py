@@ -1,4 +1,4 @@
-"""Plots as inline SVG, in the colours and the font of the page around them, with text that can be selected."""
+"""Plots as inline SVG, with selectable text and the colours and font of the page."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cocomix.params import Method
 from cocomix.report.wording import NAMES
 
-# Stand-ins that matplotlib accepts, each replaced by the page's variable, which knows light and dark.
+# Placeholder colours for matplotlib; each is replaced by a CSS variable of the page, which has light and dark values.
 _VARIABLES = {f"#{n:02}{n:02}{n:02}": name for n, name in enumerate(["ink", "muted", "rule", *NAMES], start=1)}
 _STANDINS = {name: color for color, name in _VARIABLES.items()}
 INK, MUTED, RULE = (_STANDINS[each] for each in ("ink", "muted", "rule"))
@@ -24,12 +24,12 @@ DASHES: dict[Method, tuple[float, ...]] = {
     "pause": (1, 1.65),
     "cocomix": (),
 }
-"""On and off, in widths of the line: curves can also be told apart without their colours."""
+"""Dash patterns, in line widths: curves can be told apart without colours."""
 MARKERS: dict[Method, str] = {"ntp": "s", "kd": "D", "pause": "^", "cocomix": "o"}
 
 _STYLE = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar in a name is no formula
+    "text.parse_math": False,  # a dollar sign in a name is no formula
     "font.family": "sans-serif",
     "font.size": 10.5,
     "text.color": INK,
@@ -45,7 +45,7 @@ _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 class Drawing:
-    """A figure of one pair of axes, and what became of it."""
+    """A figure with one pair of axes, and the resulting SVG."""
 
     def __init__(self, width: float, height: float) -> None:
         self._figure = Figure(figsize=(width, height), layout="constrained")
@@ -55,7 +55,7 @@ class Drawing:
         self.axes.spines[["top", "right"]].set_visible(False)
         self.axes.tick_params(length=0, labelcolor=INK)
         self.svg = ""
-        """The `<svg>` element, when `drawing` has ended."""
+        """The `<svg>` element; set when `drawing` ends."""
 
     def _finish(self, name: str, title: str) -> None:
         stream = io.StringIO()
@@ -65,12 +65,13 @@ class Drawing:
 
 @contextmanager
 def drawing(name: str, title: str, width: float, height: float) -> Iterator[Drawing]:
-    """Draw on the axes inside; afterwards its `svg` is there.
+    """A context to draw on the axes; its `svg` is set at the end.
 
     Args:
-        name: unlike any other on the page: of its ids.
-        title: what it shows, for those who do not see it.
-        width, height: of the picture, in inches of 72 units; the page scales it.
+        name: unique on the page; prefix of its element ids.
+        title: description for screen readers.
+        width: of the picture, in inches of 72 units; the page scales it.
+        height: as `width`.
     """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
         made = Drawing(width, height)
@@ -79,34 +80,34 @@ def drawing(name: str, title: str, width: float, height: float) -> Iterator[Draw
 
 
 def line_of(method: Method) -> tuple[float, tuple[float, ...] | None]:
-    """Its dashes, as matplotlib takes them."""
+    """The line style of a method, as matplotlib takes it."""
     return 0, DASHES[method] or None
 
 
 def swatch(method: Method) -> str:
-    """A piece of the method's curve, for tables, as an `<svg>` element."""
+    """An `<svg>` element with a piece of the method's line, for tables."""
     dashes = " ".join(f"{3 * each:g}" for each in DASHES[method])
     line = f'<line x1="0" y1="2" x2="36" y2="2" stroke="var(--{method})" stroke-width="3" stroke-dasharray="{dashes}"/>'
     return f'<svg class="swatch" viewBox="0 0 36 4" aria-hidden="true">{line}</svg>'
 
 
 def _inline(svg: str, name: str, title: str) -> str:
-    """Only what belongs into a page: one element, ids of its own, no foreign addresses, the page's colours."""
+    """Reduce an SVG file to one element for the page: unique ids, no external addresses, the page's colours."""
     root = ElementTree.fromstring(svg)
     root.attrib = {"role": "img", "aria-label": title, "viewBox": root.attrib["viewBox"]}
     for element in root.iter():
         element.tag = _local(element.tag)
-        element.attrib = {_local(key): _owned(_local(key), value, name) for key, value in element.items()}
+        element.attrib = {_local(key): _on_page(_local(key), value, name) for key, value in element.items()}
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def _local(tag: str) -> str:
-    """A name without its XML namespace, of which a page has none."""
+    """Return the name without its XML namespace; an HTML page has none."""
     return tag.rpartition("}")[2]
 
 
-def _owned(key: str, value: str, name: str) -> str:
-    """The value of an attribute, with the ids and the colours of the page."""
+def _on_page(key: str, value: str, name: str) -> str:
+    """Return the attribute's value with the page's ids and colours."""
     if key == "id":
         return f"{name}-{value}"
     if key == "href":

@@ -1,4 +1,4 @@
-"""How much training a method needs to come down to the baseline's final loss, and how far it gets by equal compute."""
+"""The training that a method needs to reach the baseline's final loss, and its loss at equal compute."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from cocomix.statistics import Interval, mean_over_seeds
 
 
 class Spread(NamedTuple):
-    """A figure over the seeds."""
+    """Mean and range of a figure over the seeds."""
 
     mean: float
     low: float
@@ -21,28 +21,28 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean, lowest and highest of at least one value."""
+    """Mean, minimum and maximum of at least one value."""
     return Spread(fmean(values), min(values), max(values))
 
 
 class SeedMean(NamedTuple):
-    """A figure over the seeds, and how far its mean can be trusted."""
+    """Mean and range of a figure over the seeds, with the mean's confidence interval."""
 
     mean: float
     low: float
     high: float
     interval: Interval | None
-    """Of what other seeds would do; None: there is one seed."""
+    """Interval for the mean over all seeds; None: there is one seed."""
 
 
 def seed_mean(values: Sequence[float], low: float = -math.inf, high: float = math.inf) -> SeedMean:
-    """Mean, lowest and highest of at least one value of a figure from `low` to `high`, with the mean's interval."""
+    """Mean, range and interval of at least one value of a figure bounded by `low` and `high`."""
     interval = mean_over_seeds(values)
     return SeedMean(*spread(values), interval and interval.within(low, high))
 
 
 class Reach(NamedTuple):
-    """Training that a run needed to come down to a loss."""
+    """Training that a run needed to reach a loss."""
 
     tokens: float
     flops: float
@@ -50,34 +50,34 @@ class Reach(NamedTuple):
 
 
 class TrainingToReach(NamedTuple):
-    """What the runs of all seeds needed to come down to the baseline's final loss."""
+    """Training that the runs of all seeds needed to reach the baseline's final loss."""
 
     tokens: Spread
     tokens_saved: SeedMean
-    """Share of the baseline's tokens that were not needed."""
+    """Share of the baseline's tokens that was not needed."""
     flops_ratio: SeedMean
-    """Training FLOPs over all of the baseline's."""
+    """Training FLOPs divided by the baseline's total."""
     flops_ratio_with_supervision: SeedMean
-    """The same, with the making of what the method learns from."""
+    """The same with the cost of supervision included."""
     seconds_ratio: Spread
-    """Seconds of training over all of the baseline's."""
+    """Seconds of training divided by the baseline's total."""
     seconds_ratio_with_supervision: Spread | None
-    """None: a stage did not say how long it took."""
+    """None: a stage did not record its time."""
 
 
 class Saving(NamedTuple):
-    """How soon the runs of a method came down to the final loss of the baseline's run with the same seed."""
+    """How soon the runs of a method reached the final loss of the baseline's run with the same seed."""
 
     seeds: int
-    """Pairs of runs."""
+    """Number of pairs of runs."""
     reached: int
-    """Those in which the loss was reached."""
+    """Number of pairs in which the loss was reached."""
     spent: TrainingToReach | None
-    """None, unless all reached it, after their first evaluation: a mean of some would be that of the lucky seeds."""
+    """None unless all reached it after their first evaluation: a mean over some would favour the lucky seeds."""
 
 
 def reach(curve: Curve, loss: float) -> Reach | None:
-    """Where a learning curve first comes down to `loss`, linear between its points; None: nowhere, or before the first.
+    """Where a learning curve first reaches `loss`, interpolated linearly; None: nowhere, or before its first point.
 
     The learning rate is still high there: a schedule that ended at this point would have needed less.
     """
@@ -92,25 +92,25 @@ def reach(curve: Curve, loss: float) -> Reach | None:
 
 
 class AtEqual(NamedTuple):
-    """Where the runs of a method were when those of all methods had spent the same compute."""
+    """Progress of a method's runs when the runs of all methods had spent the same compute."""
 
     flops: float
-    """That compute."""
+    """The compute in FLOPs."""
     tokens: float
-    """That they had read."""
+    """Tokens that the runs had read."""
     loss: Spread
-    """On the learning curve."""
+    """Loss on the learning curve."""
 
 
 def equal_flops(curves: Iterable[Curve]) -> float:
-    """The most training FLOPs that all of some runs spent."""
+    """The largest number of training FLOPs that all these runs reached."""
     return min(float(curve.flops[-1]) for curve in curves)
 
 
 def loss_at(curves: Sequence[Curve], flops: float) -> Spread | None:
-    """The losses of a method's runs after so many training FLOPs, linear between the points of their learning curves.
+    """The losses of a method's runs after `flops` training FLOPs, interpolated linearly on their learning curves.
 
-    None, when there is no point yet.
+    None: that is before the first point.
     """
     if flops < curves[0].flops[0]:
         return None
@@ -118,13 +118,13 @@ def loss_at(curves: Sequence[Curve], flops: float) -> Spread | None:
 
 
 def at_equal(runs: Sequence[Run], flops: float, supervision_flops: float = 0.0) -> AtEqual | None:
-    """Where runs of one method were after so many FLOPs.
+    """Progress of one method's runs after `flops` FLOPs.
 
     Args:
-        supervision_flops: those of `flops` that are spent before training starts.
+        supervision_flops: the part of `flops` that is spent before training starts.
 
     Returns:
-        None, when there is no point of the curves yet.
+        None when that is before the first point of the curves.
     """
     curves, trained = [run.curve for run in runs], flops - supervision_flops
     tokens = float(np.interp(trained, curves[0].flops, curves[0].tokens))
@@ -136,7 +136,7 @@ def saving(runs: Sequence[Run], baseline: Sequence[Run], supervision_cost: Cost)
     """Compare runs with the baseline's, seed by seed.
 
     Args:
-        supervision_cost: a run's share of the cost of what the method learns from, besides its training.
+        supervision_cost: a run's share of the cost of supervision, in addition to its training.
     """
     finals = [float(run.curve.loss[-1]) for run in baseline]
     reached = sum(bool(run.curve.loss.min() <= final) for run, final in zip(runs, finals, strict=True))

@@ -1,4 +1,4 @@
-"""The metrics files of the other stages, read and checked. Losses are cross-entropies in nats a token."""
+"""Read and validate the metrics files of the other stages. Losses are cross-entropies in nats per token."""
 
 import csv
 import math
@@ -19,29 +19,29 @@ from cocomix.report.documents import EVALUATIONS, Documents, TaskFigure, read_co
 
 
 class Facts(BaseModel):
-    """Base of what a metrics file says; what the report does not use is left aside."""
+    """Base class for the content of a metrics file; fields that the report does not use are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Usage(Facts):
-    """What the machine gave a stage."""
+    """Resources that a stage used."""
 
     seconds: float
     peak_memory: int
-    """Bytes of the process that held most."""
+    """Maximum over the processes, in bytes."""
     bytes: int
-    """Of the artifact."""
+    """Size of the artifact."""
     processes: int
 
 
 class StageFacts(Facts):
-    """Base of what a stage says."""
+    """Base class for the metrics of a stage."""
 
     artifact: str | None = None
     """Digest of the artifact that the stage made."""
     usage: Usage | None = None
-    """None, as of `artifact`: written before stages said so."""
+    """None, like `artifact`, in files from before stages recorded it."""
 
 
 class SplitText(Facts):
@@ -61,7 +61,7 @@ class CorpusFacts(StageFacts):
 
 
 class SplitTokens(Facts):
-    """Tokens of one split."""
+    """Token counts of one split."""
 
     tokens: int
     bytes_per_token: float
@@ -77,7 +77,7 @@ class TokenFacts(StageFacts):
 
 
 class BaseFacts(StageFacts):
-    """metrics/base.json; no tokens and no FLOPs when the model was not trained here."""
+    """metrics/base.json; tokens and FLOPs are 0 if the model was not trained here."""
 
     parameters: int
     tokens: int
@@ -110,13 +110,13 @@ class AttributionFacts(StageFacts):
     positions: int
     full_share: float
     label_entropy: float
-    """Bits."""
+    """In bits."""
     distinct_concepts: int
     most_frequent_share: float
 
     @property
     def frequency_loss(self) -> float:
-        """Cross-entropy of labels that are predicted by their frequency alone, nats."""
+        """Cross-entropy in nats when labels are predicted by their frequency alone."""
         return self.label_entropy * math.log(2)
 
 
@@ -124,16 +124,16 @@ class AtlasFacts(StageFacts):
     """metrics/explain.json."""
 
     fired: int
-    """Concepts that fire in the text that was looked at."""
+    """Number of concepts that fire in the scanned text."""
     auc: float
-    """Mean over labels: how well each tells held-out firings of its concept from other places."""
+    """Mean over labels of how well each separates held-out firings of its concept from other positions."""
 
 
 class ShapeFacts(StageFacts):
-    """metrics/shapes.json; FLOPs of the base model's forward pass, a token."""
+    """metrics/shapes.json; FLOPs are the base model's per token in a forward pass."""
 
     widths: dict[Method, int]
-    """Of the hidden states of each method's model."""
+    """Width of the hidden states of each method's model."""
     context: int
     latents: int
     base_flops: int
@@ -141,7 +141,7 @@ class ShapeFacts(StageFacts):
 
 
 class Parameters(Facts):
-    """Of a model: all, and those that work on a token."""
+    """Parameters of a model: all, and those that are used for a token."""
 
     stored: int
     active: int
@@ -160,7 +160,7 @@ class TrainingFacts(StageFacts):
 
 
 class Score(Facts):
-    """A model on one split."""
+    """Score of a model on one split."""
 
     loss: float
     perplexity: float
@@ -168,7 +168,7 @@ class Score(Facts):
 
 
 class MixingFacts(Facts):
-    """What mixing does for a model: losses on some validation windows."""
+    """Losses of a model on validation windows, with and without mixing."""
 
     windows: int
     as_it_is: float
@@ -176,53 +176,53 @@ class MixingFacts(Facts):
     shuffled: float
     mean: float
     told_by_uncertainty: list[float]
-    """Told 0, 1, .. of the labels of each position."""
+    """With 0, 1, .. labels of each position supplied."""
     told_at_random: list[float]
     told_others: float
-    """Told as many labels of other text."""
+    """With as many labels of other text supplied."""
 
 
 class ConceptFacts(Facts):
-    """Predicted against labelled concepts, on the validation split."""
+    """Predicted concepts compared with labels, on the validation split."""
 
     cross_entropy: float
     recall_at_k: float
     recall_at_labels: float
     never_predicted: float
     ignored: float | None
-    """Share of the concepts that count for nothing when they are mixed; None: nothing is mixed."""
+    """Share of the concepts that are ignored when mixed; None: the model mixes nothing."""
     mixing: MixingFacts | None
-    """None: nothing is mixed, or the validation split has but one window."""
+    """None: the model mixes nothing, or the validation split has only one window."""
 
 
 Kind = Literal["accuracy", "perplexity", "other"]
-"""Of a metric. Accuracies are shares: higher is better. Perplexities: lower is better. Others have any scale, and
-which way is better is not known."""
+"""Kind of a metric. Accuracies are shares, and higher is better. For perplexities, lower is better. Other metrics have
+any scale and an unknown direction."""
 
 
 class MetricFacts(NamedTuple):
-    """A figure of a task."""
+    """A figure of a task, with its standard error."""
 
     value: float
     standard_error: float | None
 
 
 class TaskFacts(Facts):
-    """A task of lm-eval."""
+    """Results on a task of lm-eval."""
 
     metric: str
     metrics: dict[str, MetricFacts]
-    """By lm-eval's names."""
+    """By their names in lm-eval."""
     log_likelihood: MetricFacts | None
-    """Of the right answer, nats, a document."""
+    """Log-likelihood of the right answer, nats per document."""
     margin: MetricFacts | None
-    """Of that over the best wrong answer."""
+    """Log-likelihood of the right answer minus that of the best wrong one."""
     cut: int
-    """Documents that do not fit into the model's context."""
+    """Documents that exceed the model's context."""
 
     @property
     def kind(self) -> Kind:
-        """Of the metric."""
+        """Kind of the headline metric."""
         if self.metric in ("acc", "acc_norm", "exact_match"):
             return "accuracy"
         return "perplexity" if "perplexity" in self.metric else "other"
@@ -239,12 +239,12 @@ class EvaluationFacts(StageFacts):
 
     @property
     def scores(self) -> dict[str, Score]:
-        """By corpus; validation and test come first."""
+        """By corpus; validation and test are first."""
         return {"validation": self.validation, "test": self.test, **self.corpora}
 
 
 class Curve(NamedTuple):
-    """plots/pretrain/<method>-<seed>.csv: arrays of one length, in the order of training."""
+    """plots/pretrain/<method>-<seed>.csv: arrays of equal length, in training order."""
 
     tokens: NDArray[np.float64]
     flops: NDArray[np.float64]
@@ -254,7 +254,7 @@ class Curve(NamedTuple):
 
 
 class Pipeline(NamedTuple):
-    """What is made once for all the models that are compared."""
+    """Metrics of the stages that all compared models share."""
 
     corpus: CorpusFacts
     tokens: TokenFacts
@@ -265,11 +265,11 @@ class Pipeline(NamedTuple):
     explain: AtlasFacts
     shapes: ShapeFacts
     steer: StageFacts
-    """The page reads the effects themselves: `cocomix.steering.averages`."""
+    """Without the effects, which `cocomix.steering.averages` reads from the artifact."""
 
 
 class Run(NamedTuple):
-    """One trained and evaluated model."""
+    """A trained and evaluated model."""
 
     seed: int
     training: TrainingFacts
@@ -286,13 +286,13 @@ ATLAS, STEERING = Path("artifacts/atlas"), Path("artifacts/steering")
 
 
 def pipeline_files() -> list[Path]:
-    """Where `read_pipeline` reads."""
+    """The files that `read_pipeline` reads."""
     stages = ("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes", "steer")
     return [METRICS / f"{each}.json" for each in stages]
 
 
 def run_files(method: str, seed: int) -> list[Path]:
-    """Where `read_run` reads."""
+    """The files that `read_run` reads."""
     name = f"{method}-{seed}"
     return [
         METRICS / "pretrain" / f"{name}.json",
@@ -303,10 +303,10 @@ def run_files(method: str, seed: int) -> list[Path]:
 
 
 def read_pipeline() -> Pipeline:
-    """Read the metrics of the stages that are no matrix.
+    """Read the metrics of the stages that run once, not per method and seed.
 
     Raises:
-        UserError: when a file is missing or not what its stage writes.
+        UserError: when a file is missing or malformed.
     """
     corpus, tokens, base, activations, sae, attribution, explain, shapes, steer = pipeline_files()
     return Pipeline(
@@ -323,10 +323,10 @@ def read_pipeline() -> Pipeline:
 
 
 def read_run(method: str, seed: int) -> Run:
-    """Read the metrics and the curve of one model.
+    """Read the metrics and the learning curve of one model.
 
     Raises:
-        UserError: when a file is missing or not what its stage writes.
+        UserError: when a file is missing or malformed.
     """
     training, evaluation, curve_file, _ = run_files(method, seed)
     trained, measured = _read(TrainingFacts, training), _read(EvaluationFacts, evaluation)
@@ -344,13 +344,13 @@ def read_run(method: str, seed: int) -> Run:
 
 
 def check_pipeline(pipeline: Pipeline, runs: Mapping[str, Run]) -> None:
-    """Check that metrics files are of the artifacts that are read with them, and that those belong together.
+    """Check that metrics files describe the artifacts read with them, and that the artifacts belong together.
 
     Args:
         runs: by name: <method>-<seed>.
 
     Raises:
-        UserError: otherwise.
+        UserError: when they do not.
     """
     artifacts = {"atlas": Artifact(ATLAS), "steering": Artifact(STEERING)}
     artifacts |= {f"evaluations/{name}": Artifact(EVALUATIONS / name) for name in runs}

@@ -20,25 +20,25 @@ from cocomix.statistics import Interval
 
 Axis = Literal["tokens", "flops", "seconds"]
 _EARLY = 1 / 3
-"""Share of the training that sets the top of the picture: before, losses fall so far that they hide the rest."""
+"""Share of training after which losses set the upper limit of the axis; earlier, larger losses would hide the rest."""
 
 
 _LABEL = 20
-"""Letters of a line of a row's label: a longer label has several."""
+"""Maximum characters per line of a row's label."""
 
 
 class _Scale(NamedTuple):
-    """An axis of what training has cost."""
+    """An axis of training cost."""
 
     label: str
     unit: float
-    """What 1 on the axis stands for."""
+    """Value that corresponds to 1 on the axis."""
 
 
 def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
-    """Validation loss against what training has cost so far: means over the seeds, and bands from lowest to highest.
+    """Validation loss against training cost so far: means over the seeds, with bands from lowest to highest.
 
-    A thin line is the same curve behind what making the supervision has cost.
+    A thin line is the same curve shifted by the cost of supervision.
     """
     scale = _scale(results, against)
     losses = [f"{NAMES[each.method]} {_mean(each).loss[-1]:.3f}" for each in results]
@@ -68,7 +68,7 @@ def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
 
 
 def differences(results: Sequence[MethodResult]) -> str:
-    """Differences in loss from the baseline on each corpus, with their intervals; empty: there are none."""
+    """Differences in loss from the baseline on each corpus, with intervals; empty if there are none."""
     corpora = list(results[0].corpora)
     found = {
         result.method: [result.corpora[corpus].verdict.difference for corpus in corpora]
@@ -94,7 +94,7 @@ def differences(results: Sequence[MethodResult]) -> str:
 
 
 def accuracies(results: Sequence[MethodResult]) -> str:
-    """The accuracy of each method in each task, with standard errors; empty: there are no such tasks."""
+    """The accuracy of each method in each task, with standard errors; empty if no task has an accuracy."""
     tasks = [name for name, each in results[0].tasks.items() if each.kind == "accuracy"]
     if not tasks:
         return ""
@@ -119,7 +119,7 @@ def _with_error(task: TaskResult) -> Interval:
 def _dots(
     name: str, title: str, rows: Sequence[str], found: Mapping[Method, Sequence[Interval | None]]
 ) -> Iterator[Drawing]:
-    """A `drawing` of one line a row and method, from low to high with a marker at the mean, and a legend."""
+    """A `drawing` with a line from low to high per row and method, a marker at the mean, and a legend."""
     labels = [textwrap.fill(row.replace("_", " "), _LABEL) for row in rows]
     height = max(0.2 * (1 + len(found)), 0.18 * max(label.count("\n") + 2 for label in labels))
     with drawing(name, title, 4.8, 0.75 + 0.2 * len(found) + height * len(rows)) as made:
@@ -140,7 +140,7 @@ def _dots(
 
 
 def loss_given_labels(method: Method, mixing: MixingFacts) -> str:
-    """The loss of a model that is given its labels, one after the other."""
+    """The loss of a model by the number of labels supplied to it."""
     fall = f"from {mixing.told_by_uncertainty[0]:.3f} to {mixing.told_by_uncertainty[-1]:.3f}"
     title = f"Loss when {NAMES[method]} is told the labels of each position, one by one: {fall} nats a token."
     with drawing("told", title, 4.6, 2.9) as made:
@@ -189,12 +189,12 @@ def _supervision_cost(result: MethodResult, against: Axis) -> float:
 
 
 def _mean(result: MethodResult) -> Curve:
-    """The curve over the seeds, which have their points at the same tokens."""
+    """The mean curve over the seeds, whose points are at the same tokens."""
     return Curve(*(np.mean(each, axis=0) for each in zip(*(run.curve for run in result.runs), strict=True)))
 
 
 def _mark_reach(axes: Axes, curve: Curve, baseline: Curve, against: Axis, unit: float) -> None:
-    """A thin line from the end of the baseline's curve to where this one has come down as far."""
+    """Draw a thin line from the end of the baseline's curve to where this curve reaches its loss."""
     end, loss = _spent(baseline, against)[-1] / unit, float(baseline.loss[-1])
     if found := reach(curve, loss):
         start = getattr(found, against) / unit

@@ -1,4 +1,4 @@
-"""Every number of the report, for `dvc metrics show` and `dvc metrics diff`."""
+"""All numbers of the report, for `dvc metrics show` and `dvc metrics diff`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def numbers(
     sweeps: Sequence[Sweep],
     tuned: Tuning | None,
 ) -> dict[str, Any]:
-    """JSON values: pipeline, methods, what was tuned, what supervision costs, what steering does, what stages took."""
+    """JSON values: pipeline, methods, tuning, costs of supervision, effects of steering, resources of the stages."""
     return {
         "pipeline": {name: facts.model_dump(exclude={"usage"}) for name, facts in pipeline._asdict().items()},
         "methods": {each.method: _of_method(each) for each in results},
@@ -63,7 +63,7 @@ def _of_tuning(tuned: Tuning) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Named tuples as mappings, however deep."""
+    """Convert named tuples to mappings, recursively."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     return {key: _plain(each) for key, each in value.items()} if isinstance(value, Mapping) else value

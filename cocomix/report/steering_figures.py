@@ -1,4 +1,4 @@
-"""What steering does, in figures and in a few sentences."""
+"""Effects of steering, in figures and in sentences."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from cocomix.steering.averages import MeanEffects, Sweep
 
 
 class _Look(NamedTuple):
-    """How a sweep is called and drawn."""
+    """Names and style of a sweep in figures."""
 
     title: str
     strength: str
-    """What its numbers are."""
+    """Name of its x axis."""
     color: str
     marker: str
     line: str
@@ -32,9 +32,9 @@ LOOKS = {
 
 
 def effects_by_strength(sweeps: Sequence[Sweep]) -> list[tuple[str, str]]:
-    """A figure a sweep, with its title: what strengths do to the tokens of their own concepts, and to those of others.
+    """A titled figure per sweep: the effect of strengths on the tokens of their own concepts, and on those of others.
 
-    They have one vertical axis, so that they compare.
+    All share one range of the vertical axis, so that they can be compared.
     """
     intervals = [each.log_ratio.own for sweep in sweeps for each in sweep.effects]
     low, high = min(each.low for each in intervals), max(each.high for each in intervals)
@@ -78,7 +78,7 @@ def _draw_effects(axes: Axes, sweep: Sweep, look: _Look) -> None:
 
 
 def effects_by_cost(sweeps: Sequence[Sweep]) -> str:
-    """The same effects against what they cost elsewhere."""
+    """The same effects against their cost in loss on text."""
     stated = [
         f"{LOOKS[each.name].title} {each.effects[-1].strength:g}: {_times(each.effects[-1].log_ratio.own.mean)} "
         f"for {each.effects[-1].loss.mean:+.2f}"
@@ -107,7 +107,7 @@ def effects_by_cost(sweeps: Sequence[Sweep]) -> str:
 
 
 def steering_says(sweeps: Sequence[Sweep]) -> list[str]:
-    """What came of the strongest edits, a sentence or two a sweep."""
+    """The effects of the strongest edits, in a sentence or two per sweep."""
     by_name = {each.name: each for each in sweeps}
     said = []
     for name, what in (("cocomix_set", "Given"), ("base_set", "In the base model, through its autoencoder, given")):
@@ -129,7 +129,7 @@ def steering_says(sweeps: Sequence[Sweep]) -> list[str]:
 
 
 def steering_rows(sweeps: Sequence[Sweep]) -> list[tuple[str, MeanEffects]]:
-    """The strongest edits in either direction, by what the table calls them."""
+    """The strongest edits in either direction, by their names in the table."""
     return [
         (f"{LOOKS[sweep.name].title}, {signed(each.strength, 'g')}", each)
         for sweep in sweeps

@@ -1,4 +1,4 @@
-"""What was tuned: of what decides the validation loss, runs of sweeps that differ in the methods' own weights alone."""
+"""Tuning of loss weights: runs of sweeps that differ from params.yaml only in the weight of a method's own loss."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from cocomix.report.facts import METRICS, Curve, Facts
 
 SWEEPS = METRICS / "sweep"
 WEIGHTS: dict[Method, str] = {"kd": "kl_weight", "cocomix": "concept_weight"}
-"""The parameter by which a method weighs what it minimises besides the next token's loss."""
+"""The parameter that weights a method's auxiliary loss against the next-token loss."""
 
 
 class SweepRun(Facts):
-    """A model that a sweep has trained and evaluated: an entry of metrics/sweep/<name>.json."""
+    """A model that a sweep trained and evaluated: an entry of metrics/sweep/<name>.json."""
 
     setting: str
     values: dict[str, Any]
-    """How its parameters differ from params.yaml, nested as there."""
+    """Its differences from params.yaml, nested as there."""
     method: Method
     seed: int
     params: dict[str, Any]
-    """`decisive` ones."""
+    """See `decisive`."""
     code: str
     """Digest of the code of all stages."""
     pretrain: dict[str, Any]
@@ -39,52 +39,52 @@ class SweepRun(Facts):
 
     @property
     def validation_loss(self) -> float:
-        """Of the whole split."""
+        """Loss on the whole validation split."""
         return float(self.evaluate["validation"]["loss"])
 
     @property
     def learning_curve(self) -> Curve:
-        """As of a run of the pipeline."""
+        """The curve in the form of a pipeline run's."""
         return Curve(*(np.array(self.curve[name]) for name in Curve._fields))
 
 
 class Trial(NamedTuple):
-    """A method with one weight of its own loss, over some seeds."""
+    """A method with one weight of its auxiliary loss, over some seeds."""
 
     method: Method
     weight: float | None
-    """None: the method has no loss of its own."""
+    """None: the method has no auxiliary loss."""
     seeds: list[int]
     loss: Spread
-    """Of the validation split."""
+    """On the validation split."""
     loss_at_equal: Spread | None
-    """Of the learning curve, after `Tuning.flops`; None: it has no point yet."""
+    """On the learning curve, after `Tuning.flops`; None: that is before its first point."""
     lowest: bool
-    """Whether it has the lowest loss of the method's weights, of which there are several."""
+    """Whether it has the lowest loss of several weights of the method."""
     used: bool
     """Whether it is the weight in params.yaml."""
 
 
 class Tuning(NamedTuple):
-    """All that was tried."""
+    """All trials of the weights."""
 
     trials: list[Trial]
-    """By method, then by weight; those of a method have the same seeds."""
+    """Sorted by method and weight; all trials of a method have the same seeds."""
     flops: float
-    """The most that all runs spent on training."""
+    """The largest number of training FLOPs that all runs reached."""
     same_code: bool
     """Whether the same code made all runs."""
     others: dict[Method, int]
-    """Settings of a method that differ from params.yaml in more of its section than the weight; none of some."""
+    """By method, the number of settings that differ from params.yaml in more of its section than the weight."""
 
 
 def sweep_files() -> list[Path]:
-    """What sweeps have written into the project's folder, by name; none, where none has run."""
+    """The files that sweeps have written into the project's folder, sorted by name."""
     return sorted(SWEEPS.glob("*.json"))
 
 
 def read_sweep(path: Path) -> list[SweepRun]:
-    """The runs of one sweep.
+    """Read the runs of one sweep.
 
     Raises:
         UserError: when the file is damaged.
@@ -96,23 +96,23 @@ def read_sweep(path: Path) -> list[SweepRun]:
 
 
 def decisive(params: Params) -> dict[str, Any]:
-    """The parameters that can decide what a sweep notes of a run."""
+    """The parameters that can affect what a sweep records of a run."""
     return params.model_dump(
         mode="json", exclude={"explain": True, "steer": True, "report": True, "pretrain": {"methods", "seeds"}}
     )
 
 
 def own_weight(method: Method, params: Mapping[str, Any]) -> float | None:
-    """The weight of a method's own loss, of `decisive` parameters; None: it has none."""
+    """The weight of a method's auxiliary loss in `decisive` parameters; None: it has none."""
     return float(params["pretrain"][method][WEIGHTS[method]]) if method in WEIGHTS else None
 
 
 def tuning(params: Params, widths: Mapping[Method, int], runs: Sequence[SweepRun]) -> Tuning | None:
-    """What was tried of each method's own weight, all else that makes its model being as in `params`; None: nothing.
+    """Trials of each method's own weight, with all other parameters of its model as in `params`; None: no trials.
 
     Args:
-        widths: of the models, which for some methods depend on another's section.
-        runs: of several with the same method, weight and seed, the last one counts.
+        widths: of the models; some depend on another method's section.
+        runs: if several have the same method, weight and seed, the last one counts.
     """
     found: dict[Method, dict[float | None, dict[int, SweepRun]]] = {}
     others: dict[Method, set[str]] = {}
@@ -128,7 +128,7 @@ def tuning(params: Params, widths: Mapping[Method, int], runs: Sequence[SweepRun
             others.setdefault(run.method, set()).add(own)
     tried: dict[Method, dict[float | None, list[SweepRun]]] = {}
     for method, by_weight in found.items():
-        # A sweep that is not finished has fewer seeds of its last weights.
+        # An unfinished sweep has fewer seeds for its last weights.
         if seeds := sorted(set.intersection(*map(set, by_weight.values()))):
             tried[method] = {weight: [by_seed[seed] for seed in seeds] for weight, by_seed in by_weight.items()}
     every = [run for by_weight in tried.values() for some in by_weight.values() for run in some]
@@ -164,15 +164,15 @@ def _trials(
 
 
 def _shared(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `decisive` parameters, what can decide the validation loss of any method.
+    """The `decisive` parameters that can affect the validation loss of every method.
 
-    Another version of the code may know fewer or more: its runs differ, and are no error.
+    Runs of another version of the code may have more or fewer parameters: they count as different, not as errors.
     """
     pretrain = {key: value for key, value in params.get("pretrain", {}).items() if key not in get_args(Method)}
     return {**params, "pretrain": pretrain, "evaluate": {"stride": params.get("evaluate", {}).get("stride")}}
 
 
 def _own(params: Mapping[str, Any], method: Method) -> dict[str, Any]:
-    """A method's section, without its weight."""
+    """A method's section without the weight."""
     section = params["pretrain"].get(method, {})
     return {key: value for key, value in section.items() if key != WEIGHTS.get(method)}

@@ -1,4 +1,4 @@
-"""What the stages of the pipeline took."""
+"""Resources that the stages of the pipeline used."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,16 +7,16 @@ from cocomix.report.facts import Pipeline, Run, Usage
 
 
 class StageUsage(NamedTuple):
-    """One stage, all its runs together."""
+    """Resources of one stage, over all its runs."""
 
     name: str
     runs: int
     usage: Usage | None
-    """Seconds and bytes summed, memory and processes of the run that had most; None: not all have said."""
+    """Seconds and bytes are sums; memory and processes are maxima. None: not all runs recorded them."""
 
 
 def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
-    """All stages before the report, in their order."""
+    """All stages before the report, in order."""
     alone = {
         "corpus": pipeline.corpus,
         "tokenize": pipeline.tokens,

@@ -1,4 +1,4 @@
-"""Figures as people read them, and the answer in a few sentences."""
+"""Format figures for people, and write the conclusions in sentences."""
 
 import math
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ NAMES: dict[Method, str] = {
 
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
-"""Of units, by their power of 1000."""
+"""SI prefixes, by power of 1000."""
 
 
 def power_of_1000(value: float) -> int:
-    """The largest power of 1000 that is not above `value`, and that `PREFIXES` has."""
+    """The largest power of 1000 that is at most `value` and has a prefix."""
     return min(len(PREFIXES) - 1, int(math.log10(abs(value)) // 3)) if abs(value) >= 1 else 0
 
 
 def si(value: float, unit: str = "") -> str:
-    """Three digits and a prefix, which no line break parts: `3.07 M`, `45.6 TFLOP`."""
+    """Three digits and a prefix, without a line break: `3.07 M`, `45.6 TFLOP`."""
     power = power_of_1000(value)
     scaled = value / 1000**power
     if round(scaled) >= 1000 and power < len(PREFIXES) - 1:
@@ -46,38 +46,38 @@ def duration(seconds: float) -> str:
 
 
 def over_seeds(value: Spread, form: str) -> str:
-    """The mean, and where they differ the lowest and the highest: `4.412 (4.401 to 4.420)`."""
+    """The mean, with minimum and maximum if they differ: `4.412 (4.401 to 4.420)`."""
     mean, low, high = (format(each, form) for each in value)
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells in columns, for a terminal."""
+    """Align cells in columns, for a terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(map(str.rstrip, lines))
 
 
 class Answer(NamedTuple):
-    """What a method gains over the baseline, and what it costs."""
+    """The gain of a method over the baseline, and its cost."""
 
     headline: str
     details: str
 
 
 def signed(value: float, form: str) -> str:
-    """With a sign, except for a zero, and a minus that is as wide as a plus: `+0.25`, `0.00`."""
+    """Format with a sign, except for zero, and a minus as wide as a plus: `+0.25`, `0.00`."""
     shown = format(value, f"+{form}")
     return shown.replace("-", "\N{MINUS SIGN}") if float(shown) else shown[1:]
 
 
 def within(interval: Interval, form: str, factor: float = 1) -> str:
-    """The ends, times `factor`: `−0.101 to −0.078`."""
+    """The ends of an interval, times `factor`: `−0.101 to −0.078`."""
     return f"{signed(factor * interval.low, form)} to {signed(factor * interval.high, form)}"
 
 
 def answers(results: Sequence[MethodResult]) -> list[Answer]:
-    """One for each method but the baseline, CoCoMix's first; without a baseline, one for all."""
+    """An answer for each method but the baseline, CoCoMix first; without a baseline, one answer for all."""
     baseline = next((each for each in results if each.method == BASELINE), None)
     if baseline:
         others = [each for each in results if each is not baseline]
@@ -146,9 +146,9 @@ def _last(result: MethodResult, baseline: MethodResult) -> str:
 
 
 def lowest(results: Sequence[MethodResult]) -> str:
-    """How far the lowest loss on each text is from those of the methods that the table does not set it against.
+    """The gap between the lowest loss on each text and those of the other methods, as far as the table lacks it.
 
-    That is all but the baseline, so that there may be nothing to say.
+    The table compares with the baseline only, so the result may be empty.
     """
     said = []
     for corpus in results[0].corpora:
@@ -169,7 +169,7 @@ def _test_loss(result: MethodResult) -> float:
 
 
 def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tuning | None) -> str:
-    """What the answers have in common: how far they can be trusted, what is counted, what departs from the paper."""
+    """Notes on all answers: how certain they are, which costs they include, how settings differ from the paper."""
     count, methods = len(results[0].runs), [each.method for each in results]
     chance = "This is one seed" if count == 1 else f"These are means of {count} seeds"
     if len(results) > 1:
@@ -190,7 +190,7 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tu
 
 
 def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
-    """Weights of the losses and start of the head, beside the paper's."""
+    """Weights of the losses and initialisation of the head, compared with the paper's."""
     said, cocomix = [], pretrain.cocomix
     if "cocomix" in methods:
         what = "concept loss" if cocomix.predicts == "concepts" else "distance"
@@ -203,7 +203,7 @@ def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
 
 
 def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
-    """How wide the models are, in how many attention heads, and why."""
+    """Sentence about the models' widths and attention heads, and how they were matched."""
     trained = {each.method: each.runs[0].training for each in results}
     sizes = {method: f"{each.d_model}, in {each.n_head} heads" for method, each in trained.items()}
     matched = [method for method in sizes if method in ("ntp", "kd")]
@@ -222,7 +222,7 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
 
 
 def labels(attribution: AttributionParams) -> str:
-    """Which of a position's concepts are its labels."""
+    """Phrase: which of a position's concepts are its labels."""
     if attribution.score == "activation":
         return "those that are most active"
     change = {"released": "lower", "helpful": "raise", "absolute": "change"}[attribution.sign]
@@ -231,7 +231,7 @@ def labels(attribution: AttributionParams) -> str:
 
 
 def told_labels(attribution: AttributionParams) -> str:
-    """What follows from the loss of a model that is told labels."""
+    """Sentences on how to interpret the loss of a model with labels supplied."""
     if attribution.score != "activation" and attribution.sign == "released":
         return (
             "They are concepts without which the base model would predict what follows better, so that the loss may "
@@ -245,12 +245,12 @@ def told_labels(attribution: AttributionParams) -> str:
 
 
 def loss_weight(weight: float | None) -> str:
-    """Of what a method minimises besides the next token's loss."""
+    """Format the weight of a method's auxiliary loss."""
     return "none" if weight is None else f"{weight:g}"
 
 
 def tuned_says(tuned: Tuning) -> str:
-    """Whether the methods had the same chance, and whether params.yaml has the best of what was tried."""
+    """Sentences on whether methods had equal tuning, and whether params.yaml has the best weights tried."""
     grids: dict[Method, list[Trial]] = {}
     for each in tuned.trials:
         if each.weight is not None:
@@ -275,7 +275,7 @@ def tuned_says(tuned: Tuning) -> str:
 
 
 def variant(cocomix: CocomixParams) -> str:
-    """What distinguishes this CoCoMix from the released code's; empty: nothing that changes the method."""
+    """How this CoCoMix differs from the released code; empty: in nothing that changes the method."""
     differs = [
         (cocomix.predicts == "hidden", f"it predicts the base model's hidden state ({cocomix.hidden_loss} distance)"),
         (cocomix.mixing == "none", "it predicts, but mixes nothing in"),
@@ -290,6 +290,6 @@ def variant(cocomix: CocomixParams) -> str:
 
 
 def inside(method: Method) -> str:
-    """The name inside of a sentence."""
+    """A method's name inside a sentence."""
     name = NAMES[method]
     return name if method == "cocomix" else name.lower()

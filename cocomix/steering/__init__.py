@@ -1,1 +1,1 @@
-"""Reading the concepts that a model predicts, and changing them."""
+"""Read the concepts that a model predicts, and edit them."""

@@ -1,8 +1,8 @@
-"""The same edits on the base model, through its autoencoder: the comparison that the paper draws (section 3.2).
+"""Concept edits on the base model through its autoencoder: the paper's comparison (section 3.2).
 
-The activation is encoded, its latents are edited, and what the edit changes in the reconstruction is added to the
-activation: h + decode(edited) - decode(latents), in the scale of h. What the autoencoder cannot reconstruct stays in
-place, so no edit is no change, and an edit is not undone by the rest.
+The activation is encoded, its latents are edited, and the change of the reconstruction is added to the activation:
+h + decode(edited) - decode(latents), in the scale of h. The reconstruction error stays in place, so without edits
+nothing changes, and it does not undo an edit.
 """
 
 import inspect
@@ -24,13 +24,13 @@ from cocomix.sae.sparse import weighted_sum
 
 @contextmanager
 def concepts_edited(base: PreTrainedModel, sae: SparseAutoencoder, edits: ConceptEdits) -> Iterator[None]:
-    """Inside, every forward pass of `base`, and so its `generate`, has its latents edited at the autoencoder's place.
+    """A context in which each forward pass of `base`, also in `generate`, has its latents edited at the SAE's site.
 
-    `Concepts.strengths` are the active latents (with abstopk their sizes), `logits` the latents before the activation
-    function. With a list of edits for each row, its beams and further samples have its edits.
+    `Concepts.strengths` are the active latents (with abstopk their absolute values), `logits` the latents before the
+    activation function. With a list of edits per row, each row's beams and samples have its edits.
 
     Raises:
-        ValueError: when an edit is of what comes before the selection, or, on a forward pass, names no concept.
+        ValueError: when an edit acts before the selection, or, in a forward pass, names a concept that does not exist.
     """
     every = [edit for row in edits for edit in row] if is_by_row(edits) else edits  # type: ignore[union-attr]
     if any(getattr(edit, "before_selection", False) for edit in every):
@@ -64,10 +64,10 @@ def concepts_edited(base: PreTrainedModel, sae: SparseAutoencoder, edits: Concep
 def editing(
     model: PreTrainedModel, sae: SparseAutoencoder | None, edits: ConceptEdits
 ) -> Iterator[dict[str, ConceptEdits]]:
-    """Inside, `model`, called or told to generate with the options that come, is edited.
+    """A context in which `model` is edited; pass the options that it yields to the model's call or `generate`.
 
     Args:
-        model: a CoCoMix model, whose predicted concepts are edited; or a base model.
+        model: a CoCoMix model, whose predicted concepts are edited, or a base model.
         sae: the autoencoder through which a base model is edited.
     """
     if isinstance(model, CoCoMixForCausalLM):
@@ -79,14 +79,14 @@ def editing(
 
 
 def _by_beam(edits: ConceptEdits, rows: int) -> ConceptEdits:
-    """Edits for all rows of a forward pass, in which each row that was given is there as often as it has beams."""
+    """Edits for all rows of a forward pass, in which `generate` repeats each row once per beam."""
     if not is_by_row(edits) or rows % len(edits):
         return edits
     return [each for each in edits for _ in range(rows // len(edits))]  # type: ignore[return-value]
 
 
 def _positions(args: tuple[Any, ...], inputs: dict[str, Any]) -> Tensor:
-    """The places of a forward pass's tokens in their texts, as the model counts them: int64 [batch or 1, seq]."""
+    """Positions of a forward pass's tokens in their texts, as the model counts them: int64 [batch or 1, seq]."""
     if (given := inputs.get("position_ids")) is not None:
         return given
     tokens = next(each for each in (*args, inputs.get("input_ids"), inputs.get("inputs_embeds")) if each is not None)
@@ -96,12 +96,12 @@ def _positions(args: tuple[Any, ...], inputs: dict[str, Any]) -> Tensor:
 
 
 def _change(sae: SparseAutoencoder, hidden: Tensor, positions: Tensor, edits: ConceptEdits) -> Tensor:
-    """What edits change in the reconstruction of activations [batch, seq, d_model]."""
+    """Change of the reconstruction by edits, for activations [batch, seq, d_model]."""
     shape = hidden.shape[:2]
     normalized = sae.normalize(hidden.flatten(0, 1).float())
     latents = sae.as_concepts(sae.encode(normalized.x))
     before = torch.addmm(sae.latent_bias, normalized.x - sae.pre_bias, sae.encoder.T)
-    if sae.config.architecture == "abstopk":  # a latent is one concept for either sign
+    if sae.config.architecture == "abstopk":  # each sign of a latent is a concept
         before = torch.cat([before, -before], dim=1)
     found = Concepts(
         strengths=latents.values.abs().view(*shape, -1),
@@ -115,7 +115,7 @@ def _change(sae: SparseAutoencoder, hidden: Tensor, positions: Tensor, edits: Co
 
 
 def _decoded(sae: SparseAutoencoder, concepts: Concepts) -> Tensor:
-    """The part of the reconstruction that concepts make, [batch * seq, d_model]."""
+    """Decode concepts without the bias: [batch * seq, d_model]."""
     strengths, indices = concepts.strengths.flatten(0, 1), concepts.indices.flatten(0, 1)
     opposite = indices >= sae.config.latents
     values = torch.where(opposite, -strengths, strengths)

@@ -1,4 +1,4 @@
-"""What steering does: the effects of the stage `steer`, averaged over concepts and seeds."""
+"""Effects of steering from the stage `steer`, averaged over concepts and seeds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,41 +17,41 @@ Values = NDArray[np.float64]
 
 
 class OwnAndControl(NamedTuple):
-    """A concept under its own edit, and under those of the other concepts: the control."""
+    """An effect on a concept of its own edit, and of the edits of other concepts (the control)."""
 
     own: Interval
     control: float
     difference: Interval
-    """Own less control."""
+    """Own minus control."""
 
 
 class MeanEffects(NamedTuple):
-    """What one strength does: means over concepts and seeds, with their intervals."""
+    """Effects of one strength: means over concepts and seeds, with intervals."""
 
     strength: float
     success: OwnAndControl
-    """Share of the concepts whose tokens become likelier by a positive strength, or less likely by a negative one."""
+    """Share of the concepts whose tokens a positive strength makes more likely, or a negative one less likely."""
     log_ratio: OwnAndControl
-    """Of the probability of those tokens, over that without an edit."""
+    """Log of the ratio of the probability of those tokens to that without an edit."""
     read: OwnAndControl
-    """Share of the generated tokens at which the autoencoder finds the concept, less that without an edit."""
+    """Share of the generated tokens at which the autoencoder finds the concept, minus that without an edit."""
     loss: Interval
-    """Change of the loss on text, nats a token."""
+    """Change of the loss on text, in nats per token."""
     distinct: Interval
-    """Change of the share of different pairs of neighbours among generated tokens."""
+    """Change of distinct-2, the share of distinct bigrams among the generated tokens."""
 
 
 class Sweep(NamedTuple):
-    """One way of steering one kind of model."""
+    """One type of edit on one type of model, at several strengths."""
 
     name: str
     concepts: int
     effects: list[MeanEffects]
-    """By rising strength."""
+    """Sorted by strength."""
 
 
 def read_sweeps(path: Path) -> list[Sweep]:
-    """The sweeps of a table that the stage `steer` has written: a row a sweep, seed, strength and concept, in order."""
+    """Read the sweeps in a table of the stage `steer`, whose rows are by sweep, seed, strength and concept."""
     table = pq.read_table(path)
     names: list[Any] = table["sweep"].unique().to_pylist()
     return [_sweep(name, table.filter(pc.field("sweep") == name)) for name in names]
@@ -72,7 +72,7 @@ def _sweep(name: str, rows: pa.Table) -> Sweep:
 
 
 def _effects(strength: float, columns: Mapping[str, Values]) -> MeanEffects:
-    """Of one strength; columns [seeds, concepts]."""
+    """Mean effects of one strength; columns are [seeds, concepts]."""
     ratio = np.log(columns["probability"] / columns["probability_unedited"])
     control_ratio = np.log(columns["probability_control"] / columns["probability_unedited"])
     read, control_read = (columns[each] - columns["read_unedited"] for each in ("read", "read_control"))
@@ -87,7 +87,7 @@ def _effects(strength: float, columns: Mapping[str, Values]) -> MeanEffects:
 
 
 def _figure(own: Values, control: Values, low: float = -np.inf, high: float = np.inf) -> OwnAndControl:
-    """Of a figure that is from `low` to `high`."""
+    """Means and intervals of a figure bounded by `low` and `high`."""
     alone = _difference(own, np.zeros_like(own)).within(low, high)
     return OwnAndControl(alone, float(control.mean()), _difference(own, control).within(low - high, high - low))
 

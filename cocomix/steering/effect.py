@@ -1,8 +1,8 @@
-"""Does steering do what it says? Concepts of a sample are given strengths, and what comes of it is measured.
+"""Measure the effect of steering: set a sample of concepts to given strengths and compare with no edit.
 
-On target: the probability of the tokens that a concept promotes, and how often the autoencoder, reading what the model
-then writes, finds the concept. Off target: the loss on text, and how varied the writing is. Control: what the edits of
-the other concepts of the sample, with the same strength, do to this one.
+On target: the probability of the tokens that a concept promotes, and how often the autoencoder finds the concept in the
+model's continuations. Off target: the loss on text, and the variety of the continuations. Control: the effect on a
+concept of the edits of the other concepts in the sample, at the same strength.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,31 +27,31 @@ from cocomix.steering.autoencoder import editing
 
 
 class Measured(NamedTuple):
-    """What is seen of a concept."""
+    """Measurements of a concept."""
 
     probability: float
-    """Of the tokens that it promotes, together; the mean over the positions of the text."""
+    """Total probability of the tokens that it promotes; mean over the positions of the text."""
     read: float
     """Share of the generated tokens at which the autoencoder finds it active."""
     loss: float
-    """Of the text, nats a token."""
+    """Loss on the text, in nats per token."""
     distinct: float
-    """Share of different ones among the pairs of neighbouring generated tokens (distinct-2)."""
+    """Share of distinct bigrams among the generated tokens (distinct-2)."""
 
 
 class EditEffect(NamedTuple):
-    """What becomes of a concept by its own edit, and by those of others."""
+    """Effect on a concept of its own edit, and of the other concepts' edits."""
 
     concept: int
     strength: float
     unedited: Measured
     edited: Measured
     control: Measured
-    """The mean over the edits of the other concepts."""
+    """Mean over the edits of the other concepts."""
     success: bool
     """Whether its edit changes `probability` in the direction of the strength."""
     control_success: float
-    """Share of the others' edits that do."""
+    """Share of the other concepts' edits that do."""
 
 
 _COLUMNS: dict[str, pa.DataType] = {
@@ -65,10 +65,12 @@ _COLUMNS: dict[str, pa.DataType] = {
 
 
 def effects_table(sweeps: Mapping[str, Mapping[int, Sequence[EditEffect]]]) -> pa.Table:
-    """A row a sweep, seed, strength and concept, in order; `probability` and its like are by the concept's own edit.
+    """A table with a row per sweep, seed, strength and concept, in order.
+
+    The columns without a suffix, such as `probability`, are those under the concept's own edit.
 
     Args:
-        sweeps: effects by the name of the sweep, and by the seed of the model.
+        sweeps: effects by the name of the sweep and the seed of the model.
     """
     rows = []
     for sweep, seeds in sweeps.items():
@@ -84,7 +86,7 @@ def effects_table(sweeps: Mapping[str, Mapping[int, Sequence[EditEffect]]]) -> p
 
 
 class Writing(NamedTuple):
-    """The continuations that are read: of each window's beginning one."""
+    """Settings of the continuations: one for the beginning of each window."""
 
     prompt_tokens: int
     new_tokens: int
@@ -92,22 +94,22 @@ class Writing(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """What edits are measured by: the same for every model."""
+    """Setup for measuring edits, the same for every model."""
 
     base: PreTrainedModel
-    """With `sae`, it reads what a model writes."""
+    """With `sae`, it finds concepts in the continuations."""
     sae: SparseAutoencoder
     concepts: Sequence[int]
-    """At least 2: the others of the sample are a concept's control."""
+    """At least 2: the other concepts of the sample are the control."""
     tokens_of: Tensor
     """The tokens that each of `concepts` promotes, int64 [concepts, tokens]."""
     text: Tensor
-    """Windows of token ids that no model was trained on, int64 [windows, context]."""
+    """Windows of token ids held out from training, int64 [windows, context]."""
     writing: Writing
 
 
 class _Measurements(NamedTuple):
-    """What edits do: to all concepts of the sample [edits, concepts], and in all [edits]; float64."""
+    """Effects of edits: per concept of the sample [edits, concepts], or overall [edits]; float64."""
 
     probability: Tensor
     loss: Tensor
@@ -125,9 +127,10 @@ class _Measurements(NamedTuple):
 
 @torch.no_grad()
 def sample_concepts(models: Sequence[CoCoMixForCausalLM], text: Tensor, count: int, seed: int = 0) -> list[int]:
-    """Some of the concepts that each model mixes somewhere in a text [windows, context], drawn at random.
+    """Sample concepts that every model mixes somewhere in a text [windows, context].
 
-    Fewer than `count`, where there are not as many. Concepts that are never predicted have had no part in training.
+    The result has fewer than `count` if there are not as many. Concepts that are never predicted are left out, since
+    they had no part in training.
     """
     parts = torch.split(text, micro_batch(text.shape[1]))
     mixed = [set(chain.from_iterable(_mixed(model, some) for some in parts)) for model in models]
@@ -152,13 +155,14 @@ def steering_effects(
 ) -> list[EditEffect]:
     """Measure the edits `edit(concept, strength)` of all concepts and strengths, applied at every position.
 
-    Each of them costs a forward pass over the text and a continuation of each window's beginning; all draw the same
-    random numbers. Several processes share the edits, and each gets all effects.
+    Each edit takes a forward pass over the text and a continuation of each window's beginning; all edits share the same
+    random numbers. The processes share the edits, and each returns all effects.
 
     Args:
         model: a CoCoMix model, or the base model itself, which is edited through the autoencoder.
-        edit: makes the edit: `Set`, or another one that takes a concept and a number.
-        kept: a folder, of exactly this measurement, for what is found. What is there is not measured again.
+        edit: makes the edit: `Set`, or another edit of a concept and a number.
+        kept: folder for results, for exactly this measurement; results in it are not measured again.
+        name: description for the progress bar.
     """
     concepts = bench.concepts
     grid = [[], *([edit(concept, strength)] for strength in strengths for concept in concepts)]
@@ -171,7 +175,7 @@ def steering_effects(
 
 
 def _effect(number: int, concepts: Sequence[int], strength: float, seen: _Measurements, first: int) -> EditEffect:
-    """Of the concept with this number in the sample, whose strength's edits begin at `first`."""
+    """Effect on concept `number` of the sample; the edits of this strength begin at index `first`."""
     unedited = seen.of(0, number)
     edited = [seen.of(first + each, number) for each in range(len(concepts))]
     others = edited[:number] + edited[number + 1 :]
@@ -191,10 +195,10 @@ def _effect(number: int, concepts: Sequence[int], strength: float, seen: _Measur
 
 
 def _on_all(model: PreTrainedModel, bench: Bench, grid: list[list[Edit]], kept: Path, name: str) -> _Measurements:
-    """The edits of a grid, in shares for the processes: the edits of a share are rows of one batch.
+    """Measure the edits of a grid in shares, which the processes divide among them; a share is one batch.
 
-    A share has at most the edits of one strength, so that there are enough of them for all processes, and a kill
-    costs little. Nothing in it depends on the number of processes.
+    A share has at most the edits of one strength, so that there are enough shares for all processes, and a kill loses
+    little work. The shares do not depend on the number of processes.
     """
     most = micro_batch(bench.writing.prompt_tokens + bench.writing.new_tokens) // len(bench.text)
     size = max(1, min(most, len(bench.concepts)))
@@ -211,7 +215,7 @@ def _on_all(model: PreTrainedModel, bench: Bench, grid: list[list[Edit]], kept: 
 
 
 def _on_text(model: PreTrainedModel, bench: Bench, grid: Sequence[list[Edit]]) -> tuple[Tensor, Tensor]:
-    """The probability of each concept's tokens [edits, concepts], and the loss [edits]: means over the text."""
+    """The probability of each concept's tokens [edits, concepts] and the loss [edits]: means over the text."""
     rows, edits = bench.text.repeat(len(grid), 1), _by_row(grid, len(bench.text))
     masses, losses = [], []
     for start in range(0, len(rows), size := micro_batch(rows.shape[1])):
@@ -228,7 +232,7 @@ def _on_text(model: PreTrainedModel, bench: Bench, grid: Sequence[list[Edit]]) -
 def _on_writing(
     model: PreTrainedModel, bench: Bench, noise: Tensor, grid: Sequence[list[Edit]]
 ) -> tuple[Tensor, Tensor]:
-    """How often the autoencoder finds each concept in continuations [edits, concepts]; how varied they are [edits]."""
+    """How often the autoencoder finds each concept in continuations [edits, concepts]; their distinct-2 [edits]."""
     windows, start = len(bench.text), bench.writing.prompt_tokens
     rows = bench.text[:, :start].repeat(len(grid), 1)
     with editing(model, bench.sae, _by_row(grid, windows)) as options:
@@ -257,21 +261,21 @@ def _over_windows(values: Tensor, windows: int) -> Tensor:
 
 
 def _by_row(grid: Sequence[list[Edit]], windows: int) -> list[list[Edit]]:
-    """The edits of each row, of a batch in which every edit has all windows."""
+    """The edits of each row, for a batch with all windows under each edit."""
     return [edits for edits in grid for _ in range(windows)]
 
 
 def _noise(writing: Writing, windows: int, vocab: int) -> Tensor:
-    """From Gumbel's distribution, [new_tokens, windows, vocab]: the largest of logits plus this is a draw from them."""
+    """Gumbel noise [new_tokens, windows, vocab]: the argmax of logits plus noise is a sample (Gumbel-max trick)."""
     generator = torch.Generator().manual_seed(writing.seed)
     drawn = torch.empty(writing.new_tokens, windows, vocab)
     return -drawn.exponential_(generator=generator).log_()
 
 
 class _Drawn(LogitsProcessor):
-    """Makes the likeliest token a draw, by the same noise whatever the edit: a continuation differs by its edit alone.
+    """Samples by adding the same Gumbel noise under every edit, so that continuations differ only by their edits.
 
-    A generator would give each row of a batch its own numbers, so that a figure would depend on what shares the batch.
+    A random generator would give each row its own numbers, and results would depend on the batch's composition.
     """
 
     def __init__(self, noise: Tensor) -> None:

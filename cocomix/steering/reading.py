@@ -1,4 +1,4 @@
-"""Reading a text's concepts: which ones a CoCoMix model predicts, which ones are labels, what mixing them is worth."""
+"""Read a text's concepts: those that a CoCoMix model predicts, the labels, and the information gain of mixing."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -19,12 +19,12 @@ from cocomix.sae.autoencoder import SparseAutoencoder
 
 
 class Extractor(NamedTuple):
-    """What concepts come from."""
+    """The models and parameters that define and label concepts."""
 
     base: PreTrainedModel
     sae: SparseAutoencoder
     params: AttributionParams
-    """How labels are made."""
+    """Parameters of the labels."""
 
 
 class Concept(NamedTuple):
@@ -32,23 +32,23 @@ class Concept(NamedTuple):
 
     concept: int
     strength: float
-    """Of a predicted one its logit; of a label its attribution score."""
+    """The logit of a predicted concept; the attribution score of a label."""
     label: str | None
-    """What it means, where that is known."""
+    """Its meaning in the atlas, if known."""
 
 
 class Position(NamedTuple):
-    """A token, and what is known of its concepts."""
+    """A token with its concepts."""
 
     token: int
     text: str
     predicted: list[Concept]
-    """The `concept_k` that are mixed (or would be), strongest first."""
+    """The `concept_k` concepts that are mixed (or would be), strongest first."""
     labelled: list[Concept] | None
-    """Those that attribution labels it with, best first; none without an extractor."""
+    """Labels by attribution, best first; None without an extractor."""
     gain: float | None
-    """What mixing at this position is worth for its next token (`information_gain`), nats; none at the last one, and
-    where nothing is mixed."""
+    """Gain from mixing at this position for the next token's loss (`information_gain`), in nats; None at the last
+    position, and if the model mixes nothing."""
 
 
 @torch.no_grad()
@@ -62,9 +62,9 @@ def concepts(
     """The concepts at each position of a text.
 
     Args:
-        text: or its token ids.
-        extractor: the base model and the autoencoder of the pipeline that made `model`, to label the text too.
-        labels: what concepts mean, by number.
+        text: a text, or its token ids.
+        extractor: the base model and the autoencoder of the pipeline that made `model`; also labels the text.
+        labels: the meanings of concepts, by concept.
 
     Raises:
         UserError: when the model predicts no concepts, or the text is empty or longer than a model can read.
@@ -99,7 +99,7 @@ def encode(
     """Token ids of a text, on the model's device: int64 [1, seq].
 
     Raises:
-        UserError: when it is empty, no Unicode, or longer than the model can read with `new_tokens` more.
+        UserError: when it is empty, not Unicode, or longer than the model can read with `new_tokens` more.
     """
     try:
         ids: list[int] = tokenizer(unicode_text(text)).input_ids if isinstance(text, str) else text
@@ -115,10 +115,10 @@ def encode(
 
 
 def unicode_text(text: str) -> str:
-    """The text itself.
+    """Validate that a text is Unicode and return it.
 
     Raises:
-        ValueError: when it holds a lone surrogate: JSON can spell one, a command line that is no UTF-8 becomes one.
+        ValueError: when it contains a lone surrogate, from JSON or from a command line that is not UTF-8.
     """
     try:
         text.encode()
@@ -129,9 +129,9 @@ def unicode_text(text: str) -> str:
 
 @torch.no_grad()
 def information_gain(model: CoCoMixForCausalLM, ids: Tensor) -> Tensor:
-    """What the mixed vector of each position is worth for its next token, all others being mixed as they are.
+    """Gain from the mixed vector at each position for the next token's loss; the other positions mix as usual.
 
-    The next token's loss with zeros for that vector, less the loss as it is; nats, [seq - 1].
+    It is the next token's loss with zeros for that vector minus the unchanged loss, in nats: [seq - 1].
 
     Args:
         ids: int64 [seq], at least 1.
@@ -154,14 +154,14 @@ def _losses(model: CoCoMixForCausalLM, hidden: Tensor, following: Tensor) -> Ten
 
 
 def _zeroed(vectors: Tensor, places: Tensor) -> Tensor:
-    """`vectors` [batch, seq, d_model] with zeros at one place of each row: int64 [batch]."""
+    """`vectors` [batch, seq, d_model] with zeros at one position of each row; places: int64 [batch]."""
     vectors = vectors.clone()
     vectors[torch.arange(len(places)), places] = 0
     return vectors
 
 
 def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[float]]]:
-    """The labels of each position, and their scores."""
+    """The labels of each position and their scores."""
     base, sae, params = extractor
     limit = longest_context(base)
     if limit and len(ids) > limit:
