@@ -102,8 +102,8 @@ def _assigned_by_digest(
 ) -> Iterator[AssignedDocument]:
     """Yield every document that is neither empty nor repeated; its split is a function of its text alone.
 
-    Repeats are found by 8-byte digests. Some two of N documents share one by chance with probability N^2 / 2^65: 2e-6
-    for eight million. A digest takes 80 to 110 bytes of memory.
+    Repeats are found by 8-byte digests. The probability that any two of N documents collide is N^2 / 2^65: 2e-6 for
+    eight million. A digest takes 80 to 110 bytes of memory.
     """
     seen = set[bytes]()
     validation, test = params.validation_share * 2**64, params.test_share * 2**64
