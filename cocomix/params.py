@@ -172,7 +172,7 @@ class TokenizeParams(Section):
 
 
 class ModelParams(Section):
-    """A GPT-2 shape."""
+    """The shape of a GPT-2."""
 
     d_model: Size
     n_layer: Layers

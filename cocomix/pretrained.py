@@ -55,7 +55,7 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported, and refused below
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
         )
     except UserError as error:

@@ -12,7 +12,7 @@ from cocomix.params import Location, Site
 from cocomix.plumbing.errors import UserError
 
 PARTS: dict[Location, tuple[str, ...]] = {
-    # The norm that reads the stream between attention and MLP.
+    # The norm whose input is the stream between attention and MLP.
     "resid_mid": (
         *("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm"),
         *("norm_2", "final_layer_norm", "ffn_norm", "pre_ff_layernorm"),

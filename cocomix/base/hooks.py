@@ -1,4 +1,4 @@
-"""Reading and editing activations inside a forward pass of a base model, by hooks on the parts of its blocks."""
+"""Read and edit activations inside a forward pass of a base model, by hooks on the parts of its blocks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress

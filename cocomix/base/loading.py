@@ -26,7 +26,7 @@ def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
-    """`model`, changed in place: frozen, in evaluation mode, on this process's device."""
+    """Prepare `model` in place: frozen, in evaluation mode, on this process's device."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):

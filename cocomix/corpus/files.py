@@ -115,7 +115,7 @@ def document_of(row: FileRow, field: str) -> Document:
         raise UserError(f"{source}: not UTF-8: {error.reason} at byte {error.start + 1} of the line") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{source}: not valid JSON: {error.msg} at character {error.pos + 1}") from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits, endless nesting
+    except (ValueError, RecursionError) as error:  # a number with too many digits, or too deep nesting
         raise UserError(f"{source}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{source}: holds {type(value).__name__}, not an object with the field {field!r}")

@@ -17,7 +17,7 @@ ROW_GROUP_BYTES = 2_000_000
 
 
 class Document(NamedTuple):
-    """One text."""
+    """One document: its text and origin."""
 
     source: str
     """Where the text is from: a file with a line or row, or a module."""

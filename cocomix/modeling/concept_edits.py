@@ -88,7 +88,7 @@ class Scale(_Somewhere):
     before_selection: bool = False
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         if not self.before_selection:
             strengths = concepts.strengths
             return concepts._replace(
@@ -107,7 +107,7 @@ class Ablate(_Somewhere):
     before_selection: bool = False
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         if not self.before_selection:
             found = self._is(concepts, self.concept)
             return concepts._replace(strengths=concepts.strengths.masked_fill(found, 0.0))
@@ -126,7 +126,7 @@ class Set(_Somewhere):
     strength: float
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         kept = concepts.strengths.masked_fill(self._is(concepts, self.concept), 0.0)
         strength = self.strength * self._here(concepts).expand(*kept.shape[:-1], 1).to(kept.dtype)
         index = torch.full_like(strength, self.concept, dtype=torch.int64)
@@ -143,7 +143,7 @@ class Swap(_Somewhere):
     other: int
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         one, two = self._is(concepts, self.concept), self._is(concepts, self.other)
         indices = concepts.indices.masked_fill(one, self.other).masked_fill(two, self.concept)
         return concepts._replace(indices=indices)

@@ -19,9 +19,9 @@ class Trained(NamedTuple):
     method: Method
     text: TextOrigin
     context: int
-    """Tokens of a window."""
+    """Tokens per window."""
     tokens: int
-    """Text tokens seen."""
+    """Number of text tokens in training."""
     flops: float
     """FLOPs of the whole training."""
     validation_loss: float

@@ -228,7 +228,7 @@ def _openai(path: Path) -> _Foreign:
 
 def _sae_lens(folder: Path) -> _Foreign:
     config, weights = _config(folder), _weights(folder / SAE_LENS_WEIGHTS)
-    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":  # before 6.0
+    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":  # SAELens before 6.0
         architecture = "topk"
         shape = {"architecture": "topk", "k": _Fields(config.source, config["activation_fn_kwargs"]).count("k")}
     else:

@@ -24,7 +24,7 @@ class SaeCurveRow(NamedTuple):
 
     step: int
     tokens: int
-    """Activations seen."""
+    """Number of activations trained on so far."""
     fvu: float
     """Fraction of variance unexplained in this step's batch, normalised space."""
     aux: float

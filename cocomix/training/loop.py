@@ -45,7 +45,7 @@ class TrainingCurveRow:
 
     step: int
     tokens: int
-    """Text tokens seen."""
+    """Number of text tokens trained on so far."""
     flops: float
     """Training FLOPs so far, by the objective's `training_flops`."""
     seconds: float

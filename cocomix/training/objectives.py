@@ -41,12 +41,12 @@ class NextToken(nn.Module):
         self.model = model
 
     def forward(self, windows: Tensor) -> Losses:
-        """windows: token ids, int64 [batch, context]."""
+        """Compute the losses; windows: token ids, int64 [batch, context]."""
         hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
         return Losses(fused_next_token_loss(hidden, self.model.lm_head.weight, windows))
 
     def supervised(self, windows: Tensor) -> int:  # noqa: ARG002
-        """Positions behind the auxiliary loss."""
+        """Number of positions with an auxiliary loss."""
         return 0
 
     def training_flops(self, context: int) -> int:
@@ -63,7 +63,7 @@ class Distillation(nn.Module):
         self._base = (base,)  # not a submodule: it is neither trained nor saved
 
     def forward(self, windows: Tensor) -> Losses:
-        """windows: token ids, int64 [batch, context]."""
+        """Compute the losses; windows: token ids, int64 [batch, context]."""
         head = self.model.lm_head.weight
         with torch.no_grad():
             # A pretrained base model's vocabulary may be padded beyond the tokenizer's.
@@ -72,7 +72,7 @@ class Distillation(nn.Module):
         return Losses(*fused_distillation_losses(hidden, head, windows, wanted, self.auxiliary_weight))
 
     def supervised(self, windows: Tensor) -> int:
-        """Positions behind the auxiliary loss."""
+        """Number of positions with an auxiliary loss."""
         return windows.shape[0] * (windows.shape[1] - 1)
 
     def training_flops(self, context: int) -> int:
@@ -99,7 +99,7 @@ class ConceptMixing(nn.Module):
         return Losses(tokens, output.concept_loss)
 
     def supervised(self, windows: Tensor, labels: Tensor) -> int:  # noqa: ARG002
-        """Positions behind the auxiliary loss."""
+        """Number of positions with an auxiliary loss."""
         return int(labelled_positions(labels))
 
     def training_flops(self, context: int) -> int:
@@ -124,7 +124,7 @@ class HiddenMixing(nn.Module):
         self._layer, self._distance = layer, distance
 
     def forward(self, windows: Tensor) -> Losses:
-        """windows: token ids, int64 [batch, context]."""
+        """Compute the losses; windows: token ids, int64 [batch, context]."""
         output = self.model.transformer(windows, use_cache=False)
         with torch.no_grad():
             wanted = residual_at(self._base[0], windows, self._layer)
@@ -133,7 +133,7 @@ class HiddenMixing(nn.Module):
         return Losses(tokens, distance)
 
     def supervised(self, windows: Tensor) -> int:
-        """Positions behind the auxiliary loss."""
+        """Number of positions with an auxiliary loss."""
         return windows.numel()
 
     def training_flops(self, context: int) -> int:
