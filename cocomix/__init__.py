@@ -1,4 +1,5 @@
 """CoCoMix: language model pretraining with continuous concepts (arXiv 2502.08524).
 
-`import cocomix` is light. `import cocomix.modeling` makes transformers' `AutoModelForCausalLM` know the model.
+`import cocomix` imports nothing heavy. `import cocomix.modeling` registers the model with transformers'
+`AutoModelForCausalLM`.
 """

@@ -1,7 +1,7 @@
-"""Parameters: every scientific knob, one section a stage, typed, frozen and closed.
+"""Parameters: every scientific knob, one section per stage, typed, frozen and closed to unknown keys.
 
-`params.yaml` is read into `Params`. An unknown key, a wrong type or two values that contradict each other is a
-`UserError` of one line that names the file, the key, the value, and what is allowed.
+`params.yaml` is read into `Params`. An unknown key, a wrong type or two contradictory values raise a `UserError` of one
+line that names the file, the key, the value, and what is allowed.
 """
 
 import re
@@ -25,14 +25,14 @@ from cocomix.plumbing.checked import parse, read_yaml
 FILE = Path("params.yaml")
 
 LONGEST = 4096
-"""Characters of a parameter that is text, as of a path on Linux."""
+"""Most characters of a text parameter, as of a path on Linux."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0, le=2**40)]
 Size = Annotated[int, Field(gt=0, le=2**24)]
-"""Of what a model or a table has so many of, held in memory at once."""
+"""A dimension or count of things that are in memory at once."""
 LAYERS = 2**10
-"""Blocks of a model at most."""
+"""Most blocks of a model."""
 Layers = Annotated[int, Field(gt=0, le=LAYERS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(gt=0, le=1e3)]
@@ -54,20 +54,20 @@ Location = Literal["resid_post", "resid_mid", "attn_out", "mlp_out"]
 
 
 class Site(NamedTuple):
-    """A place in the base model, written `resid_post_2`."""
+    """A site of activations in the base model, written `resid_post_2`."""
 
     location: Location
     """resid_post: the residual stream after the block; resid_mid: between its attention and its MLP; attn_out,
-    mlp_out: what each of the two computes."""
+    mlp_out: the outputs of the two."""
     layer: int
     """The number of the block, from 1: `resid_post_2` is `hidden_states[2]`."""
 
     @classmethod
     def parse(cls, name: str) -> "Site":
-        """The site called `name`.
+        """Parse the name of a site.
 
         Raises:
-            ValueError: when that is no site.
+            ValueError: when `name` is not a site.
         """
         location, _, layer = name.rpartition("_")
         if location not in get_args(Location) or not re.fullmatch("[1-9][0-9]{0,8}", layer):
@@ -97,7 +97,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
-        """Text can be written to a file, and name one. JSON and a command line can hold half characters."""
+        """Reject text that cannot be written to a file or name one: JSON and command lines can hold lone surrogates."""
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and (len(each) > LONGEST or re.search("[\0\ud800-\udfff]", each)):
                 raise ValueError(f"must be text of at most {LONGEST} characters, without null and half characters")
@@ -120,21 +120,21 @@ class HubParams(Section):
     dataset: str | None = None
     config: str | None = None
     revision: str | None = None
-    """Commit or tag: without it the data may change under you, so it must be given."""
+    """Commit or tag; required, because the data may change without it."""
     split: str = "train"
     text_field: str = "text"
     limit: Positive | None = None
-    """Documents to take at most."""
+    """Most documents to read; null: all."""
 
 
 class CorpusParams(Section):
-    """Documents: where they come from and how they are split."""
+    """The corpus: the source of its documents, and the splits."""
 
     source: Literal["installed-docs", "files", "hub"]
     files: FilesParams = FilesParams()
     hub: HubParams = HubParams()
     megabytes: Megabytes | None = None
-    """Text to keep at most, in 10^6 UTF-8 bytes; none: all."""
+    """Most text to keep, in 10^6 UTF-8 bytes; null: all."""
     validation_share: Fraction
     """Share of the documents (installed-docs: of the bytes, in whole packages) that becomes the validation split."""
     test_share: Fraction
@@ -151,7 +151,7 @@ class CorpusParams(Section):
 
 
 class TokenizeParams(Section):
-    """Tokens: the tokenizer and the windows."""
+    """The tokenizer and the token windows."""
 
     source: Literal["train", "pretrained"]
     pretrained: str | None = None
@@ -160,9 +160,9 @@ class TokenizeParams(Section):
     vocab_size: Annotated[int, Field(ge=257, le=2**24)] = 4096
     """Entries of the trained byte-level BPE, the end-of-document token included."""
     train_megabytes: Megabytes = 100.0
-    """Text that the tokenizer is trained on at most, in 10^6 UTF-8 bytes."""
+    """Most text to train the tokenizer on, in 10^6 UTF-8 bytes."""
     context: Annotated[int, Field(ge=2, le=2**24)]
-    """Tokens of a window; the last one of a window has no next token."""
+    """Tokens per window; the last token of a window has no next token."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -172,7 +172,7 @@ class TokenizeParams(Section):
 
 
 class ModelParams(Section):
-    """A GPT-2 shape."""
+    """The shape of a GPT-2."""
 
     d_model: Size
     n_layer: Layers
@@ -187,33 +187,33 @@ class ModelParams(Section):
 
 
 class TrainingParams(Section):
-    """AdamW with linear warm-up and a cosine, as the paper trains (App. A)."""
+    """AdamW with linear warm-up and cosine decay, as in the paper (App. A)."""
 
     steps: Positive
     batch_size: Size
-    """Windows in a step."""
+    """Windows per step."""
     learning_rate: Rate
-    """The peak."""
+    """Peak learning rate."""
     warmup_share: Share = 0.05
-    """Share of the steps with rising learning rate (paper: 1/300)."""
+    """Share of the steps with linear warm-up (paper: 1/300)."""
     final_share: Share = 0.1
-    """Last learning rate over the peak."""
+    """Final learning rate over the peak."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
     weight_decay: Weight = 0.1
     decay: Literal["matrices", "all"] = "matrices"
-    """What the weights' decay is on: matrices, not biases, norms and other vectors; all: as in the released code."""
+    """Parameters with weight decay: matrices, without biases, norms and other vectors; all, as in the released code."""
     clip: Annotated[float, Field(gt=0, le=1e30)] = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; larger ones are clipped."""
     eval_every: Positive
     """Steps between two validation losses on the curve."""
     eval_windows: Size
-    """Validation windows behind a point of the curve (the final evaluation takes all)."""
+    """Validation windows for a point of the curve (the final evaluation uses all)."""
     checkpoint_every: Positive
     """Steps between two checkpoints."""
 
 
 class BaseParams(Section):
-    """The language model whose hidden states the concepts describe."""
+    """The base model (teacher): the language model whose hidden states the concepts describe."""
 
     source: Literal["train", "pretrained"]
     pretrained: str | None = None
@@ -231,37 +231,36 @@ class BaseParams(Section):
 
 
 class ActivationsParams(Section):
-    """The base model's activations, stored."""
+    """The stored activations of the base model."""
 
     sites: Annotated[list[SiteName], Field(min_length=1)]
-    """Where in the base model, all in one pass: `resid_post_2` is the residual stream after 2 blocks,
-    `hidden_states[2]`; besides resid_post: resid_mid, attn_out, mlp_out."""
+    """Sites in the base model, all read in one pass: `resid_post_2` is the residual stream after 2 blocks,
+    `hidden_states[2]`; the other locations are resid_mid, attn_out, mlp_out."""
     tokens: Positive
-    """Training activations to store of each site, in whole windows."""
+    """Training activations to store per site, in whole windows."""
     validation_tokens: Positive
-    """Held-out activations to store, from the validation split."""
+    """Held-out activations to store per site, from the validation split."""
     drop_first: bool = False
-    """Leave out position 0 of each window, whose activations are far larger than all others in many models; with
-    separate_documents, of each document."""
+    """Whether to drop position 0 of each window (with separate_documents, of each document), whose activations are far
+    larger than all others in many models."""
     drop_tokens: list[Annotated[int, Field(ge=-(2**40), le=2**40)] | str] = []
-    """Tokens, by id or by their text in the vocabulary, whose positions are left out."""
+    """Tokens to drop, by id or by their text in the vocabulary."""
     separate_documents: bool = False
-    """Whether attention and positions begin anew with each document of a window: in what is stored, which the
-    autoencoder learns. Labels, the losses inside the base model and the atlas are of whole windows all the same, which
-    is what the language models read."""
+    """Whether attention and position ids restart at each document of a window. This affects the stored activations
+    only; labels, spliced losses and the atlas use whole windows, as the language models do."""
     dtype: Literal["fp16", "bf16", "int8"] = "fp16"
-    """Of the stored numbers. bf16: for activations above 65504; int8: half the size, scaled for each dimension."""
+    """Type of the stored numbers. bf16: for activations above 65504; int8: half the size, scaled per dimension."""
     shard_tokens: Positive
-    """Tokens of a Parquet file: the window of the shuffle on disk, and the unit of resuming."""
+    """Tokens per Parquet file: the range of the shuffle on disk, and the unit of resuming."""
     row_group_tokens: Size
-    """Tokens of a row group: the unit of reading."""
+    """Tokens per row group: the unit of reading."""
     mixed_shards: Size | None = None
-    """Files whose row groups are read in one random order; none: all of them."""
+    """Files whose row groups are shuffled together when reading; null: all."""
     keep: bool = True
-    """Whether the training activations are stored; if not, the autoencoder's training computes them again in each
-    epoch, in the same order, for each site and in each process, and holds `mixed_shards` files' worth in memory."""
+    """Whether to store the training activations. If not, autoencoder training recomputes them in each epoch, in the
+    same order, for each site and in each process, and holds `mixed_shards` files in memory."""
     seed: Seed = 0
-    """Of the choice of windows and of the shuffle."""
+    """Seed of the choice of windows and of the shuffle."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -273,7 +272,7 @@ class ActivationsParams(Section):
 
 
 class PublishedSaeParams(Section):
-    """An autoencoder of another project."""
+    """A published autoencoder of another project."""
 
     path: str | None = None
     """A file (openai) or a folder (sae-lens, sparsify) on this machine."""
@@ -281,7 +280,7 @@ class PublishedSaeParams(Section):
 
 
 class SaeChanges(Section):
-    """What an autoencoder of `SaeParams.also` has of its own; what is not given is as in `SaeParams`."""
+    """The parameters in which an autoencoder of `SaeParams.also` differs from `SaeParams`."""
 
     site: SiteName | None = None
     architecture: Architecture | None = None
@@ -298,7 +297,7 @@ class SaeChanges(Section):
 
     @model_serializer(mode="wrap")
     def _given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Only what is given: `ema: null` says to take no average, where none given says to do as `SaeParams`."""
+        """Dump the given fields only: `ema: null` means no average, an omitted ema means the value of `SaeParams`."""
         return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
 
 
@@ -306,54 +305,54 @@ class SaeParams(Section):
     """The sparse autoencoder."""
 
     architecture: Architecture = "topk"
-    """topk: the k largest latents; batchtopk: k times batch_size largest of a batch; relu: all positive
-    ones, held down by their L1; jumprelu: those above a learned threshold, with k on average; matryoshka: batchtopk
-    with dictionaries in one another; abstopk: the k of largest size, positive and negative ones."""
+    """topk: the k largest latents; batchtopk: the k times batch_size largest of a batch; relu: all positive ones, with
+    an L1 penalty; jumprelu: those above learned thresholds, k on average; matryoshka: batchtopk with nested
+    dictionaries; abstopk: the k largest in magnitude, of either sign."""
     source: Literal["train", "published"] = "train"
-    """published: taken from another project instead of trained. What describes the autoencoder (architecture, latents,
-    k, normalize) must then be what it has; what describes the training is not used."""
+    """published: read from another project instead of trained. architecture, latents, k and normalize must then match
+    it; training parameters are not used."""
     published: PublishedSaeParams = PublishedSaeParams()
     site: SiteName | None = None
-    """Which of `activations.sites` it learns; none: the only one."""
+    """The one of `activations.sites` to train on; null: the only one."""
     latents: Size
     """C, the size of the dictionary (paper: 32768)."""
     k: Size
-    """Latents that are active at a time (paper: 32); with relu, only what attribution can count on to be there."""
+    """Active latents per activation (paper: 32); with relu, only the least number that attribution can select from."""
     prefixes: list[Size] = []
-    """matryoshka: the first latents that are a dictionary of their own; so many in each, ascending."""
+    """matryoshka: sizes of the nested dictionaries, which are prefixes of the latents; ascending."""
     sparsity_weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Beside the fraction of variance unexplained. relu: of the L1 of the latents over a typical activation's norm;
-    jumprelu: of (L0 / k - 1)^2."""
+    """Weight of the sparsity loss beside the fraction of variance unexplained. relu: the L1 of the latents over a
+    typical activation's norm; jumprelu: (L0 / k - 1)^2."""
     sparsity_warmup_share: Share = 0.05
     """Share of the steps in which sparsity_weight rises from 0."""
     epochs: Size
-    """Passes over the stored activations."""
+    """Passes over the training activations."""
     batch_size: Size
-    """Activations in a step."""
+    """Activations per step."""
     learning_rate: Rate
     warmup_share: Share = 0.05
     decay_share: Share = 0.2
     """Share of the steps, at the end, in which the learning rate falls linearly to zero."""
     aux_k: Size
-    """Dead latents that reconstruct the error (AuxK), at most."""
+    """Most dead latents that reconstruct the error (AuxK)."""
     aux_weight: Weight = 1 / 32
     dead_tokens: Positive
-    """A latent is dead when it has not fired for this many tokens."""
+    """A latent is dead when it has not fired for more than this many tokens."""
     normalize: Normalization = "token"
-    """token: each activation minus its mean over its unbiased deviation, as OpenAI's v5; whiten: each dimension
-    minus its mean over its standard deviation; none: as it is."""
+    """token: subtract each activation's mean, divide by its unbiased standard deviation, as OpenAI's v5; whiten: the
+    same per dimension, over activations; none: no normalisation."""
     ema: Fraction | None = None
-    """Weight of the past in the average of the weights that is kept in the end; none: the last weights."""
+    """Decay of the moving average of the weights, which becomes the result; null: the last weights."""
     seed: Seed = 0
     checkpoint_every: Positive
     also: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,100}$")], SaeChanges] = {}
-    """Autoencoders that are trained in the same pass: by name, what differs from this one. They are kept in
-    artifacts/sae/also and measured; the concepts are those of this one. Another architecture takes over neither
-    prefixes nor sparsity_weight."""
+    """Further autoencoders that are trained in the same pass: by name, the parameters that differ from this one. They
+    are measured and kept in artifacts/sae/also; the concepts are this one's latents. Another architecture inherits
+    neither prefixes nor sparsity_weight."""
 
     @property
     def concepts(self) -> int:
-        """What a label can be: the latents, of abstopk each once for either sign."""
+        """Number of concepts: one per latent; in abstopk, one per latent and sign."""
         return self.latents * (2 if self.architecture == "abstopk" else 1)
 
     def others(self) -> dict[str, "SaeParams"]:
@@ -400,24 +399,24 @@ class AttributionParams(Section):
     """Which concepts matter for the next token (paper Eq. 1)."""
 
     k_attr: Size
-    """Labels of a position (paper: 4)."""
+    """Labels per position (paper: 4)."""
     score: Score
-    """gradient: gradient times activation (paper Eq. 1); activation alone (Fig. 6a); integrated: gradient times
-    activation, the gradient averaged along the path from no latent to all of them; ablation: the loss less what it is
-    with the latent at zero: exact, and hundreds of times slower."""
+    """gradient: gradient times activation (paper Eq. 1); activation: the activation alone (Fig. 6a); integrated:
+    gradient times activation, with the gradient averaged along the path from no latents to all of them; ablation: the
+    loss minus the loss with the latent set to zero, which is exact and hundreds of times slower."""
     sign: Sign
-    """Of a score that is a change of the loss. released: the largest, without which the loss would fall; helpful: the
-    most negative, without which it would rise; absolute: either."""
+    """For scores that are a change of the loss. released: the largest positive ones, without which the loss would fall;
+    helpful: the most negative ones, without which it would rise; absolute: the largest magnitudes."""
     scope: Scope = "sequence"
-    """The loss that counts. sequence: the whole window's (released code); next_token: that of the position's next token
-    alone (paper Eq. 1)."""
+    """The loss in the score. sequence: the whole window's (released code); next_token: the position's own next-token
+    loss (paper Eq. 1)."""
     value: Literal["activation", "pre_activation"] = "activation"
-    """What the gradient is multiplied by. activation: latents after the selection, so that only active ones are labels
-    (released code); pre_activation: before it, of the whole dictionary (paper Eq. 1)."""
+    """The factor of the gradient. activation: latents after the selection, so that only active ones become labels
+    (released code); pre_activation: latents before the selection, of the whole dictionary (paper Eq. 1)."""
     integrated_steps: Size = 8
     """Gradients along the path, with score: integrated."""
     shard_tokens: Positive
-    """Tokens of a Parquet file, in whole windows: the unit of resuming, and of sharing the work."""
+    """Tokens per Parquet file, in whole windows: the unit of resuming and of dividing the work."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -431,7 +430,7 @@ class AttributionParams(Section):
 
 
 class NtpParams(Section):
-    """Next-token prediction has no knobs of its own."""
+    """Next-token prediction, which has no parameters of its own."""
 
 
 class KdParams(Section):
@@ -445,10 +444,10 @@ class PauseParams(Section):
     """Pause tokens: one learned vector after each token."""
 
     layer: Size
-    """Blocks below the pause vectors: CoCoMix's concept_layer, for a comparison like the paper's (Fig. 6f)."""
+    """Blocks below the pause vectors; for a comparison like the paper's (Fig. 6f), CoCoMix's concept_layer."""
     mixing: Literal["interleave", "interleave_with_state"]
-    """interleave_with_state: the token's hidden state is added to the vector; interleave: the vector alone, which must
-    learn by attention which token it follows, and does not within millions of tokens (docs/log.md, 16)."""
+    """interleave_with_state: the token's hidden state is added to the vector; interleave: the vector alone. The model
+    must then learn by attention which token it follows, and does not within millions of tokens (docs/log.md, 16)."""
 
 
 class CocomixParams(Section):
@@ -457,22 +456,23 @@ class CocomixParams(Section):
     predicts: Literal["concepts", "hidden"]
     """concepts; hidden: the base model's hidden state instead, regressed (paper Fig. 6b)."""
     mixing: Literal["interleave", "interleave_with_state", "add", "none"]
-    """interleave: a position of its own after each token; interleave_with_state: so, plus the token's hidden state;
-    add: added to the token's hidden state (Fig. 6e); none: predicted only (Fig. 6d)."""
+    """interleave: a position of its own after each token; interleave_with_state: likewise, plus the token's hidden
+    state; add: added to the token's hidden state (Fig. 6e); none: predicted but not mixed (Fig. 6d)."""
     concept_layer: Size
-    """Blocks below the concept head (released code: 3 of 8); at least 1, for the KV cache's sake."""
+    """Blocks below the concept head (released code: 3 of 8); at least 1, as the KV cache requires."""
     concept_k: Size
     """Predicted concepts that are mixed (paper: 32)."""
     concept_head: Literal["released", "equations"]
-    """released: the hidden state is normalised and the concept scaled back, as the code does; equations: neither."""
+    """released: the hidden state is normalised and the concept de-normalised, as in the released code; equations:
+    neither."""
     concept_init: Literal["tied", "normal"]
     """tied: unit-norm predictor rows and compress = tied_scale x their transpose; normal: N(0, 0.02), as released."""
     tied_scale: Annotated[float, Field(gt=0, le=1e6)]
-    """How strongly the mixed vector is a copy of the hidden state at a tied start."""
+    """Scale of compress relative to the predictor at initialisation, with concept_init: tied."""
     learned_scale: bool
-    """Whether a learned number, 1 at first, multiplies what compress makes of the predicted concepts."""
+    """Whether a learned scalar, initially 1, multiplies the output of compress."""
     stop_gradient: bool
-    """Whether the language model's loss leaves the prediction alone."""
+    """Whether the language model's loss has no gradient through the prediction."""
     concept_weight: Weight
     """Lambda, the weight of the concept loss (paper: 0.1); 0: mixing without concept loss (Fig. 6d)."""
     hidden_loss: HiddenDistance
@@ -497,8 +497,8 @@ class PretrainParams(Section):
     methods: Annotated[list[Method], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     match: Match
-    """What ntp and kd have in common with cocomix, by their width: width: as it is in `model`; stored: parameters;
-    active: parameters that work on a token (paper); flops: training FLOPs a token."""
+    """What ntp and kd share with cocomix, by choice of their width. width: the width of `model`; stored: parameters;
+    active: parameters that one token uses (paper); flops: training FLOPs per token."""
     model: ModelParams
     training: TrainingParams
     ntp: NtpParams
@@ -518,12 +518,12 @@ class PretrainParams(Section):
 
 
 class EvaluationCorpusParams(Section):
-    """Further text to measure on, from files as of `FilesParams`."""
+    """A further evaluation corpus, from files as in `FilesParams`."""
 
     paths: Annotated[list[str], Field(min_length=1)]
     text_field: str = "text"
     megabytes: Megabytes | None = None
-    """Text to take at most, from the beginning, in 10^6 UTF-8 bytes; none: all."""
+    """Most text to use, from the beginning, in 10^6 UTF-8 bytes; null: all."""
 
 
 def _is_corpus_name(name: str) -> str:
@@ -533,44 +533,45 @@ def _is_corpus_name(name: str) -> str:
 
 
 class EvaluateParams(Section):
-    """What is measured on the finished models."""
+    """Evaluation of the trained models."""
 
     batch_size: Size
-    """Windows in a forward pass at most."""
+    """Most windows per forward pass."""
     stride: Positive | None = None
     """Tokens between the starts of two windows: each token is predicted once, from at least context - stride tokens.
-    None: windows follow each other, and the first token of each is not predicted."""
+    null: windows do not overlap, and the first token of each is not predicted."""
     corpora: dict[Annotated[str, AfterValidator(_is_corpus_name)], EvaluationCorpusParams] = {}
-    """By the name that the metrics give them."""
+    """Further corpora, by their names in the metrics."""
     intervention_windows: Annotated[int, Field(ge=2, le=2**24)]
-    """Validation windows on which the concepts of a model are changed, to see what its loss makes of it: at least two,
-    since what one window mixes is given to another."""
+    """Validation windows on which a model's concepts are changed, to measure the effect on its loss: at least two,
+    since vectors are exchanged between windows."""
     tasks: list[str] = []
-    """Of lm-eval, by their names there."""
+    """lm-eval tasks, by name."""
     tasks_dir: str | None = None
-    """Folder of the tasks' data; none: the hub."""
+    """Folder of the tasks' data; null: the hub."""
     task_limit: Positive | None = None
-    """Examples of each task at most."""
+    """Most examples per task; null: all."""
 
 
 class SteerParams(Section):
-    """How the steering of concepts is measured."""
+    """Measurement of the steering of concepts."""
 
     concepts: Annotated[int, Field(ge=2, le=2**24)]
-    """Of those that every CoCoMix model mixes in the text, drawn at random; the others are a concept's control."""
+    """Concepts to steer, sampled from those that every CoCoMix model mixes in the text; for each, the edits of the
+    others are the control."""
     strengths: Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Field(min_length=1)]
-    """That concepts are given, or factors of them."""
+    """Strengths that are set, or factors by which strengths are scaled."""
     windows: Size
-    """Validation windows that are read, and whose beginnings are continued."""
+    """Validation windows to measure the loss on; their first tokens are the prompts."""
     prompt_tokens: Size
     new_tokens: Annotated[int, Field(ge=2, le=2**24)]
-    """Of each continuation."""
+    """Tokens of each continuation."""
     promoted: Size
-    """Tokens that are watched for each concept: those that it promotes most; and named of each predicted one."""
+    """Tokens that a concept promotes most: their probability is measured, and predicted concepts list them."""
     read_windows: Size
-    """Validation windows, or all, that are read for what the models make of every concept."""
+    """Most validation windows to measure each model's prediction of every concept on."""
     seed: Seed = 0
-    """Of the choice of concepts and windows, and of the continuations."""
+    """Seed of the choice of concepts and windows, and of the continuations."""
 
     @field_validator("strengths")
     @classmethod
@@ -587,42 +588,43 @@ class ExplainModelParams(Section):
     """Hub id or folder."""
     revision: str | None = None
     concepts: Size | None = None
-    """Label only those that fire most, so many; the others keep their tokens. None: all."""
+    """Number of most frequent concepts that the model labels; the others keep their tokens as labels. null: all."""
     contexts: Size = 10
-    """Contexts in a prompt: the strongest."""
+    """Strongest contexts in a prompt."""
     judged: Size = 10
-    """Held-out contexts of either kind that a label is tested on."""
+    """Held-out contexts with the concept, and as many without it, on which a label is tested."""
 
 
 class ExplainParams(Section):
     """The atlas: what concepts mean."""
 
     tokens: Positive
-    """Training tokens to look through, in whole windows."""
+    """Training tokens to search, in whole windows."""
     held_out_tokens: Positive
-    """Validation tokens that labels are tested on, in whole windows."""
+    """Validation tokens on which labels are tested, in whole windows."""
     contexts: Size
-    """Contexts of a concept's strongest firings, of a window at most one."""
+    """Contexts of a concept's strongest firings, at most one per window."""
     quantiles: Size
     """Contexts spread evenly over the strengths of a concept."""
     before: Annotated[int, Field(ge=2, le=2**16)]
     after: Annotated[int, Field(gt=0, le=2**16)]
-    """Tokens of a context before and after the one the concept fires on."""
+    """Tokens of a context before and after the token on which the concept fires."""
     sample: Size
-    """Firings of a concept, drawn by lot, behind the tokens it fires on and its label."""
+    """Random sample of a concept's firings, for the tokens on which it fires and for its label."""
     shown: Size
-    """Tokens that it fires on, tokens that it promotes, and concepts near it, of each so many."""
+    """Number of tokens on which a concept fires, of tokens that it promotes, and of nearest concepts to list."""
     label_tokens: Size
-    """Tokens of a label at most."""
+    """Most tokens of a label."""
     held_out: Size
-    """Held-out firings of a concept that its label is tested on."""
+    """Held-out firings of a concept on which its label is tested."""
     labeller: Literal["tokens", "model"] = "tokens"
-    """tokens: labels are the tokens that tell a concept's contexts from others; model: a language model writes them."""
+    """tokens: a label is the tokens that distinguish a concept's contexts from others; model: a language model writes
+    it."""
     model: ExplainModelParams = ExplainModelParams()
     shard_tokens: Positive
-    """Tokens that are looked at together, in whole windows: the unit of resuming, and of sharing the work."""
+    """Tokens processed together, in whole windows: the unit of resuming and of dividing the work."""
     seed: Seed = 0
-    """Of the choice of windows and of the samples."""
+    """Seed of the choice of windows and of the samples."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -636,15 +638,15 @@ class ExplainParams(Section):
 
 
 class ReportParams(Section):
-    """The page."""
+    """The report."""
 
     title: str
     label_runs: Size
-    """Training runs that share the base model, the autoencoder and the labels: each bears its part of their cost."""
+    """Training runs that share the base model, the autoencoder and the labels; their cost is divided by this number."""
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """All sections of params.yaml."""
 
     corpus: CorpusParams
     tokenize: TokenizeParams

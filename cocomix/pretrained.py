@@ -1,6 +1,6 @@
-"""Models and tokenizers of others, from the hub or a folder: read, never run.
+"""Load pretrained models and tokenizers from the hub or a folder, without running code that comes with them.
 
-Code that lies beside a model is not trusted, and weights are read from safetensors only: a pickle can hold code.
+Remote code is not trusted, and weights are read from safetensors only: a pickle can hold code.
 """
 
 import os
@@ -16,15 +16,15 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.foreign import bounded, look_at
 
 MAX_VOCABULARY = 1 << 22
-"""Ids of a tokenizer are below; a model has a row of weights for each."""
+"""Upper bound of a tokenizer's ids, exclusive: a model has a row of weights for each."""
 TRIAL_SECONDS, TRIAL_BYTES = 60, 4 << 30
-"""Processor time and memory in which a tokenizer must be loaded and encode a few texts."""
+"""Limits of CPU time and memory for loading a tokenizer and encoding a few texts."""
 TRIAL_TEXTS = (
     "The quick brown fox, 3.14159 and naïve_variable2.\n\n\tIt's 敏捷的棕色狐狸 \U0001f600!",
     *(each * 2000 for each in ("a", "A", "0", " ", "\n", ".", "e\u0301", "猫", "\U0001f600", "ab", "a ", "a1", "x\n")),
     *("".join([each * 40, end]) for each in ("a", "0", " ", "ab") for end in ("!", "\n", "b", "0")),
 )
-"""Some of them long runs, on which a pattern that goes back and forth does not end."""
+"""Texts for the trial; some are long runs, on which a backtracking pattern takes practically forever."""
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 
 def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | Literal['auto']") -> "PreTrainedModel":
-    """A causal language model.
+    """Load a causal language model.
 
     Args:
-        key: the parameter that `name`, a hub id or a folder, is from: for the error.
+        key: the parameter that holds `name`, for errors.
+        name: hub id or folder.
 
     Raises:
-        UserError: in one line, when there is none, or its weights are not whole: what is missing would be random.
+        UserError: in one line, when no model is found, or weights are missing, which would be initialised randomly.
     """
     import torch
 
@@ -54,12 +55,12 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported, and refused below
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
         )
     except UserError as error:
         raise UserError(f"{key}: {name!r}: {error}") from None
-    except Exception as error:  # of any kind: it comes from whatever reads the files
+    except Exception as error:  # any kind: the libraries that read the files raise it
         raise unreadable(key, name, "model", error) from None
     troubles = {
         "has no weights for": report["missing_keys"],
@@ -73,10 +74,10 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
 
 
 def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedTokenizerFast":
-    """A tokenizer, which has been tried in a process of its own first: one can be made so that it never ends.
+    """Load a tokenizer after a trial in a separate process, since a crafted one may never finish.
 
     Raises:
-        UserError: in one line, when there is none, or it takes more than `TRIAL_SECONDS` and `TRIAL_BYTES`.
+        UserError: in one line, when no tokenizer is found, or the trial exceeds `TRIAL_SECONDS` or `TRIAL_BYTES`.
     """
     for path in Path(name).iterdir() if Path(name).is_dir() else ():
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -93,7 +94,7 @@ def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedToke
     theirs.close()
     try:
         trouble = ours.recv()
-    except EOFError:  # it was ended
+    except EOFError:  # the process was killed
         trouble = (
             f"{key}: {name!r}: its tokenizer cannot be loaded and tried within {TRIAL_SECONDS} s and "
             f"{TRIAL_BYTES >> 30} GB: it is damaged, or meant to do harm"
@@ -108,12 +109,12 @@ def load_tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedToke
 def _try_tokenizer(answer: Connection, offline: bool, key: str, name: str, revision: str | None) -> None:
     from huggingface_hub import constants
 
-    constants.HF_HUB_OFFLINE = offline  # as it is in the parent now
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads have memory of their own
+    constants.HF_HUB_OFFLINE = offline  # the parent's current value
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads need additional memory
     resource.setrlimit(resource.RLIMIT_CPU, (TRIAL_SECONDS, TRIAL_SECONDS))
     resource.setrlimit(resource.RLIMIT_DATA, (TRIAL_BYTES, TRIAL_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Rust tells at length what it dies of
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # suppresses Rust's panic messages
     try:
         tokenizer = _tokenizer(key, name, revision)
         for text in TRIAL_TEXTS:
@@ -121,12 +122,12 @@ def _try_tokenizer(answer: Connection, offline: bool, key: str, name: str, revis
                 tokenizer(text, add_special_tokens=False, verbose=False)
             except MemoryError:
                 raise
-            except Exception:  # it need not know every character; how it fails on a text is said where that is read
+            except Exception:  # it need not encode every character; encoding the corpus reports its failures
                 continue
         answer.send("")
     except UserError as error:
         answer.send(str(error))
-    except BaseException:  # of any kind, also of Rust
+    except BaseException:  # any kind, Rust's panics included
         os._exit(1)
 
 
@@ -149,11 +150,11 @@ def _tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedTokenize
 
 
 def _auto_class(name: str, revision: str | None) -> "tuple[type[_BaseAutoModelClass], PreTrainedConfig]":
-    """What loads a language model, or one of text and images whose text part is one; and its configuration."""
+    """The auto class and configuration of a language model, or of an image-text model with one as its text part."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    # Its decoder alone could be loaded, which has learned to read an encoder.
+    # The decoder of an encoder-decoder could be loaded alone, but it was trained to attend to an encoder.
     if not config.is_encoder_decoder:
         for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
             if type(config) in kind._model_mapping:
@@ -162,10 +163,10 @@ def _auto_class(name: str, revision: str | None) -> "tuple[type[_BaseAutoModelCl
 
 
 def _text_part(key: str, name: str, model: "PreTrainedModel") -> "PreTrainedModel":
-    """Of a model of text and images, the language model in it; any other as it is.
+    """The language model within an image-text model; other models are returned unchanged.
 
     Raises:
-        UserError: when that is no language model of its own.
+        UserError: when the text part alone does not compute the same logits.
     """
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -174,7 +175,7 @@ def _text_part(key: str, name: str, model: "PreTrainedModel") -> "PreTrainedMode
     if not isinstance(config, PreTrainedConfig):
         return model
     ids = torch.arange(1, 5)[None]
-    with torch.no_grad(), suppress(Exception):  # of any kind: it comes from what either class expects of the other
+    with torch.no_grad(), suppress(Exception):  # any kind: the two classes may be incompatible in any way
         with torch.device("meta"):
             text = AutoModelForCausalLM.from_config(config)
         setattr(text, text.base_model_prefix, model.get_decoder())
@@ -188,7 +189,7 @@ def _text_part(key: str, name: str, model: "PreTrainedModel") -> "PreTrainedMode
 
 
 def unreadable(key: str, name: str, what: str, error: Exception) -> UserError:
-    """What to say when `what`, a model or a tokenizer, cannot be read for `error`, in one line."""
+    """The error for a model or tokenizer (`what`) that cannot be read because of `error`, in one line."""
     kind = "folder" if Path(name).is_dir() else "hub id or folder"
     reason = (str(error).strip() or "unreadable").splitlines()[0]
     if not isinstance(error, OSError | ValueError):

@@ -1,10 +1,10 @@
-"""How far a difference between two methods can be trusted.
+"""Confidence intervals of differences between two methods.
 
-Both methods read the same documents, so the documents are paired, and so are the runs with the same seed. Two things
-could have come out otherwise: which documents there are, and which seeds. The documents are resampled (bootstrap).
-Resampling a few gives an interval that is too narrow, by a half with three of them, so what is drawn spreads about the
-mean as Student's t does about a normal distribution of estimated width. The seeds are few, and the mean over them
-varies as Student's t says. With one seed the interval is about the documents alone.
+Both methods read the same documents, so documents are paired, and so are runs with the same seed. Two sources of
+variation count: the documents and the seeds. The documents are resampled (bootstrap). The bootstrap of few documents
+gives intervals that are too narrow, by a half with three documents, so the deviations of the resampled means from the
+mean are scaled as Student's t widens a normal distribution. The seeds are few, and the mean over them varies by
+Student's t. With one seed, the interval covers the documents alone.
 """
 
 import math
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 REPLICATES = 2000
 _SEED_DRAWS = 100
-"""Of the mean over seeds, for each drawing of documents: Student's t has long tails, whose ends take many to find."""
+"""Draws of the mean over seeds per bootstrap replicate: the heavy tails of Student's t need many draws."""
 _SEED = 0
 _BLOCK = 2**20
-"""Documents drawn at a time, in all replicates together."""
+"""Documents drawn at a time, over all replicates."""
 
 
 class Interval(NamedTuple):
-    """A mean, and where the true one lies in `CONFIDENCE` of all cases."""
+    """A mean, and its confidence interval of level `CONFIDENCE`."""
 
     mean: float
     low: float
@@ -32,25 +32,25 @@ class Interval(NamedTuple):
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the sign of the mean is supported."""
+        """Whether the interval supports the sign of the mean."""
         return self.low > 0 or self.high < 0
 
     def within(self, low: float, high: float) -> "Interval":
-        """The same, of a figure that cannot be outside: what Student's t gives beyond is cut off."""
+        """The interval clipped to the range of possible values, which Student's t may exceed."""
         return Interval(self.mean, max(self.low, low), min(self.high, high))
 
 
 def paired_difference(
     values: NDArray[np.float64], others: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> Interval | None:
-    """The weighted mean of `values` less that of `others`, such as the difference in loss a token.
+    """The weighted mean of `values` minus that of `others`, such as the difference in loss per token.
 
     Args:
-        values, others: sums over each document (nats, answers right), for each seed: [seeds, documents].
-        weights: how much each document counts: its tokens, or 1: [documents].
+        values, others: sums over each document (nats, correct answers), for each seed: [seeds, documents].
+        weights: weight of each document, its number of tokens or 1: [documents].
 
     Returns:
-        None for a single document, which says nothing of others.
+        None for a single document, from which no variation can be estimated.
     """
     if values.shape[1] == 1:
         return None
@@ -61,7 +61,7 @@ def paired_difference(
 
 
 def mean_over_seeds(values: Sequence[float]) -> Interval | None:
-    """The mean of a figure that each seed has one of; None for a single seed, which says nothing of others."""
+    """The mean of one value per seed; None for a single seed, from which no variation can be estimated."""
     if len(values) == 1:
         return None
     by_seed = np.array(values)
@@ -69,7 +69,7 @@ def mean_over_seeds(values: Sequence[float]) -> Interval | None:
 
 
 def _interval(by_seed: NDArray[np.float64], draws: NDArray[np.float64], generator: np.random.Generator) -> Interval:
-    """Of the mean of `by_seed`, where `draws` are what it could have been with these seeds: [REPLICATES]."""
+    """The interval of the mean of `by_seed`; `draws` are its bootstrap means with these seeds: [REPLICATES]."""
     if len(by_seed) > 1:
         scale = by_seed.std(ddof=1) / math.sqrt(len(by_seed))
         draws = np.repeat(draws, _SEED_DRAWS)
@@ -81,7 +81,7 @@ def _interval(by_seed: NDArray[np.float64], draws: NDArray[np.float64], generato
 def _resampled_means(
     sums: NDArray[np.float64], weights: NDArray[np.float64], generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """`sums` over `weights` of as many documents, drawn with replacement, with the tails of few: [REPLICATES]."""
+    """Bootstrap means over documents, `sums` over `weights`, with the tails of Student's t: [REPLICATES]."""
     documents = len(sums)
     block = max(1, _BLOCK // documents)
     means = []

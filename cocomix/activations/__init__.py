@@ -1,1 +1,1 @@
-"""The activation store: written once by the base model, read in random order by the autoencoder."""
+"""The activation store: the base model's activations, written once, read in random order to train autoencoders."""

@@ -1,6 +1,6 @@
-"""How the store keeps numbers: fp16, the raw bits of bf16, or int8 scaled for each dimension.
+"""Number formats of the store: fp16, the raw bits of bf16, or int8 scaled per dimension.
 
-The arrays are numpy's, which has no bf16: its bits are uint16 there.
+The arrays are NumPy's, which has no bf16: its bits are stored as uint16.
 """
 
 import json
@@ -14,25 +14,25 @@ from torch import Tensor
 Dtype = Literal["fp16", "bf16", "int8"]
 
 METADATA = b"cocomix"
-"""The key in a file's metadata that says how column `x` is to be read."""
+"""The key in a file's metadata that describes the format of column `x`."""
 MADE: dict[Dtype, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
-"""What the activations of a file are gathered in before they are coded."""
+"""The type in which a file's activations are collected before they are encoded."""
 STORED: dict[Dtype, Any] = {"fp16": np.float16, "bf16": np.uint16, "int8": np.int8}
 READ: dict[Dtype, Any] = {"fp16": np.float16, "bf16": np.uint16, "int8": np.float32}
-"""What `decoded` gives: only int8 is more than its bits."""
+"""The type that `decoded` returns: it converts int8 only."""
 LEVELS = 127
-"""Steps of int8 on either side of the middle."""
+"""Steps of int8 on each side of the middle."""
 
 
 class Scale(NamedTuple):
-    """How int8 is read, `x * step + middle`, and what was lost."""
+    """The dequantisation of int8, `x * step + middle`, and its rounding error."""
 
     step: NDArray[np.float32]
     """[d_model]."""
     middle: NDArray[np.float32]
     """[d_model]."""
     fvu: float
-    """Squared rounding error over the variance."""
+    """Squared rounding error divided by the variance."""
 
 
 class Coded(NamedTuple):
@@ -41,11 +41,11 @@ class Coded(NamedTuple):
     x: NDArray[Any]
     """[rows, d_model], one of the types of `STORED`."""
     scale: Scale | None = None
-    """Of int8."""
+    """The dequantisation; int8 only."""
 
 
 def encoded(x: Tensor, dtype: Dtype) -> Coded:
-    """Code finite activations.
+    """Encode finite activations.
 
     Args:
         x: [rows, d_model] of type `MADE[dtype]`.
@@ -65,17 +65,17 @@ def encoded(x: Tensor, dtype: Dtype) -> Coded:
 
 
 def decoded(x: NDArray[Any], scale: Scale | None) -> NDArray[Any]:
-    """Stored rows [rows, d_model] as numbers of type `READ`, of bf16 the bits."""
+    """Decode stored rows [rows, d_model] to type `READ`; bf16 stays as bits."""
     return x if scale is None else x * scale.step + scale.middle
 
 
 def as_tensor(x: NDArray[Any]) -> Tensor:
-    """An array of type `READ` as a tensor of what it means; the memory is shared."""
+    """View an array of type `READ` as a tensor of the represented numbers; the memory is shared."""
     return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) if x.dtype == np.uint16 else torch.from_numpy(x)
 
 
 def metadata_of(coded: Coded) -> dict[bytes, bytes]:
-    """What a file says of its column `x`, as JSON: its type, and for int8 `step`, `middle` and `fvu`."""
+    """The metadata of column `x`, as JSON: its type, and for int8 `step`, `middle` and `fvu`."""
     dtype = next(name for name, kind in STORED.items() if coded.x.dtype == kind)
     says: dict[str, Any] = {"dtype": dtype, "d_model": coded.x.shape[1]}
     if coded.scale:
@@ -88,7 +88,7 @@ def metadata_of(coded: Coded) -> dict[bytes, bytes]:
 
 
 def scale_of(metadata: dict[bytes, bytes]) -> Scale | None:
-    """The scale in a file's metadata, if it has one."""
+    """The scale in a file's metadata; None: its type is not int8."""
     says = json.loads(metadata[METADATA])
     if says["dtype"] != "int8":
         return None

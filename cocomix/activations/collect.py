@@ -1,4 +1,4 @@
-"""Filling the activation store, a file of each shard for each site."""
+"""Fill the activation store: one file per shard and site."""
 
 import shutil
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ ORIGIN_BYTES = 12
 
 
 def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: ActivationsParams) -> Mapping[str, Any]:
-    """Write this process's shards, and return what readers must know (the same in all processes).
+    """Write this process's shards, and return the manifest's facts (the same in all processes).
 
     Raises:
-        UserError: when a site is not there, documents cannot be kept apart, the disk is too small, or `dtype` cannot
-            hold the activations, or a row group is too large.
+        UserError: when a site does not exist, the model cannot separate documents, the disk is too small, `dtype`
+            cannot hold the activations, or a row group is too large.
     """
     sites = [Site.parse(each) for each in params.sites]
     check_sites(model, sites)
@@ -64,7 +64,7 @@ def collect(work: Work, model: PreTrainedModel, tokens: Tokens, params: Activati
             made = make(model, tokens, shard, params, sites, bar.advance)
             if writing:
                 writing.result()
-            # Written while the next one is computed; never more than two in memory.
+            # A shard is written while the next one is computed; at most two are in memory.
             writing = writer.submit(_write, work, shard, dict(zip(sites, made, strict=True)), tokens, params)
         if writing:
             writing.result()
@@ -101,7 +101,7 @@ def _name(site: Site, shard: ActivationShard) -> str:
 
 
 def _rounding(work: Work, site: Site) -> float:
-    """The mean over the files of the share of variance that int8 lost."""
+    """The fraction of variance lost to int8 rounding, averaged over the files."""
     names = sorted(name for name in work.records() if name.startswith(f"{site}/"))
     scales = [scale_of(pq.read_schema(work.files / name).metadata) for name in names]
     return float(np.mean([scale.fvu for scale in scales if scale]))

@@ -1,7 +1,6 @@
-"""The activations of a shard, computed: what `collect.py` writes, and `stream.py` uses at once.
+"""Compute the activations of a shard, which `collect.py` writes and `stream.py` uses directly.
 
-A shard's rows are scattered over the whole of it by a permutation of their own, so that a row group is a sample of all
-the shard's windows and not a stretch of one text.
+The rows of a shard are permuted, so that a row group is a sample of all the shard's windows, not consecutive text.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,10 +30,10 @@ def make(
     sites: Sequence[Site],
     advance: Callable[[int], None],
 ) -> list[Tensor]:
-    """The activations of all positions of a shard, in the order of the text.
+    """Compute the activations of all positions of a shard, in the order of the text.
 
     Args:
-        advance: called with as many positions as are done, time and again.
+        advance: called after each batch with its number of positions.
 
     Returns:
         [windows * context, d_model] for each site.
@@ -57,10 +56,10 @@ def make(
 
 
 def shuffled(x: Tensor, tokens: Tokens, shard: ActivationShard, params: ActivationsParams, site: Site) -> Activations:
-    """The rows of a shard as they are stored: without what is dropped, in their random order, coded.
+    """The rows of a shard as they are stored: without dropped positions, in random order, encoded.
 
     Args:
-        x: what `make` made for the site.
+        x: the output of `make` for the site.
 
     Raises:
         UserError: when `dtype` cannot hold them.

@@ -1,7 +1,7 @@
-"""Which positions of the text go into which file of the activation store.
+"""Assign positions of the text to the files of the activation store.
 
-The token windows are chosen by a seeded permutation, without replacement, and cut into shards. Shards depend on
-nothing but their number, so that any number of processes makes the same files.
+The token windows are chosen by a seeded permutation, without replacement, and cut into shards. Nothing in a shard
+depends on which process computes it, so any number of processes writes the same files.
 """
 
 from typing import NamedTuple
@@ -15,29 +15,29 @@ from cocomix.plumbing.progress import say
 from cocomix.tokens.windows import SPLITS, Split, Tokens
 
 COUNTED_WINDOWS = 4096
-"""Windows that are looked through at a time."""
+"""Windows whose kept positions are counted at a time."""
 
 
 class ActivationShard(NamedTuple):
-    """A file of the store, for each site."""
+    """The content of one file of the store, the same positions for each site."""
 
     name: str
     split: Split
     windows: NDArray[np.int64]
-    """The token windows that it is made from, ascending: [windows]."""
+    """Its token windows, ascending: [windows]."""
     seed: list[int]
-    """Of the order of its rows."""
+    """Seed of the order of its rows."""
     rows: int
-    """Positions that it holds."""
+    """Number of its positions."""
 
 
 def activation_shards(tokens: Tokens, split: Split, params: ActivationsParams) -> list[ActivationShard]:
-    """As many positions of a split as are asked for, in whole windows, cut into shards; all, where there are fewer.
+    """The requested number of positions of a split, or all if it has fewer, in whole windows, cut into shards.
 
-    A shard of which nothing is kept is left out.
+    A shard without kept positions is left out.
 
     Raises:
-        UserError: when nothing is left of the split, or a token to drop is not in the vocabulary.
+        UserError: when no position of the split is kept, or a token to drop is not in the vocabulary.
     """
     budget = params.tokens if split == "train" else params.validation_tokens
     dropped = dropped_ids(tokens, params)
@@ -70,7 +70,7 @@ def activation_shards(tokens: Tokens, split: Split, params: ActivationsParams) -
 def kept(
     tokens: Tokens, split: Split, windows: NDArray[np.int64], params: ActivationsParams, dropped: list[int]
 ) -> NDArray[np.bool_]:
-    """Which positions of some windows are stored: [windows, context].
+    """Mask of the positions of some windows that are stored: [windows, context].
 
     Args:
         dropped: `dropped_ids`.
@@ -89,7 +89,7 @@ def dropped_ids(tokens: Tokens, params: ActivationsParams) -> list[int]:
     """The ids of `drop_tokens`.
 
     Raises:
-        UserError: for what is not in the vocabulary.
+        UserError: for a token that is not in the vocabulary.
     """
     if not params.drop_tokens:
         return []

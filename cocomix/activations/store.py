@@ -1,10 +1,11 @@
 """The activation store: Parquet files of activations, shuffled on disk, read by whole row groups.
 
-A folder a site, `<site>/<split>-<number>.parquet`; the same row of the same file is the same position of the text at
-every site. Column `x` holds a vector as raw bytes (little-endian fp16, the bits of bf16, or int8: the file's metadata
-says which, see `cocomix.activations.coding`). `FixedSizeBinary` without compression, dictionary or statistics lies in
-the file as it does in memory, where a Parquet list of numbers does not. `token`, `document` and `position` say where
-the vector comes from. Any Parquet reader can open the files: `numpy.frombuffer(row["x"], "<f2")`.
+Each site has a folder, `<site>/<split>-<number>.parquet`; the same row of the same file is the same position of the
+text at every site. Column `x` holds a vector as raw bytes (little-endian fp16, the bits of bf16, or int8: the file's
+metadata states which, see `cocomix.activations.coding`). `FixedSizeBinary` without compression, dictionary or
+statistics has the same layout in the file and in memory, which a Parquet list of numbers has not. `token`, `document`
+and `position` give the origin of the vector. Any Parquet reader can open the files:
+`numpy.frombuffer(row["x"], "<f2")`.
 """
 
 from collections.abc import Iterator
@@ -29,13 +30,13 @@ from cocomix.tokens.windows import Split
 MIXED_GROUPS = 8
 """Row groups that are read and shuffled together."""
 FOOTERS = 1024
-"""Files whose footers are kept in memory, some 20 kB each."""
+"""Files whose footers are cached, some 20 kB each."""
 PAGE_BYTES = 2**31 - 64
-"""Of a page at most, by Parquet's format, less its levels."""
+"""Largest data of a page in Parquet's format, without its levels."""
 
 
 class Activations(NamedTuple):
-    """Activations at one site, as they are stored, and where they come from."""
+    """Activations at one site, as they are stored, and their origin."""
 
     x: NDArray[Any]
     """[rows, d_model]: float16, the bits of bf16 as uint16, or int8."""
@@ -44,9 +45,9 @@ class Activations(NamedTuple):
     document: NDArray[np.uint32]
     """[rows], the number of the document within its split."""
     position: NDArray[np.uint32]
-    """[rows], the place in the window."""
+    """[rows], the position in the window."""
     scale: Scale | None = None
-    """Of int8."""
+    """The dequantisation; int8 only."""
 
 
 def write_activations(path: Path, activations: Activations, row_group_tokens: int) -> None:
@@ -70,7 +71,7 @@ class ActivationStore:
 
     Args:
         artifact: files `<site>/<split>-<number>.parquet`.
-        site: its name; none: the only one.
+        site: its name; None: the artifact's first site.
     """
 
     def __init__(self, artifact: Artifact, site: str | None = None) -> None:
@@ -83,30 +84,30 @@ class ActivationStore:
         self._footer = lru_cache(FOOTERS)(lambda name: pq.read_metadata(artifact.file(name)))
 
     def rows(self, split: Split) -> int:
-        """Vectors of a split."""
+        """Number of vectors of a split."""
         return sum(self._files(split).values())
 
     def in_order(self, split: Split) -> Iterator[Tensor]:
-        """All vectors, a row group at a time: [rows, d_model] float32."""
+        """Yield all vectors in stored order, a row group at a time: [rows, d_model] float32."""
         return map(self.vectors, self.groups(split))
 
     def groups(self, split: Split) -> list["RowGroup"]:
-        """The row groups of a split, in their order."""
+        """The row groups of a split, in stored order."""
         return [group for name, rows in self._files(split).items() for group in self._groups(name, rows)]
 
     def vectors(self, group: "RowGroup") -> Tensor:
-        """Those of a row group: [rows, d_model] float32."""
+        """The vectors of a row group: [rows, d_model] float32."""
         return as_tensor(np.array(self._read(group))).float()
 
     def batches(self, split: Split, batch_size: int, *, seed: int, epoch: int = 0, start: int = 0) -> Iterator[Tensor]:
-        """One epoch in random order, its incomplete last batch left out.
+        """One epoch in random order, without an incomplete last batch.
 
-        The order is a function of (seed, epoch) alone, so `start` resumes exactly: row groups are permuted, all of
-        them or those of `mixed_shards` files (permuted too) at a time, and the rows of each `MIXED_GROUPS` row groups
-        are permuted together.
+        The order is a function of (seed, epoch) alone, so `start` resumes exactly. Row groups are permuted, either all
+        or those of `mixed_shards` files at a time, with the files permuted too; then the rows of every `MIXED_GROUPS`
+        row groups are permuted together.
 
         Args:
-            start: batches to leave out at the beginning.
+            start: batches to skip at the beginning.
 
         Yields:
             [batch_size, d_model] float32.
@@ -122,7 +123,7 @@ class ActivationStore:
                     batch, filled = torch.empty_like(batch), 0
 
     def _mixes(self, split: Split, seed: list[int], skip: int) -> Iterator[Tensor]:
-        """The vectors of a few row groups at a time in their random order, [rows, d_model]; read one ahead."""
+        """Yield the shuffled vectors of a few row groups at a time, [rows, d_model]; the next ones are read ahead."""
         mixes = []
         for number, chosen in enumerate(self._mixed_groups(split, np.random.default_rng(seed))):
             rows = sum(group.rows for group in chosen)
@@ -140,7 +141,7 @@ class ActivationStore:
                 yield ahead.result()
 
     def _mixed_groups(self, split: Split, generator: np.random.Generator) -> Iterator[list["RowGroup"]]:
-        """The row groups in their random order, as many at a time as are mixed."""
+        """Yield the row groups in random order, in lists that are shuffled together."""
         files = list(self._files(split).items())
         at_once = len(files)
         if self._mixed_shards:
@@ -161,7 +162,7 @@ class ActivationStore:
         return as_tensor(mixed[skip:])
 
     def _files(self, split: Split) -> dict[str, int]:
-        """The rows of the files of a split, by name."""
+        """The number of rows of each file of a split, by name."""
         return {name: self._artifact.rows(name) for name in self._artifact.names(f"{self.site}/{split}-")}
 
     def _groups(self, name: str, rows: int) -> list["RowGroup"]:
@@ -170,7 +171,7 @@ class ActivationStore:
 
     def _read(self, group: "RowGroup") -> NDArray[Any]:
         """A row group, decoded: [rows, d_model]."""
-        # Parsing the footer and handing work to threads would cost as much as the reading.
+        # Parsing the footer each time, or using threads, would take as long as the reading itself.
         footer = self._footer(group.file)
         with pq.ParquetFile(self._artifact.file(group.file), metadata=footer, memory_map=True) as file:
             (vectors,) = file.read_row_group(group.number, columns=["x"], use_threads=False).column("x").chunks

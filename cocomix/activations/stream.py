@@ -1,6 +1,6 @@
-"""Training activations that are computed when they are asked for, in the order and with the bytes of a store.
+"""Training activations that are computed on demand, in the same order and with the same bytes as from a store.
 
-For budgets larger than the disk: only the held-out activations are stored.
+For token budgets larger than the disk: only the held-out activations are stored.
 """
 
 from collections.abc import Callable
@@ -24,15 +24,15 @@ from cocomix.tokens.windows import Split, Tokens
 def open_activations(
     artifact: Artifact, site: str | None, tokens: Tokens, base: Callable[[], PreTrainedModel]
 ) -> ActivationStore:
-    """The activations at a site: read, or where only the held-out ones were kept, computed.
+    """Open the activations at a site; training activations that were not stored are computed on demand.
 
     Args:
-        site: its name; none: the only one.
-        tokens: what the artifact was made from.
-        base: loads the model that it was made from.
+        site: its name; None: the artifact's first site.
+        tokens: the tokens from which the artifact was computed.
+        base: loads the base model from which the artifact was computed.
 
     Raises:
-        UserError: when there are not as many as were planned.
+        UserError: when the number of activations differs from the manifest's.
     """
     params = ActivationsParams.model_validate(artifact.manifest.params)
     store = ActivationStore(artifact, site) if params.keep else ActivationStream(artifact, site, tokens, base())
@@ -46,9 +46,9 @@ def open_activations(
 
 
 class ActivationStream(ActivationStore):
-    """An `ActivationStore` whose training shards are computed anew in each epoch, by the thread that reads ahead.
+    """An `ActivationStore` whose training shards are recomputed in each epoch, by the read-ahead thread.
 
-    As many as `mixed_shards` are held in memory.
+    It holds `mixed_shards` shards in memory.
     """
 
     def __init__(self, artifact: Artifact, site: str | None, tokens: Tokens, model: PreTrainedModel) -> None:
@@ -73,7 +73,7 @@ class ActivationStream(ActivationStore):
         return decoded(coded.x[first : first + group.rows], coded.scale)
 
     def _make(self, name: str) -> Coded:
-        # A shard may take longer than a stage that is told to stop has time for.
+        # A shard may take longer than a stopped stage may run on, so each batch checks for the stop.
         shard = self._shards[name]
         (x,) = make(self._model, self._tokens, shard, self._params, [self.site], lambda _: interrupt.check())
         activations = shuffled(x, self._tokens, shard, self._params, self.site)

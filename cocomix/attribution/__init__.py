@@ -1,1 +1,1 @@
-"""Attribution: which concepts matter for the next token, as labels of every position."""
+"""Attribution: which concepts matter for the next token, as labels for every position."""

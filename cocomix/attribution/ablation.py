@@ -1,6 +1,6 @@
-"""Exact attribution: the loss less what it is with one latent at zero. Slow: what the other scores are judged by.
+"""Exact attribution: the loss minus the loss with one latent set to zero. Slow; the reference for the other scores.
 
-In fp32 whatever the hardware: the differences are of the size of bf16's rounding.
+It runs in fp32 on all hardware: the differences are as small as bf16's rounding error.
 """
 
 import torch
@@ -20,15 +20,15 @@ from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 def ablation_scores(
     model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, scope: Scope, places: Tensor | None = None
 ) -> tuple[Latents, Tensor]:
-    """The active latents of each position, and the loss less what it is without each of them: [n, k].
+    """The active latents of each position, and the loss minus the loss without each of them: [n, k].
 
-    A latent is taken away from the residual stream by its direction; what the autoencoder does not explain stays. Of
-    next_token, one pass answers for all positions of a window and one latent of each; of sequence, for one latent of
-    one position.
+    A latent is removed by subtracting its value times its decoder direction from the residual stream; the
+    reconstruction error stays. With next_token, one pass ablates one latent of every position of a window; with
+    sequence, one latent of one position.
 
     Args:
         ids: [windows, context].
-        places: positions of a window to score, the others get 0; none: all.
+        places: positions of a window to score, the others get 0; None: all with a next token.
     """
     residual = residual_at(model, ids, sae.config.layer)
     normalized = sae.normalize(residual.flatten(0, 1).float())
@@ -44,14 +44,14 @@ def ablation_scores(
         else:
             for position in positions.tolist():
                 scores[window, position] = _sequence(*arguments, position)
-    # Of a latent that is not active there is nothing to take away, but passes of several sizes may round differently.
+    # Ablating an inactive latent changes nothing, but passes of different batch sizes may round differently.
     return latents, scores.flatten(0, 1).masked_fill(latents.values == 0, 0.0)
 
 
 def _next_token(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-    """The scores of a window, ids [context]: [context, k], of the next token's loss at each position."""
+    """Scores [context, k] of a window, ids [context], for scope next_token: each position's own next-token loss."""
     scores = torch.zeros_like(values)
-    # Active ones first: there are as many passes as the position with most of them has.
+    # Active latents first, so that the number of ablations is the largest number of active latents at a position.
     order = values.eq(0).sort(dim=1, stable=True).indices[:, : int(values.count_nonzero(1).max())]
     if not order.numel():
         return scores
@@ -69,7 +69,7 @@ def _next_token(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, val
 def _sequence(
     model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, values: Tensor, indices: Tensor, position: int
 ) -> Tensor:
-    """The scores [k] of one position of a window, ids [context], of the window's loss."""
+    """Scores [k] of one position of a window, ids [context], for scope sequence: the window's summed loss."""
     active = values[position].nonzero()[:, 0]
     directions = values[position, active, None] * sae.decoder[indices[position, active]]
     removed = directions.new_zeros(1 + len(directions), len(ids), sae.config.d_model)
@@ -79,11 +79,11 @@ def _sequence(
 
 
 def _losses(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, removed: Tensor) -> Tensor:
-    """The next-token losses of a window, ids [context], without each of `removed` [n, context, d_model]: [n, context].
+    """Next-token losses [n, context] of a window, ids [context], with each `removed` [n, context, d_model] subtracted.
 
-    The blocks below the edit see the window once. The last position, which has no next token, has the loss 0.
+    The blocks below the edit run on the window once. The last position has no next token, and its loss is 0.
     """
-    interrupt.check()  # a few windows of hundreds of passes each take longer than a stop may
+    interrupt.check()  # a micro-batch takes hundreds of passes, and a stop must not wait for all of them
     with residual_edited(model, sae.config.layer, lambda residual: residual - removed):
         logits = model(input_ids=ids[None], use_cache=False).logits
     wanted = ids.roll(-1).expand(len(removed), -1)

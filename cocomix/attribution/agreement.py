@@ -1,17 +1,17 @@
-"""How the ways of scoring agree: each one's labels beside exact ablation's, on a sample of validation positions.
+"""Agreement of the attribution scores with exact ablation, on a sample of validation positions.
 
     python -m cocomix.attribution.agreement                   # reads artifacts/ and params.yaml, prints a table
     python -m cocomix.attribution.agreement --positions 256 --json
 
-Each scope has an oracle of its own, the loss less what it is with a latent at zero. All use `attribution.sign` and
-`attribution.k_attr`; the last positions of windows, which have no next token, take no part. Columns:
+Each scope has its own oracle: the loss minus the loss with a latent set to zero. All options use `attribution.sign`
+and `attribution.k_attr`. The last position of a window has no next token and is left out. Columns:
 
-- rank: Spearman correlation with the oracle, the more of the wanted sign the higher, over the active latents of a
-  position, averaged over positions
-- overlap: share of the oracle's labels that the option gives too
+- rank: Spearman correlation of `strength` with the oracle's over the active latents of a position, averaged over
+  positions
+- overlap: share of the oracle's labels that the option also gives
 - short: share of positions with fewer than k_attr labels
-- entropy: of the labels' distribution over concepts, in bits
-- most frequent: the concept that is a label most often, and its share of the labels
+- entropy: entropy of the distribution of labels over concepts, in bits
+- most frequent: the concept that is most often a label, and its share of the labels
 """
 
 import argparse
@@ -55,18 +55,18 @@ from cocomix.tokens.windows import Tokens
 
 ORACLE = "ablation"
 PER_WINDOW = 16
-"""Positions that are sampled of a window."""
+"""Positions sampled per window."""
 
 
 class ActiveLatents(NamedTuple):
-    """Those of one position, and how strong each is: both [active]."""
+    """The active latents of one position and their strengths, both [active]."""
 
     indices: NDArray[np.integer]
     strengths: NDArray[np.floating]
 
 
 class Scored(NamedTuple):
-    """Some positions, scored in one way."""
+    """Some positions' labels, latents and strengths by one attribution score."""
 
     labels: Strongest
     """[positions, k_attr]."""
@@ -82,7 +82,7 @@ class Scored(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """A row of the table: see the module."""
+    """A row of the table; the module's docstring defines the columns."""
 
     scope: str
     option: str
@@ -97,14 +97,14 @@ class Agreement(NamedTuple):
 def agreement(
     model: PreTrainedModel, sae: SparseAutoencoder, windows: Tensor, places: Tensor, params: AttributionParams
 ) -> list[Agreement]:
-    """Compare all ways of scoring with the oracle of each scope, which comes first.
+    """Compare every attribution score with the oracle of each scope; the oracle's own row comes first.
 
     Args:
         windows: token ids, int64 [windows, context].
-        places: the positions of each window that are compared, none the last.
+        places: the positions of each window to compare, without the last one.
 
     Raises:
-        UserError: when the base model has no next_token scope.
+        UserError: when the base model does not support the scope next_token.
     """
     check_positions_apart(model, sae.config.layer, windows[:1])
     rows = []
@@ -128,7 +128,7 @@ def _scored(
     params: AttributionParams,
     scope: Scope,
 ) -> Iterator[tuple[str, Scored]]:
-    """Every way's scores of the sampled positions of some windows."""
+    """Name and result of every attribution score at the sampled positions of some windows."""
     rows = (torch.arange(len(windows))[:, None] * windows.shape[1] + places).flatten().to(windows.device)
     k_attr, sign, layer = params.k_attr, params.sign, sae.config.layer
 
@@ -144,7 +144,7 @@ def _scored(
     by_gradient = sampled(*gradient_scores(sae, gradient), sign)
     yield "gradient", by_gradient
     of_all = strongest_of_dictionary(sae, LossGradient(gradient.residual[rows], gradient.gradient[rows]), k_attr, sign)
-    # Of an active latent, the value before the selection is the one after it.
+    # An active latent has the same value before and after the selection.
     yield "gradient, pre_activation", by_gradient._replace(labels=of_all)
     yield "integrated", sampled(*integrated_scores(model, sae, windows, scope, params.integrated_steps), sign)
     yield "activation", sampled(*activation_scores(model, sae, windows), "released")
@@ -169,9 +169,9 @@ def _compared(scope: Scope, name: str, option: Sequence[Scored], oracle: Sequenc
 
 
 def mean_correlation(option: Sequence[Scored], oracle: Sequence[Scored]) -> float:
-    """The rank correlation over the active latents of a position, averaged over the positions that have one.
+    """Rank correlation over the active latents of a position, averaged over the positions that have one.
 
-    A latent at the edge of the selection may be active to one and not to the other, which rounds differently.
+    Only latents active in both count: at the edge of the selection, rounding may make one active in one of them alone.
     """
     found = []
     rows = (chain.from_iterable(part.active() for part in each) for each in (option, oracle))
@@ -183,7 +183,7 @@ def mean_correlation(option: Sequence[Scored], oracle: Sequence[Scored]) -> floa
 
 
 def spearman(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
-    """Spearman's rank correlation; ties share their mean rank. None: one side has no order."""
+    """Spearman's rank correlation; ties share their mean rank. None: all values of one side are equal."""
     values = np.stack([a, b])
     ranks = (values[:, :, None] > values[:, None]).sum(2) + (values[:, :, None] == values[:, None]).sum(2) / 2
     centered = ranks - ranks.sum(1, keepdims=True) / max(1, len(a))
@@ -192,7 +192,7 @@ def spearman(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
 
 
 def table(rows: Sequence[Agreement]) -> str:
-    """The rows for people."""
+    """Format the rows as a text table."""
     lines = [f"{'scope':11} {'option':25} {'rank':>5} {'overlap':>8} {'short':>6} {'entropy':>8}  most frequent"]
     lines += [
         f"{each.scope:11} {each.option:25} {each.rank:5.2f} {each.overlap:8.2f} {each.short:6.2f} "
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read artifacts/, compare, print.
 
     Raises:
-        UserError: when an artifact is missing, or of another pipeline, or there is no such number of positions.
+        UserError: when an artifact is missing or comes from another pipeline, or --positions is out of range.
     """
     stand_alone()
     parser = argparse.ArgumentParser(prog="python -m cocomix.attribution.agreement")

@@ -1,4 +1,4 @@
-"""Making the labels of all training and validation windows."""
+"""Compute the labels of all training and validation windows."""
 
 import json
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ from cocomix.tokens.windows import Split, Tokens
 
 
 class LabelShard(NamedTuple):
-    """A file of labels, before it is made."""
+    """A file of labels to write."""
 
     name: str
     split: Split
     start: int
     stop: int
-    """The token windows that it covers: [start, stop)."""
+    """It covers the token windows [start, stop) of the split."""
 
 
 def label_shards(tokens: Tokens, shard_tokens: int) -> list[LabelShard]:
-    """All training and validation windows, cut into shards in their order: of `shard_tokens`, a window at least."""
+    """Cut all training and validation windows, in order, into shards of `shard_tokens`, at least one window each."""
     shard_windows = max(1, shard_tokens // tokens.context)
     splits: tuple[Split, ...] = ("train", "validation")
     return [
@@ -47,10 +47,10 @@ def label_shards(tokens: Tokens, shard_tokens: int) -> list[LabelShard]:
 def make_labels(
     work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: AttributionParams
 ) -> Mapping[str, Any]:
-    """Write this process's shards of labels, wait for the others, and return what readers must know.
+    """Write this process's shards of labels, wait for the other processes, and return the manifest's facts.
 
     Raises:
-        UserError: when the autoencoder does not fit the base model, or the base model not the scope.
+        UserError: when the autoencoder does not fit the base model, or the base model does not support the scope.
     """
     check_layer(model, sae.config.layer)
     if sae.config.location != "resid_post":
@@ -91,7 +91,7 @@ def make_labels(
 
 
 def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:
-    """Say what each method learns from besides the tokens, so that new labels rerun those alone that use them."""
+    """Write a digest of each method's supervision besides the tokens: new labels rerun only methods that use them."""
     digests = {name: record.sha256 for name, record in work.records().items() if name != SUPERVISION}
     labels = digest_of_json([facts, digests])
     learns_from = {"cocomix": labels, "kd": work.inputs["base"], "ntp": "", "pause": ""}

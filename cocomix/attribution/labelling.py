@@ -1,9 +1,9 @@
 """From token windows to labels: which of a position's latents matter for the text that follows (paper Eq. 1, Fig. 6a).
 
-`label_windows` is the whole walk; what it calls follows in the order of the steps. A score says what a latent adds to
-the base model's loss: to first order (`gradient_scores`), along the path from the activation without latents to the one
-with them (`integrated_scores`), or exactly (`ablation.py`). The loss is that of the whole window (`sequence`, as
-released) or, for each position, of its next token alone (`next_token`, Eq. 1).
+`label_windows` runs all steps; the functions that it calls follow in their order. A score is a latent's contribution to
+the base model's loss: to first order (`gradient_scores`), integrated along the path from the activation without latents
+to the activation with them (`integrated_scores`), or exact (`ablation.py`). The loss is that of the whole window
+(`sequence`, as in the released code) or, for each position, of its next token alone (`next_token`, Eq. 1).
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -23,11 +23,11 @@ from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.sae.sparse import dots, weighted_sum
 
 DENSE_ROWS = 256
-"""Positions whose whole dictionary is scored at a time."""
+"""Positions that are scored at a time where the whole dictionary is scored."""
 
 
 class LossGradient(NamedTuple):
-    """The residual stream after a layer, and the gradient of the loss at it; both [n, d_model] float32."""
+    """The residual stream after a layer, and the loss's gradient with respect to it; both [n, d_model] float32."""
 
     residual: Tensor
     gradient: Tensor
@@ -65,7 +65,7 @@ def label_windows(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, p
 def score_latents(
     model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor, params: AttributionParams
 ) -> tuple[Latents, Tensor]:
-    """The active latents of each position, and their scores, [n, k], by `params.score`.
+    """The active latents of each position, and their scores by `params.score`: [n, k].
 
     Args:
         ids: [windows, context]; n is windows * context.
@@ -89,17 +89,17 @@ def loss_gradient(
     removed: Tensor | None = None,
     others: KeysValues | None = None,
 ) -> LossGradient:
-    """The residual stream after `layer` blocks, and the gradient of the next-token loss at it.
+    """The residual stream after `layer` blocks, and the gradient of the next-token loss with respect to it.
 
-    One forward pass, and a backward pass through the blocks above only: the parameters are frozen, so that below
-    the leaf at `layer` autograd has nothing to do, and above it no weight's gradient is computed. A window's last
-    position predicts nothing and nothing reads it: its gradient is exactly 0.
+    One forward pass, and a backward pass through the blocks above only. The parameters are frozen, so autograd
+    records nothing below the leaf at `layer` and computes no weight gradient above it. A window's last position
+    predicts nothing and no other position attends to it: its gradient is exactly 0.
 
     Args:
         ids: [windows, context].
-        scope: sequence: of each window's summed loss; next_token: at each position, of its own next token's loss.
-        removed: what to take away from the residual stream first, [windows, context, d_model].
-        others: with next_token, what each position sees of the others, where not this pass's own.
+        scope: sequence: gradient of the window's summed loss; next_token: of each position's own next-token loss.
+        removed: subtracted from the residual stream first, [windows, context, d_model].
+        others: with next_token, the keys and values of the other positions; None: this pass's own.
     """
     leaf: list[Tensor] = []
 
@@ -116,10 +116,10 @@ def loss_gradient(
 
 
 def cross_entropy_slope(logits: Tensor, ids: Tensor) -> Tensor:
-    """The gradient of the summed next-token cross-entropy at the logits, softmax minus one-hot.
+    """The gradient of the summed next-token cross-entropy with respect to the logits: softmax minus one-hot.
 
-    In one pass, a window at a time: autograd's way through log-softmax is 3 times as much work, in 3 more tensors of
-    [windows, context, vocab] float32.
+    Computed in one pass, a window at a time: autograd through log-softmax takes 3 times the work and 3 more tensors
+    of [windows, context, vocab] float32.
 
     Args:
         logits: [windows, context, vocab].
@@ -139,10 +139,10 @@ def cross_entropy_slope(logits: Tensor, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gradient_scores(sae: SparseAutoencoder, gradient: LossGradient) -> tuple[Latents, Tensor]:
-    """The active latents of each position, and what each adds to the loss to first order: [n, k].
+    """The active latents of each position, and each one's first-order contribution to the loss: [n, k].
 
-    The score is the latent times the gradient of the loss with respect to it, through the decoder and the scale of
-    the position. An inactive latent has the score 0.
+    The score is the latent times the gradient of the loss with respect to it, through the decoder and the
+    normalisation's scale at the position. An inactive latent has the score 0.
     """
     normalized = sae.normalize(gradient.residual)
     latents = sae.encode(normalized.x)
@@ -155,8 +155,8 @@ def strongest(latents: Latents, scores: Tensor, k_attr: int, sign: Sign) -> Stro
 
     Args:
         scores: [n, k], in the order of `latents`.
-        sign: released: the largest scores, positive ones only: without them the loss would fall; helpful: the most
-            negative ones: without them it would rise; absolute: either.
+        sign: released: the largest positive scores: without these latents the loss would fall; helpful: the most
+            negative scores: without them it would rise; absolute: the largest magnitudes.
     """
     best = strength(scores, sign).topk(k_attr, dim=1)
     none = best.values <= 0
@@ -167,7 +167,7 @@ def strongest(latents: Latents, scores: Tensor, k_attr: int, sign: Sign) -> Stro
 
 
 def strength(scores: Tensor, sign: Sign) -> Tensor:
-    """What is the larger, the more a score is of the wanted sign, and positive only if it is."""
+    """Scores oriented so that larger is stronger and only scores of the wanted sign are positive."""
     match sign:
         case "released":
             return scores
@@ -179,9 +179,9 @@ def strength(scores: Tensor, sign: Sign) -> Tensor:
 
 @torch.no_grad()
 def strongest_of_dictionary(sae: SparseAutoencoder, gradient: LossGradient, k_attr: int, sign: Sign) -> Strongest:
-    """The concepts with the strongest scores of the whole dictionary, active or not: pre-activation times gradient.
+    """The concepts with the strongest scores in the whole dictionary, active or not: pre-activation times gradient.
 
-    A concept whose pre-activation is negative has the score of its sign: it is away from its direction.
+    A negative pre-activation keeps its sign: the residual stream points away from the concept's direction.
     """
     parts = []
     for residual, slope in zip(*(torch.split(each, DENSE_ROWS) for each in gradient), strict=True):
@@ -195,9 +195,9 @@ def strongest_of_dictionary(sae: SparseAutoencoder, gradient: LossGradient, k_at
 
 @torch.no_grad()
 def activation_scores(model: PreTrainedModel, sae: SparseAutoencoder, ids: Tensor) -> tuple[Latents, Tensor]:
-    """The active latents of each position, and how active they are: [n, k]; the blocks above its layer are not run.
+    """The active latents of each position, and their magnitudes: [n, k]; the blocks above the layer are not run.
 
-    A window's last position predicts nothing, and the score of its latents is 0, as it is by the gradient.
+    A window's last position predicts nothing, so its latents have the score 0, as with the gradient.
 
     Args:
         ids: [windows, context].
@@ -216,9 +216,9 @@ def integrated_scores(
 ) -> tuple[Latents, Tensor]:
     """Integrated gradients (Sundararajan et al. 2017): the active latents of each position, and their scores, [n, k].
 
-    The path goes from the residual stream without its latents' part, straight, to the residual stream; the integral is
-    the mean gradient at the middles of `steps` equal parts. The scores of a position (next_token) or of a window
-    (sequence) add up to what all its latents together change in the loss, up to the error of that sum.
+    The path is the straight line from the residual stream without its latents' part to the residual stream; the
+    integral is the mean gradient at the midpoints of `steps` equal parts. The scores of a position (next_token) or of
+    a window (sequence) add up to the change of the loss by all its latents together, up to that sum's error.
 
     Args:
         ids: [windows, context].

@@ -1,9 +1,9 @@
-"""The concept labels on disk: one Parquet row a token window, in the order of the windows.
+"""The concept labels on disk: one Parquet row per token window, in the order of the windows.
 
 Column `concepts` holds the window's labels as raw bytes, unsigned integers [context, k_attr], best first; column
-`scores` their attribution scores, fp16 [context, k_attr], larger ones cut to fp16's largest number. A place without a
-label holds the integer type's maximum and a score of 0: all places of a window's last position, which has no next
-token, and the last places of a position with fewer than k_attr concepts of the wanted sign.
+`scores` holds their attribution scores, fp16 [context, k_attr], clamped to fp16's range. An entry without a label holds
+the integer type's maximum and the score 0: all entries of a window's last position, which has no next token, and the
+last entries of a position with fewer than k_attr concepts of the wanted sign.
 """
 
 import json
@@ -28,7 +28,7 @@ from cocomix.tokens.windows import Split, Tokens
 SUPERVISION = "supervision.json"
 LARGEST_SCORE = float(np.finfo(np.float16).max)
 ROW_GROUP_WINDOWS = 256
-"""Windows that are read at a time."""
+"""Windows per row group, and read at a time."""
 
 
 class Labels(NamedTuple):
@@ -41,8 +41,7 @@ class Labels(NamedTuple):
 
 
 def supervision_digest(concepts: Artifact, method: Method) -> dict[str, str]:
-    """What a method learns from besides the tokens, as a manifest names it: a digest; DVC reads the same one (see
-    dvc.yaml).
+    """Manifest entry of a method's supervision besides the tokens: a digest, the one that DVC reads (see dvc.yaml).
 
     Args:
         concepts: the artifact of the stage `attribution`.
@@ -51,7 +50,7 @@ def supervision_digest(concepts: Artifact, method: Method) -> dict[str, str]:
 
 
 def label_type(latents: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest integers that hold every concept and the mark of no label."""
+    """The smallest unsigned integer type that holds every concept and the mark of no label."""
     return np.dtype(np.uint16 if latents <= np.iinfo(np.uint16).max else np.uint32)
 
 
@@ -81,7 +80,7 @@ class ConceptLabels:
         self.context: int = artifact.about["context"]
         self.dtype = label_type(self.latents)
         self.no_label = int(np.iinfo(self.dtype).max)
-        """Stands where a position has no (further) label."""
+        """Marks an entry without a label."""
 
     def read(self, split: Split) -> Iterator[Labels]:
         """The labels of a split and their scores, a few windows at a time, in the order of the windows."""
@@ -91,15 +90,14 @@ class ConceptLabels:
     def unpack(self, tokens: Tokens, split: Split, target: Path) -> NDArray[np.unsignedinteger]:
         """The labels of all windows of a split, memory-mapped: [windows, context, k_attr].
 
-        They are streamed once into `target`, an .npy file, by the first of several processes, all of which call this;
-        one that is there was finished and is taken as it is, so it must lie where only this artifact's labels can be
-        (a work folder).
+        All processes call this; the first one streams the labels once into `target`, an .npy file. An existing target
+        is complete and is used as it is, so it must lie where only this artifact's labels can be (a work folder).
 
         Args:
-            tokens: whose windows are labelled.
+            tokens: the artifact whose windows are labelled.
 
         Raises:
-            UserError: when there are not as many labels as tokens.
+            UserError: when the labels do not have the shape of the tokens' windows.
         """
         windows = sum(map(self._artifact.rows, self._artifact.names(f"{split}-")))
         expected = tokens.windows(split).shape
@@ -116,7 +114,7 @@ class ConceptLabels:
     def _unpack(self, split: Split, shape: tuple[int, int, int], target: Path) -> None:
         aside = target.with_name(f".{target.name}.{os.getpid()}")
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        with aside.open("wb") as file:  # not memory-mapped: there a full disk is no error but the end (SIGBUS)
+        with aside.open("wb") as file:  # not memory-mapped: there a full disk raises no error but SIGBUS
             np.lib.format.write_array_header_1_0(file, header)
             for labels in self.read(split):
                 file.write(labels.concepts.tobytes())

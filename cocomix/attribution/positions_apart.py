@@ -1,13 +1,13 @@
-"""Attention in which what reaches a position from other positions is fixed.
+"""Attention in which each position sees the other positions' keys and values as constants.
 
-The paper's Eq. 1 asks how the loss of the next token alone depends on the concepts of a position, all else being as it
-is. In the blocks above, a position acts on its own logits through its query and through its own key and value, never
-through another position's. With the keys and values of the others held fixed, nothing crosses from one position to
-another, so that one pass answers for all positions of a window at once:
+The paper's Eq. 1 asks how the loss of the next token alone depends on the concepts of a position, with all else fixed.
+In the blocks above, a position affects its own logits through its query and through its own key and value, never
+through another position's. With the other positions' keys and values fixed, nothing passes from one position to
+another, so one pass covers all positions of a window:
 
-- a backward pass gives, at every position, the gradient of the loss of its own next token alone;
-- a forward pass over an edited residual stream gives, at every position, the loss that would follow were that position
-  alone edited, where the keys and values of the others come from a pass without the edit.
+- a backward pass gives, at every position, the gradient of its own next-token loss alone;
+- a forward pass over an edited residual stream gives, at every position, the loss if that position alone were edited;
+  the other positions' keys and values come from a pass without the edit.
 """
 
 from collections.abc import Iterator
@@ -26,24 +26,24 @@ from cocomix.plumbing.errors import UserError
 NAME = "positions_apart"
 
 KeysValues = dict[int, tuple[Tensor, Tensor]]
-"""Of each block, by its number: what its positions show to others, both [batch, heads, seq, d_head], detached."""
+"""Keys and values of all positions by block number, both [batch, heads, seq, d_head], detached."""
 
 
 _passes: list[tuple[KeysValues | None, KeysValues]] = []
-"""Of each `positions_apart` that is entered: what it was given, and what it yields."""
+"""For each `positions_apart` that is entered: its argument `others`, and the keys and values that it yields."""
 
 
 @contextmanager
 def positions_apart(model: PreTrainedModel, others: KeysValues | None = None) -> Iterator[KeysValues]:
     """Inside, each forward pass of `model` takes the other positions' keys and values as constants.
 
-    Of a model that `check_positions_apart` passes.
+    The model must pass `check_positions_apart`.
 
     Args:
-        others: these constants, as a pass without edits left them; a batch of 1 stands for any. None: the pass's own.
+        others: these constants, from a pass without edits; a batch of 1 is broadcast. None: the pass's own.
 
     Yields:
-        The keys and values of the last pass, for a later one's `others`.
+        The keys and values of the last pass, for `others` of a later one.
     """
     before, seen = model.config._attn_implementation, KeysValues()
     _passes.append((others, seen))
@@ -57,13 +57,13 @@ def positions_apart(model: PreTrainedModel, others: KeysValues | None = None) ->
 
 @torch.no_grad()
 def check_positions_apart(model: PreTrainedModel, layer: int, ids: Tensor) -> None:
-    """Check that after `layer` blocks nothing crosses from one position to another but keys and values.
+    """Check that after `layer` blocks only keys and values pass from one position to another.
 
     Args:
         ids: a window, [1, context].
 
     Raises:
-        UserError: otherwise: when a block has an attention of its own kind, or something beside it.
+        UserError: otherwise: when a block has its own attention code, or mixes positions outside attention.
     """
 
     def edit(residual: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def check_positions_apart(model: PreTrainedModel, layer: int, ids: Tensor) -> No
 
 @torch.no_grad()
 def keys_values(model: PreTrainedModel, ids: Tensor) -> KeysValues:
-    """What the positions of some windows, ids [windows, context], show to others, for `positions_apart`."""
+    """The keys and values of some windows, ids [windows, context], for `positions_apart`."""
     with positions_apart(model) as seen:
         model.base_model(input_ids=ids, use_cache=False)
     return seen
@@ -98,7 +98,7 @@ def _attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers' attention functions."""
+    """An attention function for transformers' AttentionInterface."""
     shifted = attention_mask is not None and attention_mask.dtype != torch.bool
     if shifted or options.get("softcap") is not None or options.get("s_aux") is not None:
         kind = type(block).__name__
@@ -107,7 +107,7 @@ def _attend(
     number: int = block.layer_idx  # type: ignore[assignment]
     seen[number] = key.detach(), value.detach()
     arguments = (query, key, value, *(others or seen)[number], attention_mask, scaling or query.shape[-1] ** -0.5)
-    # Scores of all pairs of positions are computed again in the backward pass, as fused kernels do.
+    # The backward pass recomputes the scores of all pairs of positions, as fused kernels do.
     output = checkpoint(_attention, *arguments, use_reentrant=False, preserve_rng_state=False)
     return output.transpose(1, 2).contiguous(), None
 
@@ -118,8 +118,8 @@ def _attention(
     """Softmax attention of each `query` to its own `key` and `value`, and to the others' `keys` and `values`.
 
     Args:
-        query: [batch, heads, seq, d_head]; the others may have fewer heads, each shared by as many queries.
-        mask: true where a query may look, [batch or 1, 1, seq, seq]; none: at the past.
+        query: [batch, heads, seq, d_head]; keys and values may have fewer heads (grouped-query attention).
+        mask: true where a query may attend, [batch or 1, 1, seq, seq]; None: causal.
     """
     heads = query.shape[1] // key.shape[1]
     query, dtype = query.to(value.dtype), value.dtype
@@ -132,6 +132,6 @@ def _attention(
     return weights @ values + weights.diagonal(0, -2, -1).unsqueeze(-1) * (value - values)
 
 
-# Looked up by name, for all models at once.
+# Models look attention functions up by name, in registries that all models share.
 AttentionInterface.register(NAME, _attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)

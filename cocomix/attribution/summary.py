@@ -1,4 +1,4 @@
-"""What the labels of the training split are like, all together."""
+"""Summary statistics of the training split's labels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ class LabelsSummary:
     full_share: float
     """Share of the positions with a next token that have all k_attr labels."""
     label_entropy: float
-    """Of the distribution of labels over concepts, in bits."""
+    """Entropy of the distribution of labels over concepts, in bits."""
     distinct_concepts: int
     """Concepts that are a label anywhere."""
     most_frequent: int
     most_frequent_share: float
-    """The concept that is a label most often, and its share of the labels."""
+    """The concept that is most often a label, and its share of the labels."""
 
 
 def summarise(files: Iterable[Labels], latents: int) -> LabelsSummary:
-    """Count labels, part by part."""
+    """Summarise labels, which arrive part by part."""
     counts = np.zeros(latents, dtype=np.int64)
     positions = full = 0
     for concepts, _scores in files:

@@ -1,1 +1,1 @@
-"""The base model: any causal language model whose blocks are one list. Its parts, requirements and cost."""
+"""The base model (teacher), any causal language model whose blocks form one list: its parts, requirements and cost."""

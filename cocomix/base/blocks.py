@@ -1,8 +1,8 @@
 """The parts of a base model: its list of blocks, and within a block the module at each location.
 
 Works with any Hugging Face causal language model whose blocks are one `nn.ModuleList`. The residual stream after
-`layer` blocks is the output of block `layer`, in most families what transformers calls `hidden_states[layer]`; other
-locations are found by the names that the families give to the parts of a block.
+`layer` blocks is the output of block `layer`, in most families what transformers calls `hidden_states[layer]`; the
+other locations are found by the names that model families give to the parts of a block.
 """
 
 from torch import nn
@@ -12,7 +12,7 @@ from cocomix.params import Location, Site
 from cocomix.plumbing.errors import UserError
 
 PARTS: dict[Location, tuple[str, ...]] = {
-    # The norm that reads the stream between attention and MLP.
+    # The norm whose input is the stream between attention and MLP.
     "resid_mid": (
         *("pre_feedforward_layernorm", "ln_2", "post_attention_layernorm"),
         *("norm_2", "final_layer_norm", "ffn_norm", "pre_ff_layernorm"),
@@ -20,14 +20,14 @@ PARTS: dict[Location, tuple[str, ...]] = {
     "attn_out": ("post_self_attn_layernorm", "attn", "self_attn", "attention", "self_attention"),
     "mlp_out": ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp", "feed_forward", "block_sparse_moe"),
 }
-"""What the module at a location is called in a block, the first that is there.
+"""Names of the module at each location; the first that a block has is used.
 
 Where a block normalises what it adds to the residual stream, the output of that norm is what attention or MLP adds.
 """
 
 
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of blocks that make up the residual stream.
+    """The model's list of blocks.
 
     Raises:
         UserError: when the model has no list of `num_hidden_layers` modules.
@@ -50,7 +50,7 @@ def part_of(model: PreTrainedModel, site: Site) -> nn.Module:
         return block
     names = PARTS[site.location]
     if site.location == "attn_out" and hasattr(block, "post_feedforward_layernorm"):
-        names = ("post_attention_layernorm",)  # elsewhere it is the norm that reads the stream before the MLP
+        names = ("post_attention_layernorm",)  # in other families, the norm that reads the stream before the MLP
     for name in names:
         if (part := getattr(block, name, None)) is not None:
             return part
@@ -58,7 +58,7 @@ def part_of(model: PreTrainedModel, site: Site) -> nn.Module:
 
 
 def check_layer(model: PreTrainedModel, layer: int) -> None:
-    """Check that there is a residual stream after `layer` blocks with a block above it.
+    """Check that the model has a residual stream after `layer` blocks with a block above it.
 
     Raises:
         UserError: otherwise.

@@ -1,7 +1,7 @@
-"""What the method needs of a base model, whatever its family: found by running it on a few tokens.
+"""Requirements of a base model of any family, checked by running it on a few tokens.
 
-Names in a configuration or a module say little across families. Stage `base` checks here, once and at the start, all
-that later stages rely on: so none of them fails after hours, or goes on with numbers that mean something else.
+Names in configurations and modules differ between families. The stage `base` checks once, at the start, all that later
+stages rely on, so that none of them fails after hours or computes numbers that mean something else.
 """
 
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from cocomix.base.loading import longest_context
 from cocomix.plumbing.errors import UserError
 
 TOKENS = 8
-"""Of the text on which a model is tried."""
+"""Length of the sequences on which a model is checked."""
 
 
 def check_base(model: PreTrainedModel, context: int) -> None:
@@ -37,7 +37,7 @@ def check_base(model: PreTrainedModel, context: int) -> None:
 
 @torch.no_grad()
 def final_norm(model: PreTrainedModel) -> nn.Module:
-    """What makes the unembedding's input of the last block's output: a norm, with what follows it, if anything.
+    """The module between the last block's output and the unembedding: a norm, and what follows it, if anything.
 
     Raises:
         UserError: when there is no such module.
@@ -100,21 +100,21 @@ def _check_gradient(model: PreTrainedModel, ids: Tensor) -> None:
 
 
 class _Trace(NamedTuple):
-    """A forward pass."""
+    """The intermediate results of a forward pass."""
 
     order: list[int]
-    """The numbers of the blocks, as they were run."""
+    """The numbers of the blocks in the order in which they ran."""
     streams: list[Tensor]
-    """What each of these made."""
+    """The outputs of these blocks."""
     above: list[tuple[nn.Module, Tensor, Tensor]]
-    """The modules above the blocks, each with what it was given and made."""
+    """The modules above the blocks, each with its input and its output."""
     unembedded: Tensor
-    """What the unembedding was given."""
+    """The input of the unembedding."""
     logits: Tensor
 
 
 def _some_ids(model: PreTrainedModel) -> Tensor:
-    """Two texts that differ in their last token: int64 [2, TOKENS]."""
+    """Two sequences that differ in their last token only: int64 [2, TOKENS]."""
     ids = torch.arange(1, TOKENS + 1, device=model.device).expand(2, -1).clone()
     ids[1, -1] += 1
     return ids

@@ -1,4 +1,4 @@
-"""What a forward pass of a base model costs, by its modules: of any family."""
+"""FLOPs of a base model's forward pass, counted from its modules, for any family."""
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -7,13 +7,13 @@ from cocomix.base.blocks import blocks_of
 
 
 def forward_flops(model: PreTrainedModel, context: int, layers: int | None = None) -> int:
-    """Floating-point operations of a forward pass over `context` tokens, a token.
+    """FLOPs per token of a forward pass over `context` tokens.
 
-    Matrix products only, attention over the full square, as `cocomix.modeling.flops_per_token` counts; of experts those
-    that a token is given to. A recurrence's own steps, which are no matrix products, are not counted.
+    Matrix products only, attention over the full square, as `cocomix.modeling.flops_per_token` counts; in a mixture of
+    experts, only the experts that a token is routed to. A recurrence's own steps are not matrix products: not counted.
 
     Args:
-        layers: only so many blocks; none: the whole model.
+        layers: count only this many blocks; None: the whole model.
     """
     blocks = blocks_of(model)[:layers]
     flops = sum(_matrix_flops(block) + context * _attention_flops(block, model.config) for block in blocks)
@@ -21,7 +21,7 @@ def forward_flops(model: PreTrainedModel, context: int, layers: int | None = Non
 
 
 def _matrix_flops(block: nn.Module) -> int:
-    """Of a block's matrices, a token."""
+    """FLOPs per token of a block's weight matrices."""
     flops = 0
     for module in block.modules():
         if isinstance(module, nn.Embedding | nn.Conv1d):
@@ -29,24 +29,24 @@ def _matrix_flops(block: nn.Module) -> int:
         for name, each in module.named_parameters(recurse=False):
             if each.dim() == 2 and name == "weight":
                 flops += 2 * each.numel()
-            elif each.dim() == 3:  # of all experts, [experts, in, out]
+            elif each.dim() == 3:  # all experts' weights, [experts, in, out]
                 flops += 2 * each.numel() * _experts_a_token(block, len(each)) // len(each)
     return flops
 
 
 def _experts_a_token(block: nn.Module, experts: int) -> int:
-    """What the router says; where it says nothing, all."""
+    """The router's number of experts per token; all experts where it states none."""
     says = (getattr(module, "top_k", None) for module in block.modules())
     return next((each for each in says if isinstance(each, int) and 0 < each <= experts), experts)
 
 
 def _attention_flops(block: nn.Module, config: PreTrainedConfig) -> int:
-    """Of a block's scores and weighted sums, a token that is attended to."""
+    """FLOPs of a block's attention scores and weighted sums, per token and per token that it attends to."""
     flops = 0
     heads = getattr(config, "num_attention_heads", 0)
     for module in block.modules() if heads else ():
         inner = [each for each in module.modules() if "Attention" in type(each).__name__]
-        if inner == [module]:  # no attention within it
+        if inner == [module]:  # has no attention module inside
             usual = getattr(module, "head_dim", None) or config.hidden_size // heads
             key, value = (getattr(module, name, usual) for name in ("qk_head_dim", "v_head_dim"))
             flops += 2 * heads * (key + value)

@@ -1,4 +1,4 @@
-"""Reading and editing activations inside a forward pass of a base model, by hooks on the parts of its blocks."""
+"""Read and edit activations inside a forward pass of a base model, by hooks on the parts of its blocks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,7 +30,7 @@ def activations_at(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], *
 
     Args:
         ids: [batch, seq].
-        inputs: more inputs of the model, such as `attention_mask` and `position_ids`.
+        inputs: further inputs of the model, such as `attention_mask` and `position_ids`.
 
     Returns:
         [batch, seq, d_model] for each site.
@@ -42,7 +42,7 @@ def activations_at(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], *
             found[site] = activations
             if len(found) == len(sites):
                 raise _Reached
-            found[site] = activations.clone()  # some families add to it in place
+            found[site] = activations.clone()  # some families change it in place
 
         return take
 
@@ -65,7 +65,7 @@ def activations_at(model: PreTrainedModel, ids: Tensor, sites: Sequence[Site], *
 def residual_edited(
     model: PreTrainedModel, layer: int, edit: Callable[[Tensor], Tensor], location: Location = "resid_post"
 ) -> Iterator[None]:
-    """Inside, every forward pass of `model` goes on from `edit(activations)` at `location` of block `layer`.
+    """Inside, every forward pass of `model` continues with `edit(activations)` at `location` of block `layer`.
 
     To differentiate with respect to the activations alone, let `edit` return a leaf tensor: the frozen blocks
     below then cost no backward pass.
@@ -84,7 +84,7 @@ def residual_edited(
         return (edited, *args[1:])
 
     def carry(_block: nn.Module, _args: Any, output: Any) -> Any:
-        # The stream itself runs past the norm that reads it: it takes the change at the end of the block.
+        # The residual connection bypasses the edited norm, so the change is added to the stream at the block's end.
         return _with_stream(output, stream_of(output) + change.pop())
 
     with ExitStack() as hooks:
@@ -97,15 +97,15 @@ def residual_edited(
 
 
 def stream_of(output: Any) -> Tensor:
-    """What a module computes: some families return a tuple or a list that begins with it."""
+    """The tensor in a module's output: some families return a tuple or a list that begins with it."""
     stream: Tensor = output[0] if isinstance(output, tuple | list) else output
     return stream
 
 
 def _with_stream(output: Any, stream: Tensor) -> Any:
-    """`output` of a module, with `stream` in the place of `stream_of(output)`."""
+    """A module's `output`, with `stream_of(output)` replaced by `stream`."""
     return type(output)([stream, *output[1:]]) if isinstance(output, tuple | list) else stream
 
 
 class _Reached(BaseException):
-    """Leaves a forward pass once all that was asked for is there."""
+    """Ends a forward pass once all requested activations are found."""

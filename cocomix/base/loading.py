@@ -1,4 +1,4 @@
-"""The base model as later stages use it: loaded, frozen, and given so many windows at a time."""
+"""Loading the base model for later stages, frozen, and the number of windows in a forward pass of it."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ from cocomix.plumbing.runtime import runtime
 
 
 def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
-    """The base model in fp32, `prepared`.
+    """Load the base model in fp32, `prepared`.
 
     Args:
         artifact: a Hugging Face model folder.
         context: tokens of the windows that it will read.
     """
-    # All families have the plain attention; without a word, transformers takes sdpa where a family has it.
+    # All families have eager attention; by default, transformers uses sdpa where a family has it.
     options: dict[str, Any] = {"attn_implementation": "eager"} if attention(context) == "eager" else {}
     options |= {"dtype": torch.float32, "use_safetensors": True}
     return prepared(AutoModelForCausalLM.from_pretrained(artifact.verified(), **options))
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
-    """`model`, changed in place: frozen, in evaluation mode, on this process's device."""
+    """Prepare `model` in place: frozen, in evaluation mode, on this process's device."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -37,13 +37,13 @@ def prepared(model: PreTrainedModel) -> PreTrainedModel:
 def micro_batch(context: int) -> int:
     """Windows of `context` tokens for one forward pass of a frozen model: `runtime().micro_batch`.
 
-    auto: few enough that what a block makes stays in a CPU's cache; enough to fill a GPU, but not its memory.
+    auto: few enough that a block's activations stay in a CPU's cache; enough to fill a GPU, but not its memory.
     """
     asked = runtime().micro_batch
     return asked if asked != "auto" else max(1, (16384 if device().type == "cuda" else 2048) // context)
 
 
 def longest_context(model: PreTrainedModel) -> int | None:
-    """The most tokens that `model` says it can read; none: it says nothing, as where it knows no positions."""
+    """The longest context that `model`'s configuration states; None: it states none, as without position embeddings."""
     says = (getattr(model.config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return next((each for each in says if isinstance(each, int) and each > 0), None)

@@ -1,4 +1,4 @@
-"""Checks that a base model has the places whose activations are asked for, found by running it on a few tokens."""
+"""Checks that a base model has the requested activation sites, by running it on a few tokens."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -32,9 +32,9 @@ def check_sites(model: PreTrainedModel, sites: Sequence[Site]) -> None:
 
 
 def _check_added(model: PreTrainedModel, site: Site) -> None:
-    """Check that the stream, up to resid_mid or else the block's end, grows by what the parts before that compute.
+    """Check that the stream grows by the outputs of the block's parts, up to resid_mid or else the block's end.
 
-    Parallel blocks have another norm where resid_mid is looked for; some families' parts add the stream themselves.
+    Parallel blocks have another norm where resid_mid is expected; some families' parts add the stream themselves.
     """
     entered: list[Tensor] = []
     block = blocks_of(model)[site.layer - 1]
@@ -47,7 +47,7 @@ def _check_added(model: PreTrainedModel, site: Site) -> None:
         hooks.callback(handle.remove)
         *added, left = activations_at(model, _few_ids(model), [Site(each, site.layer) for each in (*parts, end)])
     growth, computed = left - entered[0], torch.stack(added).sum(0)
-    scale = (growth * computed).sum() / computed.square().sum()  # some families have a multiplier
+    scale = (growth * computed).sum() / computed.square().sum()  # some families scale what a part adds
     if not (growth - scale * computed).norm() <= 1e-3 * max(growth.norm(), 1e-2 * left.norm()) or scale <= 0.01:
         raise UserError(
             f"{site}: a block of {type(model).__name__} does not add to the residual stream what its attention and "
@@ -56,7 +56,7 @@ def _check_added(model: PreTrainedModel, site: Site) -> None:
 
 
 def _both_parts(model: PreTrainedModel, layer: int) -> bool:
-    """Whether a block's attention and MLP are known."""
+    """Whether both the attention and the MLP of a block are found."""
     with suppress(UserError):
         return all(part_of(model, Site(each, layer)) for each in ("attn_out", "mlp_out"))
     return False

@@ -1,4 +1,4 @@
-"""From a source of documents to the three splits."""
+"""Build the corpus: from a source of documents to the three splits."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,17 +18,17 @@ from cocomix.plumbing.errors import UserError
 
 
 class CorpusSummary(NamedTuple):
-    """What became of the source."""
+    """Sizes of the corpus, and what was dropped."""
 
     splits: Mapping[Split, SplitSize]
     sources: int
     """Packages, files or datasets read."""
     dropped: Mapping[str, int]
-    """How many of what was left out."""
+    """Number of dropped items by kind."""
 
 
 class AssignedDocument(NamedTuple):
-    """A document, with its split, its digest, and the bytes of its text."""
+    """A document with its split, its digest, and the number of bytes of its text."""
 
     split: Split
     digest: bytes
@@ -37,7 +37,7 @@ class AssignedDocument(NamedTuple):
 
 
 def fingerprint(params: CorpusParams) -> str:
-    """What the content of the source depends on, besides parameters and code."""
+    """Identify the source's content, which decides the corpus together with parameters and code."""
     match params.source:
         case "installed-docs":
             return versions()
@@ -48,9 +48,9 @@ def fingerprint(params: CorpusParams) -> str:
 
 
 def build(params: CorpusParams, folder: Path) -> CorpusSummary:
-    """Write `<split>.parquet` into `folder`, without duplicates.
+    """Write the de-duplicated documents to `<split>.parquet` in `folder`.
 
-    What an earlier process has read is kept there, and not read again.
+    Parts that an earlier process has read are kept there, and are not read again.
 
     Raises:
         UserError: when nothing is left, or a split stays empty.
@@ -100,10 +100,10 @@ def _documents(field: str, rows: Stretch[FileRow]) -> Iterator[Document]:
 def _assigned_by_digest(
     parts: Iterable[list[Document]], params: CorpusParams, dropped: Counter[str]
 ) -> Iterator[AssignedDocument]:
-    """Every document that is not empty and was not there before; its split follows from its text alone.
+    """Yield every document that is neither empty nor repeated; its split is a function of its text alone.
 
-    Which were there before is known by 8-byte digests, of which two documents of N share one with probability
-    N^2 / 2^65: 2e-6 for eight million. One takes 80 to 110 bytes of memory.
+    Repeats are found by 8-byte digests. The probability that any two of N documents collide is N^2 / 2^65: 2e-6 for
+    eight million. A digest takes 80 to 110 bytes of memory.
     """
     seen = set[bytes]()
     validation, test = params.validation_share * 2**64, params.test_share * 2**64
@@ -125,7 +125,7 @@ def _assigned_by_digest(
 def _assigned_by_package(
     found: InstalledDocs, params: CorpusParams, dropped: Counter[str]
 ) -> Iterator[AssignedDocument]:
-    """All documents in the order of their digests, which is as good as shuffled."""
+    """Yield all documents in the order of their digests, which is a random order."""
     dropped.update({"repeated paragraphs": found.repeated, "short documents": found.short})
     texts = {group: [each.text.encode() for each in documents] for group, documents in found.groups.items()}
     sizes = {group: sum(map(len, each)) for group, each in texts.items()}

@@ -1,4 +1,4 @@
-"""The field of a record that holds its text: `text`, or `meta.text` for one in another."""
+"""Find the field of a record that holds its text: `text`, or `meta.text` for a nested field."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from cocomix.plumbing.errors import suggestion
 
 _SHOWN, _NAME_CHARACTERS, _DEPTH = 20, 80, 4
-"""Of a record's fields, in an error."""
+"""Limits of the field names in an error: how many, how long, how deeply nested."""
 
 
 def field_of(record: Mapping[str, Any], name: str) -> Any:
-    """What a field holds; nothing, where the one around it holds nothing.
+    """The value of a field; None where an outer field is None.
 
     Raises:
-        KeyError: when it is not there.
+        KeyError: when the field does not exist.
     """
     if name in record:
         return record[name]
@@ -29,7 +29,7 @@ def field_of(record: Mapping[str, Any], name: str) -> Any:
 
 
 def names_of(record: Mapping[str, Any], around: str = "") -> Iterator[str]:
-    """The names of all fields; those in another follow its name and a dot."""
+    """Yield the names of all fields; the name of a nested field begins with the outer name and a dot."""
     for name, value in record.items():
         if isinstance(value, Mapping) and value and around.count(".") < _DEPTH:
             yield from names_of(value, f"{around}{name}.")
@@ -38,7 +38,7 @@ def names_of(record: Mapping[str, Any], around: str = "") -> Iterator[str]:
 
 
 def unknown(name: str, names: Iterable[str]) -> str:
-    """What to say of a field that is not there."""
+    """Error text for a field that does not exist: the most similar or all names."""
     known = sorted(each for each in names if len(each) <= _NAME_CHARACTERS)
     found = suggestion(name, known)
     if found.startswith("did you mean") or len(known) <= _SHOWN:

@@ -25,10 +25,10 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
 
 DOCUMENT_BYTES = 64_000_000
-"""What a line of .jsonl, or a page of .parquet, may hold: more would not fit into memory everywhere."""
+"""Largest line of .jsonl, and largest page of .parquet: larger ones may not fit into memory."""
 PIECE_CHARACTERS = 1 << 16
-"""A longer text file is cut at blank lines into documents of about this size: memory stays small, and a single
-big file can be split."""
+"""A longer text file is cut at blank lines into documents of about this size, so that memory stays small and a single
+big file can be divided among the splits."""
 
 _KINDS = (".txt", ".md", ".jsonl", ".parquet")
 _CHUNK = 1 << 16
@@ -36,7 +36,7 @@ _ROWS = 64
 
 
 class FileRow(NamedTuple):
-    """What becomes a document, as it is in a file."""
+    """The raw content of one document in a file."""
 
     source: str
     group: str
@@ -45,10 +45,10 @@ class FileRow(NamedTuple):
 
 
 def find_files(paths: list[str]) -> list[Path]:
-    """The files that globs match, sorted.
+    """The files that the globs match, sorted.
 
     Raises:
-        UserError: when a glob matches nothing, or something that is no text file.
+        UserError: when a glob matches no file, or a file of an unknown kind.
     """
     found: set[Path] = set()
     for pattern in paths:
@@ -67,12 +67,12 @@ def find_files(paths: list[str]) -> list[Path]:
 
 
 def files_digest(paths: list[str]) -> str:
-    """Digest of the files' names and content: with the code, they decide what is read."""
+    """Digest of the files' names and content."""
     return digest_of_files(find_files(paths))
 
 
 def read_files(params: FilesParams) -> Iterator[Document]:
-    """All documents, file by file, in the order of the files' names. Memory holds a line or a few rows at a time.
+    """Yield all documents, file by file, in the order of the files' names. Memory holds a line or a few rows.
 
     Raises:
         UserError: for a file that is damaged, not UTF-8, or lacks the text field; it names the file and the line.
@@ -81,7 +81,7 @@ def read_files(params: FilesParams) -> Iterator[Document]:
 
 
 def read_rows(params: FilesParams) -> Iterator[FileRow]:
-    """What `read_files` makes documents of."""
+    """Yield the rows that `read_files` turns into documents."""
     paths = find_files(params.paths)
     with progress("corpus", sum(path.stat().st_size for path in paths), "B") as bar:
         for path in paths:
@@ -98,13 +98,13 @@ def read_rows(params: FilesParams) -> Iterator[FileRow]:
 
 
 def document_of(row: FileRow, field: str) -> Document:
-    """The document that a row holds.
+    """Parse a row into a document.
 
     Args:
-        field: of a line of .jsonl.
+        field: the field that holds the text in a line of .jsonl.
 
     Raises:
-        UserError: for a line that is no object with that field.
+        UserError: for a line that is not a JSON object with that field.
     """
     source, group, content = row
     if isinstance(content, str):
@@ -115,7 +115,7 @@ def document_of(row: FileRow, field: str) -> Document:
         raise UserError(f"{source}: not UTF-8: {error.reason} at byte {error.start + 1} of the line") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{source}: not valid JSON: {error.msg} at character {error.pos + 1}") from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits, endless nesting
+    except (ValueError, RecursionError) as error:  # a number with too many digits, or too deep nesting
         raise UserError(f"{source}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{source}: holds {type(value).__name__}, not an object with the field {field!r}")
@@ -128,7 +128,7 @@ def document_of(row: FileRow, field: str) -> Document:
 
 
 def _glob(pattern: str) -> set[str]:
-    """As `glob`, but `**` enters no folder twice: links may lead round in circles."""
+    """As `glob`, but `**` visits no folder twice: symbolic links may form cycles."""
     before, stars, after = _around_stars(pattern)
     if not stars:
         return set(glob(pattern))
@@ -138,7 +138,7 @@ def _glob(pattern: str) -> set[str]:
 
 
 def _around_stars(pattern: str) -> tuple[str, bool, str]:
-    """What is before and after the first part of a pattern that is `**`, and whether there is one."""
+    """The pattern before the first `**` part, whether that part exists, and the pattern after it."""
     parts = pattern.split("/")
     if "**" not in parts:
         return pattern, False, ""
@@ -147,7 +147,7 @@ def _around_stars(pattern: str) -> tuple[str, bool, str]:
 
 
 def _folders(root: str) -> Iterator[str]:
-    """A folder and all below it, each once, under a name that follows no link where there is one."""
+    """Yield a folder and all folders below it once each, by a path without symbolic links where one exists."""
     seen: set[tuple[int, int]] = set()
     waiting = deque([root])
     while waiting:
@@ -158,7 +158,7 @@ def _folders(root: str) -> Iterator[str]:
                 continue
             seen.add((state.st_dev, state.st_ino))
             inside = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
-        except OSError:  # gone, or not to be read: as for `glob`, nothing is there
+        except OSError:  # removed or unreadable: skipped, as by `glob`
             continue
         yield folder
         for entry in inside:
@@ -172,15 +172,15 @@ def _kind(path: Path) -> str:
 
 
 def _read(path: Path, field: str) -> Iterator[tuple[int, FileRow]]:
-    """Rows, each with how far into the file they end, in bytes on the disk."""
-    # A name need not be UTF-8; what a document says of its source is.
+    """Yield each row with its end, in bytes of the file on disk."""
+    # A file name need not be UTF-8; a document's source must be.
     name = os.fsencode(path).decode(errors="backslashreplace")
     with path.open("rb") as file, opened(path, file) as content:
         if _kind(path) == ".parquet":
             if content is file:
                 yield from _parquet(path, name, file, field)
                 return
-            with TemporaryFile() as unpacked:  # Parquet is read from its end
+            with TemporaryFile() as unpacked:  # reading Parquet starts at the file's end
                 shutil.copyfileobj(content, unpacked)
                 yield from _parquet(path, name, unpacked, field)
             return
@@ -203,7 +203,7 @@ def _plain(name: str, file: BinaryIO) -> Iterator[FileRow]:
 
 
 def _decode(name: str, file: BinaryIO) -> Iterator[str]:
-    """The text, a chunk at a time, with `\\n` for all ends of lines."""
+    """Yield the text in chunks, with all line ends as `\\n`."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
     lines = 0
     chunk = file.read(_CHUNK)
@@ -236,7 +236,7 @@ def _parquet(path: Path, name: str, file: IO[bytes], field: str) -> Iterator[tup
     columns = {
         column.path: number
         for number, column in enumerate(map(schema.column, range(len(schema))))
-        if not column.max_repetition_level  # a list, of which a row holds any number
+        if not column.max_repetition_level  # without lists, which hold any number of values a row
     }
     if field not in columns:
         _refuse_column(name, field, parquet.schema_arrow, columns)
@@ -248,7 +248,7 @@ def _parquet(path: Path, name: str, file: IO[bytes], field: str) -> Iterator[tup
                 f"{name}:{number + 1}: a page of {field!r} in this row group unpacks to {largest:,} bytes; "
                 f"allowed: {DOCUMENT_BYTES:,}"
             )
-        # No value is larger than the largest page, so these rows fit into memory however they are packed.
+        # No value is larger than the largest page, so these rows fit into memory however well they are compressed.
         at_once = max(1, min(_ROWS, DOCUMENT_BYTES // max(1, largest)))
         for batch in parquet.iter_batches(at_once, row_groups=[group], columns=[field]):
             for value in batch.column(0):
@@ -270,7 +270,7 @@ def _largest_page(name: str, file: IO[bytes], column: pq.ColumnChunkMetaData) ->
 
 
 def _refuse_column(name: str, field: str, schema: pa.Schema, columns: dict[str, int]) -> None:
-    """Say why a column cannot be read: it is not there, or not of one text a row."""
+    """Raise the error for a column that does not exist, or does not hold one text per row."""
     if field in schema.names:
         raise UserError(f"{name}: the column {field!r} holds {schema.field(field).type}, not text")
     allowed = unknown(field, columns)

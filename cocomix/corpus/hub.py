@@ -1,4 +1,4 @@
-"""Documents from a dataset of the Hugging Face hub, streamed: nothing is downloaded ahead."""
+"""Documents from a dataset of the Hugging Face hub, streamed instead of downloaded first."""
 
 from collections.abc import Iterator
 
@@ -10,12 +10,12 @@ from cocomix.plumbing.progress import progress
 
 
 def read_hub(params: HubParams, skip: int = 0) -> Iterator[Document]:
-    """The first `limit` documents of the dataset, or all, but `skip` at the beginning.
+    """Yield the first `limit` documents of the dataset, or all, without the first `skip`.
 
     Raises:
         UserError: when the dataset cannot be reached or has no such configuration, split or text field.
     """
-    import datasets  # seconds to import, and no part of the core
+    import datasets  # takes seconds to import, and is an optional dependency
 
     name = f"{params.dataset}@{params.revision}"
     with progress("corpus", params.limit, "documents", done=skip) as bar:
@@ -36,6 +36,6 @@ def read_hub(params: HubParams, skip: int = 0) -> Iterator[Document]:
                 place = f"{name}:{params.split}:{number}"
                 yield Document(place, place, text or "")
                 bar.advance(1)
-        except (OSError, ValueError) as error:  # what `datasets` raises for networks, names, splits and damaged data
+        except (OSError, ValueError) as error:  # raised for network errors, unknown names and splits, damaged data
             reason = str(error).splitlines()[0]
             raise UserError(f"{name}: cannot be read: {reason}; corpus.source may also be files") from None

@@ -1,10 +1,9 @@
 """The documentation of the standard library and of the packages that the pipeline needs, as a corpus.
 
-Only those packages: what else is installed beside them (tools, extras) must not change what a model learns.
+Other installed packages (tools, extras) are not read, so that they do not change the training data.
 
-It needs no download and is real expository English. It is also full of templates: packages repeat their own
-phrases, so paragraphs are dropped that differ from an earlier one in names and numbers only, and a whole package
-goes to one split.
+This corpus needs no download and is real expository English. Packages repeat their own phrases, so a paragraph is
+dropped when it differs from an earlier one in names and numbers only, and a whole package goes to one split.
 """
 
 import ast
@@ -34,11 +33,11 @@ from cocomix.plumbing.progress import Progress, progress
 
 _OURS, _EXTRA = "cocomix", "pipeline"
 _MIN_CHARACTERS = 100
-"""A shorter document teaches nothing about context."""
+"""Shorter documents are dropped: they have too little context to learn from."""
 _BATCH = 64
-"""Files of a part."""
+"""Files per part."""
 _GENERATED = re.compile(rb"auto(?:matically|-)? ?generated|do not edit|@generated", re.IGNORECASE)
-"""Said near the top of a file that repeats another one, or holds tables."""
+"""Marks, near the top of a file, that it is generated: such files repeat others or hold tables."""
 _SKIPPED = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "testing", "_vendor", "vendor", "vendored", "third_party"}
 )
@@ -54,7 +53,7 @@ class DocumentationFile(NamedTuple):
 
 
 class InstalledDocs(NamedTuple):
-    """What was found."""
+    """The documents that were found, and what was dropped."""
 
     groups: dict[str, list[Document]]
     """Documents by top-level package."""
@@ -65,16 +64,16 @@ class InstalledDocs(NamedTuple):
 
 
 def versions() -> str:
-    """Digest of the versions of what is read: with the code, they decide the corpus."""
+    """Digest of the versions of Python and of the packages that are read."""
     names = [f"{name}=={each.version}" for name, each in needed().items()]
     return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
 
 
 def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDocs:
-    """Read, clean and de-duplicate the documentation that is on this machine, until `limit` bytes of text are kept.
+    """Read, clean and de-duplicate the documentation on this machine, until `limit` bytes of text are kept.
 
     Args:
-        parts: where the paragraphs of many files are kept, so that they are read once.
+        parts: the folder that keeps the paragraphs of the files, so that a resumed run does not read them again.
 
     Raises:
         UserError: when the first text is larger than `limit`.
@@ -108,11 +107,11 @@ def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDo
 
 
 def split_groups(sizes: Mapping[str, int], validation_share: float, test_share: float) -> dict[str, Split]:
-    """Deal whole groups to the splits, so that the shares of bytes come close to what is asked for.
+    """Assign whole groups to the splits, so that the shares of bytes are close to the requested ones.
 
-    Groups stand in the order of a hash of their names; validation is filled from the front and test from the back,
-    so one more package moves hardly any other. A group of over half a split's size trains: a split is to be more
-    than one package.
+    Groups are ordered by a hash of their names; validation is filled from the front and test from the back, so one
+    more package moves hardly any other. A group larger than half of a held-out split goes to train, so that no
+    held-out split is a single package.
 
     Args:
         sizes: bytes by group.
@@ -136,10 +135,10 @@ def split_groups(sizes: Mapping[str, int], validation_share: float, test_share: 
 
 
 def needed() -> dict[str, Distribution]:
-    """The installed distributions that the pipeline needs, directly or not, by name, in alphabetical order.
+    """The installed distributions that the pipeline needs, directly or indirectly, by name, in alphabetical order.
 
     Raises:
-        UserError: when this project is not installed, which is what knows them.
+        UserError: when this project is not installed: its metadata lists the requirements.
     """
     found: dict[str, Distribution] = {}
     done: set[tuple[str, str]] = set()
@@ -164,14 +163,15 @@ def needed() -> dict[str, Distribution]:
 
 
 def find_documentation() -> list[DocumentationFile]:
-    """All files with documentation, but tests, vendored copies and this project.
+    """All files with documentation, without tests, vendored copies and this project.
 
-    In the order of a hash of their names: any first part of them has something of every large package.
+    They are ordered by a hash of their names, so that any prefix has files of every large package.
     """
     found = list(_standard_library())
     for each in needed().values():
         found += _files_of(each)
-    # A file that two distributions claim is read once; names before paths, so that the place does not matter.
+    # A file that two distributions claim is read once. Sorting by name before path makes the choice independent of
+    # where packages are installed.
     once = {origin.source: origin for origin in sorted(found)}.values()
     return sorted(once, key=lambda origin: hashlib.sha256(origin.source.encode()).digest())
 
@@ -205,7 +205,7 @@ def _is_skipped(path: PurePath) -> bool:
 
 
 def _read(origins: list[DocumentationFile], parts: Path, bar: Progress) -> Iterator[tuple[tuple[str, str], list[str]]]:
-    """Source and group of each file that has paragraphs, with those."""
+    """Yield source and group of each file that has paragraphs, and its paragraphs."""
     batches = [origins[start : start + _BATCH] for start in range(0, len(origins), _BATCH)]
     for batch, found in zip(batches, in_parts(_paragraphs, batches, parts), strict=True):
         for file, each in groupby(found, key=lambda paragraph: paragraph[:2]):
@@ -214,8 +214,8 @@ def _read(origins: list[DocumentationFile], parts: Path, bar: Progress) -> Itera
 
 
 def _paragraphs(origins: Iterable[DocumentationFile]) -> Iterator[Document]:
-    """Each paragraph of each file."""
-    gc.disable()  # syntax trees hold no cycles, and looking for some costs a third of the time
+    """Yield each paragraph of each file."""
+    gc.disable()  # syntax trees have no reference cycles, and searching for them takes a third of the time
     for origin in origins:
         for text in _texts(origin.path):
             for paragraph in paragraphs(text):
@@ -240,10 +240,10 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _documentation(node: ast.AST) -> Iterator[str]:
-    """The documentation below a node, in the order of the source.
+    """Yield the documentation below a node, in the order of the source.
 
-    That is every string that is a statement (docstrings, those of attributes included), and the longer ones that are
-    assigned or handed to a function for use as documentation, as in `add_docstr(f, "...")`.
+    It consists of every string that is a statement (docstrings, also those of attributes), and of multi-line strings
+    that are assigned or passed to a function as documentation, as in `add_docstr(f, "...")`.
     """
     match node:
         case ast.Expr(value=ast.Constant(value=str(text))):

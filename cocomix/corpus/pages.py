@@ -1,7 +1,8 @@
-"""How large the pages of a Parquet column are, before one is unpacked.
+"""Uncompressed sizes of the pages of a Parquet column, read before one is decompressed.
 
-Arrow unpacks a page whole, and a page of a few kilobytes can hold gigabytes. It shows nobody the header that says so,
-which is a struct of Thrift's compact protocol: https://github.com/apache/parquet-format, `PageHeader`.
+Arrow decompresses a page whole, and a page of a few kilobytes can hold gigabytes. Arrow does not expose the page
+header with the size. It is a struct of Thrift's compact protocol: https://github.com/apache/parquet-format,
+`PageHeader`.
 """
 
 from typing import IO
@@ -9,14 +10,14 @@ from typing import IO
 import pyarrow.parquet as pq
 
 _HEADER_BYTES = (1 << 10, 1 << 24)
-"""Read at first, and at most: a header can hold the column's smallest and largest value."""
+"""Bytes to read at first, and at most: a header can hold the column's smallest and largest value."""
 
 
 def largest_page(file: IO[bytes], column: pq.ColumnChunkMetaData) -> int:
-    """Bytes of the largest page of a column in a row group, once it is unpacked: no value in it can be larger.
+    """Uncompressed bytes of the largest page of a column in a row group: an upper bound on the size of a value.
 
     Raises:
-        ValueError: when the pages are no pages.
+        ValueError: when a page header is invalid.
     """
     first = column.dictionary_page_offset
     at = min(first, column.data_page_offset) if first else column.data_page_offset
@@ -29,13 +30,13 @@ def largest_page(file: IO[bytes], column: pq.ColumnChunkMetaData) -> int:
 
 
 def _sizes(file: IO[bytes], at: int) -> tuple[int, int, int]:
-    """Of the page at a place of the file: its bytes unpacked, its bytes as they are, and those of its header."""
+    """Bytes of the page at offset `at` of the file: uncompressed, compressed, and of its header."""
     for size in _HEADER_BYTES:
         file.seek(at)
         struct = _Struct(file.read(size))
         try:
             numbers = struct.numbers()
-        except IndexError:  # it goes on
+        except IndexError:  # the header is longer
             continue
         if numbers.get(2, -1) < 0 or numbers.get(3, -1) < 0:
             break
@@ -44,7 +45,7 @@ def _sizes(file: IO[bytes], at: int) -> tuple[int, int, int]:
 
 
 class _Struct:
-    """A reader of one struct."""
+    """Reads one struct of Thrift's compact protocol."""
 
     def __init__(self, content: bytes) -> None:
         self._content, self.at = content, 0
@@ -59,7 +60,7 @@ class _Struct:
         while head := self._byte():
             step, kind = divmod(head, 16)
             field = field + step if step else self._number()
-            if kind in (4, 5, 6):  # of 16, 32 and 64 bits
+            if kind in (4, 5, 6):  # integers of 16, 32 and 64 bits
                 found[field] = self._number()
             else:
                 self._skip(kind)
@@ -67,7 +68,7 @@ class _Struct:
 
     def _skip(self, kind: int) -> None:
         match kind:
-            case 1 | 2:  # a truth value: the kind says it
+            case 1 | 2:  # true and false: the kind is the value
                 pass
             case 3:
                 self._byte()

@@ -1,6 +1,6 @@
-"""Documents in parts, each kept on the disk once it is made: a killed process loses a few of them.
+"""Documents in parts, each written to disk once it is complete: a killed process loses a few parts.
 
-Parts depend on the source and its parameters alone, so any number of workers makes the same ones.
+Parts depend on the source and its parameters alone, so any number of workers writes the same ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +16,10 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.workers import in_order
 
 PART_BYTES = 8_000_000
-"""Of a source that is one long stream."""
+"""Size of a part where the source is one long stream."""
 
 _ROW_BYTES = 100
-"""What a row takes besides its content, for the size of a part."""
+"""Overhead of a row besides its content, counted in the size of a part."""
 _SCHEMA = pa.schema([("source", pa.string()), ("group", pa.string()), ("text", pa.string())])
 _FORMAT = pa.ipc.IpcWriteOptions(compression="lz4")
 
@@ -27,14 +27,14 @@ Item = TypeVar("Item")
 
 
 class Stretch(NamedTuple, Generic[Item]):
-    """Rows of a stream that follow each other."""
+    """Consecutive rows of a stream."""
 
     rows: list[Item]
     error: str | None
-    """Why the stream ends behind them, where it could not be read on."""
+    """Why the stream could not be read beyond these rows; None: it could."""
 
     def all(self) -> Iterator[Item]:
-        """The rows; at their end, the error is raised."""
+        """Yield the rows, then raise the error, if any."""
         yield from self.rows
         if self.error:
             raise UserError(self.error)
@@ -43,17 +43,17 @@ class Stretch(NamedTuple, Generic[Item]):
 def in_parts(
     make: Callable[[Item], Iterable[Document]], items: Iterable[Item | None], folder: Path
 ) -> Iterator[list[Document]]:
-    """The documents that `make` gives for every item, part by part in the order of the items.
+    """Yield the documents that `make` returns for each item, one part per item, in the order of the items.
 
-    They come without the white space around them. Parts that an earlier process has kept are not made again; items
-    for those may be None.
+    Documents are stripped of surrounding white space. Parts that an earlier process has written are not computed again;
+    their items may be None.
 
     Args:
-        make: can be pickled.
+        make: must be picklable.
         folder: where the parts are kept.
 
     Raises:
-        UserError: what `make` raises, after the documents before.
+        UserError: raised by `make`, after the documents before the error were yielded.
     """
     folder.mkdir(exist_ok=True)
     tasks: Iterator[_Task[Item]] = (_Task(make, item, _path(folder, number)) for number, item in enumerate(items))
@@ -69,7 +69,7 @@ def in_parts(
 
 
 def stretches(rows: Iterable[Item], size: Callable[[Item], int]) -> Iterator[Stretch[Item]]:
-    """A stream cut into stretches of about `PART_BYTES`, as `size` counts them."""
+    """Cut a stream into stretches of about `PART_BYTES`, where `size` gives the bytes of a row."""
     found: list[Item] = []
     filled = 0
     try:
@@ -79,7 +79,7 @@ def stretches(rows: Iterable[Item], size: Callable[[Item], int]) -> Iterator[Str
             if filled >= PART_BYTES:
                 yield Stretch(found, None)
                 found, filled = [], 0
-    except UserError as error:  # raised in its place, after what comes before
+    except UserError as error:  # the consumer raises it after the rows before it
         yield Stretch(found, str(error))
         return
     if found:
@@ -87,7 +87,7 @@ def stretches(rows: Iterable[Item], size: Callable[[Item], int]) -> Iterator[Str
 
 
 def kept(folder: Path) -> list[int]:
-    """How many documents the parts have that an earlier process kept, as far as none is missing."""
+    """Numbers of documents in the parts that an earlier process has written, up to the first missing part."""
     counts: list[int] = []
     while (path := _path(folder, len(counts))).exists():
         counts.append(_table(path).num_rows)
@@ -124,7 +124,7 @@ def _keep(task: _Task[Item]) -> _Part:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, _SCHEMA, options=_FORMAT) as writer:
         writer.write_table(table)
-    # A part with an error is made again: what could not be read once may be read the next time.
+    # A part with an error is read again in the next run: the cause may be gone by then.
     path = task.path.with_suffix(".failed") if error else task.path
     write_atomically(path, memoryview(sink.getvalue()))
     return _Part(path, error)

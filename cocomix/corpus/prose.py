@@ -1,7 +1,7 @@
-"""English prose out of docstrings and READMEs: reStructuredText, Markdown, numpydoc, Google style or epytext.
+"""Extract English prose from docstrings and READMEs: reStructuredText, Markdown, numpydoc, Google style or epytext.
 
-What is code, table, parameter list or heading by its form is left out line by line; what remains must read like
-sentences. It is a filter, not a parser: it would rather lose a paragraph than keep a parameter list.
+Lines that look like code, tables, parameter lists or headings are dropped; the remaining text must read like sentences.
+This is a filter, not a parser: it prefers losing a paragraph to keeping a parameter list.
 """
 
 import html
@@ -69,16 +69,16 @@ def paragraphs(text: str) -> list[str]:
 
 
 def fold(paragraph: str) -> str:
-    """A key that paragraphs from one template share: names, numbers, case and punctuation are folded away."""
+    """A key that paragraphs from one template share: names and numbers are replaced, case and punctuation removed."""
     return re.sub(r"\W+", " ", _NOT_LOWERCASE.sub("X", paragraph)).lower()
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Runs of lines that form no code, table, list of parameters or heading, each joined to one line."""
+    """Yield runs of lines that are no code, table, parameter list or heading, each joined to one line."""
     block: list[str] = []
     block_indent = 0
-    fence = ""  # inside a fenced block, what closes it
-    hidden_above: int | None = None  # lines indented deeper than this belong to something dropped
+    fence = ""  # the closing fence inside a fenced block
+    hidden_above: int | None = None  # lines indented deeper than this are part of a dropped element
     hidden_to_blank = False
     hidden_section = False
 
@@ -143,7 +143,7 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _sentences(block: str) -> str:
-    """The sentences of a block, or nothing if it is no prose."""
+    """The sentences of a block, or "" if it is not prose."""
     if not _FUNCTION_WORD.search(block):
         return ""
     if _MARKUP.search(block):

@@ -1,4 +1,4 @@
-"""The three parts of a corpus."""
+"""The three splits of a corpus."""
 
 from typing import Literal
 

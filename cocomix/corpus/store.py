@@ -1,4 +1,4 @@
-"""The corpus on disk: one Parquet file a split, with the columns id, source, group and text."""
+"""The corpus on disk: one Parquet file per split, with the columns id, source, group and text."""
 
 import hashlib
 from pathlib import Path
@@ -13,23 +13,23 @@ from cocomix.plumbing.errors import UserError
 
 SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("group", pa.string()), ("text", pa.string())])
 ROW_GROUP_BYTES = 2_000_000
-"""Text of a row group: what a reader holds at a time, and a worker's share."""
+"""Text of a row group, the unit that a reader holds in memory and that a worker processes."""
 
 
 class Document(NamedTuple):
-    """One text."""
+    """One document: its text and origin."""
 
     source: str
-    """Where it is from: a file and the line or row in it, or a module."""
+    """Where the text is from: a file with a line or row, or a module."""
     group: str
-    """The same for documents that are alike, being of one package or cut from one text; else as `source`."""
+    """Shared by related documents, of one package or cut from one text; otherwise the same as `source`."""
     text: str
 
     def stripped(self) -> Self:
-        """Without the white space around its text.
+        """The document without white space around its text.
 
         Raises:
-            UserError: when the text is not Unicode, which no file of ours could hold.
+            UserError: when the text has lone surrogates, which UTF-8 cannot encode.
         """
         text = self.text.strip()
         try:
@@ -41,7 +41,7 @@ class Document(NamedTuple):
 
 
 class SplitSize(NamedTuple):
-    """What one split holds."""
+    """Size of a split."""
 
     documents: int
     bytes: int
@@ -49,12 +49,12 @@ class SplitSize(NamedTuple):
 
 
 def digest_of_text(text: bytes) -> bytes:
-    """The 8 bytes that name a document: the same text, in UTF-8, has the same, everywhere."""
+    """Digest of 8 bytes that identifies a document by its UTF-8 text, on every machine."""
     return hashlib.blake2b(text, digest_size=8).digest()
 
 
 def none_fits(source: str, size: int) -> UserError:
-    """What to say where the first document is larger than all that may be kept."""
+    """The error for a first document that is larger than corpus.megabytes."""
     return UserError(f"corpus.megabytes: the first document, {source}, alone has {size / 1e6:g}: allow more, or null")
 
 
@@ -74,11 +74,11 @@ class CorpusWriter:
             file.close()
 
     def add(self, split: Split, digest: bytes, document: Document, size: int) -> None:
-        """Append one document, whose text has `size` bytes."""
+        """Append one document; its text has `size` bytes."""
         self._files[split].add((digest.hex(), document.source, document.group, document.text), size)
 
     def sizes(self) -> dict[Split, SplitSize]:
-        """What was added."""
+        """The sizes of the splits so far."""
         return {split: SplitSize(file.documents, file.bytes) for split, file in self._files.items()}
 
 

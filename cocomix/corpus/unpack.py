@@ -1,4 +1,4 @@
-"""Files that may be compressed, as streams of bytes in bounded memory."""
+"""Read files that may be compressed as streams of bytes, in bounded memory."""
 
 import gzip
 import io
@@ -11,27 +11,27 @@ from typing import BinaryIO
 from cocomix.plumbing.errors import UserError
 
 DAMAGE = (OSError, EOFError, zlib.error)
-"""What reading a damaged file raises."""
+"""Exceptions that reading a damaged file raises."""
 UNPACKED_BYTES, UNPACKED_TIMES = 256_000_000, 1000
-"""A file may unpack to so many bytes, or to so many times its own size, if that is more; texts never do."""
+"""A file may unpack to this many bytes, or to this many times its own size, whichever is more; real text is below."""
 
 _CHUNK = 1 << 16
 _PIECE = 1 << 10
-"""Of a .zst, given to the decoder at a time: four bytes can unpack to 128 KB."""
+"""Bytes of a .zst that the decoder receives at a time: four bytes can unpack to 128 KB."""
 _WINDOW = 1 << 31
-"""How far back a .zst may refer: what `zstd --long=31` makes, the most that there is."""
+"""Largest window of a .zst, the format's maximum: `zstd --long=31`."""
 
 PACKED = (".gz", ".zst")
 
 
 @contextmanager
 def opened(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
-    """The content of `file`, which was opened at `path`, without compression.
+    """The uncompressed content of `file`, which was opened at `path`.
 
-    Reading raises one of `DAMAGE` where the file is damaged, also where it ends too early.
+    Reading raises one of `DAMAGE` where the file is damaged or truncated.
 
     Raises:
-        UserError: when it unpacks to more than is allowed, or the package for it is missing.
+        UserError: when it unpacks to more than is allowed, or zstandard is not installed.
     """
     if path.suffix not in PACKED:
         yield file
@@ -59,7 +59,7 @@ def _gzip(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _zstd(file: BinaryIO) -> Iterator[bytes]:
-    """All frames; zstandard's own stream does not tell a file that was cut from a whole one."""
+    """Yield the content of all frames. zstandard's own stream reader does not detect a truncated file."""
     try:
         import zstandard
     except ModuleNotFoundError:
@@ -80,7 +80,7 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
 
 
 class _Chunks(io.RawIOBase):
-    """Chunks of bytes as a stream."""
+    """A stream over chunks of bytes."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._chunk = chunks, memoryview(b"")

@@ -1,6 +1,6 @@
-"""The CoCoMix language model. Importing this makes `AutoModelForCausalLM` know it.
+"""The CoCoMix language model. Importing this package registers it with `AutoModelForCausalLM`.
 
-The names here are the public interface: the model as transformers has it, and the edits of docs/steering.md.
+The exported names are the public interface: the transformers model, and the edits of docs/steering.md.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -13,7 +13,7 @@ AutoConfig.register("cocomix", CoCoMixConfig)
 AutoModel.register(CoCoMixConfig, CoCoMixModel)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM)
 
-# Saved models carry the files that define them, for `trust_remote_code` to load where this package is not.
+# Saved models include the files that define them, so that `trust_remote_code` loads them without this package.
 CoCoMixConfig.register_for_auto_class()
 CoCoMixForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 

@@ -1,14 +1,13 @@
-"""Changes to predicted concepts, between their prediction and their mixing.
+"""Edits of predicted concepts, between their prediction and their mixing.
 
-At each position the model predicts strengths of all concepts, the logits z, and keeps the `concept_k` largest: TopK(z),
-a sparse vector with an entry a concept, which is mixed (paper Eq. 3). An edit is a function from `Concepts` to
-`Concepts`; `Scale`, `Ablate`, `Set` and `Swap` are such functions, and so is any other. They are applied in the order
-in which they are given, to TopK(z); those with `before_selection` come first, and act on z, of which the largest are
-then kept.
+At each position the model predicts logits z, the strengths of all concepts, and keeps the `concept_k` largest: TopK(z),
+a sparse vector over the concepts, which is mixed (paper Eq. 3). An edit is a function from `Concepts` to `Concepts`:
+`Scale`, `Ablate`, `Set`, `Swap`, or any other. Edits are applied to TopK(z) in the given order. Those with
+`before_selection` are applied first, to z, before its largest entries are selected.
 
 Strengths are in the units of z: exp(z) is proportional to the predicted probability that the concept is a label. With
 `concept_head: released` a concept adds its strength times its row of `compress` times the standard deviation over the
-features of the hidden state; with `equations` its strength times its row.
+features of the hidden state; with `equations` it adds its strength times its row.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,16 +24,16 @@ class Concepts(NamedTuple):
     """The concepts that are mixed at each position."""
 
     strengths: Tensor
-    """[batch, seq, k]; a concept that is there twice has the sum, one that is not there 0."""
+    """[batch, seq, k]; a concept that occurs twice has the sum of both, one that does not occur has 0."""
     indices: Tensor
-    """int64 [batch, seq, k], in no order."""
+    """int64 [batch, seq, k], unordered."""
     logits: Tensor
-    """z, of which `strengths` are the largest: [batch, seq, num_concepts]."""
+    """z, whose largest entries are `strengths`: [batch, seq, num_concepts]."""
     positions: Tensor
-    """Their places in the texts, from 0: int64 [batch, seq], or [1, seq] where those of all rows are the same."""
+    """Positions in the texts, from 0: int64 [batch, seq], or [1, seq] where all rows have the same."""
 
     def reselected(self, logits: Tensor) -> "Concepts":
-        """The k largest of other logits [batch, seq, num_concepts] instead; -inf is never mixed."""
+        """Select the k largest of other logits, [batch, seq, num_concepts]; -inf is never mixed."""
         strengths, indices = top_k(logits.flatten(0, 1), self.strengths.shape[-1])
         strengths = strengths.masked_fill(strengths == float("-inf"), 0.0)
         return self._replace(
@@ -43,18 +42,18 @@ class Concepts(NamedTuple):
 
 
 Edit = Callable[[Concepts], Concepts]
-"""Returns changed `strengths` and `indices`, of any one width; it must treat every position by itself."""
+"""Returns changed `strengths` and `indices`, both of the same, any width; must treat positions independently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Somewhere:
     start: int = 0
-    """The first position that is edited, counted from the beginning of the text (after padding)."""
+    """The first edited position, counted from the beginning of the text (after padding)."""
     stop: int | None = None
-    """The first position after it that is not; none: all the following are edited."""
+    """The end of the edited positions, exclusive; None: the end of the text."""
 
     def __repr__(self) -> str:
-        """The call that makes it, without what is as by default."""
+        """The call that constructs it, without default values."""
         given = [each for each in fields(self) if getattr(self, each.name) != each.default]
         values = [
             f"{each.name}={getattr(self, each.name)!r}" if each.kw_only else repr(getattr(self, each.name))
@@ -63,14 +62,14 @@ class _Somewhere:
         return f"{type(self).__name__}({', '.join(values)})"
 
     def _here(self, concepts: Concepts) -> Tensor:
-        """bool [batch, seq, 1]."""
+        """Mask of the edited positions: bool [batch, seq, 1]."""
         here = concepts.positions >= self.start
         if self.stop is not None:
             here = here & (concepts.positions < self.stop)
         return here[..., None]
 
     def _is(self, concepts: Concepts, concept: int) -> Tensor:
-        """Where `concept` is among the selected, at edited positions: bool [batch, seq, k]."""
+        """Mask of `concept` among the selected concepts of edited positions: bool [batch, seq, k]."""
         return self._here(concepts) & (concepts.indices == _checked(concept, concepts))
 
 
@@ -78,9 +77,10 @@ class _Somewhere:
 class Scale(_Somewhere):
     """Multiply a concept's strength.
 
-    As it is, where the concept is among the selected: other positions are left alone. With `before_selection`
-    everywhere, as the paper steers (section 3.2): a concept that is not far below the selected may come in, and one
-    that is made smaller drops out for the next; a negative factor forces it in where z was negative.
+    By default only where the concept is selected; other positions do not change. With `before_selection` its logit is
+    scaled at every position, as in the paper's steering (section 3.2): a concept just below the selected ones may
+    become selected, a weakened one may drop out for the next strongest, and a negative factor may select it where its
+    logit was negative.
     """
 
     concept: int
@@ -88,26 +88,26 @@ class Scale(_Somewhere):
     before_selection: bool = False
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         if not self.before_selection:
             strengths = concepts.strengths
             return concepts._replace(
                 strengths=torch.where(self._is(concepts, self.concept), self.factor * strengths, strengths)
             )
         z = concepts.logits[..., [_checked(self.concept, concepts)]]
-        here = self._here(concepts) & z.isfinite()  # else what was ablated would come back
+        here = self._here(concepts) & z.isfinite()  # else an ablated concept could return: its logit is -inf
         return _with_logit(concepts, self.concept, torch.where(here, self.factor * z, z))
 
 
 @dataclass(frozen=True, repr=False)
 class Ablate(_Somewhere):
-    """Leave a concept out: one concept less is mixed; with `before_selection` the next strongest takes its place."""
+    """Remove a concept: one concept less is mixed; with `before_selection` the next strongest takes its place."""
 
     concept: int
     before_selection: bool = False
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         if not self.before_selection:
             found = self._is(concepts, self.concept)
             return concepts._replace(strengths=concepts.strengths.masked_fill(found, 0.0))
@@ -117,16 +117,16 @@ class Ablate(_Somewhere):
 
 @dataclass(frozen=True, repr=False)
 class Set(_Somewhere):
-    """Give a concept this strength at every position, whether it is among the selected or not.
+    """Give a concept this strength at every position, whether or not it is selected there.
 
-    Where it was not, it is mixed besides them: none drops out.
+    Where it is not selected, it is mixed in addition to the selected ones.
     """
 
     concept: int
     strength: float
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         kept = concepts.strengths.masked_fill(self._is(concepts, self.concept), 0.0)
         strength = self.strength * self._here(concepts).expand(*kept.shape[:-1], 1).to(kept.dtype)
         index = torch.full_like(strength, self.concept, dtype=torch.int64)
@@ -137,20 +137,20 @@ class Set(_Somewhere):
 
 @dataclass(frozen=True, repr=False)
 class Swap(_Somewhere):
-    """Let two concepts change places: each gets the other's strength."""
+    """Swap two concepts: each gets the other's strength."""
 
     concept: int
     other: int
 
     def __call__(self, concepts: Concepts) -> Concepts:
-        """Edit."""
+        """Apply the edit."""
         one, two = self._is(concepts, self.concept), self._is(concepts, self.other)
         indices = concepts.indices.masked_fill(one, self.other).masked_fill(two, self.concept)
         return concepts._replace(indices=indices)
 
 
 ConceptEdits = Sequence[Edit] | Sequence[Sequence[Edit]]
-"""Edits of all rows of a batch, or a list of edits for each row."""
+"""Edits for all rows of a batch, or a list of edits for each row."""
 
 
 def is_by_row(edits: ConceptEdits) -> bool:
@@ -162,7 +162,7 @@ def edited(concepts: Concepts, edits: ConceptEdits) -> Concepts:
     """Apply edits.
 
     Raises:
-        ValueError: when the edits of rows are not as many as the rows, or a concept does not exist.
+        ValueError: when the number of lists of edits differs from the number of rows, or a concept does not exist.
     """
     if not is_by_row(edits):
         for edit in sorted(edits, key=lambda each: not getattr(each, "before_selection", False)):  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def _with_logit(concepts: Concepts, concept: int, z: Tensor) -> Concepts:
 
 
 def _checked(concept: int, concepts: Concepts) -> int:
-    """`concept`, if there is one of this number.
+    """Return `concept` if it exists.
 
     Raises:
         ValueError: otherwise.

@@ -8,28 +8,30 @@ from transformers import GPT2Config
 
 @strict
 class CoCoMixConfig(GPT2Config):
-    """A GPT-2 shape that predicts something at one layer and mixes it into its hidden states (arXiv 2502.08524).
+    """A GPT-2 configuration with a head at one layer whose prediction is mixed into the hidden states.
+
+    The method is CoCoMix (arXiv 2502.08524); its ablations are values of these fields.
 
     Args:
         predicts: `concepts`: CoCoMix; `hidden`: the base model's hidden state instead (paper Fig. 6b); `nothing`: a
-            learned vector, the same everywhere, takes its place (pause token, Fig. 6f).
-        mixing: `interleave`: the vector is a position of its own after its token's; `interleave_with_state`: so, with
-            the token's hidden state added to it; `add`: it is added to the token's hidden state (Fig. 6e); `none`:
-            it is predicted only (Fig. 6d).
+            learned vector, the same at every position, replaces the prediction (pause token, Fig. 6f).
+        mixing: `interleave`: the vector is a position of its own after its token's; `interleave_with_state`: likewise,
+            with the token's hidden state added to it; `add`: it is added to the token's hidden state (Fig. 6e);
+            `none`: it is predicted but not mixed (Fig. 6d).
         concept_layer: blocks below the concept head. At least 1: generation counts past tokens in the cache of
-            block 0, which must hold one entry a token.
-        num_concepts: C, the size of the dictionary that the concepts come from, with `predicts: concepts`; so are the
-            next five.
+            block 0, which must hold one entry per token.
+        num_concepts: C, the size of the dictionary of concepts. This field and the next five are for
+            `predicts: concepts`.
         concept_k: predicted concepts that are mixed into the continuous concept.
         concept_head: `released`: the hidden state is normalised before the prediction, and the continuous concept
-            is scaled back, as the released code does; `equations`: neither (paper Eq. 2 and 3).
+            is de-normalised, as in the released code; `equations`: neither (paper Eq. 2 and 3).
         concept_init: `tied`: predictor rows of unit norm and compress = tied_scale times their transpose, so that
             mixing starts as a coarse copy of the hidden state; `normal`: N(0, initializer_range), as the released code.
         tied_scale: see `concept_init`.
-        learned_scale: whether a learned number, 1 at first, multiplies what compress makes of the predicted concepts.
-        stop_gradient: whether the language model's loss leaves the prediction alone: it still trains what is made
-            of the prediction, with `released` also the pre-bias, which both share.
-        base_width: width of the hidden state that is predicted, with `predicts: hidden`.
+        learned_scale: whether a learned scalar, initially 1, multiplies the output of compress.
+        stop_gradient: whether the language model's loss has no gradient through the prediction. It still trains
+            compress, and with `released` also the pre-bias, which both share.
+        base_width: width of the predicted hidden state, with `predicts: hidden`.
     """
 
     model_type = "cocomix"
@@ -54,7 +56,7 @@ class CoCoMixConfig(GPT2Config):
     base_width: int = 768
 
     def __post_init__(self, **kwargs: object) -> None:
-        """Check what the fields must satisfy together."""
+        """Check the fields against each other."""
         super().__post_init__(**kwargs)
         if not 1 <= self.concept_layer < self.n_layer:
             raise ValueError(f"concept_layer ({self.concept_layer}) must be from 1 to n_layer - 1 ({self.n_layer - 1})")
@@ -74,5 +76,5 @@ class CoCoMixConfig(GPT2Config):
 
     @property
     def interleaves(self) -> bool:
-        """Whether the blocks above `concept_layer` see two positions a token."""
+        """Whether the blocks above `concept_layer` have two positions per token."""
         return self.mixing in ("interleave", "interleave_with_state")

@@ -1,9 +1,9 @@
 """Predictions over many classes, and their cross-entropy, without a tensor of [positions, classes].
 
-Rows are scored a chunk at a time. The loss is a sum, so that its gradient is known but for one factor when the scores
-are: the forward pass makes it, the scores are dropped, and the backward pass multiplies. That takes the three matrix
-products of the plain formulation, none twice. A second derivative is not available. torch's own function of this kind
-takes longer on a CPU (docs/log.md, 31).
+Rows are scored a chunk at a time. The loss is a sum, so its gradient is known up to one factor once the scores are
+known: the forward pass computes the gradient and drops the scores, and the backward pass multiplies by the factor. This
+takes the three matrix products of the plain formulation, without recomputation. Second derivatives are not supported.
+torch's own function of this kind takes longer on a CPU (docs/log.md, 31).
 """
 
 import math
@@ -15,41 +15,41 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK = 2**26
-"""Scores that are held at once: 128 MB in bf16."""
+"""Scores held in memory at once: 128 MB in bf16."""
 
 BLOCK = 2**18
-"""Numbers that are worked on at once on a CPU, between matrix products: 1 MB of fp32, which a core's cache holds."""
+"""Numbers per elementwise operation on a CPU: 1 MB of fp32, which fits a core's cache."""
 
 GROUP = 8
-"""Scores that are first compared by their maximum (measured: 8 is best from 1024 to 32768 classes)."""
+"""Scores per group that are first compared by their maximum (measured: 8 is best from 1024 to 32768 classes)."""
 
 
 def chunks(rows: int, classes: int) -> list[slice]:
-    """Parts of `rows` rows, about equal, whose scores for `classes` classes are at most `CHUNK` (or one row's)."""
+    """Split `rows` rows into about equal chunks of at most `CHUNK` scores, `classes` per row, at least a row each."""
     count = max(1, math.ceil(rows * classes / CHUNK))
     size = math.ceil(rows / count)
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 class Prediction(NamedTuple):
-    """Of `predict`."""
+    """The result of `predict`."""
 
     loss: Tensor
-    """Sum over the rows with a label of the mean cross-entropy to their labels, float32 []."""
+    """Sum over the rows with a label of the mean cross-entropy to the row's labels, float32 []."""
     strengths: Tensor
-    """The k largest scores of each row: [n, k]."""
+    """The k largest scores of each row, unordered: [n, k]."""
     indices: Tensor
     """Their classes: int64 [n, k]."""
 
 
 def predict(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, k: int) -> Prediction:
-    """Score classes by `x @ weight.T + bias`: the largest scores, and the cross-entropy to labels.
+    """Score classes by `x @ weight.T + bias`; return the largest scores and the cross-entropy to labels.
 
     The mean of CE(z, i) over labels i is logsumexp(z) - mean z_i.
 
     Args:
         x: [n, d]. weight: [classes, d]. bias: [classes].
-        labels: int64 [n, m], negative where there is none.
+        labels: int64 [n, m], negative: no label.
     """
     parts = _Predict.apply(x, weight, bias, labels, k, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return Prediction(*parts)
@@ -60,17 +60,17 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         x: [n, d]. weight: [classes, d].
-        labels: int64 [n], negative where there is none.
+        labels: int64 [n], negative: no label.
     """
     parts = _Predict.apply(x, weight, None, labels[:, None], 0, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return Prediction(*parts).loss
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest scores of each row, and their places, in no order: [n, k] and int64 [n, k].
+    """The k largest scores of each row and their indices, unordered: [n, k] and int64 [n, k].
 
-    In two steps, up to twice as fast as one: they are in the k columns of a [GROUP, classes / GROUP] grid with the
-    largest maxima.
+    In two steps, up to twice as fast as one: the k largest are in the k columns with the largest maxima of a
+    [GROUP, classes / GROUP] grid.
 
     Args:
         scores: [n, classes].
@@ -140,12 +140,12 @@ class _Predict(torch.autograd.Function):
 
 
 def _to_slopes(scores: Tensor, labels: Tensor) -> Tensor:
-    """Replace scores by the slopes of the loss in them, and return the loss.
+    """Replace scores, in place, by the loss's gradient with respect to them, and return the loss.
 
-    Rows without a label count nothing in the loss, and have slopes that mean nothing.
+    Rows without a label add nothing to the loss; their gradients are meaningless, and the caller masks them.
 
     Args:
-        scores: [n, classes]. labels: int64 [n, m], negative where there is none.
+        scores: [n, classes]. labels: int64 [n, m], negative: no label.
     """
     loss = torch.zeros((), device=scores.device)
     rows = rows_at_once(len(scores), scores.shape[1], scores.device)
@@ -161,18 +161,18 @@ def _to_slopes(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The probabilities of scores [n, classes], and the logarithm of the sum of their exponentials [n], in float32."""
+    """The softmax of scores [n, classes] and their logsumexp [n], in float32."""
     probabilities = scores.softmax(-1, dtype=torch.float32)
-    # By the largest score, whose probability cannot underflow.
+    # Derived from the largest score, whose probability cannot underflow.
     return probabilities, scores.amax(-1).float() - probabilities.amax(-1).log()
 
 
 def rows_at_once(rows: int, width: int, device: torch.device) -> int:
-    """How many of `rows` rows of `width` numbers to work on at once."""
+    """How many of `rows` rows of `width` numbers to process at once."""
     return max(1, min(rows, (BLOCK if device.type == "cpu" else CHUNK) // width))
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype:
-    """What a matrix product with `x` is computed in."""
+    """The dtype of a matrix product with `x`, under autocast if enabled."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

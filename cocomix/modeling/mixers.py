@@ -1,4 +1,4 @@
-"""What is predicted from a hidden state, and the vector made of the prediction that is mixed in."""
+"""Heads that predict from a hidden state, and turn the prediction into the vector that is mixed."""
 
 from typing import NamedTuple
 
@@ -11,20 +11,20 @@ from .kernels import predict, top_k
 
 
 class Mixture(NamedTuple):
-    """What is made of hidden states [batch, seq, d_model]."""
+    """The output of a head for hidden states [batch, seq, d_model]."""
 
     vector: Tensor | None
-    """What is mixed in, one vector a position: [batch, seq, d_model]; none: nothing is mixed."""
+    """The vector that is mixed at each position: [batch, seq, d_model]; None: nothing is mixed."""
     concept_logits: Tensor | None = None
     """z: [batch, seq, num_concepts]."""
     base_hidden: Tensor | None = None
     """The prediction of the base model's hidden state: [batch, seq, base_width]."""
     concept_loss: Tensor | None = None
-    """As of `CoCoMixOutput`."""
+    """See `CoCoMixOutput.concept_loss`."""
 
 
 class _Predicted(NamedTuple):
-    """Concepts of positions: the `concept_k` largest logits, and all logits or the loss of labels."""
+    """Predicted concepts: the `concept_k` largest logits, and either all logits or the loss."""
 
     strengths: Tensor
     """[batch * seq, concept_k]."""
@@ -37,8 +37,8 @@ class _Predicted(NamedTuple):
 class ConceptHead(nn.Module):
     """Predict concepts and compress the prediction into one vector, the continuous concept.
 
-    `released`: as the released code does, the hidden state is normalised like an autoencoder's input (mean over
-    features, unbiased standard deviation, learned pre-bias), and the vector is scaled back by the same figures.
+    `released`: as in the released code, the hidden state is normalised like an autoencoder's input (mean over
+    features, unbiased standard deviation, learned pre-bias), and the vector is de-normalised with the same statistics.
     `equations`: z = M h and c = W TopK(z) + b, with b = `pre_bias` (paper Eq. 2 and 3).
     """
 
@@ -49,7 +49,7 @@ class ConceptHead(nn.Module):
         if config.mixing != "none" or config.concept_head == "released":
             self.pre_bias = nn.Parameter(torch.zeros(config.n_embd))
         if config.mixing != "none":
-            # Row = concept: only the rows of the predicted concepts are read.
+            # A row per concept, so that only the rows of the predicted concepts are read.
             self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
             if config.learned_scale:
                 self.scale = nn.Parameter(torch.ones(1))
@@ -65,9 +65,9 @@ class ConceptHead(nn.Module):
 
         Args:
             hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks.
-            labels: concepts of each position, int64 [batch, seq, k_attr], negative where there is none: gives their
-                loss instead of the logits, which then never exist at once.
-            edits: changes to what is mixed, at the positions `position_ids` [batch, seq]; without `labels`.
+            labels: concepts of each position, int64 [batch, seq, k_attr], negative: no label. With labels, the output
+                has the loss instead of the logits, which are never all in memory.
+            edits: edits of the concepts before mixing, by their `position_ids` [batch, seq]; not with `labels`.
         """
         released = self.config.concept_head == "released"
         if released:
@@ -125,7 +125,7 @@ class HiddenHead(nn.Module):
             self.compress = nn.Linear(config.base_width, config.n_embd)
 
     def forward(self, hidden: Tensor) -> Mixture:
-        """hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
+        """Predict and project; hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
         predicted = self.predictor(self.norm(hidden))
         if self.config.mixing == "none":
             return Mixture(None, base_hidden=predicted)
@@ -140,5 +140,5 @@ class PauseVector(nn.Module):
         self.vector = nn.Parameter(torch.zeros(config.n_embd))
 
     def forward(self, hidden: Tensor) -> Mixture:
-        """hidden: [batch, seq, d_model], of which only the shape counts."""
+        """Expand the vector to hidden's shape [batch, seq, d_model]."""
         return Mixture(self.vector.expand_as(hidden))

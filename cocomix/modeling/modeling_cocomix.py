@@ -1,12 +1,12 @@
-"""The CoCoMix language model (arXiv 2502.08524), on the library's own GPT-2 blocks.
+"""The CoCoMix language model (arXiv 2502.08524), on transformers' GPT-2 blocks.
 
 - Below `concept_layer`, a plain GPT-2 over T positions.
-- There, each position predicts concepts: logits over a dictionary, of which the largest `concept_k` are
+- At `concept_layer`, each position predicts concepts: logits over a dictionary, whose `concept_k` largest are
   compressed into one vector, the continuous concept (section 2.2; `mixers.py`).
 - Above, 2T positions: each token's hidden state, then its continuous concept. The language model head reads the
-  concept positions, so logits have one row a text token, and the last block computes no others.
+  concept positions, so logits have one row per text token, and the last block computes only these positions.
 
-The cache holds T entries in the blocks below and 2T above. Attention masks are made once for each length.
+The cache holds T entries in the blocks below and 2T above. An attention mask is built once for each of the two lengths.
 The paper's ablations are fields of the configuration; without interleaving there are T positions throughout.
 """
 
@@ -43,9 +43,9 @@ class CoCoMixOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
-    """After the final norm, one row a text token: [batch, seq, d_model]."""
+    """After the final norm, one row per text token: [batch, seq, d_model]."""
     concept_logits: Tensor | None = None
-    """[batch, seq, num_concepts], where concepts are predicted, without `concept_labels`."""
+    """[batch, seq, num_concepts], where concepts are predicted and no `concept_labels` are given."""
     concept_loss: Tensor | None = None
     """With `concept_labels`: the sum over positions with a label of the mean cross-entropy to their labels (paper
     Eq. 2), float32 []."""
@@ -53,14 +53,14 @@ class CoCoMixOutput(ModelOutput):
     """[batch, seq, base_width], where the base model's hidden state is predicted."""
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-    """On request: after 0, 1, .. blocks, the last one after the final norm; [batch, 2 x seq, d_model] above the concept
-    layer, with interleaving."""
+    """On request: after 0, 1, .. blocks, the last one after the final norm; with interleaving, [batch, 2 x seq,
+    d_model] above the concept layer."""
     attentions: tuple[Tensor, ...] | None = None
     """On request, with eager attention: [batch, heads, queries, keys] of each block."""
 
 
 class _ConceptQueries(GPT2Attention):
-    """Attention in which the concept positions alone ask, and all positions answer."""
+    """Attention with queries from the concept positions only, and keys and values from all positions."""
 
     def forward(
         self,
@@ -71,7 +71,7 @@ class _ConceptQueries(GPT2Attention):
     ) -> tuple[Tensor, Tensor | None]:
         kind = self.config._attn_implementation
         if kind not in ("eager", "sdpa") or self.reorder_and_upcast_attn or not _is_bare(self.c_attn):
-            # Flash kernels line a short query up with the end of the keys; what wraps c_attn wants to be called.
+            # Flash kernels align a shorter query with the end of the keys; a wrapper around c_attn must be called.
             attended, weights = super().forward(hidden_states, past_key_values, attention_mask, **kwargs)
             return attended[:, 1::2], None if weights is None else weights[:, :, 1::2]
         d, weight, bias = self.embed_dim, self.c_attn.weight.t(), self.c_attn.bias
@@ -82,7 +82,7 @@ class _ConceptQueries(GPT2Attention):
         asking, keys = query.shape[2], key.shape[2]
         if attention_mask is not None:
             attention_mask = attention_mask[:, :, 1::2]
-        else:  # left out: the keys begin with those of the queries; a static cache's empty slots may follow
+        else:  # no mask: the keys start at the first query's position; a static cache's empty slots may follow
             last_seen = torch.arange(1, 2 * asking, 2, device=key.device)
             attention_mask = torch.arange(keys, device=key.device) <= last_seen[:, None]
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
@@ -97,13 +97,13 @@ class _ConceptQueries(GPT2Attention):
 
 
 def _is_bare(layer: nn.Module) -> bool:
-    """Whether calling a layer does what its weights say: no adapter around it, no hook."""
+    """Whether a layer is a plain Conv1D, without an adapter or hooks."""
     hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
     return type(layer) is Conv1D and not any(hooks)
 
 
 def _of_pairs(mask: Tensor) -> Tensor:
-    """A mask of tokens as one of twice as many positions, each token's followed by its vector's."""
+    """Expand a mask over tokens to twice as many positions: each token's, followed by its vector's."""
     if mask.dim() == 2:
         return mask.repeat_interleave(2, dim=-1)
     pairs = mask.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
@@ -114,7 +114,7 @@ def _of_pairs(mask: Tensor) -> Tensor:
 
 
 class _LastBlock(GPT2Block):
-    """The last of the blocks that see two positions a token: from 2T positions to the T that are read."""
+    """The last block with interleaving: from 2T positions to the T concept positions that the head reads."""
 
     def __init__(self, config: CoCoMixConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -134,14 +134,14 @@ class _LastBlock(GPT2Block):
 
 
 class _PairLayer(DynamicLayer):
-    """Cache of a block that sees two positions a token."""
+    """Cache of a block with two positions per token."""
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(2 * tokens_to_remove)
 
 
 class CoCoMixCache(DynamicCache):
-    """A key-value cache with one entry a token below the concept head and two above."""
+    """A key-value cache with one entry per token below the concept head and, with interleaving, two above."""
 
     def __init__(self, config: CoCoMixConfig) -> None:
         doubled = range(config.concept_layer if config.interleaves else config.n_layer, config.n_layer)
@@ -150,11 +150,11 @@ class CoCoMixCache(DynamicCache):
 
 
 class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
-    """What the library needs to know of the model."""
+    """Initialisation, and the attributes that transformers reads."""
 
     config: CoCoMixConfig
     _no_split_modules = ["GPT2Block", "_LastBlock", "ConceptHead", "HiddenHead", "PauseVector"]
-    _can_compile_fullgraph = False  # that means generation from a static cache, which cannot hold two lengths
+    _can_compile_fullgraph = False  # it implies generation with a static cache, which cannot hold two lengths
     _can_record_outputs = {"hidden_states": GPT2Block, "attentions": GPT2Attention}
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PauseVector):
             init.normal_(module.vector, mean=0.0, std=self.config.initializer_range)
-        if isinstance(module, nn.EmbeddingBag):  # `compress`: stays so where the rest of the head is loaded
+        if isinstance(module, nn.EmbeddingBag):  # `compress`: keeps this where the rest of the head is loaded
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         if isinstance(module, ConceptHead):
             if hasattr(module, "pre_bias"):
@@ -218,20 +218,22 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
 
         Args:
             input_ids: [batch, seq], or `inputs_embeds`: [batch, seq, d_model].
-            attention_mask: 1 for tokens, 0 for padding: [batch, past + seq]. Or what each token may look at, itself
-                among it, in place of all before it: [batch, 1, seq, past + seq], bool, or what is added to the scores.
-                With interleaving, who may look at a token may look at its vector; the token itself may not.
-            position_ids: [batch, seq]; default: counted from the cache's length. Where they begin anew, so does a
-                document that sees none before it, as in other models: without `attention_mask` and cache.
+            attention_mask: 1 for tokens, 0 for padding: [batch, past + seq]. Or a mask that replaces the causal one,
+                with the tokens that each token attends to, itself included: [batch, 1, seq, past + seq], bool or added
+                to the scores. With interleaving, a token that attends to another also attends to that one's vector;
+                no token attends to its own vector.
+            position_ids: [batch, seq]; default: counted from the cache's length. Where they restart, a new document
+                begins that does not attend to earlier ones, as in other models; only without `attention_mask` and
+                cache.
             past_key_values: a `CoCoMixCache`.
-            concept_labels: concepts of each position, int64 [batch, seq, k_attr], negative where there is none.
-            concept_edits: changes to the predicted concepts before they are mixed (`concept_edits.py`), for all rows or
-                a list for each row. The keys and values in the cache keep the edits with which they were made.
-                `concept_logits` of the output is what was predicted, unedited.
+            concept_labels: concepts of each position, int64 [batch, seq, k_attr], negative: no label.
+            concept_edits: edits of the predicted concepts before they are mixed (`concept_edits.py`), for all rows or
+                a list for each row. Keys and values in the cache keep the edits with which they were computed.
+                `concept_logits` of the output are unedited.
         """
         use_cache = use_cache if use_cache is not None else self.config.use_cache and not self.training
         if self.gradient_checkpointing and self.training:
-            use_cache, past_key_values = False, None  # blocks run twice, and would enter their keys twice
+            use_cache, past_key_values = False, None  # blocks run twice, and would append their keys twice
         elif use_cache and past_key_values is None:
             past_key_values = CoCoMixCache(self.config)
         if inputs_embeds is None:
@@ -277,14 +279,14 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         )
 
     def _checked(self, mask: Tensor, embeds: Tensor, past: int) -> Tensor:
-        """A mask as the attention in use takes it.
+        """Convert a mask to the form that the attention implementation takes.
 
         Raises:
-            ValueError: when its shape is of other inputs.
+            ValueError: when its shape does not fit the inputs.
         """
         rows, seq = embeds.shape[:2]
         if mask.dim() == 4:
-            keys = mask.shape[3]  # a cache of the library's may have room for more, without interleaving
+            keys = mask.shape[3]  # without interleaving, a static cache may have empty slots
             is_long = keys == past + seq or (keys > past + seq and not self.config.interleaves)
             if mask.shape[0] not in (1, rows) or mask.shape[1:3] != (1, seq) or not is_long:
                 raise ValueError(f"attention_mask: {list(mask.shape)}; must be [{rows}, 1, {seq}, {past + seq}]")
@@ -326,7 +328,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         documents: Tensor | None,
         layer: int,
     ) -> Tensor | None:
-        """Of blocks that see [batch, length] positions; `documents` [batch, length] begins anew with each document."""
+        """The mask for blocks over [batch, length] positions; `documents` [batch, length] restarts at each document."""
         mask: Tensor | None = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
@@ -339,7 +341,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
 
 
 class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
-    """The CoCoMix language model: logits [batch, seq, vocab], one row a text token."""
+    """The CoCoMix language model with its head: logits [batch, seq, vocab], one row per text token."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
 
@@ -366,9 +368,9 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """Run the model; see `CoCoMixModel.forward`.
 
         Args:
-            labels: token ids, -100 where there is none: [batch, seq]; shifted here. Gives the language model's
-                loss; the concept loss is the training objective's.
-            logits_to_keep: how many of the last positions to make logits for; 0: all.
+            labels: token ids, [batch, seq], -100: no label; shifted here. With labels, the output has the language
+                model's loss; the training objective adds the concept loss.
+            logits_to_keep: number of last positions to compute logits for; 0: all.
         """
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         body: CoCoMixOutput = self.transformer(
@@ -411,7 +413,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         self, expand_size: int = 1, *args: Any, **model_kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         edits = model_kwargs.get("concept_edits")
-        if edits and is_by_row(edits):  # beams and further samples of a row have its edits
+        if edits and is_by_row(edits):  # all beams or samples of a row use its edits
             model_kwargs["concept_edits"] = [each for each in edits for _ in range(expand_size)]
         expanded: tuple[Tensor, dict[str, Any]] = super()._expand_inputs_for_generation(
             expand_size, *args, **model_kwargs
@@ -428,12 +430,12 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         return super()._assisted_decoding(*args, generation_config=generation_config, **kwargs)
 
     def _get_candidate_generator(self, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        # An assistant need not mix concepts, nor these: its guesses are without edits, and are checked with them.
+        # An assistant may have no or other concepts: it drafts without edits, and the model verifies with them.
         model_kwargs = {name: each for name, each in model_kwargs.items() if name != "concept_edits"}
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """As for any model, where a token is one position."""
+        """Continuous batching, for models without interleaving only."""
         if self.config.interleaves:
             raise ValueError("the paged cache of continuous batching cannot hold a CoCoMix model's two lengths")
         return super().init_continuous_batching(*args, **kwargs)
@@ -453,5 +455,5 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
                 )
             if generation_config.use_cache and given is None:
                 model_kwargs["past_key_values"] = CoCoMixCache(self.config)
-                generation_config.cache_implementation = None  # it is there already
+                generation_config.cache_implementation = None  # the cache already exists
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)

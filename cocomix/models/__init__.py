@@ -1,1 +1,1 @@
-"""What this repository does with a CoCoMix model, and a saved model does not carry along."""
+"""Tools for CoCoMix models that saved models do not include: configurations, parameter and FLOP counts, model card."""

@@ -1,4 +1,4 @@
-"""What a model holds and what a token costs: parameters and floating-point operations."""
+"""Parameter counts of a model, and its FLOPs per token."""
 
 from torch import nn
 from transformers import GPT2Config
@@ -18,10 +18,10 @@ def parameters(model: nn.Module) -> Parameters:
 
 
 def parameters_of(config: GPT2Config) -> Parameters:
-    """Count the parameters of a model of this configuration, without making them."""
+    """Count the parameters of a model of this configuration, without building it."""
     return shapes.parameters_of(config.to_dict())
 
 
 def flops_per_token(config: GPT2Config, context: int) -> int:
-    """Floating-point operations of a forward pass, per text token: see `shapes.flops_per_token`."""
+    """FLOPs of a forward pass, per text token: see `shapes.flops_per_token`."""
     return shapes.flops_per_token(config.to_dict(), context)

@@ -13,23 +13,23 @@ from cocomix.tokens.windows import TextOrigin
 
 
 class Trained(NamedTuple):
-    """How a model came to be."""
+    """How a model was trained."""
 
     name: str
     method: Method
     text: TextOrigin
     context: int
-    """Tokens of a window."""
+    """Tokens per window."""
     tokens: int
-    """Text tokens seen."""
+    """Number of text tokens in training."""
     flops: float
-    """Of the whole training."""
+    """FLOPs of the whole training."""
     validation_loss: float
-    """Nats a token, at the end of the learning curve."""
+    """Nats per token, at the end of the learning curve."""
 
 
 def model_card(model: PreTrainedModel, trained: Trained) -> str:
-    """The card: a YAML head that the hub reads, then Markdown. It holds no time, so that a model's folder does not."""
+    """The card: YAML metadata for the hub, then Markdown; without a date, so that equal runs give equal bytes."""
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",

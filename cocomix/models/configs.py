@@ -1,4 +1,4 @@
-"""From the shape of a model to its configuration."""
+"""Build the configuration of a model from its shape."""
 
 from transformers import GPT2Config
 
@@ -8,6 +8,6 @@ from cocomix.shapes.models import Shape
 
 
 def config_of(shape: Shape) -> GPT2Config:
-    """The configuration of a shape, with this machine's attention."""
+    """The configuration of a shape, with the attention implementation for this machine."""
     kind = CoCoMixConfig if "concept_layer" in shape else GPT2Config
     return kind(**shape, attn_implementation=attention(shape["n_positions"]))

@@ -1,4 +1,4 @@
-"""Another vector in place of the one that a model mixes."""
+"""Replace the vectors that a model mixes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from cocomix.modeling.modeling_cocomix import CoCoMixForCausalLM
 
 @contextmanager
 def vectors_replaced(model: CoCoMixForCausalLM, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, what `change` makes of the mixed vectors [batch, seq, d_model] is mixed."""
+    """Inside, the model mixes `change(vector)` instead of its vectors [batch, seq, d_model]."""
 
     def replace(_mixer: nn.Module, _args: object, mixture: Mixture) -> Mixture:
         assert mixture.vector is not None

@@ -1,1 +1,1 @@
-"""Sparse autoencoders: their parts, their architectures, their training, their quality."""
+"""Sparse autoencoders: architectures, training, quality, and other libraries' formats."""

@@ -1,4 +1,4 @@
-"""What an architecture does while it is trained: which latents are active, and what is lost besides variance."""
+"""The training-time encoding of each architecture: its active latents, and its loss besides reconstruction."""
 
 from typing import Any, NamedTuple
 
@@ -10,9 +10,9 @@ from cocomix.sae.autoencoder import Latents, SparseAutoencoder
 from cocomix.sae.sparse import batch_top_indices, indices_above, kth_largest, partial_sums
 
 BANDWIDTH = 0.01
-"""Of jumprelu's kernel, over the norm of a typical activation."""
+"""Bandwidth of jumprelu's kernel, relative to the norm of a typical activation."""
 PAST = 0.9
-"""Weight of the earlier batches in the threshold of batchtopk."""
+"""Weight of earlier batches in the moving average of batchtopk's threshold."""
 
 
 class Encoded(NamedTuple):
@@ -20,15 +20,15 @@ class Encoded(NamedTuple):
 
     latents: Latents
     loss: Tensor
-    """The architecture's own: [], added to the fraction of variance unexplained."""
+    """The architecture's own loss, added to the fraction of variance unexplained: []."""
 
 
 class BatchTop(NamedTuple):
-    """The latents of a batch of which k are active on average."""
+    """The latents of a batch, of which k per row are active on average."""
 
     latents: Latents
     least: Tensor
-    """The smallest active one: []."""
+    """The smallest active value: []."""
 
 
 def encode_to_train(
@@ -37,20 +37,20 @@ def encode_to_train(
     """Encode normalised activations [n, d_model].
 
     Args:
-        variance: of a dimension of `x`, on average: [].
-        sparsity_weight, prefixes: as in the parameters.
+        variance: mean variance of the dimensions of `x`, [].
+        sparsity_weight, prefixes: see `SaeParams`.
     """
     match sae.config.architecture:
         case "topk" | "abstopk":
             return Encoded(sae.encode(x), x.new_zeros(()))
         case "relu":
             latents = sae.encode(x)
-            # The rows of the decoder have length 1: no weights of the latents are called for.
+            # The rows of the decoder have unit norm, so the L1 need not be weighted by it.
             l1 = latents.values.sum(1).mean() / (sae.config.d_model * variance).sqrt()
             return Encoded(latents, sparsity_weight * l1)
         case "jumprelu":
             latents, l0 = _jump(sae, x - sae.pre_bias, BANDWIDTH * (sae.config.d_model * variance).sqrt())
-            # Its value is that of the whole batch, its gradient this process's share of it.
+            # The value is the mean over all processes; the gradient is this process's own.
             l0 = l0 + (distributed.average(l0.detach().clone()) - l0.detach())
             return Encoded(latents, sparsity_weight * (l0 / sae.config.k - 1).square())
         case "batchtopk" | "matryoshka":
@@ -61,7 +61,7 @@ def encode_to_train(
 
 
 def batch_top(sae: SparseAutoencoder, centered: Tensor) -> BatchTop:
-    """The n * k largest latents of a batch, where they are positive.
+    """Select the n * k largest latents of a batch, positive ones only.
 
     Args:
         centered: normalised activations without the pre-bias, [n, d_model].
@@ -74,7 +74,7 @@ def batch_top(sae: SparseAutoencoder, centered: Tensor) -> BatchTop:
 
 
 def _prefix_errors(sae: SparseAutoencoder, x: Tensor, latents: Latents, prefixes: list[int]) -> Tensor:
-    """The mean squared errors of what the first latents decode to, one number of them after another, summed: []."""
+    """The sum over `prefixes` of the mean squared error of decoding only the first so many latents: []."""
     if not prefixes:
         return x.new_zeros(())
     parts = partial_sums(latents.values, sae.decoder, latents.indices, prefixes)
@@ -82,9 +82,9 @@ def _prefix_errors(sae: SparseAutoencoder, x: Tensor, latents: Latents, prefixes
 
 
 def _jump(sae: SparseAutoencoder, centered: Tensor, bandwidth: Tensor) -> tuple[Latents, Tensor]:
-    """The latents above their thresholds, and how many there are for an activation on average.
+    """The latents above their thresholds, and their mean number per activation (L0).
 
-    Only those above a threshold, or within half a bandwidth of it, have a value or a gradient.
+    Only latents above their threshold, or less than half a bandwidth below it, have a value or a gradient.
     """
     over = sae.latent_bias - sae.threshold + bandwidth / 2
     indices, taken = indices_above(centered, sae.encoder, over, least=sae.config.k)
@@ -122,5 +122,5 @@ class _Step(torch.autograd.Function):
 
 
 def _kernel(x: Tensor, threshold: Tensor, bandwidth: Tensor) -> Tensor:
-    """A rectangle of area 1 around the threshold."""
+    """The rectangular kernel of area 1 around the threshold."""
     return ((x - threshold).abs() < bandwidth / 2) / bandwidth

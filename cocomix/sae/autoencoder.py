@@ -1,10 +1,10 @@
-"""Sparse autoencoders: one encoder and decoder, of which an architecture decides the latents that are active.
+"""Sparse autoencoders: one encoder and decoder; the architecture determines which latents are active.
 
-topk: the k largest (Gao et al. 2024, arXiv 2406.04093, as in OpenAI's v5 files). abstopk: the k of largest size, either
-sign. relu: the positive ones. jumprelu: those above a threshold of their own, learned (Rajamanoharan et al. 2024, arXiv
-2407.14435). batchtopk: the k times batch size largest of a batch while training, and those above the threshold that
-this came to on average afterwards (Bussmann et al. 2024, arXiv 2412.06410). matryoshka: as batchtopk, where the first
-latents alone are an autoencoder too (Bussmann et al. 2025, arXiv 2503.17547).
+topk: the k largest (Gao et al. 2024, arXiv 2406.04093, as in OpenAI's v5 files). abstopk: the k largest in magnitude,
+of either sign. relu: the positive ones. jumprelu: those above a learned threshold per latent (Rajamanoharan et al.
+2024, arXiv 2407.14435). batchtopk: in training, the k times batch size largest of a batch; afterwards, those above the
+average threshold of training (Bussmann et al. 2024, arXiv 2412.06410). matryoshka: batchtopk in which prefixes of the
+latents are autoencoders by themselves (Bussmann et al. 2025, arXiv 2503.17547).
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from cocomix.sae.sparse import dots, indices_above, top_indices, weighted_sum
 
 WEIGHTS, CONFIG = "sae.safetensors", "config.json"
 ALSO = "also"
-"""The folder of the artifact that has a folder for each of `sae.also`."""
+"""The artifact's folder with a subfolder for each of `sae.also`."""
 
 
 class SaeConfig(BaseModel):
@@ -36,16 +36,16 @@ class SaeConfig(BaseModel):
     d_model: int
     latents: int
     k: int
-    """Active latents of a row; but relu and jumprelu, batchtopk and matryoshka have as many as come out."""
+    """Latents that topk and abstopk select per row; in the other architectures, the number of active ones varies."""
     normalize: Normalization
     layer: int
-    """The block of the base model, from 1, whose activations it was trained on."""
+    """The block of the base model, from 1, on whose activations it was trained."""
     location: Location = "resid_post"
-    """Where in that block."""
+    """The location in that block."""
 
     @property
     def concepts(self) -> int:
-        """What a label can be: the latents, of abstopk each once for either sign."""
+        """Number of concepts: one per latent; in abstopk, one per latent and sign."""
         return self.latents * (2 if self.architecture == "abstopk" else 1)
 
 
@@ -53,28 +53,28 @@ class Latents(NamedTuple):
     """The active latents of each row; one with the value 0 is not active."""
 
     indices: Tensor
-    """int64 [n, width], in no order; width is k, or more where the number of active ones varies."""
+    """int64 [n, width], unordered; width is k, or more where the number of active latents varies."""
     values: Tensor
-    """[n, width], not negative but in abstopk."""
+    """[n, width], non-negative except in abstopk."""
 
 
 class Normalized(NamedTuple):
-    """Rows in the autoencoder's own scale; `x * std + mean` is the way back, but for token's 1e-5 on the way in."""
+    """Normalised rows; `x * std + mean` de-normalises them, up to the epsilon of 1e-5 of the normalisation `token`."""
 
     x: Tensor
     """[n, d_model]."""
     mean: Tensor
-    """[n, 1]; of whiten, which `folded` does away with, [d_model]."""
+    """[n, 1]; with whiten, which `folded` removes, [d_model]."""
     std: Tensor
-    """Of the shape of `mean`."""
+    """The same shape as `mean`."""
 
 
 class SparseAutoencoder(nn.Module):
-    """Latents are values of `encoder @ (x - pre_bias) + latent_bias`, those that the architecture lets through.
+    """A sparse autoencoder: the architecture selects the active latents of `encoder @ (x - pre_bias) + latent_bias`.
 
-    Weights: `encoder` and `decoder` [latents, d_model], a row a latent; `latent_bias` [latents]; `pre_bias` [d_model];
-    `threshold` [latents] in all architectures but topk and abstopk. They work on normalised activations; whiten keeps
-    `mean` and `std` [d_model]. Inside autocast they compute as outside: rounded latents would miss their thresholds.
+    Weights: `encoder` and `decoder` [latents, d_model], a row per latent; `latent_bias` [latents]; `pre_bias`
+    [d_model]; `threshold` [latents] in all architectures but topk and abstopk. They apply to normalised activations;
+    whiten stores `mean` and `std` [d_model]. Autocast has no effect: rounding would move latents across thresholds.
     """
 
     threshold: Tensor
@@ -100,13 +100,13 @@ class SparseAutoencoder(nn.Module):
             self.register_buffer("std", torch.ones(config.d_model))
 
     def normalize(self, x: Tensor) -> Normalized:
-        """Activations [n, d_model] in the autoencoder's scale, which the statistics restore."""
+        """Normalise activations [n, d_model]; the returned statistics de-normalise them."""
         match self.config.normalize:
             case "none":
                 zeros = x.new_zeros(len(x), 1)
                 return Normalized(x, zeros, zeros + 1)
             case "token":
-                # Unbiased, and the epsilon beside it, on the way in alone: OpenAI's, not torch's layer_norm.
+                # As OpenAI's code, not torch's layer_norm: unbiased std, epsilon added to it when normalising only.
                 mean = x.mean(-1, keepdim=True)
                 centered = x - mean
                 std = (centered.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt()
@@ -115,7 +115,7 @@ class SparseAutoencoder(nn.Module):
                 return Normalized((x - self.mean) / self.std, self.mean, self.std)
 
     def encode(self, x: Tensor) -> Latents:
-        """The latents of normalised activations [n, d_model]; those of a row depend on no other row."""
+        """Encode normalised activations [n, d_model]; the latents of a row depend on no other row."""
         with no_autocast():
             centered = x - self.pre_bias
             match self.config.architecture:
@@ -132,7 +132,7 @@ class SparseAutoencoder(nn.Module):
                     return Latents(indices, values * (taken & (values > self.threshold[indices])))
 
     def pre_activations(self, centered: Tensor, indices: Tensor) -> Tensor:
-        """Some latents before the activation function: [n, width].
+        """Pre-activations of selected latents: [n, width].
 
         Args:
             centered: normalised activations without the pre-bias, [n, d_model].
@@ -141,19 +141,19 @@ class SparseAutoencoder(nn.Module):
         return dots(centered, self.encoder, indices) + self.latent_bias[indices]
 
     def decode(self, latents: Latents) -> Tensor:
-        """The normalised activations that latents stand for: [n, d_model]."""
+        """Decode latents to normalised activations: [n, d_model]."""
         with no_autocast():
             return weighted_sum(latents.values, self.decoder, latents.indices) + self.pre_bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruct activations [n, d_model], in their own scale."""
+        """Reconstruct activations [n, d_model], de-normalised."""
         normalized = self.normalize(x)
         return self.decode(self.encode(normalized.x)) * normalized.std + normalized.mean
 
     def as_concepts(self, latents: Latents) -> Latents:
-        """Latents with the numbers of concepts, below `config.concepts`, for indices.
+        """Replace latent indices by concept numbers, below `config.concepts`.
 
-        A latent's concept is its index; with abstopk, where its value is negative, `config.latents` more.
+        The concept of a latent is its index, plus `config.latents` where its value is negative (abstopk).
         """
         if self.config.architecture != "abstopk":
             return latents
@@ -161,7 +161,7 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> "SparseAutoencoder":
-        """The same autoencoder without a scale of the dimensions: whiten's is made a part of the weights."""
+        """An equivalent autoencoder with whiten's mean and std folded into the weights; others as they are."""
         if self.config.normalize != "whiten":
             return self
         folded = SparseAutoencoder(self.config.model_copy(update={"normalize": "none"}))
@@ -179,10 +179,10 @@ class SparseAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
+        """Read an autoencoder that `save` wrote.
 
         Raises:
-            UserError: when the configuration is none, or of other weights than lie there.
+            UserError: when the configuration is invalid or does not match the weights.
         """
         try:
             config, weights = SaeConfig.model_validate_json((folder / CONFIG).read_bytes()), load_file(folder / WEIGHTS)
@@ -197,13 +197,13 @@ class SparseAutoencoder(nn.Module):
 
 
 def load_sae(artifact: Artifact, also: str | None = None) -> SparseAutoencoder:
-    """The autoencoder of an artifact, frozen, on this process's device.
+    """Load an autoencoder of an artifact, frozen, on this process's device.
 
     Args:
-        also: which of the further ones, by its name in `sae.also`; none: that whose latents are the concepts.
+        also: name of an autoencoder of `sae.also`; None: the main one, whose latents are the concepts.
 
     Raises:
-        UserError: when none has that name.
+        UserError: when no autoencoder has that name.
     """
     folder = artifact.verified()
     if also is not None:

@@ -14,7 +14,7 @@ from cocomix.sae.formats import save_for
 
 
 def main() -> None:
-    """Read the command line, and write the folder."""
+    """Parse the command line and write the folder."""
     stand_alone()
     parser = argparse.ArgumentParser(prog="python -m cocomix.sae.export", description=__doc__)
     parser.add_argument("artifact", type=Path, help="the folder of stage sae: artifacts/sae")

@@ -1,10 +1,10 @@
-"""Autoencoders of other projects, read as ours, and ours written as theirs.
+"""Read autoencoders of other libraries, and write autoencoders in their formats.
 
 openai    a .pt file of OpenAI's sparse_autoencoder (v5: TopK on activations normalised per token)
 sae-lens  a folder with cfg.json and sae_weights.safetensors
 sparsify  a folder with cfg.json and sae.safetensors (EleutherAI's)
 
-What the other side cannot express exactly is refused, with the name of the field.
+What cannot be represented exactly in the target format is refused, with the name of the field.
 """
 
 import json
@@ -31,11 +31,11 @@ from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 CONFIG = "cfg.json"
 SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS = "sae_weights.safetensors", "sae.safetensors"
 SAE_LENS_VERSION = "6.54.12"
-"""Whose layout is written; without a version, SAELens takes a config for one from before 6.0."""
+"""The version whose layout is written; SAELens reads a config without a version as one from before 6.0."""
 
 
 _SAE_LENS_ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "abstopk": "abstopk"}
-"""Theirs and ours. Of batchtopk and matryoshka, both sides make a jumprelu once they are trained."""
+"""SAELens's names to ours. Both write trained batchtopk and matryoshka autoencoders as jumprelu."""
 
 
 _OPENAI_LOCATIONS: dict[str, Location] = {
@@ -52,14 +52,14 @@ _SPARSIFY_LOCATIONS: dict[str | None, Location] = {
     ".attention": "attn_out",
     ".mlp": "mlp_out",
 }
-"""Of modules, whose output it is."""
+"""Locations by the end of the hooked module's name: its output is the activation."""
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _Fields:
-    """A foreign config or state dict, in which what is missing or different is an error that names the field."""
+    """A config or state dict of another library; a missing or unsupported field raises an error with its name."""
 
     def __init__(self, source: Path, fields: Any) -> None:
         if not isinstance(fields, Mapping):
@@ -75,11 +75,11 @@ class _Fields:
         return self._fields.get(name, default)
 
     def inner(self, name: str) -> "_Fields":
-        """The fields in a field, which may be missing."""
+        """The fields nested in a field; empty if it is missing."""
         return _Fields(self.source, self._fields.get(name) or {})
 
     def require(self, name: str, *allowed: Any) -> Any:
-        """The field's value, or the first of the allowed ones where it is missing."""
+        """The field's value, which must be one of `allowed`; the first of them if the field is missing."""
         value = self._fields.get(name, allowed[0])
         if isinstance(value, Tensor) or value not in allowed:
             listed = ", ".join(repr(each) for each in allowed)
@@ -93,7 +93,7 @@ class _Fields:
         return value
 
     def length(self, name: str) -> int:
-        """Of a tensor of one dimension."""
+        """The length of a one-dimensional tensor."""
         value = self[name]
         if not isinstance(value, Tensor) or value.dim() != 1:
             raise UserError(f"{self.source}: {name}: must be a tensor of one dimension")
@@ -111,7 +111,7 @@ class _Fields:
         return value.float()
 
     def _check_plain(self, name: str, value: Tensor) -> None:
-        """Check that a tensor is there, number by number: one of a few bytes may say that it is of any size."""
+        """Check that a tensor's storage holds all its elements: a file of a few bytes can claim any shape."""
         is_plain = value.layout is torch.strided and value.device.type == "cpu" and value.dtype in _FLOATS
         if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             kind = f"{value.dtype} {value.layout} on {value.device.type}, {value.numel()} numbers".replace("torch.", "")
@@ -119,26 +119,26 @@ class _Fields:
 
 
 class _Foreign(NamedTuple):
-    """What was read, in our terms."""
+    """An autoencoder that was read, in the terms of `SparseAutoencoder`."""
 
     config: dict[str, Any]
-    """Of `SaeConfig`, without the site, and without k where the architecture has none."""
+    """Fields of `SaeConfig`, without the site, and without k where the architecture has none."""
     weights: dict[str, Tensor]
-    """The state of `SparseAutoencoder`."""
+    """The state dict of `SparseAutoencoder`."""
     site: Site | None
-    """Where the format says it."""
+    """The site that the files state; None: they state none."""
 
 
 def load_published(path: Path, format: SaeFormat, site: Site, k: int) -> SparseAutoencoder:
-    """Read an autoencoder of another project; nothing in it is executed.
+    """Read an autoencoder of another library; no code in its files is executed.
 
     Args:
         path: a file (openai) or a folder.
-        site: where in the base model it belongs, if `path` does not say it.
-        k: `SaeConfig.k`, where the architecture has none.
+        site: its site in the base model, used if the files state none.
+        k: `SaeConfig.k`, used where the architecture has none.
 
     Raises:
-        UserError: one line, when it is not of that format, or cannot be represented.
+        UserError: one line, when the files are not of that format, or cannot be represented.
     """
     try:
         found = {"openai": _openai, "sae-lens": _sae_lens, "sparsify": _sparsify}[format](path)
@@ -156,7 +156,7 @@ def load_published(path: Path, format: SaeFormat, site: Site, k: int) -> SparseA
 
 
 def model_named(path: Path, format: SaeFormat) -> str | None:
-    """The language model that an autoencoder says it is of; of the formats, sae-lens alone can say it."""
+    """The language model that an autoencoder's config names; only sae-lens can name one."""
     if format != "sae-lens":
         return None
     config = _config(path)
@@ -165,19 +165,19 @@ def model_named(path: Path, format: SaeFormat) -> str | None:
 
 
 def is_same_model(one: str, other: str) -> bool:
-    """Whether two names are of one model: without its owner, and what TransformerLens leaves out or adds."""
+    """Whether two names denote the same model, ignoring its owner and suffixes that TransformerLens adds or drops."""
     short = [re.sub(r"-(small|hf|v0\.1)$", "", name.rpartition("/")[2].lower()) for name in (one, other)]
     return short[0] == short[1]
 
 
 def save_for(sae: SparseAutoencoder, folder: Path, format: SaeFormat) -> None:
-    """Write an autoencoder so that the other project loads it and gives the same reconstruction.
+    """Write an autoencoder for another library, which then computes the same reconstruction.
 
     Args:
-        folder: made where it does not exist.
+        folder: created if it does not exist.
 
     Raises:
-        UserError: one line, when the format cannot express it.
+        UserError: one line, when the format cannot represent the autoencoder.
     """
     writers = {"sae-lens": _to_sae_lens, "sparsify": _to_sparsify}
     if format not in writers:
@@ -202,7 +202,7 @@ def _openai(path: Path) -> _Foreign:
         raise UserError(f"{path}: not a file of tensors, or it holds more, which is not read: it could run") from None
     except OSError:
         raise
-    except Exception as error:  # of any kind: what is read is no pickle
+    except Exception as error:  # torch.load raises any kind for a file that is no pickle
         reason = (str(error) or "unreadable").splitlines()[0]
         raise UserError(f"{path}: not a file of tensors: {reason}") from None
     fields = _Fields(path, content)
@@ -216,7 +216,7 @@ def _openai(path: Path) -> _Foreign:
         "latent_bias": fields.tensor("latent_bias", latents),
         "pre_bias": fields.tensor("pre_bias", d_model),
     }
-    # The file does not say it: with the activation TopK, inputs are normalised.
+    # The file does not state it, but OpenAI's autoencoders with the activation TopK normalise their inputs.
     config = {"d_model": d_model, "latents": latents, "k": activation.count("k"), "normalize": "token"}
     site = None
     if published := re.search(r"(resid_\w+)_v5_\w+/(?:autoencoders/)?([0-9]+)\.pt$", path.as_posix()):
@@ -228,7 +228,7 @@ def _openai(path: Path) -> _Foreign:
 
 def _sae_lens(folder: Path) -> _Foreign:
     config, weights = _config(folder), _weights(folder / SAE_LENS_WEIGHTS)
-    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":  # before 6.0
+    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":  # SAELens before 6.0
         architecture = "topk"
         shape = {"architecture": "topk", "k": _Fields(config.source, config["activation_fn_kwargs"]).count("k")}
     else:
@@ -246,7 +246,7 @@ def _sae_lens(folder: Path) -> _Foreign:
     if config.require("apply_b_dec_to_input", True, False) is False:
         latent_bias = latent_bias + encoder @ pre_bias
     if _centred(config):
-        # Its input had its mean over the dimensions taken off, which the encoder can do as well.
+        # Its inputs had their mean over the dimensions subtracted; folding that into the encoder is equivalent.
         mean = encoder.mean(1, keepdim=True)
         encoder, latent_bias = encoder - mean, latent_bias - mean.squeeze(1) * pre_bias.sum()
     if config.require("finetuning_scaling_factor", False, True):
@@ -257,7 +257,7 @@ def _sae_lens(folder: Path) -> _Foreign:
     shape |= {"d_model": d_model, "latents": latents, "normalize": "token" if normalize == "layer_norm" else "none"}
     tensors = {"encoder": encoder, "decoder": decoder, "latent_bias": latent_bias, "pre_bias": pre_bias}
     if architecture == "jumprelu":
-        # Theirs is behind a ReLU.
+        # SAELens applies a ReLU besides the threshold, so a negative threshold acts as 0.
         tensors["threshold"] = weights.tensor("threshold", latents).clamp(min=0)
     return _Foreign(shape, tensors, _sae_lens_site(config))
 
@@ -269,7 +269,7 @@ def _centred(config: _Fields) -> bool:
 
 
 def _sae_lens_site(config: _Fields) -> Site | None:
-    """From the name of TransformerLens's hook, in `metadata` since 6.0."""
+    """The site, from the name of TransformerLens's hook, which is in `metadata` since 6.0."""
     hook = config.inner("metadata").get("hook_name") or config.get("hook_name") or config.get("hook_point")
     if not hook:
         return None
@@ -322,7 +322,7 @@ def _weights(path: Path) -> _Fields:
 
 
 class _Written(NamedTuple):
-    """The files of a foreign format."""
+    """The files of an exported autoencoder."""
 
     config: dict[str, Any]
     weights: Mapping[str, Tensor]

@@ -1,4 +1,4 @@
-"""An autoencoder in training: what a batch of activations changes in it."""
+"""An autoencoder in training: initialisation, optimiser steps and checkpoint state."""
 
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from cocomix.sae.autoencoder import Latents, SaeConfig, SparseAutoencoder
 from cocomix.sae.sparse import dots, top_indices, weighted_sum
 
 THRESHOLD_RATE = 10
-"""The learning rate of jumprelu's thresholds over that of the weights: they have further to go."""
+"""Learning rate of jumprelu's thresholds relative to that of the weights, since thresholds move further."""
 CURVE_ROWS = 200
-"""About how many rows a curve has."""
+"""Approximate number of rows of the training curve."""
 
 
 class SaeCurveRow(NamedTuple):
@@ -24,26 +24,26 @@ class SaeCurveRow(NamedTuple):
 
     step: int
     tokens: int
-    """Activations seen."""
+    """Number of activations trained on so far."""
     fvu: float
     """Fraction of variance unexplained in this step's batch, normalised space."""
     aux: float
-    """Fraction of the remaining error's variance that the dead latents leave unexplained; 0: none is dead."""
+    """Fraction of the reconstruction error's variance that the dead latents leave unexplained; 0: none is dead."""
     dead: float
-    """Share of the latents that have not fired for `dead_tokens` tokens."""
+    """Share of the latents that have not fired for more than `dead_tokens` tokens."""
     l0: float
-    """Active latents of an activation, on average, in this step's batch."""
+    """Mean number of active latents per activation in this step's batch."""
 
 
 class Learner:
     """An autoencoder in training.
 
-    Each of several processes gives it the same share of each batch, and all come to the same weights; batchtopk and
-    matryoshka then select the largest latents of a share, not of the batch.
+    With several processes, each trains on an equal share of each batch, and all have the same weights; batchtopk and
+    matryoshka then select the largest latents of a share instead of the batch.
 
     Args:
-        site: of the base model, whose activations it learns.
-        steps: how many there will be.
+        site: the site in the base model whose activations it learns.
+        steps: number of steps of the whole training.
     """
 
     def __init__(self, params: SaeParams, site: Site, d_model: int, steps: int) -> None:
@@ -53,7 +53,7 @@ class Learner:
             d_model=d_model,
             latents=params.latents,
             k=params.k,
-            # Adam's steps do not grow with the activations: `none` learns at a scale of 1, which `folded` undoes.
+            # Adam's step size does not scale with the activations: `none` trains at scale 1, which `folded` undoes.
             normalize="whiten" if params.normalize == "none" else params.normalize,
             layer=site.layer,
             location=site.location,
@@ -70,12 +70,12 @@ class Learner:
             {name: torch.zeros_like(each) for name, each in self.sae.state_dict().items()} if params.ema else {}
         )
         self.step = 0
-        """Steps done."""
+        """Number of steps done."""
         self.curve: list[SaeCurveRow] = []
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Begin as is best for activations such as these [n, d_model]."""
+        """Initialise normalisation, weights and thresholds from a sample of activations [n, d_model]."""
         generator = torch.Generator().manual_seed(self._params.seed)
         if self._params.normalize == "whiten":
             self.sae.mean.copy_(x.mean(0))
@@ -89,7 +89,7 @@ class Learner:
         self.sae.decoder.copy_(directions)
         normalize_rows(self.sae.decoder)
         self.sae.encoder.copy_(self.sae.decoder)
-        # k rows that are not orthogonal overshoot: scale the encoder so that unit vectors come back at unit length.
+        # k non-orthogonal rows overshoot: scale the encoder so that unit vectors are reconstructed at unit length.
         unit = torch.randn(256, self.sae.config.d_model, generator=generator).to(device())
         unit /= unit.norm(dim=1, keepdim=True)
         cut = self._params.architecture in ("batchtopk", "matryoshka", "jumprelu")
@@ -97,8 +97,8 @@ class Learner:
         centered = self.sae.decode(latents) - self.sae.pre_bias
         self.sae.encoder.div_(centered.norm(dim=1).mean())
         if cut:
-            # So that k latents are active from the first step on; the gradient of a threshold reaches no further than
-            # the kernel is wide.
+            # So that k latents are active from the first step on: a threshold has a gradient only from latents within
+            # the kernel's bandwidth.
             self.sae.threshold.fill_(batch_top(self.sae, x[: self._params.batch_size] - self.sae.pre_bias).least)
 
     def learn(self, x: Tensor) -> None:
@@ -125,18 +125,18 @@ class Learner:
             self.curve.append(self._point(fvu.detach(), aux.detach(), l0))
 
     def finish(self) -> SparseAutoencoder:
-        """The autoencoder at the end of its training, frozen; to be `folded`."""
+        """The trained autoencoder, frozen; call `folded` on it."""
         if self._params.ema:
             self.sae.load_state_dict(self._average)
             normalize_rows(self.sae.decoder)
         return self.sae.requires_grad_(False)
 
     def shown(self) -> dict[str, str]:
-        """For the progress bar."""
+        """Figures for the progress bar."""
         return {"fvu": f"{self.curve[-1].fvu:.4f}", "dead": f"{self.curve[-1].dead:.1%}"} if self.curve else {}
 
     def _aux_loss(self, x: Tensor, error: Tensor) -> Tensor:
-        """AuxK: the dead latents reconstruct what is left, so that they get a gradient and revive."""
+        """AuxK: the dead latents reconstruct the remaining error, so that they get a gradient and revive."""
         dead = (self._tokens_since_fired > self._params.dead_tokens).nonzero().squeeze(1)
         if not len(dead) or not self._params.aux_weight:
             return x.new_zeros(())
@@ -149,12 +149,12 @@ class Learner:
         left = error - weighted_sum(values, sae.decoder, dead[chosen])
         mean = distributed.average(error.mean(0))
         variance = distributed.average((error - mean).square().mean())
-        # Where the error has no variance, nothing is left to learn.
+        # With an error of zero variance the loss is 0.
         return left.square().mean() / variance.masked_fill(variance == 0, torch.inf)
 
     @torch.no_grad()
     def _count_firing(self, latents: Latents) -> float:
-        """Count the tokens since each latent has fired. Returns how many fire for a token, on average."""
+        """Count the tokens since each latent last fired. Returns the mean number of active latents per token."""
         firing = latents.indices[latents.values != 0]
         self._tokens_since_fired += len(latents.indices) * runtime().world_size
         fired = torch.zeros_like(self._tokens_since_fired, dtype=torch.float32)
@@ -164,26 +164,26 @@ class Learner:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """The moving average of the weights, without a trace of where it began (as Adam's)."""
+        """Update the moving average of the weights, with the bias correction of Adam."""
         if past := self._params.ema:
             share = (1 - past) / (1 - past ** (self.step + 1))
             for name, weight in self.sae.state_dict().items():
                 self._average[name].lerp_(weight, share)
 
     def _sparsity_weight(self) -> float:
-        """Of this step: it rises from 0."""
+        """The sparsity weight of this step, which rises linearly from 0."""
         rise = self._params.sparsity_warmup_share * self._steps
         return (self._params.sparsity_weight or 0.0) * min(1.0, self.step / max(rise, 1.0))
 
     def _point(self, fvu: Tensor, aux: Tensor, l0: float) -> SaeCurveRow:
-        """What this step came to, in all processes."""
+        """The curve's row for this step, averaged over all processes."""
         dead = (self._tokens_since_fired > self._params.dead_tokens).float().mean()
         means = distributed.average(torch.stack([fvu, aux, fvu.new_tensor(l0)]))
         mean_fvu, mean_aux, mean_l0 = means.tolist()
         return SaeCurveRow(self.step, self.step * self._params.batch_size, mean_fvu, mean_aux, float(dead), mean_l0)
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint needs."""
+        """The state for a checkpoint."""
         return {
             "step": self.step,
             "sae": self.sae.state_dict(),
@@ -195,7 +195,7 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Resume from the result of `state`."""
         self.step = state["step"]
         self.sae.load_state_dict(state["sae"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -207,14 +207,14 @@ class Learner:
 
 
 def learning_rate_share(params: SaeParams, step: int, steps: int) -> float:
-    """The learning rate of a step (from 0) over its peak: a linear rise, a plateau, a linear fall towards zero."""
+    """Learning rate of a step (from 0) relative to its peak: linear warm-up, plateau, linear decay towards zero."""
     rise, fall = params.warmup_share * steps, params.decay_share * steps
     return min(1.0, (step + 1) / max(rise, 1.0), (steps - step) / max(fall, 1.0))
 
 
 @torch.no_grad()
 def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """The point with the least sum of distances to the rows of `x` [n, d] (Weiszfeld's iteration): [d]."""
+    """The point that minimises the sum of distances to the rows of `x` [n, d], by Weiszfeld's iteration: [d]."""
     median = x.mean(0)
     for _ in range(rounds):
         weights = 1 / (x - median).norm(dim=1).clamp(min=1e-6)
@@ -232,6 +232,6 @@ def normalize_rows(weight: Tensor) -> None:
 
 @torch.no_grad()
 def remove_parallel_gradient(weight: Tensor) -> None:
-    """Take from the gradient of unit rows the part that would only change their length, in place."""
+    """Remove from the gradient of unit rows the component parallel to each row, in place."""
     assert weight.grad is not None
     weight.grad -= (weight.grad * weight).sum(1, keepdim=True) * weight

@@ -1,4 +1,4 @@
-"""How good an autoencoder is: on held-out activations, and inside the base model."""
+"""Quality of an autoencoder: on held-out activations, and spliced into the base model."""
 
 import itertools
 from collections.abc import Callable
@@ -24,35 +24,35 @@ from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.windows import Tokens
 
 SPLICED_TOKENS = 65_536
-"""Validation tokens behind the losses of the base model."""
+"""Validation tokens on which the base model's losses are measured."""
 DENSE = 0.1
-"""A latent that fires for more than this share of the tokens says little about any of them."""
+"""A latent that fires for more than this share of the tokens is dense: it says little about any of them."""
 DUPLICATE = 0.9
-"""Cosine above which two decoder directions are taken for the same."""
+"""Cosine above which two decoder directions count as duplicates."""
 
 
 class Reconstruction(NamedTuple):
-    """On the held-out activations of the store."""
+    """Reconstruction of the store's held-out activations."""
 
     fvu: float
     """Fraction of variance unexplained, of normalised activations."""
     fvu_raw: float
-    """The same of activations as they are, where a few large dimensions can hide the rest."""
+    """Fraction of variance unexplained, of raw activations, where a few large dimensions can hide the rest."""
     l0: float
-    """Active latents of a position, on average."""
+    """Mean number of active latents per position."""
     rates: Tensor
-    """The share of positions that each latent fires for: [latents]."""
+    """The share of positions at which each latent fires: [latents]."""
     mean: Tensor
     """The mean activation: [d_model]."""
 
     @property
     def dense_share(self) -> float:
-        """The share of the latents that fire for more than `DENSE` of the positions."""
+        """The share of the latents that fire at more than `DENSE` of the positions."""
         return float((self.rates > DENSE).float().mean())
 
     @property
     def firing(self) -> dict[str, int]:
-        """How many latents fire for which share of the positions, by its power of ten."""
+        """Histogram of the latents' firing rates, by powers of ten."""
         bounds = [0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
         counts = {"0": int((self.rates == 0).sum())}
         for low, high in itertools.pairwise(bounds):
@@ -61,25 +61,25 @@ class Reconstruction(NamedTuple):
 
 
 class SplicedLosses(NamedTuple):
-    """Next-token losses of the base model on validation text, nats a token."""
+    """Next-token losses of the base model on validation text, in nats per token."""
 
     loss_base: float
     loss_spliced: float
-    """With the residual stream replaced by its reconstruction."""
+    """With the activations replaced by their reconstruction."""
     loss_mean_ablated: float
-    """With the residual stream replaced by its mean: not by zeros, as SAEBench does."""
+    """With the activations replaced by their mean, where SAEBench uses zeros."""
     kl_spliced: float
-    """KL(base || spliced) of the next token's distribution."""
+    """KL(base || spliced) of the next token's distribution, in nats per token."""
     kl_mean_ablated: float
 
     @property
     def loss_recovered(self) -> float:
-        """The share of the loss between mean and base that the reconstruction recovers."""
+        """The share of the loss difference between mean ablation and base that the reconstruction recovers."""
         return (self.loss_mean_ablated - self.loss_spliced) / (self.loss_mean_ablated - self.loss_base)
 
     @property
     def kl_recovered(self) -> float:
-        """The share of the divergence of the mean from base that the reconstruction does away with."""
+        """The share of mean ablation's KL divergence that the reconstruction removes."""
         return 1 - self.kl_spliced / self.kl_mean_ablated
 
 
@@ -107,7 +107,7 @@ def reconstruction(sae: SparseAutoencoder, store: ActivationStore, sums_kept: Pa
 
 @torch.no_grad()
 def duplicates(sae: SparseAutoencoder, at_a_time: int = 1024) -> int:
-    """Pairs of latents whose decoder directions have a cosine above `DUPLICATE`."""
+    """Count the pairs of latents whose decoder directions have a cosine above `DUPLICATE`."""
     directions = F.normalize(sae.decoder, dim=1)
     pairs = 0
     for start in range(0, len(directions), at_a_time):
@@ -117,7 +117,7 @@ def duplicates(sae: SparseAutoencoder, at_a_time: int = 1024) -> int:
 
 
 class _Variance:
-    """Sums for the fraction of variance unexplained, in float64: the raw residual stream has a few huge dimensions."""
+    """Sums for the fraction of variance unexplained, in float64: raw activations have a few huge dimensions."""
 
     def __init__(self, d_model: int) -> None:
         self._sum = torch.zeros(d_model, dtype=torch.float64)
@@ -125,7 +125,7 @@ class _Variance:
 
     @property
     def sums(self) -> tuple[NDArray[Any], ...]:
-        """All of them, to be changed in place."""
+        """The arrays of the sums, to be changed in place."""
         return self._sum.numpy(), self._others
 
     @property
@@ -154,11 +154,11 @@ def spliced_losses(
     params: ActivationsParams,
     sums_kept: Path | None = None,
 ) -> SplicedLosses:
-    """Measure `sae` inside the base model, on the first validation windows.
+    """Measure `sae` spliced into the base model, on the first validation windows.
 
     Args:
         mean: the mean activation, [d_model].
-        params: of the store; positions that it leaves out, the autoencoder does not know: they stay as they are.
+        params: the store's; positions that it drops keep their activations: the autoencoder was not trained on them.
         sums_kept: see `Summing`.
     """
     edits = {
@@ -186,7 +186,7 @@ def spliced_losses(
             for name, edit in edits.items():
                 with residual_edited(model, sae.config.layer, _only(where, edit), sae.config.location):
                     logits[name] = logits_of(ids)
-            for window, following in enumerate(ids[:, 1:]):  # one at a time: each takes 4 bytes a logit, a few times
+            for window, following in enumerate(ids[:, 1:]):  # one at a time: each needs several fp32 copies of logits
                 shares = {name: each[window].log_softmax(1, dtype=torch.float32) for name, each in logits.items()}
                 for name, each in shares.items():
                     losses[name] += float(F.nll_loss(each, following, reduction="sum"))
@@ -204,5 +204,5 @@ def spliced_losses(
 
 
 def _only(where: Tensor, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`edit`, at some positions [windows, context] alone."""
+    """Restrict `edit` to some positions [windows, context]."""
     return lambda residual: torch.where(where[..., None], edit(residual), residual)

@@ -1,9 +1,9 @@
-"""Products with a few rows of a matrix, without a [batch, k, d] or a [batch, latents] tensor.
+"""Sparse matrix products with k rows per position, without a [batch, k, d] or a [batch, latents] tensor.
 
-A latent that is not among a position's k has no value and no gradient, so encoder and decoder need only k rows a
-position. PyTorch's embedding-bag kernels are those products: the bag of rows `indices`, weighted by `values`, is the
-decoder; their backward passes are the encoder's forward pass and its gradient. Two of the kernels are private to
-PyTorch: they are named here and nowhere else, and where they do not exist the dense products stand in.
+A latent that is not among a position's k has no value and no gradient, so encoder and decoder need only k rows per
+position. PyTorch's embedding-bag kernels compute these products: the bag of rows `indices`, weighted by `values`, is
+the decoder; their backward passes are the encoder's forward pass and its gradient. Two of the kernels are private to
+PyTorch. They are used in this module only, and dense products replace them where they do not exist.
 """
 
 import itertools
@@ -17,33 +17,33 @@ from cocomix.modeling.kernels import GROUP
 from cocomix.plumbing.device import bf16
 
 FEW = 512
-"""Scores of a position whose largest are found in one step (measured on a CPU: best from 1024 to 32768 latents)."""
+"""Up to this many scores, the top k is selected in one step (measured on a CPU: best from 1024 to 32768 latents)."""
 
 SPARSE = 1 / 8
-"""Share of the rows up to which their products alone are faster (measured: 1/11 to 1/8, at 1024 and 4096 latents)."""
+"""Share of the rows up to which sparse products are faster (measured: 1/11 to 1/8, at 1024 and 4096 latents)."""
 
 SAMPLE = 65_536
-"""About how many scores tell where the largest of a batch begin."""
+"""Approximate size of the sample of scores that bounds the k-th largest of a batch from below."""
 
 _SUM = 0
-"""The kernels' number for bags that are summed."""
+"""The kernels' code for the mode sum."""
 
 
 class Chosen(NamedTuple):
-    """Rows of a matrix that were chosen for each `x`, a different number for each."""
+    """Rows of a matrix that were selected for each `x`, a varying number, padded to the same width."""
 
     indices: Tensor
-    """int64 [n, width]; the places that are not taken hold any row."""
+    """int64 [n, width]; entries that are not taken hold arbitrary rows."""
     taken: Tensor
     """bool [n, width]."""
 
 
 @torch.no_grad()
 def top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int, *, by_size: bool = False) -> Tensor:
-    """The rows of `weight` with the k largest `x @ weight.T + bias`, in no order: int64 [n, k].
+    """The rows of `weight` with the k largest `x @ weight.T + bias`, unordered: int64 [n, k].
 
-    Where fewer than k are positive, the others may be any. The products are bf16 where the hardware has it: only rows
-    that are about equal to the k-th can change places.
+    Where fewer than k scores are positive, the other rows are arbitrary. The products are in bf16 where the hardware
+    supports it, which affects only rows whose scores are about equal to the k-th.
 
     Args:
         x: [n, d]. weight: [latents, d]. bias: [latents].
@@ -55,9 +55,9 @@ def top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int, *, by_size: boo
 
 @torch.no_grad()
 def batch_top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Chosen:
-    """The rows of `weight` with the n * k largest `x @ weight.T + bias` of the whole batch, for each `x` its own.
+    """For each `x`, the rows of `weight` that are among the n * k largest `x @ weight.T + bias` of the whole batch.
 
-    Compared in bf16 as in `top_indices`; all that are then equal to the last are chosen, so that there may be more.
+    Compared in bf16 as in `top_indices`; ties with the last are all selected, so the result may have more.
 
     Args:
         x: [n, d]. weight: [latents, d]. bias: [latents].
@@ -70,17 +70,17 @@ def batch_top_indices(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Chosen
 def indices_above(x: Tensor, weight: Tensor, bias: Tensor, *, least: int) -> Chosen:
     """The rows of `weight` with `x @ weight.T + bias` above 0.
 
-    In fp32: where values are cut at a threshold, rounding would change how many there are.
+    Computed in fp32: rounding would move values across their thresholds and change their number.
 
     Args:
         x: [n, d]. weight: [latents, d]. bias: [latents].
-        least: places for each `x` at least.
+        least: least width of the result.
     """
     return _padded(torch.addmm(bias, x, weight.T) > 0, least)
 
 
 def dots(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """The dot products of each `x` with its own rows of `weight`: [n, k].
+    """Dot products of each `x` with its own rows of `weight`: [n, k].
 
     Args:
         x: [n, d]. weight: [latents, d]. indices: int64 [n, k].
@@ -92,7 +92,7 @@ def dots(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
 
 
 def weighted_sum(values: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    """The sums of rows of `weight`, each with its value: [n, d].
+    """Sums of rows of `weight`, weighted by `values`: [n, d].
 
     Args:
         values: [n, k]. weight: [latents, d]. indices: int64 [n, k].
@@ -105,9 +105,9 @@ def weighted_sum(values: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
 def kth_largest(scores: Tensor, k: int) -> Tensor:
     """The k-th largest of `scores` [n].
 
-    Sought among those above a bound that a sample gives: several times as fast as among all.
+    It is selected among the scores above a lower bound from a sample, which is several times as fast as among all.
     """
-    step = max(1, len(scores) // SAMPLE) | 1  # odd, so as not to meet the same columns of a matrix in every row
+    step = max(1, len(scores) // SAMPLE) | 1  # odd, so as not to sample the same columns of a matrix in every row
     sample = scores[::step]
     rank = min(len(sample), k * 5 // (step * 4) + 1)
     above = scores[scores >= sample.kthvalue(len(sample) - rank + 1).values]
@@ -117,10 +117,10 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
-    """The places of the k largest scores of each row, in no order: int64 [n, k].
+    """Indices of the k largest scores of each row, unordered: int64 [n, k].
 
-    As `kernels.top_k`, whose scores may be negative; here, where fewer than k are positive, the others may be any,
-    which lets integers be compared, in several steps.
+    Where fewer than k are positive, the others are arbitrary: so bf16 scores can be compared as integers, which is faster.
+    `kernels.top_k` is the same for scores that may be negative.
 
     Args:
         scores: [n, latents].
@@ -128,7 +128,7 @@ def largest(scores: Tensor, k: int) -> Tensor:
     n, latents = scores.shape
     columns = latents // GROUP
     if scores.device.type == "cpu" and scores.dtype == torch.bfloat16:
-        scores = scores.view(torch.int16)  # positive numbers compare as their bits do, in a quarter of the time
+        scores = scores.view(torch.int16)  # positive numbers compare like their bits, in a quarter of the time
     if latents <= FEW or latents % GROUP or columns < k:
         return _select(scores, k)
     grid = scores.view(n, GROUP, columns)
@@ -140,7 +140,7 @@ def largest(scores: Tensor, k: int) -> Tensor:
 
 
 def partial_sums(values: Tensor, weight: Tensor, indices: Tensor, ends: list[int]) -> Tensor:
-    """As `weighted_sum`, in parts: of the rows before the first end, from there to the second, and so on.
+    """`weighted_sum` in parts: over the rows before the first end, from the first to the second end, and so on.
 
     Args:
         values: [n, k]. weight: [latents, d]. indices: int64 [n, k]. ends: ascending, at most latents.
@@ -167,11 +167,12 @@ def partial_sums(values: Tensor, weight: Tensor, indices: Tensor, ends: list[int
 
 
 def _select(scores: Tensor, k: int) -> Tensor:
-    """As `largest`, in one step."""
+    """`largest` in one step."""
     latents = scores.shape[1]
     if scores.dtype != torch.int16 or latents > 2**16:
         return scores.topk(k, dim=1, sorted=False).indices
-    # NumPy selects among integers with vector instructions, in a quarter of topk's time: scores, their places below.
+    # NumPy partitions integers with vector instructions, in a quarter of topk's time. A key holds the score in its high
+    # bits and the index in its low bits.
     keys = scores.int() << 16
     keys |= torch.arange(latents, dtype=torch.int32)
     keys.numpy().partition(latents - k)
@@ -185,17 +186,17 @@ def _scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _padded(chosen: Tensor, least: int) -> Chosen:
-    """The columns at which each row of `chosen` [n, latents] is true, to the left."""
+    """The columns at which each row of `chosen` [n, latents] is true, left-aligned."""
     rows, columns = chosen.nonzero().unbind(1)
     counts = rows.bincount(minlength=len(chosen))
     places = torch.arange(max(int(counts.max()), least), device=chosen.device)
     taken = places < counts[:, None]
-    # Places that are not taken hold many rows, so that no single one collects all of their (zero) gradients.
+    # Entries that are not taken hold different rows, so that no single row collects all of their (zero) gradients.
     return Chosen(places.expand_as(taken).masked_scatter(taken, columns), taken)
 
 
 def pays(indices: Tensor, weight: Tensor) -> bool:
-    """Whether the products with some rows take less time than those with the whole matrix, where both can be had."""
+    """Whether sparse products are available and faster than dense ones."""
     return indices.shape[1] <= len(weight) * SPARSE and has_kernels(weight.device)
 
 
@@ -230,7 +231,7 @@ class _Dots(torch.autograd.Function):
 
 
 def _bags(indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each bag starts, and the bag of each index."""
+    """The start of each bag, [n], and the bag of each index, [n * k]."""
     n, k = indices.shape
     bags = torch.arange(n, device=indices.device)
     return bags * k, bags.repeat_interleave(k)

@@ -1,4 +1,4 @@
-"""Training sparse autoencoders, several at a time: one pass, or a few, over the activations."""
+"""Train one or more sparse autoencoders together, in one or a few passes over the activations."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -19,27 +19,27 @@ from cocomix.plumbing.runtime import runtime
 from cocomix.sae.learner import Learner, SaeCurveRow
 
 SAMPLE_ROWS = 32_768
-"""Activations behind the initial bias and the scale of the loss (Gao et al., App. A.1)."""
+"""Activations in the sample that sets the initial bias and the scale of the loss (Gao et al., App. A.1)."""
 
 
 class Wanted(NamedTuple):
     """An autoencoder to train."""
 
     store: ActivationStore
-    """Of its site."""
+    """The activations of its site."""
     params: SaeParams
 
 
 class SaeTraining:
-    """A training run of one or more autoencoders, each of which sees the same positions in the same order.
+    """A training run of one or more autoencoders, which all see the same positions in the same order.
 
     Args:
-        wanted: the stores have the same rows, as those of the sites of one artifact have; epochs, batch_size, seed and
-            checkpoint_every are the first one's.
-        folder: where the checkpoints are, also those of an earlier process.
+        wanted: their stores must have the same rows, as the sites of one artifact do; epochs, batch_size, seed and
+            checkpoint_every are taken from the first.
+        folder: the folder of the checkpoints, also of those of an earlier process.
 
     Raises:
-        UserError: when the store holds less than one batch, or a batch fewer activations than there are processes.
+        UserError: when the store holds less than one batch, or batch_size is below the number of processes.
     """
 
     def __init__(self, wanted: Sequence[Wanted], folder: Path) -> None:
@@ -82,9 +82,9 @@ class SaeTraining:
                     raise
 
     def _learn(self, batches: dict[Site, Tensor]) -> None:
-        """One step of all, on this process's share of a batch [batch_size, d_model] of each site.
+        """Train all autoencoders one step, on this process's share of a batch [batch_size, d_model] of each site.
 
-        All shares have one size, so that the mean of their losses is the loss; what does not divide is left out.
+        All shares have the same size, so that the mean of their losses is the loss; a remainder is left out.
         """
         end = self._params.batch_size // runtime().world_size * runtime().world_size
         own = slice(runtime().rank, end, runtime().world_size)
@@ -102,7 +102,7 @@ class SaeTraining:
             rows = min(SAMPLE_ROWS, store.rows("train"))
             (sample,) = next(_together(zip(store.batches("train", rows, seed=self._params.seed))))
             learner.initialise(sample.to(device()))
-            # The same arithmetic may round in another way on another machine.
+            # The same arithmetic may round differently on another machine.
             distributed.average(*learner.sae.state_dict().values())
 
     def _save(self) -> None:
@@ -113,10 +113,10 @@ class SaeTraining:
 
 
 def _together(batches: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    """Each batch, once all processes have theirs: a stop that comes while one computes activations is obeyed by all.
+    """Yield each batch once all processes have theirs, so that a stop received by one process stops all of them.
 
     Raises:
-        Interrupted: in all processes before the same batch.
+        Interrupted: in all processes, before the same batch.
     """
     while True:
         batch, stop = None, 0
@@ -132,7 +132,7 @@ def _together(batches: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, .
 
 
 def write_curve(path: Path, curve: list[SaeCurveRow]) -> None:
-    """The curve as CSV, a column a field."""
+    """Write the curve as CSV, one column per field."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(SaeCurveRow._fields)

@@ -1,1 +1,1 @@
-"""The shape of each method's model, and what models and stages need: arithmetic, without a tensor."""
+"""The shape of each method's model, and the resources of models and stages, computed without tensors."""

@@ -1,12 +1,12 @@
-"""Operations of making what CoCoMix learns from, a token: matrix products, two a multiply-add. Knows no tensor.
+"""FLOPs per token of CoCoMix's supervision: matrix products, two operations per multiply-add, computed without tensors.
 
-With F operations of the base model's forward pass, f of them up to the concepts' layer, width d, C latents of which k
+With F FLOPs of the base model's forward pass, f of them up to the concepts' layer, width d, and C latents of which k
 are active:
 
-    sae          2 d C + 8 d k: encoder; then decoder and both gradients, of active latents only
-    attribution  F forward, F - f backward to the layer, 2 d C encoder, 2 d k slopes; with `integrated` forward and
-                 backward again each step, with `ablation` F - f for each latent; the f that several
-                 of these share is left out
+    sae          2 d C + 8 d k: encoder; then decoder and both gradients, for active latents only
+    attribution  F forward, F - f backward to the layer, 2 d C encoder, 2 d k dot products with the gradient;
+                 `integrated`: forward and backward once per step; `ablation`: F - f per latent; where several of
+                 these share f, it counts once
 """
 
 from cocomix.params import AttributionParams
@@ -14,19 +14,19 @@ from cocomix.shapes.models import TeacherSizes
 
 
 def sae_flops(width: int, latents: int, active: float) -> float:
-    """Of training the autoencoder, a token and epoch."""
+    """FLOPs of training the autoencoder, per token and epoch."""
     return 2 * width * latents + 8 * width * active
 
 
 def attribution_flops(
     params: AttributionParams, teacher: TeacherSizes, latents: int, active: float, context: int
 ) -> float:
-    """Of labelling.
+    """FLOPs of labelling, per token.
 
     Args:
-        latents: of the autoencoder; with abstopk, half as many as the concepts.
-        active: latents of a token, on average.
-        context: tokens of a window.
+        latents: latents of the autoencoder; with abstopk, half the number of concepts.
+        active: mean number of active latents per token.
+        context: tokens per window.
     """
     lower, upper = teacher.base_flops_to_layer, teacher.base_flops - teacher.base_flops_to_layer
     encoded = lower + 2 * teacher.base_width * latents

@@ -1,6 +1,6 @@
-"""The shape of each method's model, as keyword arguments of its configuration; what such a model holds and costs.
+"""The shape of each method's model, as keyword arguments of its configuration; its parameter counts and FLOPs.
 
-Knows no tensor, so that a plan of a run takes no longer than its arithmetic.
+It does not import torch, so that planning a run is fast.
 """
 
 from bisect import bisect_left
@@ -14,15 +14,15 @@ Shape = dict[str, Any]
 
 
 class Vocabulary(Protocol):
-    """What shapes depend on of the tokens: `Tokens` is one."""
+    """The properties of the tokens on which shapes depend; `Tokens` has them."""
 
     @property
     def vocab_size(self) -> int:
-        """Entries."""
+        """Entries of the vocabulary."""
 
     @property
     def context(self) -> int:
-        """Tokens of a window."""
+        """Tokens per window."""
 
     @property
     def eos_id(self) -> int:
@@ -34,23 +34,23 @@ class Parameters(NamedTuple):
 
     stored: int
     active: int
-    """Without the compress rows of the concepts that are not mixed: what one token uses (paper App. A)."""
+    """Parameters that one token uses, without the compress rows of concepts that are not mixed (paper App. A)."""
 
 
 class TeacherSizes(NamedTuple):
-    """What shapes depend on besides the parameters: sizes of the base model and of the autoencoder."""
+    """Sizes of the base model and of the autoencoder, on which shapes depend."""
 
     latents: int
     """Size of the dictionary of concepts."""
     base_width: int
     base_flops: int
-    """Of the base model's forward pass, a token: what distillation costs besides the student."""
+    """FLOPs per token of the base model's forward pass: the cost of distillation besides the student."""
     base_flops_to_layer: int
-    """Of that, up to the layer that the concepts describe: what learning from its hidden state costs."""
+    """FLOPs per token up to the concepts' layer: the cost of predicting its hidden state besides the student."""
 
 
 def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
-    """A GPT-2 of this shape, for these tokens."""
+    """The shape of a GPT-2 for these tokens."""
     return {
         "vocab_size": tokens.vocab_size,
         "n_positions": tokens.context,
@@ -67,7 +67,7 @@ def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
 
 
 def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes) -> Shape:
-    """A CoCoMix model, or one of its ablations."""
+    """The shape of a CoCoMix model, or of one of its ablations."""
     return gpt2_shape(model, tokens) | {
         "predicts": cocomix.predicts,
         "mixing": cocomix.mixing,
@@ -84,7 +84,7 @@ def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary
 
 
 def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> Shape:
-    """A model with a pause vector after each token."""
+    """The shape of a model with a pause vector after each token."""
     return gpt2_shape(model, tokens) | {
         "predicts": "nothing",
         "mixing": pause.mixing,
@@ -95,9 +95,9 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
 
 
 def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) -> dict[Method, Shape | None]:
-    """The shape of each method's model; those of `ntp` and `kd` as wide as `params.match` asks.
+    """The shape of each method's model; the widths of `ntp` and `kd` follow from `params.match`.
 
-    None for `kd` where the base model's forward pass alone costs what is to be matched: see `shape_of`.
+    None for `kd` if the base model's forward pass alone costs as much as the FLOPs to match: see `shape_of`.
     """
     cocomix = cocomix_shape(params.model, params.cocomix, tokens, teacher)
     hidden = params.cocomix.predicts == "hidden"
@@ -119,7 +119,7 @@ def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) ->
 
 
 def shape_of(method: Method, found: Mapping[Method, Shape | None]) -> Shape:
-    """One of `shapes`.
+    """The shape of a method's model, from the result of `shapes`.
 
     Raises:
         UserError: when no width gives `kd` CoCoMix's training FLOPs.
@@ -136,11 +136,11 @@ def shape_of(method: Method, found: Mapping[Method, Shape | None]) -> Shape:
 def widened(model: ModelParams, cost: Callable[[ModelParams], int], target: int) -> ModelParams:
     """`model` at the width whose cost is nearest to `target`.
 
-    Heads have a dimension that is a multiple of 8, from half to twice what it is in `model` and as near to it as the
-    width allows; widths that allow none are left out.
+    The head dimension is a multiple of 8, between half and twice that of `model`, and as near to it as the width
+    allows; widths that no such dimension divides are skipped.
 
     Args:
-        cost: rises with the width.
+        cost: increases with the width.
     """
     usual = model.d_model // model.n_head
     allowed = [each for each in range(8, max(8, 2 * usual) + 1, 8) if 2 * each >= usual]
@@ -159,7 +159,7 @@ def widened(model: ModelParams, cost: Callable[[ModelParams], int], target: int)
 
 
 def parameters_of(shape: Mapping[str, Any]) -> Parameters:
-    """Count the parameters of a GPT-2 or CoCoMix model without making them; `shape` may be a whole configuration."""
+    """Count the parameters of a GPT-2 or CoCoMix model without building it; `shape` may be a whole configuration."""
     d, layers, inner = shape["n_embd"], shape["n_layer"], shape.get("n_inner") or 4 * shape["n_embd"]
     norm = 2 * d
     block = 2 * norm + (3 * d * d + 3 * d) + (d * d + d) + (d * inner + inner) + (inner * d + d)
@@ -181,11 +181,11 @@ def parameters_of(shape: Mapping[str, Any]) -> Parameters:
 
 
 def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
-    """Floating-point operations of a forward pass over `context` tokens, per text token.
+    """FLOPs of a forward pass over `context` tokens, per text token.
 
-    Matrix products only, two operations a multiply-add; attention over the full square, as dense kernels compute it.
-    A training step costs three times as much. With interleaving, every token is two positions among 2 x context above
-    the concept layer, of which the last block computes one.
+    Matrix products only, two operations per multiply-add; attention over the full square, as dense kernels compute it.
+    A training step costs three times as much. With interleaving, every token has two of 2 x context positions above
+    the concept layer; the last block computes one of the two.
     """
     d, layers, inner = shape["n_embd"], shape["n_layer"], shape.get("n_inner") or 4 * shape["n_embd"]
 

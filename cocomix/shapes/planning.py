@@ -1,22 +1,22 @@
-"""What each stage will need, from the parameters alone: text, operations, disk and memory. Knows no tensor.
+"""Estimated needs of each stage, from the parameters alone: text, FLOPs, disk and memory, computed without tensors.
 
-Operations are matrix products, two a multiply-add, as `cocomix.shapes.models` counts. With F operations of the base
-model's forward pass a token, f of them up to the layer, d its width, C latents:
+FLOPs are matrix products, two operations per multiply-add, as `cocomix.shapes.models` counts. With F FLOPs per token
+of the base model's forward pass, f of them up to the layer, d its width, C latents:
 
-    base         3 F a token that it is trained on; from elsewhere, F a validation token
-    activations  f a stored token
-    sae          as `cocomix.shapes.label_flops` says, a token and epoch; and f where the activations are not kept
-    attribution  as `cocomix.shapes.label_flops` says, a training or validation token
-    explain      f + 2 d C a token that is looked at
-    pretrain     3 times the model's forward pass a token, and what the base model adds to it
-    evaluate     the model's forward pass a held-out token; for CoCoMix also the passes with changed concepts
-    steer        for each edit, the model's forward pass a token of the text and of what it writes
+    base         3 F per training token; if pretrained, F per validation token
+    activations  f per stored token
+    sae          `cocomix.shapes.label_flops`, per token and epoch; plus f if the activations are not kept
+    attribution  `cocomix.shapes.label_flops`, per training and validation token
+    explain      f + 2 d C per token read
+    pretrain     3 times the model's forward pass per token, plus the base model's part
+    evaluate     the model's forward pass per held-out token; for CoCoMix also the passes with changed concepts
+    steer        for each edit, the model's forward pass per token of the text and of the continuation
 
-Trainings are counted as their metrics count them, without the validation losses on the way. Disk is what the artifact
-holds, and beside it what lies in the work folder while the stage runs. Memory is that of one process, roughly: weights,
-gradients and AdamW's two moments in fp32, 16 bytes a parameter; and what a forward pass keeps for the backward, 34
-bytes a layer, position and dimension (Korthikanti et al. 2022, arXiv 2205.05198, Eq. 2, without the attention matrix).
-Constants that were measured say where.
+Training FLOPs are counted as in the metrics, without the validation losses. Disk is the size of the artifact, plus that
+of the work folder while the stage runs. Memory is a rough estimate for one process: weights, gradients and AdamW's two
+moments in fp32, 16 bytes per parameter; and activations kept for the backward pass, 34 bytes per layer, position and
+dimension (Korthikanti et al. 2022, arXiv 2205.05198, Eq. 2, without the attention matrix). Measured constants name
+their source.
 """
 
 import math
@@ -38,29 +38,29 @@ from cocomix.shapes.models import (
 )
 
 INSTALLED_DOCS_BYTES = 13e6
-"""Of the documentation of some 200 packages, where corpus.megabytes sets no limit."""
+"""Text in the documentation of some 200 packages, where corpus.megabytes sets no limit."""
 CORPUS_COMPRESSION = 0.4
-"""zstd on English text: 0.37 on the default corpus."""
+"""Compressed over raw size of English text with zstd; measured on the default corpus: 0.37."""
 BYTES_PER_TOKEN = ((512, 2.3), (4096, 3.86), (50257, 4.40))
-"""By entries of a byte-level BPE: of the smoke test, of the default run, of GPT-2's on OpenWebText."""
+"""By vocabulary size of a byte-level BPE: smoke test, default run, GPT-2's on OpenWebText."""
 TOKENIZER_BYTES = 65
-"""tokenizer.json, an entry: of the default run."""
+"""Size of tokenizer.json per entry, measured in the default run."""
 PRETRAINED_VOCABULARY = 50257
-"""GPT-2's, until the stage has read the tokenizer."""
+"""GPT-2's, assumed until the stage has read the tokenizer."""
 ORIGIN_BYTES = 5
-"""Beside each stored activation: token, document and position, compressed."""
+"""Token, document and position of a stored activation, compressed."""
 SCORE_BITS = 13
-"""Of a label's score, compressed; its number takes log2 C bits."""
+"""A label's score, compressed; its concept number takes log2 C bits."""
 FORWARD_TOKENS = 2048
-"""Of a forward pass of a frozen model, `cocomix.base.loading.micro_batch` on a CPU."""
+"""Tokens per forward pass of a frozen model, as `cocomix.base.loading.micro_batch` on a CPU."""
 LIBRARIES = 500e6
-"""Memory of a process that has only imported torch and transformers."""
+"""Memory of a process after importing torch and transformers."""
 INTERVENTIONS = 12
-"""Passes over evaluate.intervention_windows, and over labels told one after another."""
+"""Passes over evaluate.intervention_windows with changed concepts, or with true labels substituted one by one."""
 
 
 class Words(NamedTuple):
-    """A vocabulary that is not there yet."""
+    """The assumed `Vocabulary` before tokens exist."""
 
     vocab_size: int
     context: int
@@ -68,7 +68,7 @@ class Words(NamedTuple):
 
 
 class CorpusSize(NamedTuple):
-    """A corpus."""
+    """The size of a corpus."""
 
     bytes: dict[str, float]
     """UTF-8 bytes of each split."""
@@ -78,29 +78,29 @@ class CorpusSize(NamedTuple):
 
 
 class StageNeeds(NamedTuple):
-    """What a stage needs."""
+    """Estimated needs of a stage."""
 
     text: float = 0.0
-    """Bytes of text that it works through."""
+    """Bytes of text that it processes."""
     flops: float = 0.0
     disk: float = 0.0
     """Bytes of its artifact."""
     scratch: float = 0.0
-    """Bytes beside it while it runs: checkpoints, labels as they are read."""
+    """Bytes of its work folder while it runs, besides the artifact: checkpoints, unpacked labels."""
     memory: float = LIBRARIES
-    """Bytes of one process, whatever it computes at a time."""
+    """Bytes of one process, independent of the micro-batch."""
     window_memory: float = 0.0
-    """And for each window of a training step that it computes at a time."""
+    """Additional bytes per window of the micro-batch in training."""
 
 
 def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
-    """What a corpus will be, before it is there.
+    """Estimate the size of a corpus before it exists.
 
     Args:
-        corpus_bytes: of the source, where that is known.
+        corpus_bytes: size of the source, if known.
 
     Raises:
-        UserError: when nothing says how large it will be.
+        UserError: when neither the source nor corpus.megabytes gives a size.
     """
     limit = math.inf if params.corpus.megabytes is None else params.corpus.megabytes * 1e6
     known = INSTALLED_DOCS_BYTES if params.corpus.source == "installed-docs" else corpus_bytes
@@ -116,10 +116,10 @@ def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
 
 
 def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
-    """What each stage needs, by its name in dvc.yaml.
+    """Estimate the needs of each stage, by its name in dvc.yaml.
 
     Args:
-        text: what is known of the corpus, or `estimated_corpus`.
+        text: `measured_corpus` or `estimated_corpus`.
     """
     words = Words(text.vocab_size, params.tokenize.context)
     windows = {split: tokens // words.context for split, tokens in text.tokens.items()}
@@ -162,7 +162,7 @@ def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
 
 
 def _bytes_per_token(vocab_size: int) -> float:
-    """Linear in the logarithm of the vocabulary, between the points that were measured and beyond."""
+    """Interpolate and extrapolate `BYTES_PER_TOKEN` linearly in the logarithm of the vocabulary size."""
     (left, low), (middle, between), (right, high) = ((math.log2(size), each) for size, each in BYTES_PER_TOKEN)
     at = math.log2(vocab_size)
     if at < middle:
@@ -180,7 +180,7 @@ def _saved(shape: Shape) -> float:
 
 
 def _window_memory(shape: Shape) -> float:
-    """Of a window: what the blocks keep, the attention matrices where they are made, and a chunk of logits."""
+    """Memory per window: the blocks' activations, attention matrices where they are materialised, and logits."""
     context, d, layers = shape["n_positions"], shape["n_embd"], shape["n_layer"]
     interleaved = shape.get("mixing") in ("interleave", "interleave_with_state")
     above = layers - shape["concept_layer"] if interleaved else 0
@@ -210,7 +210,7 @@ def _activations(params: Params, base: Shape, blocks: float, stored: dict[str, f
     rows = stored["validation"] + section.keep * stored["train"]
     to_last = _to_layer(blocks, base, max(Site.parse(each).layer for each in section.sites))
     made, coding = (4, 16) if section.dtype == "int8" else (2, 4)  # bytes of a number
-    gathered = 2 * len(section.sites) * made + coding  # of two shards at all sites, and of one being coded
+    gathered = 2 * len(section.sites) * made + coding  # two shards at all sites, and one that is being encoded
     return StageNeeds(
         flops=to_last * rows,
         disk=row * rows * len(section.sites),
@@ -320,7 +320,7 @@ def _steer(params: Params, cocomix: Shape, base: Shape) -> StageNeeds:
 
 
 def measured_corpus(corpus: dict[str, Any], tokenize: dict[str, Any]) -> CorpusSize:
-    """The corpus that is there, from its metrics."""
+    """The size of an existing corpus, from the metrics of the stages corpus and tokenize."""
     splits = ("train", "validation", "test")
     return CorpusSize(
         {split: corpus[split]["bytes"] for split in splits},

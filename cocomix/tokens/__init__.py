@@ -1,1 +1,1 @@
-"""Tokens: windows of token ids, and the tokenizer that made them."""
+"""Tokens: windows of token ids, and the tokenizer that produced them."""

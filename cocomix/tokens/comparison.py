@@ -1,4 +1,4 @@
-"""Whether two tokenizers are the same one: a model that learned from one cannot read the ids of another."""
+"""Compare two tokenizers: a model trained with one cannot read the ids of another."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -22,13 +22,13 @@ PROBES = (
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa ???!!!...---___===",
 )
 _WINDOWS = 64
-"""Of the validation split, whose text is compared too."""
+"""Number of validation windows whose text is also compared."""
 
 
 def difference(tokens: Tokens, theirs: "PreTrainedTokenizerBase") -> str | None:
-    """Where `theirs` gives other ids than the tokenizer that made the tokens; nothing, where it does not.
+    """Describe a text or token whose ids `theirs` and the tokenizer of `tokens` disagree on; None: they agree.
 
-    It may know more tokens than are used here, unless a text shows it.
+    `theirs` may have more tokens, as long as they change the ids of no compared text.
     """
     ours, known = tokens.tokenizer(), theirs.get_vocab()
     for token, number in sorted(ours.get_vocab().items(), key=lambda each: each[1]):
@@ -45,10 +45,10 @@ def difference(tokens: Tokens, theirs: "PreTrainedTokenizerBase") -> str | None:
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Nothing, where the tokenizer cannot encode the text."""
+    """The token ids of a text; empty where the tokenizer cannot encode it."""
     try:
         found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    except Exception:  # as each of the libraries behind it likes
+    except Exception:  # the type depends on the library behind the tokenizer
         return []
     ids: list[int] = found["input_ids"]
     return ids

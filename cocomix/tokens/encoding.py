@@ -1,4 +1,4 @@
-"""Encoding documents: what is spelt like a special token is text, and nothing is added, cut or filled up."""
+"""Encode documents: a special token's spelling is plain text, and ids are neither added, truncated nor padded."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from cocomix.plumbing.errors import UserError
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
-    """`tokenizer`, changed in place for `ids_of`."""
+    """Configure `tokenizer`, in place, for `ids_of`."""
     tokenizer.encode_special_tokens = True  # `<|endoftext|>` in a text is text, and does not end the document
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -19,16 +19,16 @@ def ids_of(tokenizer: Tokenizer, texts: Sequence[str], where: str) -> list[list[
     """The token ids of each text.
 
     Args:
-        tokenizer: a `plain` one.
-        where: what the texts are of, for the error.
+        tokenizer: configured by `plain`.
+        where: where the texts are from, for the error.
 
     Raises:
-        UserError: when the tokenizer cannot encode one.
+        UserError: when the tokenizer cannot encode a text.
     """
     try:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     except BaseException as error:
-        # Of the library's Rust, such as a pattern that goes back and forth too often, and no Exception.
+        # The library's Rust code raises PanicException, which is no Exception: for a pattern that backtracks too often.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise UserError(f"the tokenizer cannot encode {where}: {' '.join(str(error).split())}") from None
         raise

@@ -1,8 +1,8 @@
 """From text to windows of token ids: documents end with EOS and follow each other without padding.
 
-A row group of the corpus makes a shard of ids, which is the unit of resuming and of sharing the work; beside it lies
-how many each of its documents has. All shards of a split, one after the other, make its windows; the rest at the end
-that fills no window is dropped.
+Each row group of the corpus becomes a shard of ids, the unit of resuming and of dividing the work; a file beside it
+holds the number of ids of each document. All shards of a split are concatenated and cut into windows; the remainder at
+the end that fills no window is dropped.
 """
 
 import os
@@ -27,7 +27,7 @@ from cocomix.tokens.encoding import ids_of, plain
 from cocomix.tokens.tokenizer import read_texts
 
 _BATCH_CHARACTERS = 250_000
-"""Encoded at a time: the tokenizer keeps a hundred bytes a token meanwhile."""
+"""Characters encoded at a time: encoding needs a hundred bytes of memory per token."""
 
 
 class _Shard(NamedTuple):
@@ -43,12 +43,12 @@ class _Shard(NamedTuple):
 def encode(
     texts: Mapping[Split, Path], tokenizer: Path, eos_id: int, vocab_size: int, folder: Path
 ) -> dict[Split, list[Path]]:
-    """Token ids of all documents, as `.npy` files of one dimension, in the order of the text.
+    """Encode all documents into one-dimensional `.npy` files of token ids, in the order of the text.
 
     Args:
         texts: Parquet files with a column `text`.
         tokenizer: tokenizer.json.
-        folder: where the shards go; those that are there are kept.
+        folder: where the shards are written; existing ones are kept.
     """
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
     shards: dict[Split, list[_Shard]] = {}
@@ -77,7 +77,7 @@ def encode(
 
 
 def count_tokens(shards: Sequence[Path]) -> int:
-    """Ids in all shards."""
+    """Number of ids in all shards."""
     return sum(ids.size for ids in _load(shards))
 
 
@@ -95,12 +95,12 @@ def write_windows(shards: Sequence[Path], context: int, path: Path) -> None:
 
 
 def document_ends(shards: Sequence[Path]) -> NDArray[np.int64]:
-    """The place after each document's EOS in the ids of all shards: int64 [documents]."""
+    """End offset of each document, after its EOS, in the ids of all shards: int64 [documents]."""
     return np.cumsum(np.concatenate([np.load(_lengths(shard)) for shard in shards]), dtype=np.int64)
 
 
 def _lengths(shard: Path) -> Path:
-    """The file of how many ids each document of a shard has, EOS included."""
+    """The file with the number of ids, EOS included, of each document of a shard."""
     return shard.with_suffix(".lengths.npy")
 
 
@@ -110,7 +110,7 @@ def _load(shards: Sequence[Path]) -> Iterator[NDArray[np.unsignedinteger]]:
 
 
 def _encode_shard(shard: _Shard) -> int:
-    """Write the shard's ids; the number of its documents."""
+    """Write the shard's ids. Returns the number of its documents."""
     texts = read_texts(pq.ParquetFile(shard.text), shard.row_group)
     tokenizer = _tokenizer(shard.tokenizer)
     parts = [
@@ -119,7 +119,7 @@ def _encode_shard(shard: _Shard) -> int:
         for ids in ids_of(tokenizer, batch, f"a document of row group {shard.row_group} of {shard.text}")
     ]
     _save(_lengths(shard.ids), np.array([part.size for part in parts]))
-    _save(shard.ids, np.concatenate(parts))  # last: a shard whose ids are there is finished
+    _save(shard.ids, np.concatenate(parts))  # last: a shard whose ids exist is complete
     return shard.documents
 
 

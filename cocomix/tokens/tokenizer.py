@@ -1,4 +1,4 @@
-"""The tokenizer: a byte-level BPE of our own, or a pretrained one."""
+"""The tokenizer: a byte-level BPE trained on the corpus, or a pretrained one."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ END_OF_DOCUMENT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with the end-of-document token as id 0. The same texts give the same tokenizer.
+    """Train a byte-level BPE with the end-of-document token as id 0. The same texts give the same tokenizer.
 
     It has fewer than `vocab_size` entries when the texts have too few different words.
     """
@@ -36,14 +36,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_trained(path: Path) -> "PreTrainedTokenizerFast":
-    """A trained tokenizer, as `transformers` takes it."""
-    from transformers import PreTrainedTokenizerFast  # seconds to import: not for the workers
+    """Load a trained tokenizer for `transformers`."""
+    from transformers import PreTrainedTokenizerFast  # takes seconds to import; the workers do not need it
 
     return PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END_OF_DOCUMENT)
 
 
 def sample_texts(text: Path, size: float) -> Iterator[str]:
-    """About `size` bytes of the documents in a Parquet file, in row groups from all over it."""
+    """Yield about `size` bytes of documents from a Parquet file, in evenly spaced row groups."""
     parquet = pq.ParquetFile(text)
     groups = parquet.metadata.num_row_groups
     total = sum(parquet.metadata.row_group(group).total_byte_size for group in range(groups))
@@ -58,12 +58,12 @@ def read_texts(parquet: pq.ParquetFile, row_group: int) -> list[str]:
 
 
 def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a hub id or folder, with none but the end-of-document token of its special ones.
+    """Load the tokenizer of a hub id or folder; of its special tokens, only the end-of-document token is kept.
 
-    Documents are packed with that alone, so a text must not begin with another when the model is used either.
+    Documents are packed with that token alone, so using the model must not prepend another one to a text either.
 
     Raises:
-        UserError: when there is none, or it has no fast implementation or no end-of-document token.
+        UserError: when no tokenizer is found, or it has no fast implementation or no end-of-document token.
     """
     from transformers import PreTrainedTokenizerFast
 

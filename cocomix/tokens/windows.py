@@ -1,4 +1,4 @@
-"""Reading the token windows."""
+"""Read the token windows of the tokens artifact."""
 
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,9 @@ class TextOrigin(NamedTuple):
     """Where the text is from."""
 
     source: str
-    """As `corpus.source` of params.yaml."""
+    """`corpus.source` of params.yaml."""
     dataset: str | None = None
-    """Of the hub, with its config and revision."""
+    """Dataset id on the hub, with its config and revision."""
     config: str | None = None
     revision: str | None = None
 
@@ -36,7 +36,7 @@ class Tokens:
     document ends; `<split>.groups.parquet`, for the splits that models are measured on, the group of each document
     (`cocomix.corpus.store.Document`); `tokenizer/`, a Hugging Face folder.
 
-    An id does not tell where a document ends: with some tokenizers, the EOS also stands for text.
+    Document ends cannot be found from the ids: with some tokenizers, the EOS also occurs in text.
     """
 
     def __init__(self, path: Path = Path("artifacts/tokens")) -> None:
@@ -56,9 +56,9 @@ class Tokens:
 
     @cache  # noqa: B019
     def ends(self, split: Split) -> NDArray[np.int64]:
-        """Where each document ends, as the place after its EOS in the ids of the split: ascending, [documents].
+        """End offset of each document, after its EOS, in the ids of the split: ascending, int64 [documents].
 
-        The last ones may be in no window.
+        The last documents may end after the last window.
         """
         return np.load(self.artifact.file(f"{split}.documents.npy"), mmap_mode="r")
 
@@ -75,15 +75,15 @@ class Tokens:
         return groups
 
     def bytes_per_token(self, split: Split) -> float:
-        """UTF-8 bytes of the split's text over its tokens: turns nats a token into bits a byte.
+        """UTF-8 bytes per token of the split's text, to convert nats per token into bits per byte.
 
-        The EOS of each document is a token of no bytes; so are counted the few tokens after the last window.
+        The EOS of each document counts as a token of zero bytes. The few tokens after the last window are included.
         """
         return float(self.artifact.about["bytes_per_token"][split])
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer that made the windows; as there, `<|endoftext|>` in a text is text."""
-        from transformers import AutoTokenizer  # seconds to import, for readers that need none
+        """The tokenizer that produced the windows; as there, `<|endoftext|>` in a text is plain text."""
+        from transformers import AutoTokenizer  # takes seconds to import; not all readers need it
 
         for name in self.artifact.names("tokenizer/"):
             self.artifact.file(name)

@@ -1,1 +1,1 @@
-"""Training a language model: one loop, one objective a method."""
+"""Training of language models: one loop for all methods, one objective per method."""

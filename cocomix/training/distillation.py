@@ -1,7 +1,7 @@
 """The losses of knowledge distillation, and their gradient, without a tensor of [positions, vocab] in fp32.
 
-As in `cocomix.modeling.kernels`: a chunk of rows is scored, its losses and their slopes are worked out in the core's
-cache, and the slopes take the scores' place.
+As in `cocomix.modeling.kernels`: rows are scored a chunk at a time, losses and gradients are computed in blocks that
+fit a core's cache, and the gradients overwrite the scores.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def fused_distillation_losses(
 ) -> tuple[Tensor, Tensor]:
     """`next_token_loss` and `distillation_loss` of the logits `hidden @ head.T`.
 
-    The gradient of the first is that of both, the second times `kl_weight`; the second has none of its own.
+    The first carries the gradient of next-token loss + `kl_weight` * distillation loss; the second has no gradient.
 
     Args:
         hidden: [batch, context, d_model].
@@ -63,13 +63,13 @@ class _Distill(torch.autograd.Function):
 
 
 def _to_slopes(scores: Tensor, nexts: Tensor, base_scores: Tensor, kl_weight: float) -> Tensor:
-    """Replace scores by the slopes of tokens + kl_weight * divergence in them, and return the two: [2].
+    """Replace scores, in place, by the gradient of tokens + kl_weight * divergence; return both losses: [2].
 
-    Rows without a next token count nothing in the losses, and have slopes that mean nothing.
+    Rows without a next token add nothing to the losses; their gradients are meaningless, and the caller masks them.
 
     Args:
         scores, base_scores: [n, vocab].
-        nexts: int64 [n], negative where there is none.
+        nexts: int64 [n], negative: no next token.
     """
     losses = torch.zeros(2, device=scores.device)
     rows = rows_at_once(len(scores), scores.shape[1], scores.device)

@@ -3,11 +3,11 @@
     for each step:
         windows of the step         a function of (seed, step): the same for any number of processes
         forward and backward        in micro-batches, gradients summed over them and over the processes
-        clip, AdamW                 linear warm-up, cosine; meanwhile the next step's windows are made ready
-        every eval_every steps      a row of the curve, in curve.csv at once
-        every checkpoint_every      a checkpoint; after SIGTERM or SIGINT too
+        clip, AdamW                 linear warm-up, cosine decay; the next step's windows are prepared meanwhile
+        every eval_every steps      a row of the curve, written to curve.csv immediately
+        every checkpoint_every      a checkpoint; also on SIGTERM or SIGINT
 
-A run that was killed and started again goes on from its newest checkpoint and ends, on a CPU, with the same bytes.
+A run that was killed and restarted resumes from its newest checkpoint and, on a CPU, ends with the same bytes.
 """
 
 import csv
@@ -45,52 +45,53 @@ class TrainingCurveRow:
 
     step: int
     tokens: int
-    """Text tokens seen."""
+    """Number of text tokens trained on so far."""
     flops: float
-    """Of training so far; see the objective's `training_flops`."""
+    """Training FLOPs so far, by the objective's `training_flops`."""
     seconds: float
-    """Of training so far, earlier processes' included, evaluation not."""
+    """Training seconds so far, including earlier processes, without evaluation."""
     train_loss: float
-    """Nats a token, mean since the row before."""
+    """Nats per token, mean since the previous row."""
     validation_loss: float
-    """Nats a token, on `eval_windows` windows."""
+    """Nats per token, on `eval_windows` windows."""
     auxiliary_loss: float | None
-    """Validation, a supervised position: of concepts or distributions in nats, of hidden states a distance; none: the
-    method has no such loss."""
+    """Validation auxiliary loss per supervised position: nats for concepts and distributions, a distance for hidden
+    states; None: the method has no auxiliary loss."""
 
 
 class Batch(NamedTuple):
-    """What a process does in one step."""
+    """The data of one step."""
 
     rows: NDArray[np.int64]
-    """Windows of the step, those of the other processes too."""
+    """Window numbers of the step, of all processes."""
     parts: list[tuple[Tensor, ...]]
     """Micro-batches of this process's share, on the device."""
     supervised: int
-    """Positions of this process's share behind the auxiliary loss."""
+    """Positions with an auxiliary loss in this process's share."""
 
 
 class Usage(NamedTuple):
-    """What the machine gave, in the last process that trained."""
+    """Hardware usage since the last start or resumption."""
 
     peak_memory: int
-    """Bytes, in the process that held most."""
+    """Bytes, maximum over the processes."""
     utilisation: float | None
-    """Share of the operations that the devices could have done (MFU), by `training_flops`; none: not known."""
+    """Model FLOPs utilisation (MFU), by `training_flops`; None: the device's peak is unknown."""
 
 
 class Training:
     """A training run.
 
     Args:
-        objective: what is minimised; after `run`, its model is the trained one, whole in each process.
+        objective: the objective to minimise; after `run`, its model is trained, and unsharded in each process.
         train, validation: the data.
-        params: how it is trained.
-        seed: of the data order and of dropout (the model's initial weights are the caller's).
-        folder: where the checkpoints are, also those of an earlier process, and curve.csv, the curve so far.
+        params: hyperparameters.
+        seed: seed of the data order and of dropout (the caller initialises the model).
+        folder: the folder of the checkpoints, also of those of an earlier process, and of curve.csv.
 
     Raises:
-        UserError: when there are more processes than windows in a step.
+        UserError: when a step, an evaluation or the validation split has fewer windows than there are processes, or
+            fsdp cannot divide the windows evenly.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Training:
         if runtime().activation_checkpointing:
             objective.model.activation_checkpointing_enable()
         self._run = distribute(self._objective)
-        # Evaluation has a shape of its own, which need not be compiled.
+        # Evaluation has other batch shapes, which are not worth compiling.
         self._evaluated = self._run if isinstance(self._run, FSDPModule) else self._objective
         self._weights = [each for each in objective.parameters() if each.requires_grad]
         self._optimizer = adamw(objective, params)
@@ -134,7 +135,7 @@ class Training:
         self._loss_sum, self._loss_count = 0.0, 0
         self._next: Batch | None = None
         self.usage = Usage(0, None)
-        """After `run`."""
+        """Set by `run`."""
 
     def run(self, task: str) -> list[TrainingCurveRow]:
         """Train to the end, from the newest checkpoint if there is one. Returns the curve.
@@ -177,13 +178,13 @@ class Training:
         return self._curve
 
     def _train_step(self) -> tuple[float, float]:
-        """One optimiser step. Returns the loss a token and the norm of the gradient."""
+        """One optimiser step. Returns the loss per token and the norm of the gradient."""
         batch = self._next or self._batch(self._step)
-        # Dropout's randomness is a function of the step too, so that no generator's state needs saving.
+        # Dropout's randomness is also a function of the step, so that no generator state needs saving.
         torch.manual_seed(int(np.random.SeedSequence([self._seed, self._step, runtime().rank]).generate_state(1)[0]))
         positions = self._params.batch_size * (self._context - 1)
         (supervised,) = distributed.totals(batch.supervised)
-        # DDP averages the gradients over the processes; the sums below want their sum.
+        # DDP and FSDP average the gradients over the processes; the loss below needs their sum.
         scale = runtime().world_size
         loss = torch.zeros((), device=device())
         for number, part in enumerate(batch.parts):
@@ -202,9 +203,9 @@ class Training:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._next = self._batch(self._step + 1) if self._step + 1 < self._params.steps else None
-        # Up to here a GPU has only been told what to do; this waits for it, once a step.
+        # Everything above is queued on a GPU asynchronously; this is the only synchronisation of a step.
         own_loss, own_norm = torch.stack([loss, norm.float()]).tolist()
-        # Sums, so that what is not finite in one process is not in all, and all stop.
+        # A value that is not finite in one process makes the sum so in all, and all stop.
         sum_loss, sum_norm = distributed.totals(own_loss, own_norm)
         if not math.isfinite(sum_loss + sum_norm):
             self._give_up(batch.rows, "loss" if not math.isfinite(sum_loss) else "gradient")
@@ -265,7 +266,7 @@ class Training:
         )
 
     def _save(self) -> None:
-        if self._saved_step == self._step:  # stopped just after it was saved
+        if self._saved_step == self._step:  # stopped just after a regular checkpoint
             return
         self._saved_step = self._step
         model, optimizer = whole_state(self._objective, self._optimizer)
@@ -294,7 +295,7 @@ class Training:
 
 
 def adamw(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
-    """AdamW that decays matrices (embeddings among them), and vectors (biases, norms) where `params.decay` is all."""
+    """AdamW with weight decay on matrices, embeddings included; with `params.decay: all` also on biases and norms."""
     weights = [each for each in model.parameters() if each.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [each for each in weights if each.ndim >= 2], "weight_decay": params.weight_decay},
@@ -307,7 +308,7 @@ def adamw(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
 
 
 def learning_rate(params: TrainingParams, step: int) -> float:
-    """The rate of a step (from 0): linear warm-up to the peak, then half a cosine down to `final_share` of it."""
+    """Learning rate of a step (from 0): linear warm-up to the peak, then cosine decay to `final_share` of it."""
     warmup = round(params.warmup_share * params.steps)
     if step < warmup:
         return params.learning_rate * (step + 1) / warmup
@@ -317,7 +318,7 @@ def learning_rate(params: TrainingParams, step: int) -> float:
 
 
 def write_curve(path: Path, curve: list[TrainingCurveRow]) -> None:
-    """Write a curve as CSV, a column a field."""
+    """Write a curve as CSV, one column per field."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(TrainingCurveRow.__dataclass_fields__))
         writer.writeheader()
@@ -325,7 +326,7 @@ def write_curve(path: Path, curve: list[TrainingCurveRow]) -> None:
 
 
 def _split(rows: NDArray[np.int64], size: int | Literal["auto"]) -> list[NDArray[np.int64]]:
-    """Parts of `rows` of `size` at most; auto: one part."""
+    """Split `rows` into parts of at most `size`; auto: one part."""
     return np.array_split(rows, math.ceil(len(rows) / size)) if size != "auto" else [rows]
 
 

@@ -21,7 +21,7 @@ def next_token_loss(logits: Tensor, windows: Tensor) -> Tensor:
 
 
 def fused_next_token_loss(hidden: Tensor, head: Tensor, windows: Tensor) -> Tensor:
-    """As `next_token_loss` of the logits `hidden @ head.T`, which never exist at once.
+    """`next_token_loss` of the logits `hidden @ head.T`, which are never all in memory.
 
     Args:
         hidden: [batch, context, d_model].
@@ -32,13 +32,13 @@ def fused_next_token_loss(hidden: Tensor, head: Tensor, windows: Tensor) -> Tens
 
 
 def concept_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed concept loss: the mean of the cross-entropies to a position's labels (paper Eq. 2), in one pass.
+    """Summed concept loss: the mean cross-entropy to each position's labels (paper Eq. 2).
 
-    The mean of CE(z, i) over labels i is logsumexp(z) - mean z_i. Positions without a label count nothing.
+    The mean of CE(z, i) over labels i is logsumexp(z) - mean z_i. Positions without a label add nothing.
 
     Args:
         logits: z, [batch, context, num_concepts].
-        labels: int64 [batch, context, k_attr], `NO_LABEL` where there is none.
+        labels: int64 [batch, context, k_attr], padded with `NO_LABEL`.
     """
     logits = logits.float()
     valid = labels != NO_LABEL
@@ -48,12 +48,12 @@ def concept_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def labelled_positions(labels: Tensor) -> Tensor:
-    """How many positions have at least one label: int64 []. labels: as of `concept_loss`."""
+    """Number of positions with at least one label: int64 []. labels: see `concept_loss`."""
     return torch.count_nonzero((labels != NO_LABEL).any(-1))
 
 
 def distillation_loss(logits: Tensor, base_logits: Tensor) -> Tensor:
-    """Summed KL divergence of the student's distribution from the base model's, KL(base || student), in nats.
+    """Summed KL(base || student) between the base model's and the student's distributions, in nats.
 
     Args:
         logits, base_logits: [..., vocab].
@@ -63,13 +63,13 @@ def distillation_loss(logits: Tensor, base_logits: Tensor) -> Tensor:
 
 
 def hidden_loss(predicted: Tensor, hidden: Tensor, distance: HiddenDistance) -> Tensor:
-    """Summed distance of predictions to hidden states, each of which is first brought to mean 0 and variance 1.
+    """Summed distance between predictions and hidden states; each hidden state is normalised to mean 0, variance 1.
 
-    Without that, the few features of a residual stream that are large everywhere are all that l1 and l2 see.
+    Without the normalisation, the few large features of a residual stream dominate l1 and l2.
 
     Args:
         predicted, hidden: [..., d_model].
-        distance: l1, l2: mean over the features of the absolute, the squared difference; cosine: 1 - cosine.
+        distance: l1: mean absolute difference over the features; l2: mean squared difference; cosine: 1 - cosine.
     """
     target = F.layer_norm(hidden.float(), hidden.shape[-1:])
     match distance:

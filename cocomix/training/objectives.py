@@ -1,5 +1,8 @@
-"""Objectives: what a method minimises. Each wraps its model, and returns sums, so that any split of a batch into
-micro-batches and processes gives the same gradient."""
+"""Training objectives, one per method.
+
+Each wraps its model and returns sums, so that any split of a batch into micro-batches and processes gives the same
+gradient.
+"""
 
 from typing import NamedTuple
 
@@ -20,11 +23,11 @@ class Losses(NamedTuple):
     """Sums over a micro-batch."""
 
     tokens: Tensor
-    """Next-token cross-entropy in nats, summed over the windows' tokens but the last ones."""
+    """Next-token cross-entropy in nats, summed over all positions but the last one of each window."""
     auxiliary: Tensor | None = None
-    """What the method minimises besides, summed over `supervised` positions; none: nothing.
+    """The method's auxiliary loss, summed over `supervised` positions; None: the method has none.
 
-    Without a gradient where that of `tokens` is the gradient of both (`fused_distillation_losses`).
+    It has no gradient where `tokens` carries the gradient of both (`fused_distillation_losses`).
     """
 
 
@@ -38,16 +41,16 @@ class NextToken(nn.Module):
         self.model = model
 
     def forward(self, windows: Tensor) -> Losses:
-        """windows: token ids, int64 [batch, context]."""
+        """Compute the losses; windows: token ids, int64 [batch, context]."""
         hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
         return Losses(fused_next_token_loss(hidden, self.model.lm_head.weight, windows))
 
     def supervised(self, windows: Tensor) -> int:  # noqa: ARG002
-        """Positions behind the auxiliary loss."""
+        """Number of positions with an auxiliary loss."""
         return 0
 
     def training_flops(self, context: int) -> int:
-        """Floating-point operations of training on one text token: a forward pass, and two more for the backward."""
+        """FLOPs of training on one text token: the forward pass, and twice as many for the backward pass."""
         return 3 * flops_per_token(self.model.config, context)
 
 
@@ -60,20 +63,20 @@ class Distillation(nn.Module):
         self._base = (base,)  # not a submodule: it is neither trained nor saved
 
     def forward(self, windows: Tensor) -> Losses:
-        """windows: token ids, int64 [batch, context]."""
+        """Compute the losses; windows: token ids, int64 [batch, context]."""
         head = self.model.lm_head.weight
         with torch.no_grad():
-            # A pretrained base model's vocabulary may be padded.
+            # A pretrained base model's vocabulary may be padded beyond the tokenizer's.
             wanted = self._base[0](input_ids=windows, use_cache=False).logits[..., : len(head)]
         hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
         return Losses(*fused_distillation_losses(hidden, head, windows, wanted, self.auxiliary_weight))
 
     def supervised(self, windows: Tensor) -> int:
-        """Positions behind the auxiliary loss."""
+        """Number of positions with an auxiliary loss."""
         return windows.shape[0] * (windows.shape[1] - 1)
 
     def training_flops(self, context: int) -> int:
-        """As of `NextToken`, and the base model's forward pass."""
+        """FLOPs per text token as in `NextToken`, plus the base model's forward pass."""
         return 3 * flops_per_token(self.model.config, context) + forward_flops(self._base[0], context)
 
 
@@ -89,18 +92,18 @@ class ConceptMixing(nn.Module):
 
         Args:
             windows: token ids, int64 [batch, context].
-            labels: concepts of each position, int64 [batch, context, k_attr], `NO_LABEL` where there is none.
+            labels: concepts of each position, int64 [batch, context, k_attr], padded with `NO_LABEL`.
         """
         output = self.model.transformer(windows, concept_labels=labels, use_cache=False)
         tokens = fused_next_token_loss(output.last_hidden_state, self.model.lm_head.weight, windows)
         return Losses(tokens, output.concept_loss)
 
     def supervised(self, windows: Tensor, labels: Tensor) -> int:  # noqa: ARG002
-        """Positions behind the auxiliary loss."""
+        """Number of positions with an auxiliary loss."""
         return int(labelled_positions(labels))
 
     def training_flops(self, context: int) -> int:
-        """As of `NextToken`; making the labels is not counted: it is done once, whatever the epochs and the runs."""
+        """FLOPs per text token as in `NextToken`, without labelling, which happens once for all epochs and runs."""
         return 3 * flops_per_token(self.model.config, context)
 
 
@@ -121,7 +124,7 @@ class HiddenMixing(nn.Module):
         self._layer, self._distance = layer, distance
 
     def forward(self, windows: Tensor) -> Losses:
-        """windows: token ids, int64 [batch, context]."""
+        """Compute the losses; windows: token ids, int64 [batch, context]."""
         output = self.model.transformer(windows, use_cache=False)
         with torch.no_grad():
             wanted = residual_at(self._base[0], windows, self._layer)
@@ -130,11 +133,11 @@ class HiddenMixing(nn.Module):
         return Losses(tokens, distance)
 
     def supervised(self, windows: Tensor) -> int:
-        """Positions behind the auxiliary loss."""
+        """Number of positions with an auxiliary loss."""
         return windows.numel()
 
     def training_flops(self, context: int) -> int:
-        """As of `NextToken`, and the base model's forward pass up to the layer."""
+        """FLOPs per text token as in `NextToken`, plus the base model's forward pass up to the layer."""
         base = forward_flops(self._base[0], context, self._layer)
         return 3 * flops_per_token(self.model.config, context) + base
 

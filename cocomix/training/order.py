@@ -5,11 +5,11 @@ from numpy.typing import NDArray
 
 
 class WindowOrder:
-    """Every window once an epoch, each epoch in an order of its own.
+    """Every window once per epoch, each epoch in its own random order.
 
     Args:
-        windows: how many there are.
-        batch_size: windows in a step.
+        windows: number of training windows.
+        batch_size: windows per step.
     """
 
     def __init__(self, windows: int, batch_size: int, seed: int) -> None:

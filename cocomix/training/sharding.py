@@ -1,4 +1,4 @@
-"""A model and its optimiser over several processes: replicated (DDP) or in shares (FSDP2), and made whole again."""
+"""Distribute a model and its optimiser over processes, replicated (DDP) or sharded (FSDP2), and gather them again."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -24,22 +24,21 @@ WHOLE = StateDictOptions(full_state_dict=True)
 
 
 class Root(nn.Module):
-    """The root of the shares, so that the hooks of FSDP2 stay off the objective itself."""
+    """The root module for FSDP2, so that its hooks are not on the objective itself."""
 
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
         self.objective = objective
 
     def forward(self, *batch: Tensor) -> Any:
-        """What the objective returns."""
+        """Run the objective."""
         return self.objective(*batch)
 
 
 def distribute(objective: nn.Module) -> nn.Module:
-    """The module to call for a loss, whose gradients are averaged over the processes; its weights are the objective's.
+    """Wrap an objective so that its gradients are averaged over the processes; the weights are shared with it.
 
-    The weights of `objective` become shares of themselves where `runtime().sharding` is fsdp: give them to the
-    optimiser after this call.
+    Where `runtime().sharding` is fsdp, the weights of `objective` become shards: create the optimiser after this call.
     """
     run: nn.Module = torch.compile(objective) if runtime().compile else objective  # type: ignore[assignment]
     if runtime().world_size == 1:
@@ -56,7 +55,7 @@ def distribute(objective: nn.Module) -> nn.Module:
 
 
 def last_micro_batch(run: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Around forward and backward: the processes exchange gradients only where `last`."""
+    """Context for forward and backward in which processes exchange gradients only if `last`."""
     if isinstance(run, DistributedDataParallel):
         return nullcontext() if last else run.no_sync()
     if isinstance(run, FSDPModule):
@@ -65,7 +64,7 @@ def last_micro_batch(run: nn.Module, last: bool) -> AbstractContextManager[objec
 
 
 def clip(weights: list[nn.Parameter], largest: float) -> Tensor:
-    """Scale the gradients down to a norm of `largest` over all shares. Returns the norm before, []."""
+    """Clip the gradients' norm, over all shards, to `largest`. Returns the norm before clipping, []."""
     gradients = [each.grad for each in weights if each.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if isinstance(norm, DTensor):
@@ -75,10 +74,10 @@ def clip(weights: list[nn.Parameter], largest: float) -> Tensor:
 
 
 def whole_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The states of both by name, whole in the first process, however they are spread; all must call.
+    """The unsharded state dicts of both, complete in the first process; all processes must call this.
 
-    What is not in shares is no copy: save it before the next step. Shares are gathered one by one onto the CPU of the
-    first process, those of a weight with several names once.
+    Unsharded tensors are not copied: save them before the next step. Shards are gathered one weight at a time onto the
+    first process's CPU, a tied weight once.
     """
     model, state = get_state_dict(objective, optimizer)
     first: dict[nn.Parameter, str] = {}
@@ -86,13 +85,13 @@ def whole_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
         same = first.setdefault(weight, name)
         model[name] = model[same] if same != name else _gathered(model[name])
     moments: dict[str, dict[str, Any]] = state["state"]  # type: ignore[assignment]
-    # Other mappings: those of the optimiser are in use.
+    # New mappings: the optimiser uses the original ones.
     whole = {name: {key: _gathered(value) for key, value in each.items()} for name, each in moments.items()}
     return model, {**state, "state": whole}
 
 
 def _gathered(value: Any) -> Any:
-    """A tensor in shares whole, on the CPU of the first process, and None in the others; anything else as it is."""
+    """Gather a sharded tensor onto the first process's CPU, None in the other processes; return other values as is."""
     if not isinstance(value, DTensor):
         return value
     interrupt.alive()
@@ -103,12 +102,12 @@ def _gathered(value: Any) -> Any:
 def set_whole_state(
     objective: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Any], state: dict[str, Any]
 ) -> None:
-    """Spread what `whole_state` gave, in as many processes as there are now, by whatever `runtime().sharding`."""
+    """Load the result of `whole_state`, with any number of processes and any `runtime().sharding`."""
     set_state_dict(objective, optimizer, model_state_dict=model, optim_state_dict=state, options=WHOLE)
 
 
 def made_whole(model: nn.Module) -> nn.Module:
-    """`model` itself, or if it is in shares a plain one like it with all of each weight; all processes must call."""
+    """`model` itself, or if it is sharded, an unsharded copy; all processes must call this."""
     if not any(isinstance(each, DTensor) for each in model.parameters()):
         return model
     plain = type(model)(model.config).to(device())  # type: ignore[call-arg, arg-type]

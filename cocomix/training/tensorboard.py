@@ -1,4 +1,4 @@
-"""TensorBoard: each step and the points of the curve as scalars, where `runtime().tensorboard` names a folder."""
+"""Log each step and the rows of the curve to TensorBoard, if `runtime().tensorboard` names a folder."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from cocomix.plumbing.runtime import runtime
 
 @contextmanager
 def tensorboard(task: str, step: int) -> Iterator[Callable[[Mapping[str, float | None]], None]]:
-    """A function to give each row to; it writes `<folder>/<task>`, or does nothing where no folder is named.
+    """Yield a function that logs a row to `<folder>/<task>`; it does nothing if no folder is named.
 
     Args:
-        step: the step that the run goes on from; what a killed process wrote of later ones is not shown.
+        step: the step from which the run resumes; later steps that a killed process logged are hidden.
 
     Raises:
         UserError: when TensorBoard is not installed.
