@@ -109,6 +109,14 @@ class TestReading:
         with pytest.raises(UserError, match=r"artifacts/thing/manifest\.json: damaged; remove artifacts/thing"):
             Artifact(OUT)
 
+    @pytest.mark.parametrize("of", ["manifest", "file"])
+    def test_a_manifest_that_says_more_than_is_read_is_refused(self, of: str) -> None:
+        manifest = json.loads((OUT / "manifest.json").read_text())
+        (manifest if of == "manifest" else manifest["files"]["part/1"])["licence"] = "none"
+        (OUT / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=r"manifest\.json: damaged"):
+            Artifact(OUT)
+
     @pytest.mark.parametrize("name", ["/etc/passwd", "../other/file", "part/../../../x"])
     def test_a_name_that_leads_out_of_the_artifact_is_refused(self, name: str) -> None:
         manifest = json.loads((OUT / "manifest.json").read_text())
