@@ -301,6 +301,16 @@ def test_more_processes_than_windows_are_refused(tmp_path: Path, monkeypatch: py
         training(ntp(), tmp_path)
 
 
+@pytest.mark.parametrize("changes", [{"batch_size": 7}, {"eval_windows": 7}])
+def test_shares_of_processes_must_be_equal_with_fsdp(
+    changes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("COCOMIX_SHARDING", "fsdp")
+    with pytest.raises(UserError, match=r"multiples of the processes \(2\) with COCOMIX_SHARDING=fsdp$"):
+        training(ntp(), tmp_path, PARAMS.model_copy(update=changes))
+
+
 def test_all_weights_decay_where_that_is_asked_for() -> None:
     groups = adamw(cocomix(), PARAMS.model_copy(update={"decay": "all"})).param_groups
     assert {group["weight_decay"] for group in groups} == {PARAMS.weight_decay}
