@@ -423,6 +423,23 @@ def test_a_second_writer_is_refused_in_one_line_until_the_first_is_done(folder: 
     make_all()
 
 
+def test_who_waits_for_a_process_that_is_stopping_says_so_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, waits, other = list[str](), 0, make_work().__enter__()
+    assert other._lock
+    other._lock.mark_stopping()
+
+    def wait(_seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            other.__exit__(None, None, None)
+
+    monkeypatch.setattr(module.time, "sleep", wait)
+    monkeypatch.setattr(module, "say", said.append)
+    with make_work():
+        assert said == [f"thing: waiting for process {os.getpid()}, which was stopped and saves its work"]
+
+
 def test_records_are_of_the_written_bytes(folder: Path) -> None:
     with make_work() as work:
         write(work, "a", b"abc")
