@@ -500,7 +500,11 @@ def replace(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def test_a_published_file_has_the_mode_of_any_new_one_whatever_library_wrote_it(folder: Path) -> None:
+@pytest.mark.parametrize("copied", [0, 1 << 26])
+def test_a_published_file_has_the_mode_of_any_new_one_whatever_library_wrote_it(
+    copied: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COPIED_BYTES", copied)
     before = os.umask(0o027)
     try:
         with Work("toy", Path("artifacts/toy"), {}, {}) as work:

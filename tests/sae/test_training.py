@@ -187,8 +187,8 @@ def test_sparsity_weighs_more_from_step_to_step_until_its_share_is_over(store: A
 def test_a_threshold_of_jumprelu_does_not_fall_below_0(store: ActivationStore) -> None:
     run = learner(store, **options("jumprelu"), warmup_share=0.0, learning_rate=1.0)
     run.sae.threshold.data.fill_(1e-3)
-    run._optimizer.register_step_post_hook(lambda *_: below.append(int((run.sae.threshold < 0).sum())))
     below = list[int]()
+    run._optimizer.register_step_post_hook(lambda *_: below.append(int((run.sae.threshold < 0).sum())))
     run.learn(batch(store))
     assert below[0] > 0
     assert int((run.sae.threshold < 0).sum()) == 0

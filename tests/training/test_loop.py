@@ -90,6 +90,7 @@ def test_the_loss_falls_and_the_curve_says_what_was_done(make: Callable[[], Obje
     assert [row.step for row in curve] == [5, 10, 12]
     assert [row.tokens for row in curve] == [5 * 48, 10 * 48, 12 * 48]
     assert curve[-1].validation_loss < curve[0].validation_loss < np.log(32) + 0.2
+    assert [row.seconds for row in curve] == [round(row.seconds, 3) for row in curve]
     assert (curve[-1].auxiliary_loss is None) == (make is ntp)
 
 
@@ -231,6 +232,16 @@ def test_the_curves_losses_are_means_since_the_row_before_and_of_windows_spread_
     assert [row.train_loss for row in curve] == pytest.approx(means, abs=1e-6)
     expected = data(1, labelled=False).batch(np.arange(0, 40, 5))[0]
     assert torch.equal(torch.cat(seen), expected.repeat(3, 1))
+
+
+def test_the_curves_auxiliary_loss_is_the_mean_over_the_supervised_positions(tmp_path: Path) -> None:
+    objective = cocomix()
+    curve = training(objective, tmp_path).run("test")
+    windows, labels = data(1, labelled=True).batch(np.arange(0, 40, 5))
+    with torch.no_grad():
+        losses = objective.eval()(windows, labels)
+    supervised = int((labels >= 0).any(-1).sum())
+    assert curve[-1].auxiliary_loss == pytest.approx(float(losses.auxiliary) / supervised, abs=1e-5)
 
 
 def test_a_checkpoint_is_there_after_the_first_step_where_one_is_due(tmp_path: Path) -> None:
