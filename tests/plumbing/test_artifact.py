@@ -505,7 +505,7 @@ def test_a_published_file_has_the_mode_of_any_new_one_whatever_library_wrote_it(
     copied: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "COPIED_BYTES", copied)
-    before = os.umask(0o027)
+    before = os.umask(0o026)
     try:
         with Work("toy", Path("artifacts/toy"), {}, {}) as work:
             with work.write_folder() as target:
