@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cocomix.modeling.kernels import GROUP
 from cocomix.plumbing.device import bf16
+
+GROUP = 8
+"""Scores per group that are first compared by their maximum (measured: 8 is best from 1024 to 32768 latents)."""
 
 FEW = 512
 """Up to this many scores, the top k is selected in one step (measured on a CPU: best from 1024 to 32768 latents)."""
@@ -119,8 +121,9 @@ def kth_largest(scores: Tensor, k: int) -> Tensor:
 def largest(scores: Tensor, k: int) -> Tensor:
     """Indices of the k largest scores of each row, unordered: int64 [n, k].
 
-    Where fewer than k are positive, the others are arbitrary: so bf16 scores can be compared as integers, which is faster.
-    `kernels.top_k` is the same for scores that may be negative.
+    Where fewer than k are positive, the others are arbitrary, so that bf16 scores can be compared as integers, which
+    is faster. `modeling.kernels.top_k` is the same for scores that may be negative. In two steps: the k largest are in
+    the k columns with the largest maxima of a [GROUP, latents / GROUP] grid.
 
     Args:
         scores: [n, latents].

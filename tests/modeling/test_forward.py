@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments
+from transformers import GPT2Config, Trainer, TrainingArguments
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.modeling import CoCoMixCache, CoCoMixConfig, CoCoMixForCausalLM
@@ -78,6 +78,13 @@ def randomised(**changes: object) -> CoCoMixForCausalLM:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return model
+
+
+def test_by_default_the_concepts_and_the_hidden_state_are_those_of_gpt2() -> None:
+    """The autoencoder: resid_post_mlp_v5_32k of openai/sparse_autoencoder."""
+    config = CoCoMixConfig()
+    assert (config.num_concepts, config.concept_k) == (32768, 32)
+    assert config.base_width == GPT2Config().n_embd
 
 
 @pytest.mark.parametrize("length", [1, 11])

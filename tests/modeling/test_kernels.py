@@ -168,10 +168,3 @@ def test_the_largest_are_found_in_two_steps(seed: int, shape: tuple[int, int]) -
     values, places = top_k(scores, k)
     torch.testing.assert_close(values.sort(descending=True).values, scores.topk(k).values)
     torch.testing.assert_close(scores.gather(1, places), values)
-
-
-def test_probabilities_of_bf16_scores_are_those_of_the_same_numbers_in_float32() -> None:
-    scores = (5 * torch.randn(7, 24, generator=torch.Generator().manual_seed(0))).bfloat16()
-    probabilities, log_sum = kernels.softmax(scores)
-    torch.testing.assert_close(probabilities, scores.float().softmax(-1))
-    torch.testing.assert_close(log_sum, scores.float().logsumexp(-1))

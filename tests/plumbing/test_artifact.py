@@ -109,6 +109,14 @@ class TestReading:
         with pytest.raises(UserError, match=r"artifacts/thing/manifest\.json: damaged; remove artifacts/thing"):
             Artifact(OUT)
 
+    @pytest.mark.parametrize("of", ["manifest", "file"])
+    def test_a_manifest_that_says_more_than_is_read_is_refused(self, of: str) -> None:
+        manifest = json.loads((OUT / "manifest.json").read_text())
+        (manifest if of == "manifest" else manifest["files"]["part/1"])["licence"] = "none"
+        (OUT / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=r"manifest\.json: damaged"):
+            Artifact(OUT)
+
     @pytest.mark.parametrize("name", ["/etc/passwd", "../other/file", "part/../../../x"])
     def test_a_name_that_leads_out_of_the_artifact_is_refused(self, name: str) -> None:
         manifest = json.loads((OUT / "manifest.json").read_text())
@@ -415,6 +423,23 @@ def test_a_second_writer_is_refused_in_one_line_until_the_first_is_done(folder: 
     make_all()
 
 
+def test_who_waits_for_a_process_that_is_stopping_says_so_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, waits, other = list[str](), 0, make_work().__enter__()
+    assert other._lock
+    other._lock.mark_stopping()
+
+    def wait(_seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            other.__exit__(None, None, None)
+
+    monkeypatch.setattr(module.time, "sleep", wait)
+    monkeypatch.setattr(module, "say", said.append)
+    with make_work():
+        assert said == [f"thing: waiting for process {os.getpid()}, which was stopped and saves its work"]
+
+
 def test_records_are_of_the_written_bytes(folder: Path) -> None:
     with make_work() as work:
         write(work, "a", b"abc")
@@ -475,8 +500,12 @@ def replace(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def test_a_published_file_has_the_mode_of_any_new_one_whatever_library_wrote_it(folder: Path) -> None:
-    before = os.umask(0o027)
+@pytest.mark.parametrize("copied", [0, 1 << 26])
+def test_a_published_file_has_the_mode_of_any_new_one_whatever_library_wrote_it(
+    copied: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COPIED_BYTES", copied)
+    before = os.umask(0o026)
     try:
         with Work("toy", Path("artifacts/toy"), {}, {}) as work:
             with work.write_folder() as target:

@@ -184,6 +184,16 @@ def test_sparsity_weighs_more_from_step_to_step_until_its_share_is_over(store: A
     assert seen == pytest.approx([0.05 * min(1, step / 16) for step in range(STEPS)])
 
 
+def test_a_threshold_of_jumprelu_does_not_fall_below_0(store: ActivationStore) -> None:
+    run = learner(store, **options("jumprelu"), warmup_share=0.0, learning_rate=1.0)
+    run.sae.threshold.data.fill_(1e-3)
+    below = list[int]()
+    run._optimizer.register_step_post_hook(lambda *_: below.append(int((run.sae.threshold < 0).sum())))
+    run.learn(batch(store))
+    assert below[0] > 0
+    assert int((run.sae.threshold < 0).sum()) == 0
+
+
 def test_the_average_is_that_of_the_weights_after_each_step(store: ActivationStore, tmp_path: Path) -> None:
     whole = training(store, tmp_path, ema=0.8, epochs=1)
     (run,) = whole.learners

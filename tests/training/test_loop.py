@@ -90,6 +90,7 @@ def test_the_loss_falls_and_the_curve_says_what_was_done(make: Callable[[], Obje
     assert [row.step for row in curve] == [5, 10, 12]
     assert [row.tokens for row in curve] == [5 * 48, 10 * 48, 12 * 48]
     assert curve[-1].validation_loss < curve[0].validation_loss < np.log(32) + 0.2
+    assert [row.seconds for row in curve] == [round(row.seconds, 3) for row in curve]
     assert (curve[-1].auxiliary_loss is None) == (make is ntp)
 
 
@@ -233,6 +234,16 @@ def test_the_curves_losses_are_means_since_the_row_before_and_of_windows_spread_
     assert torch.equal(torch.cat(seen), expected.repeat(3, 1))
 
 
+def test_the_curves_auxiliary_loss_is_the_mean_over_the_supervised_positions(tmp_path: Path) -> None:
+    objective = cocomix()
+    curve = training(objective, tmp_path).run("test")
+    windows, labels = data(1, labelled=True).batch(np.arange(0, 40, 5))
+    with torch.no_grad():
+        losses = objective.eval()(windows, labels)
+    supervised = int((labels >= 0).any(-1).sum())
+    assert curve[-1].auxiliary_loss == pytest.approx(float(losses.auxiliary) / supervised, abs=1e-5)
+
+
 def test_a_checkpoint_is_there_after_the_first_step_where_one_is_due(tmp_path: Path) -> None:
     training(ntp(), tmp_path, PARAMS.model_copy(update={"steps": 1, "checkpoint_every": 1})).run("test")
     state = checkpoint.load(tmp_path)
@@ -299,3 +310,13 @@ def test_more_processes_than_windows_are_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("WORLD_SIZE", "7")
     with pytest.raises(UserError, match="must not be fewer than the processes"):
         training(ntp(), tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 7}, {"eval_windows": 7}])
+def test_shares_of_processes_must_be_equal_with_fsdp(
+    changes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("COCOMIX_SHARDING", "fsdp")
+    with pytest.raises(UserError, match=r"multiples of the processes \(2\) with COCOMIX_SHARDING=fsdp$"):
+        training(ntp(), tmp_path, PARAMS.model_copy(update=changes))
