@@ -4,7 +4,7 @@ import ast
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -126,7 +126,7 @@ class _Replace(ast.NodeTransformer):
     def __init__(self, fault: Fault) -> None:
         self._fault = fault
 
-    def visit(self, node: ast.AST) -> ast.AST | None:
+    def visit(self, node: ast.AST) -> Any:
         return self._fault.instead if node is self._fault.node else self.generic_visit(node)
 
 

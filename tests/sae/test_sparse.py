@@ -102,6 +102,14 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
     assert x.grad is not None
 
 
+def test_a_weight_has_the_dense_gradient_where_the_activations_have_none() -> None:
+    x, weight, indices = normal(3, 4).detach(), normal(16, 4, seed=1), bags(3, 2, 16)
+    assert pays(indices, weight)
+    (gradient,) = torch.autograd.grad(dots(x, weight, indices).square().sum(), weight)
+    (expected,) = torch.autograd.grad((x @ weight.T).gather(1, indices).square().sum(), weight)
+    torch.testing.assert_close(gradient, expected)
+
+
 @given(n=st.integers(1, 5), latents=st.integers(1, 200), data=st.data())
 def test_the_top_indices_are_those_of_the_dense_products(n: int, latents: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, latents))
