@@ -102,7 +102,10 @@ def _start_and_kill(project: Project, stage: str, whom: str, how: signal.Signals
                 os.kill(victim, how)
         status = process.wait(300)  # a busy machine takes a minute to import what a stage needs
     text = log.read_text()
-    assert "Traceback" not in text or "KeyboardInterrupt" in text, text
+    dvc_alone = (
+        whom != "stage" and how == signal.SIGINT and not of_stage
+    )  # it is still importing, and says so at length
+    assert "Traceback" not in text or "KeyboardInterrupt" in text or dvc_alone, text
     return bool(victims) and status != 0
 
 

@@ -39,9 +39,12 @@ def kill_one(project: Project, stage: str, chance: random.Random) -> str:
             while process.poll() is None and begun(home) == before:
                 time.sleep(0.02)
         time.sleep(chance.choice([0.3, 2.0, 8.0]) * chance.random())
-        children = psutil.Process(process.pid).children() if process.poll() is None else []
-        children.sort(key=lambda each: each.pid)
-        everyone = {"launcher": psutil.Process(process.pid), **dict(zip(("first", "second"), children, strict=False))}
+        try:
+            launcher = psutil.Process(process.pid)
+            children = sorted(launcher.children(), key=lambda each: each.pid)
+        except psutil.NoSuchProcess:
+            return ""
+        everyone = {"launcher": launcher, **dict(zip(("first", "second"), children, strict=False))}
         whom = chance.choice(list(everyone))
         how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         if process.poll() is not None or not everyone[whom].is_running():
