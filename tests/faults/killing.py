@@ -104,7 +104,7 @@ def _start_and_kill(project: Project, stage: str, whom: str, how: signal.Signals
     text = log.read_text()
     dvc_alone = (
         whom != "stage" and how == signal.SIGINT and not of_stage
-    )  # it is still importing, and says so at length
+    )  # still importing: it says so at length
     assert "Traceback" not in text or "KeyboardInterrupt" in text or dvc_alone, text
     return bool(victims) and status != 0
 
