@@ -77,6 +77,7 @@ def fill_up(project: Project, finished: Project, stage: str, shares: Sequence[fl
     assert locked(project, stage) == locked(finished, stage)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_with_room_the_stage_ends_as_ever(project: Project, finished: Project) -> None:
     fill_up(project, finished, "tokenize", [0.5])
 

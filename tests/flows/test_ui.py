@@ -171,6 +171,7 @@ def waiting_project(project: Path) -> Path:
     return project
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
 def test_a_run_is_started_cancelled_and_leaves_no_process(waiting_project: Path) -> None:

@@ -155,6 +155,7 @@ def test_a_reworded_docstring_trains_nothing_again_and_reruns_nothing_downstream
     assert status["evaluate@cocomix-0"] == status["steer"] == [{"changed deps": {code: "modified"}}]
 
 
+@pytest.mark.slow
 def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"sae": {"k": 7}})
@@ -191,7 +192,8 @@ UNIFORM = math.log(512)
 """The loss of a model that has learnt nothing."""
 
 
-@pytest.mark.parametrize("method", ["kd", pytest.param("pause", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["kd", "pause"])
 def test_the_other_methods_learn_too(finished: Project, tmp_path: Path, method: str) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"pretrain": {"methods": [method]}})
