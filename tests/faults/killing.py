@@ -102,9 +102,7 @@ def _start_and_kill(project: Project, stage: str, whom: str, how: signal.Signals
                 os.kill(victim, how)
         status = process.wait(300)  # a busy machine takes a minute to import what a stage needs
     text = log.read_text()
-    dvc_alone = (
-        whom != "stage" and how == signal.SIGINT and not of_stage
-    )  # still importing: it says so at length
+    dvc_alone = whom != "stage" and how == signal.SIGINT and not of_stage  # still importing: it says so at length
     assert "Traceback" not in text or "KeyboardInterrupt" in text or dvc_alone, text
     return bool(victims) and status != 0
 

@@ -42,9 +42,8 @@ def jumping(tmp_path: Path) -> dict[str, str]:
     return environment
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(each, marks=() if each == "tokenize" else pytest.mark.slow) for each in OUTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", OUTS)
 def test_a_clock_that_jumps_changes_neither_a_stage_nor_what_it_shows(
     project: Project, finished: Project, jumping: dict[str, str], stage: str
 ) -> None:

@@ -109,13 +109,13 @@ def refuse(project: Project, finished: Project, stage: str, folder: str) -> None
     assert locked(project, stage) == locked(finished, stage)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("stage", "folder"),
     [
-        ("tokenize", "metrics"),
-        *(pytest.param(each, "artifacts", marks=pytest.mark.slow) for each in HALVED),
-        *(pytest.param(each, "metrics", marks=pytest.mark.slow) for each in ("sae", "evaluate@cocomix-0", "report")),
+        *((each, "artifacts") for each in HALVED),
+        *((each, "metrics") for each in ("tokenize", "sae", "evaluate@cocomix-0", "report")),
     ],
 )
 def test_a_read_only_folder_is_one_line_and_nothing_is_lost(

@@ -40,6 +40,7 @@ def check(project: Project, finished: Project, stage: str, chance: random.Random
     assert content(project.path / out) == content(finished.path / out)
 
 
+@pytest.mark.slow
 def test_a_stage_killed_twice_ends_with_the_same_bytes(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     check(project, finished, "pretrain@cocomix-0", random.Random(0), kills=2, longest=1.0)
