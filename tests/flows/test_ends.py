@@ -200,9 +200,9 @@ def test_make_run_waits_for_a_dvc_that_somebody_has_typed(project: Path) -> None
     assert process.stdout
     waits = process.stdout.readline()
     assert waits.startswith(f"another DVC is at work in this folder (process {typed.pid}: ")
+    set_params(number=1)  # before the one that waits reads them
     os.kill(stage, signal.SIGTERM)
     typed.wait(PATIENCE)
-    set_params(number=1)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert Path("wait.txt").read_text() == "done"
