@@ -48,7 +48,7 @@ peers: .peers/sparsify/ready .peers/dictionary-learning/ready .peers/sae-lens/re
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[pipeline,dev]'  # Python compiles what it imports; pip would take a minute for all
-	test -z "$$PYTHONDONTWRITEBYTECODE" || python -m compileall -qq -j 0 .venv/lib || true  # else each process compiles torch; some packages hold files for other Pythons
+	test -z "$$PYTHONDONTWRITEBYTECODE" || python -m compileall -qq -j 0 .venv/lib || true  # else each process compiles torch
 	touch $@
 
 .git:

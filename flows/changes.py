@@ -10,10 +10,10 @@ from typing import IO, Any
 from dvc.dependency import Dependency, ParamsDependency
 from dvc.fs import LocalFileSystem
 from dvc.stage import Stage
-from dvc.utils.flatten import flatten
 
 from cocomix.check import external
 from cocomix.params import FILE
+from flows.overrides import leaves
 
 Status = Sequence[Mapping[str, Mapping[str, Any]] | str]
 """DVC's status of a stage: `{"changed deps": {path: what}}`, `{"changed outs": ..}`, `changed command`."""
@@ -83,7 +83,7 @@ def reasons(stage: Stage, status: Status) -> list[str]:
 def found_outside(digests: Mapping[str, str | None]) -> list[str]:
     """External files and packages named by parameters that differ from external.json; empty if that is missing."""
     try:
-        before = flatten(json.loads(external.FILE.read_bytes()))
+        before = leaves(json.loads(external.FILE.read_bytes()))
     except (FileNotFoundError, ValueError):
         return []
     return [f"what {key} names changed" for key, digest in digests.items() if before.get(key) != digest]
@@ -108,7 +108,7 @@ def _params_of(stage: Stage) -> list[ParamsDependency]:
 
 
 def _changed_params(dep: ParamsDependency) -> Iterator[str]:
-    now, before = flatten(dep.read_params()), flatten(dep.hash_info.value or {})
+    now, before = leaves(dep.read_params()), leaves(dep.hash_info.value or {})
     for key in (*now, *(each for each in before if each not in now)):
         if key not in before:
             yield f"{key}: new, {now[key]}"

@@ -50,9 +50,10 @@ def main() -> None:
         prog="python -m flows.dependencies", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail where dvc.yaml lacks a module")
+    check = parser.parse_args().check
     text = FILE.read_text()
     new = with_code(text)
-    if not parser.parse_args().check:
+    if not check:
         FILE.write_text(new)
     elif new != text:
         raise SystemExit(

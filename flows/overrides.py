@@ -91,12 +91,17 @@ def under(key: str, value: Any) -> dict[str, Any]:
     return content
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert sections to dotted keys: `{"sae": {"k": 16}}` becomes `{"sae.k": 16}`. Empty sections are dropped."""
+def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert sections to dotted keys: `{"sae": {"k": 16}}` becomes `{"sae.k": 16}`. An empty section is a value."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= {f"{key}.{inner}": each for inner, each in flat(value).items()}
+        if isinstance(value, Mapping) and value:
+            found |= {f"{key}.{inner}": each for inner, each in leaves(value).items()}
         else:
             found[key] = value
     return found
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert sections to dotted keys, as `leaves`, but drop empty sections."""
+    return {key: value for key, value in leaves(values).items() if not isinstance(value, Mapping)}

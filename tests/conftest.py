@@ -1,8 +1,10 @@
 """Shared fixtures: small artifacts of exactly the real layout, in a temporary project folder."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -14,6 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.interrupt import Interrupted
+from cocomix.plumbing.progress import Progress
 from cocomix.plumbing.runtime import runtime
 
 CONTEXT, VOCAB = 16, 64
@@ -36,6 +40,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder, made the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Write texts by their names, with the folders around them."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@contextmanager
+def stopped_beyond(amount: int) -> Iterator[None]:
+    """Raise Interrupted, as a signal does, once progress has come beyond an amount."""
+    done = 0
+
+    def advance(self: Progress, amount_now: int, **_: Any) -> None:
+        nonlocal done
+        done += amount_now
+        if done > amount:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "advance", advance)
+        yield
 
 
 @pytest.fixture

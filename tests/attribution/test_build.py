@@ -12,13 +12,13 @@ from cocomix.attribution.labelling import gradient_scores, loss_gradient, strong
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import prepared
 from cocomix.params import AttributionParams
-from cocomix.plumbing import distributed, interrupt
+from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import Progress
 from tests.attribution.conftest import LAYER, Setting
-from tests.conftest import CONTEXT, VOCAB
+from tests.conftest import CONTEXT, VOCAB, stopped_beyond
 
 PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_tokens=640)
 
@@ -87,18 +87,8 @@ def test_what_an_interrupted_process_finished_is_kept_and_the_result_is_the_same
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = labelled(setting).manifest.files
-    seen = 0
-
-    def stop(self: Progress, amount: int, **_: Any) -> None:
-        nonlocal seen
-        seen += amount
-        if seen > 50 * CONTEXT:
-            raise Interrupted(interrupt.signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "advance", stop)
-        with pytest.raises(Interrupted):
-            labelled(setting, key="stopped")
+    with stopped_beyond(50 * CONTEXT), pytest.raises(Interrupted):
+        labelled(setting, key="stopped")
     counted = []
     monkeypatch.setattr(Progress, "advance", lambda _, amount: counted.append(amount))
     assert labelled(setting, key="stopped").manifest.files == expected

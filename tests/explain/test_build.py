@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,13 +8,13 @@ import torch
 from cocomix.explain.atlas import CONCEPTS, CONTEXTS, Atlas
 from cocomix.explain.build import AtlasSummary, make_atlas
 from cocomix.params import ExplainParams
-from cocomix.plumbing import distributed, interrupt
+from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import Progress
 from tests.attribution.conftest import LATENTS, Setting
-from tests.conftest import CONTEXT, VOCAB
+from tests.conftest import CONTEXT, VOCAB, stopped_beyond
 
 PARAMS = ExplainParams(
     tokens=60 * CONTEXT,
@@ -73,18 +72,8 @@ def test_what_an_interrupted_process_saw_is_kept_and_the_atlas_is_the_same(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = made(setting)[0].manifest.files
-    looked = 0
-
-    def stop(self: Progress, amount: int, **_: Any) -> None:
-        nonlocal looked
-        looked += amount
-        if looked > 40 * CONTEXT:
-            raise Interrupted(interrupt.signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "advance", stop)
-        with pytest.raises(Interrupted):
-            made(setting, key="stopped")
+    with stopped_beyond(40 * CONTEXT), pytest.raises(Interrupted):
+        made(setting, key="stopped")
     counted: list[int] = []
     monkeypatch.setattr(Progress, "advance", lambda _, amount: counted.append(amount))
     assert made(setting, key="stopped")[0].manifest.files == expected

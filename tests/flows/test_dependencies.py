@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from cocomix.plumbing import sources
 from flows import dependencies
 from flows.dependencies import main, with_code
+from tests.conftest import write_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,9 +62,7 @@ def tree(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "cocomix/other.py": "z = 1\n",
         "cocomix/plumbing/progress.py": "say = print\n",
     }
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+    write_files(folder, files)
     for module in (sources, dependencies):
         monkeypatch.setattr(module, "ROOT", folder)
     return folder

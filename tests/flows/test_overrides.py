@@ -13,7 +13,7 @@ from prefect.utilities.schema_tools.validation import validate
 from cocomix.params import load
 from cocomix.plumbing.checked import mapping
 from cocomix.plumbing.errors import UserError
-from flows.overrides import flat, nested, override
+from flows.overrides import flat, leaves, nested, override
 from flows.pipeline import pipeline
 from tests.flows.conftest import ROOT
 from tests.flows.test_preset import shipped
@@ -62,6 +62,10 @@ def test_dots_in_keys_are_sections(content: dict[str, dict[str, object]]) -> Non
 def test_a_part_as_a_form_sends_it_is_flat_without_its_empty_sections(part: dict[str, Any]) -> None:
     assert nested(flat(part)) == part
     assert flat({"sae": {"also": {}}, "pretrain": {"cocomix": {}}, "report": {}} | part) == flat(part)
+
+
+def test_an_empty_section_is_a_leaf_so_that_a_change_of_it_is_seen() -> None:
+    assert leaves({"sae": {"also": {}, "k": 8}, "report": {}}) == {"sae.also": {}, "sae.k": 8, "report": {}}
 
 
 def test_the_form_names_each_parameter_by_its_key_describes_it_and_fills_in_nothing() -> None:

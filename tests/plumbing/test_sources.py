@@ -9,6 +9,7 @@ from cocomix.plumbing import sources as module
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.sources import check, digest_of_sources, hold, sources, states
 from cocomix.plumbing.workers import in_order
+from tests.conftest import write_files
 
 DOCUMENTED = """\"\"\"A module.\"\"\"
 
@@ -49,9 +50,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "cocomix/plumbing/progress.py": "import cocomix.unused\n",
         "cocomix/unused.py": "",
     }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path, files)
     return tmp_path
 
 

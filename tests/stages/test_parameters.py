@@ -12,19 +12,14 @@ import stages.pretrain
 import stages.report
 import stages.shapes
 import stages.steer
-from cocomix.attribution.build import make_labels
-from cocomix.base.loading import load_base
 from cocomix.params import Method, Params, Section
-from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.runtime import runtime
 from cocomix.plumbing.sources import is_plumbing
 from cocomix.report import tuning
-from cocomix.sae.autoencoder import load_sae
-from cocomix.tokens.windows import Tokens
 from tests.report.made_metrics import falling, write_pipeline, write_run
 from tests.stages.project import merge
-from tests.steering.conftest import CONCEPTS, LAYER, autoencoder
+from tests.steering.conftest import publish_concepts
 
 ROOT = Path(__file__).parents[2]
 METHODS: tuple[Method, ...] = ("ntp", "kd", "pause", "cocomix")
@@ -120,18 +115,7 @@ def artifacts(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """artifacts/ with tokens, base, sae and concepts, small and random."""
     monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
     runtime.cache_clear()
-    root, params = base_folder.parent, parameters().attribution
-    with Work("sae", root / "sae", {}, {}) as work:
-        with work.write_folder() as target:
-            autoencoder().save(target)
-        work.finish({"concepts": CONCEPTS, "layer": LAYER})
-        work.publish()
-    base, tokens = load_base(Artifact(base_folder), 16), Tokens(root / "tokens")
-    inputs = {name: Artifact(root / name).digest for name in ("base", "sae", "tokens")}
-    with Work("attribution", root / "concepts", inputs, params.model_dump()) as work:
-        work.finish(make_labels(work, base, load_sae(Artifact(root / "sae")), tokens, params))
-        work.publish()
-    return root
+    return publish_concepts(base_folder, parameters().attribution)
 
 
 @pytest.mark.parametrize("match", ["stored", "flops"])

@@ -53,20 +53,26 @@ def autoencoder(**changes: object) -> SparseAutoencoder:
     return sae
 
 
-@pytest.fixture
-def artifacts(base_folder: Path) -> Path:
-    """artifacts/ with base, sae, tokens, concepts and models/cocomix-0."""
-    root = Path("artifacts")
+def publish_concepts(base_folder: Path, params: AttributionParams) -> Path:
+    """Publish sae and concepts beside base and tokens; the folder of all four."""
+    root = base_folder.parent
     with Work("sae", root / "sae", {}, {}) as work:
         with work.write_folder() as target:
             autoencoder().save(target)
-        work.finish({})
+        work.finish({"concepts": CONCEPTS, "layer": LAYER})
         work.publish()
     base, tokens = load_base(Artifact(base_folder), 16), Tokens(root / "tokens")
     inputs = {name: Artifact(root / name).digest for name in ("base", "sae", "tokens")}
-    with Work("attribution", root / "concepts", inputs, PARAMS.model_dump()) as work:
-        work.finish(make_labels(work, base, load_sae(Artifact(root / "sae")), tokens, PARAMS))
+    with Work("attribution", root / "concepts", inputs, params.model_dump()) as work:
+        work.finish(make_labels(work, base, load_sae(Artifact(root / "sae")), tokens, params))
         work.publish()
+    return root
+
+
+@pytest.fixture
+def artifacts(base_folder: Path) -> Path:
+    """artifacts/ with base, sae, tokens, concepts and models/cocomix-0."""
+    root = publish_concepts(base_folder, PARAMS)
     folder = root / "models/cocomix-0"
     tiny(vocab_size=64, num_concepts=CONCEPTS).save_pretrained(folder)
     PreTrainedTokenizerFast.from_pretrained(root / "tokens/tokenizer").save_pretrained(folder)
