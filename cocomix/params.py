@@ -40,8 +40,9 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 Megabytes = Annotated[float, Field(gt=0, le=1e9)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(gt=0, le=100)]
 HiddenDistance = Literal["l1", "l2", "cosine"]
-Method = Literal["ntp", "kd", "pause", "cocomix"]
+Method = Literal["ntp", "kd", "pause", "mtp", "cocomix"]
 Match = Literal["width", "stored", "active", "flops"]
 Score = Literal["gradient", "activation", "integrated", "ablation"]
 Sign = Literal["released", "helpful", "absolute"]
@@ -429,6 +430,27 @@ class AttributionParams(Section):
         return self
 
 
+class DistributionParams(Section):
+    """The base model's next-token distribution, sampled once for all models that learn from it (arXiv 2503.16870)."""
+
+    draws: Annotated[int, Field(gt=0, le=255)] | None = None
+    """Tokens drawn with replacement at each position (50: about 36 bytes per token); null: no distribution is stored."""
+    temperature: Temperature = 1.0
+    """Divides the base model's logits before the draw."""
+    shard_tokens: Positive = 65_536
+    """Tokens per Parquet file, in whole windows: the unit of resuming and of dividing the work."""
+    seed: Seed = 0
+
+
+class ScheduleParams(Section):
+    """Factor of a loss weight over the steps of a training run."""
+
+    shape: Literal["constant", "linear", "learning_rate"] = "constant"
+    """constant: 1; linear: from 1 to 0 at `until`; learning_rate: the learning rate over its peak."""
+    until: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the steps after which the factor is 0."""
+
+
 class NtpParams(Section):
     """Next-token prediction, which has no parameters of its own."""
 
@@ -436,8 +458,30 @@ class NtpParams(Section):
 class KdParams(Section):
     """Knowledge distillation from the base model."""
 
+    source: Literal["online", "cached"] = "online"
+    """online: the base model runs in each step; cached: its sampled distribution is read (section `distribution`)."""
     kl_weight: Weight
     """Weight of KL(base || student) beside the cross-entropy (paper: 0.1)."""
+    temperature: Temperature = 1.0
+    """Divides the logits of both models; the loss is multiplied by its square (arXiv 1503.02531). With source: cached,
+    distribution.temperature."""
+    leave_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each window's positions without this loss: those with the lowest entropy of the base model's
+    distribution (arXiv 2509.01649: 0.15)."""
+    schedule: ScheduleParams = ScheduleParams()
+    """Factor of kl_weight."""
+
+
+class MtpParams(Section):
+    """Multi-token prediction: heads for several tokens ahead on a shared trunk (arXiv 2404.19737)."""
+
+    tokens: Annotated[int, Field(ge=2, le=64)]
+    """Tokens that are predicted at each position, the next one included: one more block per further token, in
+    training only."""
+    weight: Weight
+    """Weight of the losses of the further tokens, summed (paper: 1)."""
+    schedule: ScheduleParams = ScheduleParams()
+    """Factor of weight."""
 
 
 class PauseParams(Section):
@@ -453,8 +497,9 @@ class PauseParams(Section):
 class CocomixParams(Section):
     """Continuous concept mixing, and its ablations."""
 
-    predicts: Literal["concepts", "hidden"]
-    """concepts; hidden: the base model's hidden state instead, regressed (paper Fig. 6b)."""
+    predicts: Literal["concepts", "hidden", "nothing"]
+    """concepts; hidden: the base model's hidden state instead, regressed (paper Fig. 6b); nothing: a control without
+    concepts or labels, in which an MLP computes what is mixed, of the size that `match` says."""
     mixing: Literal["interleave", "interleave_with_state", "add", "none"]
     """interleave: a position of its own after each token; interleave_with_state: likewise, plus the token's hidden
     state; add: added to the token's hidden state (Fig. 6e); none: predicted but not mixed (Fig. 6d)."""
@@ -471,20 +516,43 @@ class CocomixParams(Section):
     """Scale of compress relative to the predictor at initialisation, with concept_init: tied."""
     learned_scale: bool
     """Whether a learned scalar, initially 1, multiplies the output of compress."""
+    gate: bool = False
+    """Whether a learned scalar, initially 0, multiplies the vector that is mixed."""
     stop_gradient: bool
     """Whether the language model's loss has no gradient through the prediction."""
     concept_weight: Weight
     """Lambda, the weight of the concept loss (paper: 0.1); 0: mixing without concept loss (Fig. 6d)."""
+    concept_schedule: ScheduleParams = ScheduleParams()
+    """Factor of concept_weight."""
+    labels: Literal["own", "shuffled"] = "own"
+    """shuffled: a control in which each window has the labels of another window."""
+    label_weights: Literal["equal", "score"] = "equal"
+    """Weights of a position's labels in the concept loss: equal, or proportional to the magnitudes of their scores."""
+    label_offsets: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Field(min_length=1)] = [0]
+    """Whose labels a position predicts: its own (0), those of the next position (1), ..., all together."""
     hidden_loss: HiddenDistance
     """Distance between hidden states, with predicts: hidden."""
+    kd: KdParams = KdParams(kl_weight=0.0)
+    """Distillation beside the concepts; kl_weight: 0 for none."""
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether it learns from concept labels."""
+        return self.predicts == "concepts" and self.concept_weight > 0
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.stop_gradient and self.mixing == "none":
-            raise ValueError("stop_gradient must be false with mixing: none, which already keeps the two apart")
-        if self.learned_scale and (self.mixing == "none" or self.predicts == "hidden"):
+        if len(set(self.label_offsets)) < len(self.label_offsets):
+            raise ValueError(f"label_offsets lists a value twice: {self.label_offsets}")
+        if self.mixing == "none":
+            for name in ("stop_gradient", "learned_scale", "gate"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} must be false with mixing: none, which mixes nothing")
+        if self.predicts == "nothing" and (self.mixing == "none" or self.stop_gradient):
+            raise ValueError("predicts: nothing needs a mixing other than none, and stop_gradient: false")
+        if self.learned_scale and self.predicts != "concepts":
             raise ValueError("learned_scale must be false where no concepts are mixed")
-        if self.concept_weight == 0 and (self.stop_gradient or self.mixing == "none"):
+        if self.predicts != "nothing" and self.concept_weight == 0 and (self.stop_gradient or self.mixing == "none"):
             raise ValueError(
                 "concept_weight: 0 with mixing: none or stop_gradient: true leaves nothing to train the head"
             )
@@ -504,6 +572,7 @@ class PretrainParams(Section):
     ntp: NtpParams
     kd: KdParams
     pause: PauseParams
+    mtp: MtpParams
     cocomix: CocomixParams
 
     @model_validator(mode="after")
@@ -654,6 +723,7 @@ class Params(Section):
     activations: ActivationsParams
     sae: SaeParams
     attribution: AttributionParams
+    distribution: DistributionParams
     explain: ExplainParams
     pretrain: PretrainParams
     evaluate: EvaluateParams
@@ -683,6 +753,17 @@ class Params(Section):
                 f"attribution.k_attr ({self.attribution.k_attr}) must not exceed "
                 f"sae.{choice} ({getattr(self.sae, choice)})"
             )
+        for key, kd, reads in (
+            ("kd", self.pretrain.kd, "kd" in self.pretrain.methods),
+            ("cocomix.kd", self.pretrain.cocomix.kd, self.pretrain.cocomix.kd.kl_weight > 0),
+        ):
+            if reads and kd.source == "cached" and self.distribution.draws is None:
+                raise ValueError(f"pretrain.{key}.source is cached, which needs distribution.draws, such as 50")
+            if reads and kd.source == "cached" and kd.temperature != self.distribution.temperature:
+                raise ValueError(
+                    f"pretrain.{key}.temperature ({kd.temperature:g}) must be distribution.temperature "
+                    f"({self.distribution.temperature:g}) with source: cached"
+                )
         if self.pretrain.cocomix.concept_k > self.sae.concepts:
             raise ValueError(
                 f"pretrain.cocomix.concept_k ({self.pretrain.cocomix.concept_k}) must not exceed "
