@@ -573,6 +573,19 @@ def distillation(section: MethodParams) -> KdParams | None:
     return section if isinstance(section, KdParams) else None
 
 
+def base_part(section: MethodParams) -> Literal["whole", "to_layer"] | None:
+    """The part of the base model that runs beside a method's model in each training step; None: it does not run."""
+    taught = distillation(section)
+    if taught and taught.source == "online":
+        return "whole"
+    return "to_layer" if isinstance(section, CocomixParams) and section.predicts == "hidden" else None
+
+
+def mixes_concepts(section: MethodParams) -> bool:
+    """Whether a method's model predicts concepts and mixes them, so that they can be steered."""
+    return isinstance(section, CocomixParams) and section.predicts == "concepts" and section.mixing != "none"
+
+
 def _is_form_name(name: str) -> str:
     if name in (*get_args(Method), "base") or not re.fullmatch("[a-z][a-z0-9_]{0,31}", name):
         raise ValueError(

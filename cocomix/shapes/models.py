@@ -1,13 +1,23 @@
-"""The shape of each method's model, as keyword arguments of its configuration; its parameter counts and FLOPs.
+"""The shape of each method's and form's model, as keyword arguments of its configuration; its parameters and FLOPs.
 
 It does not import torch, so that planning a run is fast.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from cocomix.params import CocomixParams, Match, Method, ModelParams, PauseParams, PretrainParams
+from cocomix.params import (
+    CocomixParams,
+    Match,
+    MethodParams,
+    ModelParams,
+    MtpParams,
+    PauseParams,
+    PretrainParams,
+    base_part,
+)
 from cocomix.plumbing.errors import UserError
 
 Shape = dict[str, Any]
@@ -94,37 +104,39 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
     }
 
 
-def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) -> dict[Method, Shape | None]:
-    """The shape of each method's model; the widths of `ntp` and `kd` follow from `params.match`.
+def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) -> dict[str, Shape | None]:
+    """The shape of each method and form; the widths of `ntp`, `kd` and `mtp` follow from `params.match` to `cocomix`.
 
     None for `kd` if the base model's forward pass alone costs as much as the FLOPs to match: see `shape_of`.
     """
-    cocomix = cocomix_shape(params.model, params.cocomix, tokens, teacher)
-    hidden = params.cocomix.predicts == "hidden"
-    target = _cost(cocomix, params.match, tokens.context, hidden * teacher.base_flops_to_layer)
+    model = params.model
+    cocomix = cocomix_shape(model, params.cocomix, tokens, teacher)
+    target = _cost(cocomix, params.cocomix, params.match, teacher)
 
-    def matched(base_flops: int) -> Shape:
+    def matched(section: MethodParams) -> Shape | None:
         def cost(model: ModelParams) -> int:
-            return _cost(gpt2_shape(model, tokens), params.match, tokens.context, base_flops)
+            return _cost(gpt2_shape(model, tokens), section, params.match, teacher)
 
-        return gpt2_shape(params.model if params.match == "width" else widened(params.model, cost, target), tokens)
+        if params.match == "flops" and base_flops(section, teacher) >= target:
+            return None
+        return gpt2_shape(model if params.match == "width" else widened(model, cost, target), tokens)
 
-    is_too_dear = params.match == "flops" and teacher.base_flops >= target
     return {
-        "ntp": matched(0),
-        "kd": None if is_too_dear else matched(teacher.base_flops),
-        "pause": pause_shape(params.model, params.pause, tokens),
+        "ntp": matched(params.ntp),
+        "kd": matched(params.kd),
+        "pause": pause_shape(model, params.pause, tokens),
+        "mtp": matched(params.mtp),
         "cocomix": cocomix,
+        **{name: cocomix_shape(model, form, tokens, teacher) for name, form in params.forms.items()},
     }
 
 
-def shape_of(method: Method, found: Mapping[Method, Shape | None]) -> Shape:
+def shape_of(method: str, shape: Shape | None) -> Shape:
     """The shape of a method's model, from the result of `shapes`.
 
     Raises:
         UserError: when no width gives `kd` CoCoMix's training FLOPs.
     """
-    shape = found[method]
     if shape is None:
         raise UserError(
             f"pretrain.match: flops: a token costs the base model of {method} more than all of CoCoMix's training on "
@@ -187,13 +199,7 @@ def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
     A training step costs three times as much. With interleaving, every token has two of 2 x context positions above
     the concept layer; the last block computes one of the two.
     """
-    d, layers, inner = shape["n_embd"], shape["n_layer"], shape.get("n_inner") or 4 * shape["n_embd"]
-
-    def block(length: int) -> int:
-        projections = 2 * (3 * d * d + d * d + 2 * d * inner)
-        attention = 2 * 2 * length * d
-        return projections + attention
-
+    d, layers, block = shape["n_embd"], shape["n_layer"], partial(_block_flops, shape)
     head = 2 * d * shape["vocab_size"]
     if "concept_layer" not in shape:
         return layers * block(context) + head
@@ -203,6 +209,33 @@ def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
     last = block(2 * context) + keys_and_values_of_the_token
     below, above = shape["concept_layer"], layers - shape["concept_layer"]
     return below * block(context) + (above - 1) * 2 * block(2 * context) + last + _mixer_flops(shape) + head
+
+
+def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes) -> int:
+    """FLOPs of training on one text token, with those of a base model that runs beside.
+
+    Forward pass and backward pass cost three times the forward pass. Each further token of `mtp` has one more block and
+    head.
+    """
+    context = shape["n_positions"]
+    forward = flops_per_token(shape, context)
+    if isinstance(section, MtpParams):
+        head = 2 * shape["n_embd"] * shape["vocab_size"]
+        forward += (section.tokens - 1) * (_block_flops(shape, context) + head)
+    return 3 * forward + base_flops(section, teacher)
+
+
+def base_flops(section: MethodParams, teacher: TeacherSizes) -> int:
+    """FLOPs per token of the base model that runs beside a method's model in training; 0: none does."""
+    return {"whole": teacher.base_flops, "to_layer": teacher.base_flops_to_layer, None: 0}[base_part(section)]
+
+
+def _block_flops(shape: Mapping[str, Any], length: int) -> int:
+    """FLOPs of a block per position of a sequence of `length`."""
+    d, inner = shape["n_embd"], shape.get("n_inner") or 4 * shape["n_embd"]
+    projections = 2 * (3 * d * d + d * d + 2 * d * inner)
+    attention = 2 * 2 * length * d
+    return projections + attention
 
 
 def _mixer_flops(shape: Mapping[str, Any]) -> int:
@@ -216,8 +249,8 @@ def _mixer_flops(shape: Mapping[str, Any]) -> int:
             return 0
 
 
-def _cost(shape: Shape, match: Match, context: int, base_flops: int) -> int:
+def _cost(shape: Shape, section: MethodParams, match: Match, teacher: TeacherSizes) -> int:
     if match == "flops":
-        return 3 * flops_per_token(shape, context) + base_flops
+        return training_flops(shape, section, teacher)
     counted = parameters_of(shape)
     return counted.active if match == "active" else counted.stored

@@ -1,4 +1,4 @@
-"""Stage `shapes`: the shape of each method's model, matched to CoCoMix's according to `pretrain.match`."""
+"""Stage `methods`: what each method of `pretrain.methods` is: its parameters, its model's shape, what it learns from."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +10,20 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cocomix.base.flops import forward_flops
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.shapes.methods import METHODS, supervision
 from cocomix.shapes.models import TeacherSizes, shapes
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
-    """Make artifacts/shapes: shapes.json, the keyword arguments of each method's model configuration, or null.
+    """Make artifacts/methods: methods.json, an entry for each listed method, as `ListedMethod`.
 
-    metrics/shapes.json holds each model's width, the dictionary's size, and the FLOPs per token of the base model's
-    forward pass, in full and up to the layer of the concepts.
+    metrics/methods.json holds the width of the model of each method and form, listed or not, the dictionary's size, and
+    the FLOPs per token of the base model's forward pass, in full and up to the layer of the concepts.
     """
     tokens = Tokens(ARTIFACTS / "tokens")
-    base, sae = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
+    base, sae, concepts = (Artifact(ARTIFACTS / each) for each in ("base", "sae", "concepts"))
     section = params.pretrain
 
     def compute(work: Work) -> Mapping[str, Any]:
@@ -35,10 +36,19 @@ def run(params: Params) -> None:
             base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),
         )
         found = shapes(section, tokens, teacher)
-        with work.write("shapes.json") as pending:
-            pending.path.write_bytes(to_json(found))
+        entries = {
+            name: {
+                "kind": section.kind(name),
+                "parameters": own.model_dump(mode="json"),
+                "shape": found[name],
+                "supervision": supervision(own, base, concepts),
+            }
+            for name, own in section.listed.items()
+        }
+        with work.write(METHODS) as pending:
+            pending.path.write_bytes(to_json(entries))
         sizes = {
-            "widths": {method: shape["n_embd"] for method, shape in found.items() if shape},
+            "widths": {name: shape["n_embd"] for name, shape in found.items() if shape},
             "context": tokens.context,
             "latents": teacher.latents,
             "base_flops": teacher.base_flops,
@@ -47,11 +57,10 @@ def run(params: Params) -> None:
         (work.side / "metrics.json").write_bytes(to_json(sizes))
         return {}
 
-    used = section.model_dump(include={"match", "model", "pause"})
-    used["cocomix"] = section.cocomix.model_dump(exclude={"concept_weight", "hidden_loss"})
-    inputs = {"tokens": tokens.artifact, "base": base, "sae": sae}
-    side = {"metrics.json": Path("metrics/shapes.json")}
-    produce("shapes", ARTIFACTS / "shapes", inputs, used, compute, side)
+    used = section.model_dump(mode="json", exclude={"seeds", "training"})
+    inputs = {"tokens": tokens.artifact, "base": base, "sae": sae, "concepts": concepts}
+    side = {"metrics.json": Path("metrics/methods.json")}
+    produce("methods", ARTIFACTS / "methods", inputs, used, compute, side)
 
 
 if __name__ == "__main__":
