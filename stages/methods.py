@@ -1,4 +1,4 @@
-"""Stage `methods`: what each method of `pretrain.methods` is: its parameters, its model's shape, what it learns from."""
+"""Stage `methods`: what each listed method is: its parameters, the shape of its model, what it learns from."""
 
 from collections.abc import Mapping
 from pathlib import Path

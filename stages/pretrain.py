@@ -51,7 +51,8 @@ def run(params: Params, method: str, seed: int) -> None:
 
     def compute(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
-        section = PretrainParams.model_construct(training=training_params, **{kind: own})
+        sections: dict[str, Any] = {"training": training_params, kind: own}
+        section = PretrainParams.model_construct(**sections)
         objective = _objective(kind, section, shape, base, concepts)
         train, validation = data("train", work.scratch), data("validation", work.scratch)
         training = Training(objective, train, validation, training_params, seed, work.scratch)
@@ -76,9 +77,7 @@ def run(params: Params, method: str, seed: int) -> None:
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
 
 
-def _check_origins(
-    method: ListedMethod, tokens: Tokens, base: Artifact, concepts: Artifact, methods: Artifact
-) -> None:
+def _check_origins(method: ListedMethod, tokens: Tokens, base: Artifact, concepts: Artifact, methods: Artifact) -> None:
     """Check only the artifacts that a method learns from: new labels, for example, do not affect `ntp`."""
     opened = {"tokens": tokens.artifact, "methods": methods}
     if base_part(method.parameters):

@@ -47,7 +47,8 @@ def run(params: Params) -> None:
     concepts, methods = (Artifact(ARTIFACTS / name) for name in ("concepts", "methods"))
     steered = {name: each for name, each in read_methods(methods).items() if mixes_concepts(each.parameters)}
     trained = {
-        name: {seed: Artifact(ARTIFACTS / f"models/{name}-{seed}") for seed in params.pretrain.seeds} for name in steered
+        name: {seed: Artifact(ARTIFACTS / f"models/{name}-{seed}") for seed in params.pretrain.seeds}
+        for name in steered
     }
     folders = [folder for by_seed in trained.values() for folder in by_seed.values()]
 
@@ -126,9 +127,7 @@ def _sweeps(
     return sweeps | {"base_set": {0: measure(base, inputs["base"], "set")}}
 
 
-def _predicted(
-    work: Work, section: SteerParams, tokens: Tokens, concepts: Artifact, trained: Artifact
-) -> pa.Table:
+def _predicted(work: Work, section: SteerParams, tokens: Tokens, concepts: Artifact, trained: Artifact) -> pa.Table:
     """A model's predictions of each concept; earlier measurements are reused, see `once`."""
     validation = tokens.windows("validation")
     windows = _drawn(len(validation), min(section.read_windows, len(validation)), section.seed)

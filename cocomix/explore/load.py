@@ -22,7 +22,7 @@ from cocomix.steering.reading import Extractor
 
 
 def default_model(artifacts: Path) -> Path:
-    """The folder of the CoCoMix model with the first seed in params.yaml; of a form of it, where only forms are listed."""
+    """The folder of the CoCoMix model with the first seed in params.yaml, or of a form of it if only forms are listed."""
     pretrain = load().pretrain
     named = [
         name

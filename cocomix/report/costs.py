@@ -13,7 +13,7 @@ token in a forward pass, and f those up to the concepts' layer:
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from cocomix.params import CocomixParams, Method, Params
+from cocomix.params import CocomixParams, MethodParams, Params, base_part
 from cocomix.report.facts import Pipeline, Usage
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
 from cocomix.shapes.models import TeacherSizes
@@ -30,13 +30,11 @@ class Cost(NamedTuple):
     """None: a stage did not record its time."""
 
 
-def supervision_stages(method: Method, cocomix: CocomixParams) -> tuple[SupervisionStage, ...]:
+def supervision_stages(section: MethodParams) -> tuple[SupervisionStage, ...]:
     """The stages that make a method's supervision."""
-    if method == "cocomix" and cocomix.predicts == "concepts" and cocomix.concept_weight:
+    if isinstance(section, CocomixParams) and section.uses_labels:
         return SUPERVISION_STAGES
-    if method == "kd" or (method == "cocomix" and cocomix.predicts == "hidden"):
-        return ("base",)
-    return ()
+    return ("base",) if base_part(section) else ()
 
 
 def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:
@@ -62,11 +60,11 @@ def share(all_costs: Mapping[SupervisionStage, Cost], stages: tuple[SupervisionS
 
 
 def _flops(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, float]:
-    shapes, active = pipeline.shapes, pipeline.sae.l0
-    teacher = TeacherSizes(shapes.latents, pipeline.activations.d_model, shapes.base_flops, shapes.base_flops_to_layer)
+    sizes, active = pipeline.methods, pipeline.sae.l0
+    teacher = TeacherSizes(sizes.latents, pipeline.activations.d_model, sizes.base_flops, sizes.base_flops_to_layer)
     stored, epochs = pipeline.activations.train_tokens, params.sae.epochs
     trained = params.sae.source == "train"
-    labelled = attribution_flops(params.attribution, teacher, params.sae.latents, active, shapes.context)
+    labelled = attribution_flops(params.attribution, teacher, params.sae.latents, active, sizes.context)
     return {
         "base": pipeline.base.flops,
         "activations": teacher.base_flops_to_layer

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from cocomix.params import Method
 from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.checked import parse, read_json
 from cocomix.plumbing.errors import UserError
@@ -129,11 +128,11 @@ class AtlasFacts(StageFacts):
     """Mean over labels of how well each separates held-out firings of its concept from other positions."""
 
 
-class ShapeFacts(StageFacts):
-    """metrics/shapes.json; FLOPs are the base model's per token in a forward pass."""
+class MethodFacts(StageFacts):
+    """metrics/methods.json; FLOPs are the base model's per token in a forward pass."""
 
-    widths: dict[Method, int]
-    """Width of the hidden states of each method's model."""
+    widths: dict[str, int]
+    """Width of the hidden states of the model of each method and form."""
     context: int
     latents: int
     base_flops: int
@@ -263,7 +262,7 @@ class Pipeline(NamedTuple):
     sae: SaeFacts
     attribution: AttributionFacts
     explain: AtlasFacts
-    shapes: ShapeFacts
+    methods: MethodFacts
     steer: StageFacts
     """Without the effects, which `cocomix.steering.averages` reads from the artifact."""
 
@@ -287,7 +286,7 @@ ATLAS, STEERING = Path("artifacts/atlas"), Path("artifacts/steering")
 
 def pipeline_files() -> list[Path]:
     """The files that `read_pipeline` reads."""
-    stages = ("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes", "steer")
+    stages = ("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "methods", "steer")
     return [METRICS / f"{each}.json" for each in stages]
 
 
@@ -308,7 +307,7 @@ def read_pipeline() -> Pipeline:
     Raises:
         UserError: when a file is missing or malformed.
     """
-    corpus, tokens, base, activations, sae, attribution, explain, shapes, steer = pipeline_files()
+    corpus, tokens, base, activations, sae, attribution, explain, methods, steer = pipeline_files()
     return Pipeline(
         _read(CorpusFacts, corpus),
         _read(TokenFacts, tokens),
@@ -317,7 +316,7 @@ def read_pipeline() -> Pipeline:
         _read(SaeFacts, sae),
         _read(AttributionFacts, attribution),
         _read(AtlasFacts, explain),
-        _read(ShapeFacts, shapes),
+        _read(MethodFacts, methods),
         _read(StageFacts, steer),
     )
 

@@ -25,7 +25,7 @@ def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
         "sae": pipeline.sae,
         "attribution": pipeline.attribution,
         "explain": pipeline.explain,
-        "shapes": pipeline.shapes,
+        "methods": pipeline.methods,
     }
     return [
         *(StageUsage(name, 1, facts.usage) for name, facts in alone.items()),

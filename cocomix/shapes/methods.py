@@ -53,7 +53,9 @@ def read_methods(artifact: Artifact) -> dict[str, ListedMethod]:
     """
     path = artifact.file(METHODS)
     return {
-        name: ListedMethod(**entry | {"parameters": parse(SECTIONS[entry["kind"]], entry["parameters"], f"{path}: {name}")})
+        name: ListedMethod(
+            **entry | {"parameters": parse(SECTIONS[entry["kind"]], entry["parameters"], f"{path}: {name}")}
+        )
         for name, entry in json.loads(path.read_bytes()).items()
     }
 

@@ -317,7 +317,8 @@ def _steer(params: Params, steered: list[Shape], base: Shape) -> StageNeeds:
     return StageNeeds(
         flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)),
         disk=10e3 + 150 * sweeps * edits,
-        memory=LIBRARIES + 4 * (seeds * sum(parameters_of(each).stored for each in steered) + parameters_of(base).stored),
+        memory=LIBRARIES
+        + 4 * (seeds * sum(parameters_of(each).stored for each in steered) + parameters_of(base).stored),
     )
 
 
