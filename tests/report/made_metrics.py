@@ -18,7 +18,7 @@ from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
 from cocomix.evaluation.tables import write_documents, write_examples, write_tasks
 from cocomix.explain.atlas import CONCEPTS, VOCABULARY
-from cocomix.params import FILE, Method
+from cocomix.params import FILE
 from cocomix.plumbing.artifact import Work
 from cocomix.steering.effect import EditEffect, Measured, effects_table
 
@@ -26,14 +26,14 @@ DOCUMENTS = 40
 GROUPS = 25
 """Of the documents of a corpus."""
 TOKENS = [1000 * step for step in range(1, 11)]
-WIDTHS: dict[Method, int] = {"ntp": 208, "kd": 208, "pause": 192, "cocomix": 192}
+WIDTHS = {"ntp": 208, "kd": 208, "pause": 192, "mtp": 208, "cocomix": 192, "predicted": 192}
 LABELS = ["", "names of months", "<b>"]
 """Of the atlas' concepts."""
 TEXTS = [".", " end", " <middle>", " of", "Start"]
 """Of its tokens."""
 CORPORA: list[str] = []
 """Further text that models are measured on."""
-FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "cocomix": 1.5e7}
+FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "mtp": 1.3e7, "cocomix": 1.5e7, "predicted": 1.1e7}
 
 
 def write_params(methods: Sequence[str], seeds: Sequence[int], shipped: Path) -> None:
@@ -58,7 +58,7 @@ def write_pipeline() -> None:
     _write("attribution", labels | {"most_frequent": 3, "most_frequent_share": 0.031})
     _write("explain", {"fired": 1000, "auc": 0.87})
     _write(
-        "shapes", {"widths": WIDTHS, "context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800}
+        "methods", {"widths": WIDTHS, "context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800}
     )
 
 
@@ -107,7 +107,7 @@ def write_run(method: str, seed: int, losses: Sequence[float], right: int | None
             "test": score,
             "corpora": dict.fromkeys(CORPORA, score),
             "tasks": {each.task: asdict(replace(each, documents=[])) for each in tasks},
-            "concepts": concepts if method == "cocomix" else None,
+            "concepts": concepts if method in ("cocomix", "predicted") else None,
         },
     )
     path = Path("plots/pretrain") / f"{method}-{seed}.csv"

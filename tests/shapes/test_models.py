@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from cocomix.modeling import CoCoMixConfig
 from cocomix.models.accounting import flops_per_token, parameters_of
 from cocomix.models.configs import config_of
-from cocomix.params import CocomixParams, KdParams, Match, Method, ModelParams, NtpParams, PauseParams, PretrainParams
+from cocomix.params import (
+    CocomixParams,
+    KdParams,
+    Match,
+    ModelParams,
+    MtpParams,
+    NtpParams,
+    PauseParams,
+    PretrainParams,
+)
 from cocomix.plumbing.errors import UserError
 from cocomix.shapes.models import TeacherSizes, cocomix_shape, pause_shape, shape_of, shapes, widened
 from cocomix.tokens.windows import Tokens
@@ -29,7 +38,7 @@ COCOMIX = CocomixParams(
 SOURCES = TeacherSizes(latents=512, base_width=32, base_flops=500_000, base_flops_to_layer=200_000)
 
 
-def matched(tokens: Tokens, match: Match, teacher: TeacherSizes = SOURCES, **cocomix: object) -> dict[Method, Any]:
+def matched(tokens: Tokens, match: Match, teacher: TeacherSizes = SOURCES, **cocomix: object) -> dict[str, Any]:
     params = PretrainParams(
         methods=["ntp"],
         seeds=[0],
@@ -39,6 +48,7 @@ def matched(tokens: Tokens, match: Match, teacher: TeacherSizes = SOURCES, **coc
         ntp=NtpParams(),
         kd=KdParams(kl_weight=0.1),
         pause=PauseParams(layer=1, mixing="interleave_with_state"),
+        mtp=MtpParams(tokens=3, weight=1.0),
         cocomix=COCOMIX.model_copy(update=cocomix),
     )
     return shapes(params, tokens, teacher)
@@ -99,7 +109,7 @@ def test_a_base_model_dearer_than_cocomix_leaves_distillation_no_width_of_equal_
     found = matched(tokens, "flops", dear)
     assert [method for method, shape in found.items() if shape is None] == ["kd"]  # a key for DVC, which misses others
     with pytest.raises(UserError, match=r"^pretrain\.match: flops: a token costs the base model of kd more than"):
-        shape_of("kd", found)
+        shape_of("kd", found["kd"])
     assert matched(tokens, "flops", dear._replace(base_flops=dear.base_flops - 1))["kd"]
     assert matched(tokens, "stored", dear)["kd"]
 

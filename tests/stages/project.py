@@ -19,7 +19,7 @@ OUTS = {
     "sae": "sae",
     "attribution": "concepts",
     "explain": "atlas",
-    "shapes": "shapes",
+    "methods": "methods",
     "pretrain@ntp-0": "models/ntp-0",
     "pretrain@cocomix-0": "models/cocomix-0",
     "evaluate@ntp-0": "evaluations/ntp-0",

@@ -36,8 +36,6 @@ def trained(tokens_folder: Path) -> None:
         with work.write("validation-00000.parquet") as pending:
             write_labels(pending.path, Labels(labels, np.ones(labels.shape, np.float16)))
             pending.rows = len(labels)
-        with work.write("supervision.json") as pending:
-            pending.path.write_text(json.dumps({"ntp": "", "cocomix": "some labels"}))
         work.finish({"latents": CONCEPTS, "k_attr": 1, "context": CONTEXT})
         work.publish()
     torch.manual_seed(0)
