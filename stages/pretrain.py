@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -13,15 +14,16 @@ from cocomix.base.loading import load_base
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
 from cocomix.models.configs import config_of
-from cocomix.params import Method, Params, PretrainParams
+from cocomix.params import CocomixParams, KdParams, Method, Params, PretrainParams
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.models import shape_of
-from cocomix.tokens.window_data import WindowData
+from cocomix.tokens.window_data import Labels, WindowData
 from cocomix.tokens.windows import Split, Tokens
+from cocomix.training.distillation import Distillation
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
-from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, NextToken, Objective
+from cocomix.training.objectives import ConceptMixing, HiddenMixing, MultiToken, Objective, Weighted
 from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -41,12 +43,12 @@ def run(params: Params, method: Method, seed: int) -> None:
         "training": section.training.model_dump(),
         method: getattr(section, method).model_dump(),
     }
-    labels = ConceptLabels(concepts) if method == "cocomix" and section.cocomix.predicts == "concepts" else None
 
     def data(split: Split, scratch: Path) -> WindowData:
-        if labels is None:
-            return WindowData(tokens.windows(split))
-        return WindowData(tokens.windows(split), labels.unpack(tokens, split, scratch / f"labels-{split}.npy"))
+        labels = None
+        if method == "cocomix" and section.cocomix.predicts == "concepts":
+            labels = labels_of(section.cocomix, ConceptLabels(concepts), tokens, split, scratch)
+        return WindowData(tokens.windows(split), labels)
 
     def compute(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
@@ -100,22 +102,49 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     (folder / "README.md").write_text(model_card(model, trained), encoding="utf-8")
 
 
+def labels_of(section: CocomixParams, labels: ConceptLabels, tokens: Tokens, split: Split, scratch: Path) -> Labels:
+    """The labels of a split, as a method learns them."""
+    concepts = labels.unpack(tokens, split, scratch / f"labels-{split}.npy")
+    scores, order = None, None
+    if section.label_weights == "score":
+        scores = labels.unpack(tokens, split, scratch / f"scores-{split}.npy", "scores")
+    if section.labels == "shuffled":
+        order = np.random.default_rng(0).permutation(len(concepts))
+    return Labels(concepts, scores, tuple(section.label_offsets), order)
+
+
 def _objective(
     method: Method, section: PretrainParams, shape: dict[str, Any], base: Artifact, concepts: Artifact
 ) -> Objective:
     """A new model with its training objective."""
     model = AutoModelForCausalLM.from_config(config_of(shape))
-    context, layer = shape["n_positions"], concepts.about["layer"]
+
+    def base_model() -> PreTrainedModel:
+        return load_base(base, shape["n_positions"])
+
+    def distillation(params: KdParams) -> Distillation | None:
+        if params.kl_weight == 0:
+            return None
+        return Distillation(params, base_model() if params.source == "online" else None)
+
     match method:
         case "ntp" | "pause":
-            return NextToken(model)
+            return Objective(model)
         case "kd":
-            return Distillation(model, load_base(base, context), section.kd.kl_weight)
+            return Objective(model, distillation(section.kd))
+        case "mtp":
+            return MultiToken(model, section.mtp)
         case "cocomix":
             chosen = section.cocomix
-            if chosen.predicts == "concepts":
-                return ConceptMixing(model, chosen.concept_weight)
-            return HiddenMixing(model, load_base(base, context), layer, chosen.hidden_loss, chosen.concept_weight)
+            beside, weight = distillation(chosen.kd), Weighted(chosen.concept_weight, chosen.concept_schedule)
+            match chosen.predicts:
+                case "concepts":
+                    return ConceptMixing(model, weight, beside)
+                case "hidden":
+                    layer = concepts.about["layer"]
+                    return HiddenMixing(model, base_model(), layer, chosen.hidden_loss, weight, beside)
+                case "nothing":
+                    return Objective(model, beside)
 
 
 def _metrics(

@@ -205,6 +205,11 @@ def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
     return below * block(context) + (above - 1) * 2 * block(2 * context) + last + _mixer_flops(shape) + head
 
 
+def further_tokens_flops(shape: Mapping[str, Any], context: int) -> int:
+    """FLOPs of a forward pass for one further token of multi-token prediction: a block and the head."""
+    return flops_per_token({**shape, "n_layer": 1}, context)
+
+
 def _mixer_flops(shape: Mapping[str, Any]) -> int:
     d, mixes = shape["n_embd"], shape["mixing"] != "none"
     match shape["predicts"]:
