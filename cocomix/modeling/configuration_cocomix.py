@@ -29,6 +29,7 @@ class CoCoMixConfig(GPT2Config):
             mixing starts as a coarse copy of the hidden state; `normal`: N(0, initializer_range), as the released code.
         tied_scale: see `concept_init`.
         learned_scale: whether a learned scalar, initially 1, multiplies the output of compress.
+        gate: whether a learned scalar, initially 0, multiplies the vector that is mixed: a start without concepts.
         stop_gradient: whether the language model's loss has no gradient through the prediction. It still trains
             compress, and with `released` also the pre-bias, which both share.
         base_width: width of the predicted hidden state, with `predicts: hidden`.
@@ -52,6 +53,7 @@ class CoCoMixConfig(GPT2Config):
     concept_init: Literal["tied", "normal"] = "tied"
     tied_scale: float = 0.75
     learned_scale: bool = False
+    gate: bool = False
     stop_gradient: bool = False
     base_width: int = 768
 
@@ -66,6 +68,8 @@ class CoCoMixConfig(GPT2Config):
             raise ValueError(
                 f"mixing ({self.mixing}) must be interleave or interleave_with_state where nothing is predicted"
             )
+        if self.gate and self.mixing == "none":
+            raise ValueError("gate must be false with mixing (none): there is no vector to multiply")
         if self.stop_gradient and (self.predicts == "nothing" or self.mixing == "none"):
             raise ValueError(
                 f"stop_gradient must be false with predicts ({self.predicts}) and mixing ({self.mixing}): the language "

@@ -34,6 +34,22 @@ class _Predicted(NamedTuple):
     loss: Tensor | None = None
 
 
+class Gate(nn.Module):
+    """A learned scalar, initially 0, that multiplies the vector that is mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """Multiply the vector [..., d_model]."""
+        return self.weight * vector
+
+
+def _gate(config: CoCoMixConfig) -> nn.Module:
+    return Gate() if config.gate else nn.Identity()
+
+
 class ConceptHead(nn.Module):
     """Predict concepts and compress the prediction into one vector, the continuous concept.
 
@@ -53,6 +69,7 @@ class ConceptHead(nn.Module):
             self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
             if config.learned_scale:
                 self.scale = nn.Parameter(torch.ones(1))
+        self.gate = _gate(config)
 
     def forward(
         self,
@@ -78,7 +95,7 @@ class ConceptHead(nn.Module):
         vector = None
         if self._mixes:
             vector = self._compressed(concepts).view_as(hidden) + self.pre_bias
-            vector = vector * std + mean if released else vector
+            vector = self.gate(vector * std + mean if released else vector)
         return Mixture(vector, concepts.logits, concept_loss=concepts.loss)
 
     @property
@@ -123,13 +140,15 @@ class HiddenHead(nn.Module):
         )
         if config.mixing != "none":
             self.compress = nn.Linear(config.base_width, config.n_embd)
+        self.gate = _gate(config)
 
     def forward(self, hidden: Tensor) -> Mixture:
         """Predict and project; hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
         predicted = self.predictor(self.norm(hidden))
         if self.config.mixing == "none":
             return Mixture(None, base_hidden=predicted)
-        return Mixture(self.compress(predicted.detach() if self.config.stop_gradient else predicted), None, predicted)
+        vector = self.compress(predicted.detach() if self.config.stop_gradient else predicted)
+        return Mixture(self.gate(vector), base_hidden=predicted)
 
 
 class PauseVector(nn.Module):
@@ -138,7 +157,8 @@ class PauseVector(nn.Module):
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
         self.vector = nn.Parameter(torch.zeros(config.n_embd))
+        self.gate = _gate(config)
 
     def forward(self, hidden: Tensor) -> Mixture:
         """Expand the vector to hidden's shape [batch, seq, d_model]."""
-        return Mixture(self.vector.expand_as(hidden))
+        return Mixture(self.gate(self.vector).expand_as(hidden))

@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .concept_edits import ConceptEdits, Concepts, is_by_row
 from .configuration_cocomix import CoCoMixConfig
-from .mixers import ConceptHead, HiddenHead, Mixture, PauseVector
+from .mixers import ConceptHead, Gate, HiddenHead, Mixture, PauseVector
 
 
 @dataclass
@@ -162,6 +162,8 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PauseVector):
             init.normal_(module.vector, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, Gate):
+            init.zeros_(module.weight)
         if isinstance(module, nn.EmbeddingBag):  # `compress`: keeps this where the rest of the head is loaded
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         if isinstance(module, ConceptHead):

@@ -78,6 +78,7 @@ def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary
         "concept_init": cocomix.concept_init,
         "tied_scale": cocomix.tied_scale,
         "learned_scale": cocomix.learned_scale,
+        "gate": cocomix.gate,
         "stop_gradient": cocomix.stop_gradient,
         "base_width": teacher.base_width,
     }
@@ -167,6 +168,7 @@ def parameters_of(shape: Mapping[str, Any]) -> Parameters:
     if "concept_layer" not in shape:
         return Parameters(stored, stored)
     mixes, latents = shape["mixing"] != "none", shape["num_concepts"]
+    stored += shape.get("gate", False)
     match shape["predicts"]:
         case "concepts":
             pre_bias = d if mixes or shape["concept_head"] == "released" else 0

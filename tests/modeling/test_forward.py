@@ -41,6 +41,11 @@ def reference(model: CoCoMixForCausalLM, tokens: Tensor) -> tuple[Tensor, Tensor
 
 
 def mixture(mixer: nn.Module, config: CoCoMixConfig, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    vector, predicted = ungated(mixer, config, hidden)
+    return (mixer.gate.weight * vector if config.gate else vector), predicted
+
+
+def ungated(mixer: nn.Module, config: CoCoMixConfig, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
     if config.predicts == "nothing":
         return mixer.vector.repeat(*hidden.shape[:2], 1), None
     shelter = torch.detach if config.stop_gradient else nn.Identity()
@@ -287,6 +292,29 @@ def test_the_tied_start_has_unit_rows_and_their_scaled_transpose_and_the_normal_
     assert normal.compress.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.parametrize("change", [{}, {"concept_head": "equations"}, {"predicts": "hidden"}], ids=named)
+@pytest.mark.parametrize("mixing", ["interleave", "interleave_with_state", "add"])
+def test_behind_a_new_gate_the_vector_is_zero_and_the_first_step_opens_the_gate(
+    mixing: str, change: dict[str, object]
+) -> None:
+    model, tokens = CoCoMixForCausalLM(tiny(**change, mixing=mixing, gate=True).config).eval(), ids(2, 8)
+    mixer, without = model.transformer.mixer, tiny(**change, mixing="none")
+    assert not mixer(torch.randn(2, 8, 32)).vector.any()
+    if mixing == "add":
+        without.load_state_dict(model.state_dict(), strict=False)
+        torch.testing.assert_close(model(tokens).logits, without(tokens).logits, atol=0, rtol=0)
+
+    def reached() -> set[str]:
+        model.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        return {name for name, each in mixer.named_parameters() if each.grad.any()}
+
+    assert reached() == {"gate.weight"}
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert mixer.gate.weight.item() != 0
+    assert reached() == {name for name, _ in mixer.named_parameters()}
+
+
 def test_a_concept_head_that_does_not_mix_has_no_parameter_for_it() -> None:
     names = {
         head: {name for name, _ in ConceptHead(tiny(mixing="none", concept_head=head).config).named_parameters()}
@@ -305,6 +333,7 @@ def test_a_concept_head_that_does_not_mix_has_no_parameter_for_it() -> None:
         ({"predicts": "nothing", "mixing": "add"}, "mixing .* must be interleave"),
         ({"predicts": "nothing", "stop_gradient": True}, "stop_gradient must be false"),
         ({"mixing": "none", "stop_gradient": True}, "stop_gradient must be false"),
+        ({"mixing": "none", "gate": True}, "gate must be false"),
         ({"add_cross_attention": True}, "add_cross_attention must be false"),
         ({"mixing": "multiply"}, "mixing"),
     ],

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from cocomix.modeling import CoCoMixConfig
 from cocomix.models.accounting import flops_per_token, parameters_of
 from cocomix.models.configs import config_of
-from cocomix.params import CocomixParams, KdParams, Match, Method, ModelParams, NtpParams, PauseParams, PretrainParams
+from cocomix.params import (
+    CocomixParams,
+    KdParams,
+    Match,
+    Method,
+    ModelParams,
+    MtpParams,
+    NtpParams,
+    PauseParams,
+    PretrainParams,
+)
 from cocomix.plumbing.errors import UserError
 from cocomix.shapes.models import TeacherSizes, cocomix_shape, pause_shape, shape_of, shapes, widened
 from cocomix.tokens.windows import Tokens
@@ -39,6 +49,7 @@ def matched(tokens: Tokens, match: Match, teacher: TeacherSizes = SOURCES, **coc
         ntp=NtpParams(),
         kd=KdParams(kl_weight=0.1),
         pause=PauseParams(layer=1, mixing="interleave_with_state"),
+        mtp=MtpParams(tokens=2, weight=1.0),
         cocomix=COCOMIX.model_copy(update=cocomix),
     )
     return shapes(params, tokens, teacher)
