@@ -75,6 +75,7 @@ class ConceptHead(nn.Module):
         self,
         hidden: Tensor,
         labels: Tensor | None = None,
+        label_weights: Tensor | None = None,
         edits: ConceptEdits | None = None,
         position_ids: Tensor | None = None,
     ) -> Mixture:
@@ -84,13 +85,16 @@ class ConceptHead(nn.Module):
             hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks.
             labels: concepts of each position, int64 [batch, seq, k_attr], negative: no label. With labels, the output
                 has the loss instead of the logits, which are never all in memory.
+            label_weights: weights of the labels, float32 [batch, seq, k_attr]; None: equal ones.
             edits: edits of the concepts before mixing, by their `position_ids` [batch, seq]; not with `labels`.
         """
         released = self.config.concept_head == "released"
         if released:
             std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
             std = std + 1e-5
-        predicted = self._predicted((hidden - mean) / std - self.pre_bias if released else hidden, labels)
+        predicted = self._predicted(
+            (hidden - mean) / std - self.pre_bias if released else hidden, labels, label_weights
+        )
         concepts = self._edited(predicted, edits, position_ids)
         vector = None
         if self._mixes:
@@ -102,13 +106,14 @@ class ConceptHead(nn.Module):
     def _mixes(self) -> bool:
         return self.config.mixing != "none"
 
-    def _predicted(self, x: Tensor, labels: Tensor | None) -> _Predicted:
+    def _predicted(self, x: Tensor, labels: Tensor | None, label_weights: Tensor | None) -> _Predicted:
         k = self.config.concept_k if self._mixes else 0
         if labels is None:
             logits = self.predictor(x)
             strengths, indices = top_k(logits.flatten(0, 1), k)
             return _Predicted(strengths, indices, logits=logits)
-        rows = predict(x.flatten(0, 1), self.predictor.weight, self.predictor.bias, labels.flatten(0, 1), k)
+        weights = None if label_weights is None else label_weights.flatten(0, 1)
+        rows = predict(x.flatten(0, 1), self.predictor.weight, self.predictor.bias, labels.flatten(0, 1), k, weights)
         return _Predicted(rows.strengths, rows.indices, loss=rows.loss)
 
     def _edited(self, concepts: _Predicted, edits: ConceptEdits | None, position_ids: Tensor | None) -> _Predicted:

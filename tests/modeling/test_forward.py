@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, Trainer, TrainingArguments
@@ -343,6 +345,42 @@ def test_a_configuration_that_cannot_work_or_would_be_ignored_is_refused(
 ) -> None:
     with pytest.raises(Exception, match=message):  # the library wraps some in its own
         tiny(**change)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31), st.sampled_from(["interleave", "add", "none"]))
+def test_weighted_concept_labels_give_the_weighted_loss(seed: int, mixing: str) -> None:
+    model, tokens, generator = tiny(mixing=mixing), ids(2, 9), torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, 40, (2, 9, 3), generator=generator)
+    weights = torch.rand(labels.shape, generator=generator) * (labels >= 0)
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
+    found = model(tokens, concept_labels=labels, concept_label_weights=weights)
+    assert found.concept_logits is None
+    negative = -model(tokens).concept_logits.log_softmax(-1)
+    torch.testing.assert_close(found.concept_loss, (weights * negative.gather(-1, labels.clamp(min=0))).sum())
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "message"),
+    [
+        ((2, 9), None, r"concept_labels: \[2, 9\]; must be \[2, 9, k_attr\]"),
+        ((2, 8, 3), None, r"concept_labels: \[2, 8, 3\]; must be \[2, 9, k_attr\]"),
+        ((2, 9, 3), (2, 9), r"concept_label_weights: \[2, 9\]; must be \[2, 9, 3\], as concept_labels"),
+        ((2, 9, 3), (2, 9, 1), r"concept_label_weights: \[2, 9, 1\]; must be \[2, 9, 3\], as concept_labels"),
+        (None, (2, 9, 3), r"concept_label_weights: \[2, 9, 3\]; must be None, as concept_labels"),
+    ],
+)
+def test_labels_and_weights_of_another_shape_are_refused(
+    labels: tuple[int, ...] | None, weights: tuple[int, ...] | None, message: str
+) -> None:
+    model = tiny()
+    for call in (model, model.transformer):
+        with pytest.raises(ValueError, match=message):
+            call(
+                ids(2, 9),
+                concept_labels=None if labels is None else torch.zeros(labels, dtype=torch.int64),
+                concept_label_weights=None if weights is None else torch.ones(weights),
+            )
 
 
 def as_given(allowed: Tensor, kind: str) -> Tensor:
