@@ -156,6 +156,24 @@ class HiddenHead(nn.Module):
         return Mixture(self.gate(vector), base_hidden=predicted)
 
 
+class Mlp(nn.Module):
+    """An MLP computes the vector from the hidden state: a control with the size of a concept head, without concepts."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
+            nn.Linear(config.n_embd, config.mlp_width),
+            nn.GELU("tanh"),
+            nn.Linear(config.mlp_width, config.n_embd),
+        )
+        self.gate = _gate(config)
+
+    def forward(self, hidden: Tensor) -> Mixture:
+        """Compute the vector; hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
+        return Mixture(self.gate(self.mlp(hidden)))
+
+
 class PauseVector(nn.Module):
     """The same learned vector at every position (pause tokens, arXiv 2310.02226; paper Fig. 6f)."""
 

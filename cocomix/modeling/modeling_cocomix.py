@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .concept_edits import ConceptEdits, Concepts, is_by_row
 from .configuration_cocomix import CoCoMixConfig
-from .mixers import ConceptHead, Gate, HiddenHead, Mixture, PauseVector
+from .mixers import ConceptHead, Gate, HiddenHead, Mixture, Mlp, PauseVector
 
 
 @dataclass
@@ -153,7 +153,7 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
     """Initialisation, and the attributes that transformers reads."""
 
     config: CoCoMixConfig
-    _no_split_modules = ["GPT2Block", "_LastBlock", "ConceptHead", "HiddenHead", "PauseVector"]
+    _no_split_modules = ["GPT2Block", "_LastBlock", "ConceptHead", "HiddenHead", "Mlp", "PauseVector"]
     _can_compile_fullgraph = False  # it implies generation with a static cache, which cannot hold two lengths
     _can_record_outputs = {"hidden_states": GPT2Block, "attentions": GPT2Attention}
 
@@ -189,7 +189,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         self.h = nn.ModuleList(GPT2Block(config, layer_idx=i) for i in range(config.n_layer))
         if config.interleaves:
             self.h[-1] = _LastBlock(config, layer_idx=config.n_layer - 1)
-        mixers = {"concepts": ConceptHead, "hidden": HiddenHead, "nothing": PauseVector}
+        mixers = {"concepts": ConceptHead, "hidden": HiddenHead, "nothing": Mlp if config.mlp_width else PauseVector}
         self.mixer = mixers[config.predicts](config)
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False

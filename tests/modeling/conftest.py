@@ -23,6 +23,8 @@ VARIANTS = (
     + [{"mixing": mixing, "gate": True} for mixing in MIXINGS if mixing != "none"]
     + [{"predicts": "hidden", "mixing": "interleave", "gate": True}]
     + [{"predicts": "nothing"}]
+    + [{"predicts": "nothing", "mlp_width": 20, "mixing": mixing} for mixing in MIXINGS if mixing != "none"]
+    + [{"predicts": "nothing", "mlp_width": 20, "mixing": "add", "gate": True}]
 )
 """Every model that the configuration allows."""
 MAIN = [{}, {"mixing": "add"}, {"predicts": "nothing"}]

@@ -48,6 +48,10 @@ def mixture(mixer: nn.Module, config: CoCoMixConfig, hidden: Tensor) -> tuple[Te
 
 
 def ungated(mixer: nn.Module, config: CoCoMixConfig, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    if config.predicts == "nothing" and config.mlp_width:
+        norm, first, _, second = mixer.mlp
+        normed = F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, config.layer_norm_epsilon)
+        return second(F.gelu(first(normed), approximate="tanh")), None
     if config.predicts == "nothing":
         return mixer.vector.repeat(*hidden.shape[:2], 1), None
     shelter = torch.detach if config.stop_gradient else nn.Identity()
@@ -200,6 +204,24 @@ def test_an_adapter_or_a_hook_of_the_last_attention_counts_as_if_it_were_merged(
     torch.testing.assert_close(model(tokens).logits, merged(tokens).logits, **EXACT)
 
 
+@pytest.mark.parametrize("mixing", ["interleave", "interleave_with_state", "add", "none"])
+@pytest.mark.parametrize("change", [{}, {"predicts": "hidden"}], ids=named)
+def test_what_is_mixed_before_the_last_block_alone_follows_the_equations_too(
+    change: dict[str, object], mixing: str, attention: str
+) -> None:
+    model = randomised(**change, mixing=mixing, concept_layer=3, attn_implementation=attention)
+    tokens, cache = ids(2, 9), CoCoMixCache(model.config)
+    expected, _ = reference(model, tokens)
+    torch.testing.assert_close(model(tokens).logits, expected, **EXACT)
+    rows = [model(some, past_key_values=cache, use_cache=True).logits for some in tokens.split([4, 1, 4], dim=1)]
+    torch.testing.assert_close(torch.cat(rows, dim=1), expected, **EXACT)
+    wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()), allow_unused=True)
+    found = torch.autograd.grad(model(tokens).logits.square().sum(), list(model.parameters()), allow_unused=True)
+    for got, each in zip(found, wanted, strict=True):
+        assert (got is None) == (each is None)
+        torch.testing.assert_close(got, each, atol=1e-8, rtol=1e-8) if each is not None else None
+
+
 def test_there_is_one_row_of_logits_a_text_token_and_no_row_sees_the_future(
     variant: dict[str, object], attention: str
 ) -> None:
@@ -294,13 +316,17 @@ def test_the_tied_start_has_unit_rows_and_their_scaled_transpose_and_the_normal_
     assert normal.compress.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize("change", [{}, {"concept_head": "equations"}, {"predicts": "hidden"}], ids=named)
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"concept_head": "equations"}, {"predicts": "hidden"}, {"predicts": "nothing", "mlp_width": 20}],
+    ids=named,
+)
 @pytest.mark.parametrize("mixing", ["interleave", "interleave_with_state", "add"])
 def test_behind_a_new_gate_the_vector_is_zero_and_the_first_step_opens_the_gate(
     mixing: str, change: dict[str, object]
 ) -> None:
     model, tokens = CoCoMixForCausalLM(tiny(**change, mixing=mixing, gate=True).config).eval(), ids(2, 8)
-    mixer, without = model.transformer.mixer, tiny(**change, mixing="none")
+    mixer, without = model.transformer.mixer, tiny(mixing="none")
     assert not mixer(torch.randn(2, 8, 32)).vector.any()
     if mixing == "add":
         without.load_state_dict(model.state_dict(), strict=False)
@@ -333,6 +359,12 @@ def test_a_concept_head_that_does_not_mix_has_no_parameter_for_it() -> None:
         ({"concept_layer": 4}, "concept_layer .* must be from 1 to"),
         ({"concept_k": 41}, "concept_k .* must be from 1 to"),
         ({"predicts": "nothing", "mixing": "add"}, "mixing .* must be interleave"),
+        (
+            {"predicts": "nothing", "mixing": "none", "mlp_width": 8},
+            "mixing .* must be interleave .* or add with an MLP",
+        ),
+        ({"predicts": "nothing", "mlp_width": -1}, "mlp_width .* must be 0, or at least 1 with predicts"),
+        ({"mlp_width": 8}, "mlp_width .* must be 0, or at least 1 with predicts"),
         ({"predicts": "nothing", "stop_gradient": True}, "stop_gradient must be false"),
         ({"mixing": "none", "stop_gradient": True}, "stop_gradient must be false"),
         ({"mixing": "none", "gate": True}, "gate must be false"),
