@@ -66,9 +66,15 @@ def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
     }
 
 
-def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes) -> Shape:
-    """The shape of a CoCoMix model, or of one of its ablations."""
-    return gpt2_shape(model, tokens) | {
+def cocomix_shape(
+    model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes, match: Match
+) -> Shape:
+    """The shape of a CoCoMix model, or of one of its ablations.
+
+    Where nothing is predicted, an MLP is as wide as gives the model the cost, by `match`, of the one that predicts
+    concepts; with `match` width, its stored parameters.
+    """
+    shape = gpt2_shape(model, tokens) | {
         "predicts": cocomix.predicts,
         "mixing": cocomix.mixing,
         "concept_layer": cocomix.concept_layer,
@@ -78,9 +84,19 @@ def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary
         "concept_init": cocomix.concept_init,
         "tied_scale": cocomix.tied_scale,
         "learned_scale": cocomix.learned_scale,
+        "gate": cocomix.gate,
         "stop_gradient": cocomix.stop_gradient,
         "base_width": teacher.base_width,
     }
+    if cocomix.predicts != "nothing":
+        return shape
+
+    def cost(**changes: object) -> int:
+        return _cost(shape | changes, match, tokens.context, 0)
+
+    narrow = cost(mlp_width=1)
+    wanted, unit = cost(predicts="concepts") - narrow, cost(mlp_width=2) - narrow
+    return shape | {"mlp_width": max(1, 1 + round(wanted / unit))}
 
 
 def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> Shape:
@@ -99,7 +115,7 @@ def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) ->
 
     None for `kd` if the base model's forward pass alone costs as much as the FLOPs to match: see `shape_of`.
     """
-    cocomix = cocomix_shape(params.model, params.cocomix, tokens, teacher)
+    cocomix = cocomix_shape(params.model, params.cocomix, tokens, teacher, params.match)
     hidden = params.cocomix.predicts == "hidden"
     target = _cost(cocomix, params.match, tokens.context, hidden * teacher.base_flops_to_layer)
 
@@ -167,6 +183,7 @@ def parameters_of(shape: Mapping[str, Any]) -> Parameters:
     if "concept_layer" not in shape:
         return Parameters(stored, stored)
     mixes, latents = shape["mixing"] != "none", shape["num_concepts"]
+    stored += shape.get("gate", False)
     match shape["predicts"]:
         case "concepts":
             pre_bias = d if mixes or shape["concept_head"] == "released" else 0
@@ -176,7 +193,8 @@ def parameters_of(shape: Mapping[str, Any]) -> Parameters:
             width = shape["base_width"]
             stored += norm + (4 * d * d + 4 * d) + (4 * d * width + width) + mixes * (width * d + d)
         case "nothing":
-            stored += d
+            width = shape.get("mlp_width", 0)
+            stored += norm + (d * width + width) + (width * d + d) if width else d
     return Parameters(stored, stored)
 
 
@@ -218,7 +236,7 @@ def _mixer_flops(shape: Mapping[str, Any]) -> int:
         case "hidden":
             return 2 * (4 * d * d + (4 + mixes) * d * shape["base_width"])
         case _:
-            return 0
+            return 2 * 2 * d * shape.get("mlp_width", 0)
 
 
 def _cost(shape: Shape, match: Match, context: int, base_flops: int) -> int:
