@@ -31,8 +31,9 @@ from cocomix.params import TrainingParams
 from cocomix.plumbing.device import attention, autocast, device, tf32
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
+from cocomix.tokens.window_data import Batch
 from cocomix.training.loop import adamw
-from cocomix.training.objectives import ConceptMixing, NextToken, Objective
+from cocomix.training.objectives import ConceptMixing, Objective, Weighted
 
 ON_GPU = device().type == "cuda"
 CONTEXT, WINDOWS = (1024, 8) if ON_GPU else (256, 2)
@@ -67,9 +68,9 @@ def cocomix_model() -> CoCoMixForCausalLM:
     return CoCoMixForCausalLM(CoCoMixConfig(**COCOMIX, attn_implementation=attention(CONTEXT))).to(device())
 
 
-def data(windows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def data(windows: int) -> Batch:
     ids = torch.randint(VOCAB, (windows, CONTEXT), device=device())
-    return ids, torch.randint(LATENTS, (windows, CONTEXT, K_ATTR), device=device())
+    return Batch(windows=ids, labels=torch.randint(LATENTS, (windows, CONTEXT, K_ATTR), device=device()))
 
 
 def as_run(module: nn.Module) -> nn.Module:
@@ -77,18 +78,18 @@ def as_run(module: nn.Module) -> nn.Module:
     return torch.compile(module) if runtime().compile else module  # type: ignore[return-value]
 
 
-def our_step(objective: Objective, *batch: torch.Tensor) -> Step:
+def our_step(objective: Objective, batch: Batch) -> Step:
     """The step of `cocomix.training.Training` with one micro-batch."""
     optimizer = adamw(objective.train(), PARAMS)
-    positions = batch[0][:, 1:].numel()
+    tokens, positions = batch["windows"][:, 1:].numel(), objective.positions(batch["windows"], batch.get("labels"))
     run = as_run(objective)
 
     def step() -> None:
         with autocast():
-            losses = run(*batch)
-        total: torch.Tensor = losses.tokens / positions
-        if losses.auxiliary is not None:
-            total = total + objective.auxiliary_weight * losses.auxiliary / objective.supervised(*batch)
+            losses = run(**batch)
+        total: torch.Tensor = losses.tokens / tokens
+        for name, loss in losses.auxiliary.items():
+            total = total + objective.weights[name].weight * loss / positions[name]
         total.backward()  # type: ignore[no-untyped-call]
         _update(objective, optimizer)
 
@@ -97,18 +98,17 @@ def our_step(objective: Objective, *batch: torch.Tensor) -> Step:
 
 def ntp(windows: int) -> Step:
     config = GPT2Config(**STUDENT, attn_implementation=attention(CONTEXT))
-    return our_step(NextToken(GPT2LMHeadModel(config).to(device())), data(windows)[0])
+    return our_step(Objective(GPT2LMHeadModel(config).to(device())), Batch(windows=data(windows)["windows"]))
 
 
 def ours(windows: int) -> Step:
-    return our_step(ConceptMixing(cocomix_model(), CONCEPT_WEIGHT), *data(windows))
+    return our_step(ConceptMixing(cocomix_model(), Weighted(CONCEPT_WEIGHT)), data(windows))
 
 
 def published_student(windows: int) -> Step:
     """The as-published step with given labels."""
-    ids, labels = data(windows)
-    step = _published_step()
-    return lambda: step(ids, labels)
+    batch, step = data(windows), _published_step()
+    return lambda: step(batch["windows"], batch["labels"])
 
 
 def published(windows: int) -> Step:
@@ -119,7 +119,7 @@ def published(windows: int) -> Step:
     for weight in (sae.encoder, sae.decoder):
         nn.init.normal_(weight)
     teacher = as_run(PublishedTeacher(base, sae, layer=6, k_attr=K_ATTR).to(device()))
-    ids, _ = data(windows)
+    ids = data(windows)["windows"]
 
     def step() -> None:
         labels, _attribution = teacher(ids)  # kept until the step ends, as released

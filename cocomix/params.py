@@ -437,7 +437,7 @@ class DistributionParams(Section):
     """The base model's next-token distribution, sampled once for all models that learn from it (arXiv 2503.16870)."""
 
     draws: Annotated[int, Field(gt=0, le=255)] | None = None
-    """Tokens drawn with replacement at each position (50: about 36 bytes per token); null: no distribution is stored."""
+    """Tokens drawn with replacement at each position (50: about 36 bytes per token); null: nothing is stored."""
     temperature: Temperature = 1.0
     """Divides the base model's logits before the draw."""
     shard_tokens: Positive = 65_536
@@ -573,12 +573,15 @@ def distillation(section: MethodParams) -> KdParams | None:
     return section if isinstance(section, KdParams) else None
 
 
-def base_part(section: MethodParams) -> Literal["whole", "to_layer"] | None:
-    """The part of the base model that runs beside a method's model in each training step; None: it does not run."""
+def regresses(section: MethodParams) -> bool:
+    """Whether a method learns to predict the base model's hidden state."""
+    return isinstance(section, CocomixParams) and section.predicts == "hidden"
+
+
+def runs_base(section: MethodParams) -> bool:
+    """Whether the base model runs beside a method's model in training."""
     taught = distillation(section)
-    if taught and taught.source == "online":
-        return "whole"
-    return "to_layer" if isinstance(section, CocomixParams) and section.predicts == "hidden" else None
+    return regresses(section) or (taught is not None and taught.source == "online")
 
 
 def mixes_concepts(section: MethodParams) -> bool:

@@ -23,7 +23,7 @@ from cocomix.tokens.comparison import difference
 from cocomix.tokens.window_data import WindowData
 from cocomix.tokens.windows import Tokens
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
-from cocomix.training.objectives import NextToken
+from cocomix.training.objectives import Objective
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
@@ -52,7 +52,7 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
     torch.manual_seed(params.base.seed)
     model = GPT2LMHeadModel(config_of(gpt2_shape(params.base.model, tokens)))
     data = (WindowData(tokens.windows("train")), WindowData(tokens.windows("validation")))
-    objective = NextToken(model)
+    objective = Objective(model)
     curve = Training(objective, *data, params.base.training, params.base.seed, scratch).run("base")
     return objective.model, curve
 

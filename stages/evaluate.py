@@ -29,7 +29,7 @@ from cocomix.plumbing.once import once
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.methods import read_method
-from cocomix.tokens.window_data import WindowData
+from cocomix.tokens.window_data import Labels, WindowData
 from cocomix.tokens.windows import Split, Tokens
 from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -101,7 +101,7 @@ def run(params: Params, method: str, seed: int) -> None:
         concept_metrics = None
         if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
             of_windows = ConceptLabels(labels).unpack(tokens, "validation", work.scratch / "labels.npy")
-            data = WindowData(tokens.windows("validation"), of_windows)
+            data = WindowData(tokens.windows("validation"), Labels(of_windows))
             concept_metrics = _concepts(model, data, key | learned, section, name, work)
         if runtime().rank == 0:
             with work.write("documents.parquet") as pending:

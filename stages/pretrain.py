@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -12,16 +13,17 @@ from cocomix.base.loading import load_base
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
 from cocomix.models.configs import config_of
-from cocomix.params import CocomixParams, Method, Params, PretrainParams, base_part
+from cocomix.params import CocomixParams, KdParams, Method, Params, PretrainParams, runs_base
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.methods import ListedMethod, read_method
 from cocomix.shapes.models import shape_of
-from cocomix.tokens.window_data import WindowData
+from cocomix.tokens.window_data import Labels, WindowData
 from cocomix.tokens.windows import Split, Tokens
+from cocomix.training.distillation import Distillation
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
-from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, NextToken, Objective
+from cocomix.training.objectives import ConceptMixing, HiddenMixing, MultiToken, Objective, Weighted
 from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -42,18 +44,17 @@ def run(params: Params, method: str, seed: int) -> None:
         "training": training_params.model_dump(),
         kind: own.model_dump(mode="json"),
     }
-    labels = ConceptLabels(concepts) if isinstance(own, CocomixParams) and own.predicts == "concepts" else None
 
     def data(split: Split, scratch: Path) -> WindowData:
-        if labels is None:
-            return WindowData(tokens.windows(split))
-        return WindowData(tokens.windows(split), labels.unpack(tokens, split, scratch / f"labels-{split}.npy"))
+        labels = None
+        if isinstance(own, CocomixParams) and own.predicts == "concepts":
+            labels = labels_of(own, ConceptLabels(concepts), tokens, split, scratch)
+        return WindowData(tokens.windows(split), labels)
 
     def compute(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
         sections: dict[str, Any] = {"training": training_params, kind: own}
-        section = PretrainParams.model_construct(**sections)
-        objective = _objective(kind, section, shape, base, concepts)
+        objective = _objective(kind, PretrainParams.model_construct(**sections), shape, base, concepts)
         train, validation = data("train", work.scratch), data("validation", work.scratch)
         training = Training(objective, train, validation, training_params, seed, work.scratch)
         curve = training.run(name)
@@ -80,7 +81,7 @@ def run(params: Params, method: str, seed: int) -> None:
 def _check_origins(method: ListedMethod, tokens: Tokens, base: Artifact, concepts: Artifact, methods: Artifact) -> None:
     """Check only the artifacts that a method learns from: new labels, for example, do not affect `ntp`."""
     opened = {"tokens": tokens.artifact, "methods": methods}
-    if base_part(method.parameters):
+    if runs_base(method.parameters):
         opened["base"] = base
     if method.kind == "cocomix":
         opened["concepts"] = concepts
@@ -97,22 +98,49 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     (folder / "README.md").write_text(model_card(model, trained), encoding="utf-8")
 
 
+def labels_of(section: CocomixParams, labels: ConceptLabels, tokens: Tokens, split: Split, scratch: Path) -> Labels:
+    """The labels of a split, as a method learns them."""
+    concepts = labels.unpack(tokens, split, scratch / f"labels-{split}.npy")
+    scores, order = None, None
+    if section.label_weights == "score":
+        scores = labels.unpack(tokens, split, scratch / f"scores-{split}.npy", "scores")
+    if section.labels == "shuffled":
+        order = np.random.default_rng(0).permutation(len(concepts))
+    return Labels(concepts, scores, tuple(section.label_offsets), order)
+
+
 def _objective(
     method: Method, section: PretrainParams, shape: dict[str, Any], base: Artifact, concepts: Artifact
 ) -> Objective:
     """A new model with its training objective."""
     model = AutoModelForCausalLM.from_config(config_of(shape))
-    context, layer = shape["n_positions"], concepts.about["layer"]
+
+    def base_model() -> PreTrainedModel:
+        return load_base(base, shape["n_positions"])
+
+    def distillation(params: KdParams) -> Distillation | None:
+        if params.kl_weight == 0:
+            return None
+        return Distillation(params, base_model() if params.source == "online" else None)
+
     match method:
         case "ntp" | "pause":
-            return NextToken(model)
+            return Objective(model)
         case "kd":
-            return Distillation(model, load_base(base, context), section.kd.kl_weight)
+            return Objective(model, distillation(section.kd))
+        case "mtp":
+            return MultiToken(model, section.mtp)
         case "cocomix":
             chosen = section.cocomix
-            if chosen.predicts == "concepts":
-                return ConceptMixing(model, chosen.concept_weight)
-            return HiddenMixing(model, load_base(base, context), layer, chosen.hidden_loss, chosen.concept_weight)
+            beside, weight = distillation(chosen.kd), Weighted(chosen.concept_weight, chosen.concept_schedule)
+            match chosen.predicts:
+                case "concepts":
+                    return ConceptMixing(model, weight, beside)
+                case "hidden":
+                    layer = concepts.about["layer"]
+                    return HiddenMixing(model, base_model(), layer, chosen.hidden_loss, weight, beside)
+                case "nothing":
+                    return Objective(model, beside)
 
 
 def _metrics(

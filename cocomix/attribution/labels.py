@@ -9,7 +9,7 @@ last entries of a position with fewer than k_attr concepts of the wanted sign.
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -75,8 +75,10 @@ class ConceptLabels:
         for name in self._artifact.names(f"{split}-"):
             yield from read_labels(self._artifact.file(name), self.context, self.k_attr, self.dtype)
 
-    def unpack(self, tokens: Tokens, split: Split, target: Path) -> NDArray[np.unsignedinteger]:
-        """The labels of all windows of a split, memory-mapped: [windows, context, k_attr].
+    def unpack(
+        self, tokens: Tokens, split: Split, target: Path, what: Literal["concepts", "scores"] = "concepts"
+    ) -> NDArray[Any]:
+        """The labels of all windows of a split, or their scores, memory-mapped: [windows, context, k_attr].
 
         All processes call this; the first one streams the labels once into `target`, an .npy file. An existing target
         is complete and is used as it is, so it must lie where only this artifact's labels can be (a work folder).
@@ -95,17 +97,18 @@ class ConceptLabels:
                 f"{tokens.artifact.path} has {expected[0]} of {expected[1]}; run the stage 'attribution' again"
             )
         if runtime().rank == 0 and not target.exists():
-            self._unpack(split, (windows, self.context, self.k_attr), target)
+            self._unpack(split, (windows, self.context, self.k_attr), target, what)
         distributed.barrier()
         return np.load(distributed.see(target), mmap_mode="r")
 
-    def _unpack(self, split: Split, shape: tuple[int, int, int], target: Path) -> None:
+    def _unpack(self, split: Split, shape: tuple[int, int, int], target: Path, what: str) -> None:
         aside = target.with_name(f".{target.name}.{os.getpid()}")
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        dtype = self.dtype if what == "concepts" else np.dtype(np.float16)
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         with aside.open("wb") as file:  # not memory-mapped: there a full disk raises no error but SIGBUS
             np.lib.format.write_array_header_1_0(file, header)
             for labels in self.read(split):
-                file.write(labels.concepts.tobytes())
+                file.write(getattr(labels, what).tobytes())
             file.flush()
             os.fsync(file)
         aside.replace(target)

@@ -83,7 +83,8 @@ def score_concepts(
     summing = Summing(kept, mine, whole, counts.numpy())
     with progress(task, sum(map(len, mine)) * context, "tokens", sum(map(len, summing.done)) * context) as bar:
         for rows in summing:
-            ids, wanted = map(send, data.batch(rows))
+            batch = data.batch(rows)
+            ids, wanted = send(batch["windows"]), send(batch["labels"])
             logits = model.transformer.mixer(residual_at(model, ids, config.concept_layer)).concept_logits
             loss_here, labelled_here = float(concept_loss(logits, wanted)), int(labelled_positions(wanted))
             top = logits.topk(max(k, wanted.shape[-1]))

@@ -36,13 +36,14 @@ def choose_examples(model: CoCoMixForCausalLM, data: WindowData) -> list[Example
     """Choose evenly spaced windows and the position at three quarters of each; no selection by content."""
     assert data.labels is not None
     model.eval().to(device())
-    count, context, m = data.labels.shape
+    (count, context), m = data.windows.shape, data.labels.per_position
     rows = np.unique(np.linspace(0, count - 1, EXAMPLES).astype(np.int64))
     position = 3 * context // 4
     examples = []
     at_once = windows_at_once(EXAMPLES, context, model.config)
     for start in range(0, len(rows), at_once):
-        ids, labels = data.batch(rows[start : start + at_once])
+        batch = data.batch(rows[start : start + at_once])
+        ids, labels = batch["windows"], batch["labels"]
         mixture = model.transformer.mixer(residual_at(model, send(ids), model.config.concept_layer))
         best = mixture.concept_logits[:, position].float().softmax(-1).topk(m)
         examples += [

@@ -107,7 +107,7 @@ def score_mixing(
     """
     model.eval().to(device())
     assert data.labels is not None
-    count, context, m = data.labels.shape
+    (count, context), m = data.windows.shape, data.labels.per_position
     sample = np.unique(np.linspace(0, count - 1, windows).astype(np.int64))
     turns = np.random.default_rng(0).random((len(sample), context, m), dtype=np.float32)
     mine = shares(len(sample), windows_at_once(batch_size, context, model.config))
@@ -120,8 +120,8 @@ def score_mixing(
     with progress(task, sum(map(len, mine)), "windows", sum(map(len, summing.done))) as bar:
         for rows in summing:
             others = sample[rows - len(sample) // 2]  # far away: the next window may hold the same document
-            ids, labels = map(send, data.batch(sample[rows]))
-            other_labels = send(data.batch(others)[1])
+            batch = data.batch(sample[rows])
+            ids, labels, other_labels = map(send, (batch["windows"], batch["labels"], data.batch(others)["labels"]))
             turn = send(torch.from_numpy(turns[rows]))
             some = _Windows(ids, labels, turn, _mixed_vectors(model, data, others), other_labels)
             sums += _losses(model, some, mean)
@@ -158,6 +158,6 @@ def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[flo
 
 def _mixed_vectors(model: CoCoMixForCausalLM, data: WindowData, rows: NDArray[np.int64]) -> Tensor:
     """The vectors that `model` mixes in these windows: [batch, context, d_model]."""
-    ids = send(data.batch(rows)[0])
+    ids = send(data.batch(rows)["windows"])
     vector: Tensor = model.transformer.mixer(residual_at(model, ids, model.config.concept_layer)).vector
     return vector

@@ -22,7 +22,7 @@ from cocomix.steering.reading import Extractor
 
 
 def default_model(artifacts: Path) -> Path:
-    """The folder of the CoCoMix model with the first seed in params.yaml, or of a form of it if only forms are listed."""
+    """The folder of the first seed's CoCoMix model; if only forms of it are listed, of the first form's."""
     pretrain = load().pretrain
     named = [
         name

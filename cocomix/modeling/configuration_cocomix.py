@@ -14,7 +14,8 @@ class CoCoMixConfig(GPT2Config):
 
     Args:
         predicts: `concepts`: CoCoMix; `hidden`: the base model's hidden state instead (paper Fig. 6b); `nothing`: a
-            learned vector, the same at every position, replaces the prediction (pause token, Fig. 6f).
+            learned vector, the same at every position, replaces the prediction (pause token, Fig. 6f), or what an MLP
+            computes from the hidden state (see `mlp_width`).
         mixing: `interleave`: the vector is a position of its own after its token's; `interleave_with_state`: likewise,
             with the token's hidden state added to it; `add`: it is added to the token's hidden state (Fig. 6e);
             `none`: it is predicted but not mixed (Fig. 6d).
@@ -29,9 +30,11 @@ class CoCoMixConfig(GPT2Config):
             mixing starts as a coarse copy of the hidden state; `normal`: N(0, initializer_range), as the released code.
         tied_scale: see `concept_init`.
         learned_scale: whether a learned scalar, initially 1, multiplies the output of compress.
+        gate: whether a learned scalar, initially 0, multiplies the vector that is mixed: a start without concepts.
         stop_gradient: whether the language model's loss has no gradient through the prediction. It still trains
             compress, and with `released` also the pre-bias, which both share.
         base_width: width of the predicted hidden state, with `predicts: hidden`.
+        mlp_width: hidden width of the MLP that computes the vector, with `predicts: nothing`; 0: a learned vector.
     """
 
     model_type = "cocomix"
@@ -52,8 +55,10 @@ class CoCoMixConfig(GPT2Config):
     concept_init: Literal["tied", "normal"] = "tied"
     tied_scale: float = 0.75
     learned_scale: bool = False
+    gate: bool = False
     stop_gradient: bool = False
     base_width: int = 768
+    mlp_width: int = 0
 
     def __post_init__(self, **kwargs: object) -> None:
         """Check the fields against each other."""
@@ -62,10 +67,17 @@ class CoCoMixConfig(GPT2Config):
             raise ValueError(f"concept_layer ({self.concept_layer}) must be from 1 to n_layer - 1 ({self.n_layer - 1})")
         if not 1 <= self.concept_k <= self.num_concepts:
             raise ValueError(f"concept_k ({self.concept_k}) must be from 1 to num_concepts ({self.num_concepts})")
-        if self.predicts == "nothing" and not self.interleaves:
+        if self.mlp_width < 0 or (self.mlp_width and self.predicts != "nothing"):
             raise ValueError(
-                f"mixing ({self.mixing}) must be interleave or interleave_with_state where nothing is predicted"
+                f"mlp_width ({self.mlp_width}) must be 0, or at least 1 with predicts (nothing), not ({self.predicts})"
             )
+        if self.predicts == "nothing" and not (self.interleaves or (self.mlp_width and self.mixing == "add")):
+            raise ValueError(
+                f"mixing ({self.mixing}) must be interleave or interleave_with_state where nothing is predicted, or "
+                "add with an MLP (mlp_width)"
+            )
+        if self.gate and self.mixing == "none":
+            raise ValueError("gate must be false with mixing (none): there is no vector to multiply")
         if self.stop_gradient and (self.predicts == "nothing" or self.mixing == "none"):
             raise ValueError(
                 f"stop_gradient must be false with predicts ({self.predicts}) and mixing ({self.mixing}): the language "

@@ -35,24 +35,38 @@ class Prediction(NamedTuple):
     """The result of `predict`."""
 
     loss: Tensor
-    """Sum over the rows with a label of the mean cross-entropy to the row's labels, float32 []."""
+    """Sum over the rows of the weighted cross-entropy to the row's labels, float32 []."""
     strengths: Tensor
     """The k largest scores of each row, unordered: [n, k]."""
     indices: Tensor
     """Their classes: int64 [n, k]."""
 
 
-def predict(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, k: int) -> Prediction:
+class WeightedLoss(NamedTuple):
+    """The result of `weighted_linear_cross_entropy`."""
+
+    total: Tensor
+    """Sum over rows and labels of weight times cross-entropy, float32 []."""
+    first: Tensor
+    """Sum over the rows with a first label of the cross-entropy to it, not weighted, float32 [], without gradient."""
+
+
+def predict(
+    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, k: int, label_weights: Tensor | None = None
+) -> Prediction:
     """Score classes by `x @ weight.T + bias`; return the largest scores and the cross-entropy to labels.
 
-    The mean of CE(z, i) over labels i is logsumexp(z) - mean z_i.
+    A row's loss is sum_j w_j CE(z, i_j) = sum_j w_j (logsumexp(z) - z_i_j) over its labels i_j, which may repeat.
 
     Args:
         x: [n, d]. weight: [classes, d]. bias: [classes].
         labels: int64 [n, m], negative: no label.
+        k: number of largest scores to return.
+        label_weights: w, float32 [n, m], at least 0, and 0 where there is no label. None: a row's labels share a
+            weight of 1 equally.
     """
-    parts = _Predict.apply(x, weight, bias, labels, k, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-    return Prediction(*parts)
+    loss, _, strengths, indices = _predict(x, weight, bias, labels, label_weights, k)
+    return Prediction(loss, strengths, indices)
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -62,8 +76,23 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         x: [n, d]. weight: [classes, d].
         labels: int64 [n], negative: no label.
     """
-    parts = _Predict.apply(x, weight, None, labels[:, None], 0, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-    return Prediction(*parts).loss
+    return _predict(x, weight, None, labels[:, None], None, 0)[0]
+
+
+def weighted_linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, label_weights: Tensor) -> WeightedLoss:
+    """The cross-entropy of the scores `x @ weight.T` to several weighted labels a row, and that to the first alone.
+
+    A row's part of the total is sum_j w_j CE(z, i_j). So next-token prediction and distillation from a sample of the
+    teacher's distribution are one call: the first label is the next token, with weight 1, and the others are the drawn
+    tokens, with weights that sum to that of distillation. The gradient costs as much as that of one label a row.
+
+    Args:
+        x: [n, d]. weight: [classes, d].
+        labels: int64 [n, m], negative: no label. A class may be the label of a row more than once: its weights add up.
+        label_weights: w, float32 [n, m], at least 0, and 0 where there is no label. Their sum may differ from row to
+            row, and be 0.
+    """
+    return WeightedLoss(*_predict(x, weight, None, labels, label_weights, 0)[:2])
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -88,39 +117,60 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, best.gather(1, chosen - row * k) + row * columns
 
 
+def _predict(
+    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_weights: Tensor | None, k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, the loss of the first labels, and the largest scores and their indices."""
+    differentiate = torch.is_grad_enabled()
+    found: tuple[Tensor, Tensor, Tensor, Tensor]
+    found = _Predict.apply(x, weight, bias, labels, label_weights, k, differentiate)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _Predict(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, k: int, differentiate: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        label_weights: Tensor | None,
+        k: int,
+        differentiate: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, classes, dtype = len(x), len(weight), matmul_dtype(x)
-        loss = torch.zeros((), device=x.device)
+        loss, first = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
         strengths = x.new_empty(n, k)
         indices = labels.new_empty(n, k)
         grad_x, grad_weight = x.new_empty(x.shape if differentiate else 0), None
         grad_bias = None if bias is None else torch.zeros_like(bias)
         weight_cast, bias_cast = weight.to(dtype), None if bias is None else bias.to(dtype)
         for some in chunks(n, classes):
-            labelled = (labels[some] >= 0).any(-1, keepdim=True)
+            mass, shares = _weights(labels[some], None if label_weights is None else label_weights[some])
             x_cast = x[some].to(dtype)
             scores = F.linear(x_cast, weight_cast, bias_cast)
             if k:
                 strengths[some], indices[some] = top_k(scores, k)
-            loss += _to_slopes(scores, labels[some])
+            total_here, first_here = _to_slopes(scores, labels[some], mass, shares)
+            loss += total_here
+            first += first_here
             if differentiate:
-                grad_x[some] = (scores @ weight_cast) * labelled
-                part = scores.T @ (x_cast * labelled)
+                grad_x[some] = (scores @ weight_cast) * mass
+                part = scores.T @ (x_cast * mass).to(dtype)
                 grad_weight = part.to(weight.dtype) if grad_weight is None else grad_weight.add_(part)
                 if grad_bias is not None:
-                    grad_bias += labelled.squeeze(-1).to(dtype) @ scores
-        ctx.mark_non_differentiable(indices)
+                    grad_bias += mass.squeeze(-1).to(dtype) @ scores
+        ctx.mark_non_differentiable(first, indices)
         if differentiate:
             ctx.save_for_backward(x, weight, indices, grad_x, grad_weight, grad_bias)
-        return loss, strengths, indices
+        return loss, first, strengths, indices
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, grad_strengths: Tensor, _indices: None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_loss: Tensor, _first: None, grad_strengths: Tensor, _indices: None
+    ) -> tuple[Tensor | None, ...]:
         x, weight, indices, grad_x, grad_weight, grad_bias = ctx.saved_tensors
         grad_x.mul_(grad_loss)
         grad_weight.mul_(grad_loss)
@@ -136,28 +186,38 @@ class _Predict(torch.autograd.Function):
             ):
                 outer = (slopes[:, :, None] * xs[:, None]).flatten(0, 1).to(weight.dtype)
                 grad_weight.index_add_(0, classes.flatten(), outer)
-        return grad_x, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
-def _to_slopes(scores: Tensor, labels: Tensor) -> Tensor:
-    """Replace scores, in place, by the loss's gradient with respect to them, and return the loss.
+def _weights(labels: Tensor, label_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weight of each row, [n, 1], and the shares of its labels in it, [n, m]; see `predict`."""
+    if label_weights is None:
+        valid = labels >= 0
+        return valid.any(-1, keepdim=True), valid / valid.sum(-1, keepdim=True).clamp(min=1)
+    mass = label_weights.sum(-1, keepdim=True)
+    return mass, label_weights / mass.clamp(min=torch.finfo(mass.dtype).tiny)
 
-    Rows without a label add nothing to the loss; their gradients are meaningless, and the caller masks them.
+
+def _to_slopes(scores: Tensor, labels: Tensor, mass: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace scores, in place, by the gradient of each row's loss, and return the loss and that of the first labels.
+
+    The gradient is that of a row of weight 1: the caller multiplies by `mass`.
 
     Args:
         scores: [n, classes]. labels: int64 [n, m], negative: no label.
+        mass, shares: see `_weights`.
     """
-    loss = torch.zeros((), device=scores.device)
+    loss, first = torch.zeros((), device=scores.device), torch.zeros((), device=scores.device)
     rows = rows_at_once(len(scores), scores.shape[1], scores.device)
-    for block, wanted in zip(torch.split(scores, rows), torch.split(labels, rows), strict=True):
-        valid = wanted >= 0
-        share = valid / valid.sum(-1, keepdim=True).clamp(min=1)
-        wanted = wanted.clamp(min=0)
+    split = (torch.split(each, rows) for each in (scores, labels, mass, shares))
+    for block, labels_of_rows, weight, share in zip(*split, strict=True):
+        wanted = labels_of_rows.clamp(min=0)
         probabilities, log_sum = softmax(block)
-        mean = (block.gather(-1, wanted) * share).sum(-1)
-        loss += ((log_sum - mean) * valid.any(-1)).sum()
+        chosen = block.gather(-1, wanted)
+        loss += ((log_sum - (chosen * share).sum(-1)) * weight.squeeze(-1)).sum()
+        first += ((log_sum - chosen[:, 0]) * (labels_of_rows[:, 0] >= 0)).sum()
         block.copy_(probabilities.scatter_add_(-1, wanted, -share))
-    return loss
+    return loss, first
 
 
 def softmax(scores: Tensor) -> tuple[Tensor, Tensor]:

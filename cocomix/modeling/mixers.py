@@ -34,6 +34,22 @@ class _Predicted(NamedTuple):
     loss: Tensor | None = None
 
 
+class Gate(nn.Module):
+    """A learned scalar, initially 0, that multiplies the vector that is mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """Multiply the vector [..., d_model]."""
+        return self.weight * vector
+
+
+def _gate(config: CoCoMixConfig) -> nn.Module:
+    return Gate() if config.gate else nn.Identity()
+
+
 class ConceptHead(nn.Module):
     """Predict concepts and compress the prediction into one vector, the continuous concept.
 
@@ -53,11 +69,13 @@ class ConceptHead(nn.Module):
             self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
             if config.learned_scale:
                 self.scale = nn.Parameter(torch.ones(1))
+        self.gate = _gate(config)
 
     def forward(
         self,
         hidden: Tensor,
         labels: Tensor | None = None,
+        label_weights: Tensor | None = None,
         edits: ConceptEdits | None = None,
         position_ids: Tensor | None = None,
     ) -> Mixture:
@@ -67,31 +85,35 @@ class ConceptHead(nn.Module):
             hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks.
             labels: concepts of each position, int64 [batch, seq, k_attr], negative: no label. With labels, the output
                 has the loss instead of the logits, which are never all in memory.
+            label_weights: weights of the labels, float32 [batch, seq, k_attr]; None: equal ones.
             edits: edits of the concepts before mixing, by their `position_ids` [batch, seq]; not with `labels`.
         """
         released = self.config.concept_head == "released"
         if released:
             std, mean = torch.std_mean(hidden, dim=-1, keepdim=True)
             std = std + 1e-5
-        predicted = self._predicted((hidden - mean) / std - self.pre_bias if released else hidden, labels)
+        predicted = self._predicted(
+            (hidden - mean) / std - self.pre_bias if released else hidden, labels, label_weights
+        )
         concepts = self._edited(predicted, edits, position_ids)
         vector = None
         if self._mixes:
             vector = self._compressed(concepts).view_as(hidden) + self.pre_bias
-            vector = vector * std + mean if released else vector
+            vector = self.gate(vector * std + mean if released else vector)
         return Mixture(vector, concepts.logits, concept_loss=concepts.loss)
 
     @property
     def _mixes(self) -> bool:
         return self.config.mixing != "none"
 
-    def _predicted(self, x: Tensor, labels: Tensor | None) -> _Predicted:
+    def _predicted(self, x: Tensor, labels: Tensor | None, label_weights: Tensor | None) -> _Predicted:
         k = self.config.concept_k if self._mixes else 0
         if labels is None:
             logits = self.predictor(x)
             strengths, indices = top_k(logits.flatten(0, 1), k)
             return _Predicted(strengths, indices, logits=logits)
-        rows = predict(x.flatten(0, 1), self.predictor.weight, self.predictor.bias, labels.flatten(0, 1), k)
+        weights = None if label_weights is None else label_weights.flatten(0, 1)
+        rows = predict(x.flatten(0, 1), self.predictor.weight, self.predictor.bias, labels.flatten(0, 1), k, weights)
         return _Predicted(rows.strengths, rows.indices, loss=rows.loss)
 
     def _edited(self, concepts: _Predicted, edits: ConceptEdits | None, position_ids: Tensor | None) -> _Predicted:
@@ -123,13 +145,33 @@ class HiddenHead(nn.Module):
         )
         if config.mixing != "none":
             self.compress = nn.Linear(config.base_width, config.n_embd)
+        self.gate = _gate(config)
 
     def forward(self, hidden: Tensor) -> Mixture:
         """Predict and project; hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
         predicted = self.predictor(self.norm(hidden))
         if self.config.mixing == "none":
             return Mixture(None, base_hidden=predicted)
-        return Mixture(self.compress(predicted.detach() if self.config.stop_gradient else predicted), None, predicted)
+        vector = self.compress(predicted.detach() if self.config.stop_gradient else predicted)
+        return Mixture(self.gate(vector), base_hidden=predicted)
+
+
+class Mlp(nn.Module):
+    """An MLP computes the vector from the hidden state: a control with the size of a concept head, without concepts."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
+            nn.Linear(config.n_embd, config.mlp_width),
+            nn.GELU("tanh"),
+            nn.Linear(config.mlp_width, config.n_embd),
+        )
+        self.gate = _gate(config)
+
+    def forward(self, hidden: Tensor) -> Mixture:
+        """Compute the vector; hidden: [batch, seq, d_model], the residual stream after `concept_layer` blocks."""
+        return Mixture(self.gate(self.mlp(hidden)))
 
 
 class PauseVector(nn.Module):
@@ -138,7 +180,8 @@ class PauseVector(nn.Module):
     def __init__(self, config: CoCoMixConfig) -> None:
         super().__init__()
         self.vector = nn.Parameter(torch.zeros(config.n_embd))
+        self.gate = _gate(config)
 
     def forward(self, hidden: Tensor) -> Mixture:
         """Expand the vector to hidden's shape [batch, seq, d_model]."""
-        return Mixture(self.vector.expand_as(hidden))
+        return Mixture(self.gate(self.vector).expand_as(hidden))

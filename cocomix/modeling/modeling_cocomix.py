@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .concept_edits import ConceptEdits, Concepts, is_by_row
 from .configuration_cocomix import CoCoMixConfig
-from .mixers import ConceptHead, HiddenHead, Mixture, PauseVector
+from .mixers import ConceptHead, Gate, HiddenHead, Mixture, Mlp, PauseVector
 
 
 @dataclass
@@ -48,7 +48,7 @@ class CoCoMixOutput(ModelOutput):
     """[batch, seq, num_concepts], where concepts are predicted and no `concept_labels` are given."""
     concept_loss: Tensor | None = None
     """With `concept_labels`: the sum over positions with a label of the mean cross-entropy to their labels (paper
-    Eq. 2), float32 []."""
+    Eq. 2), or of the sum weighted by `concept_label_weights`, float32 []."""
     base_hidden: Tensor | None = None
     """[batch, seq, base_width], where the base model's hidden state is predicted."""
     past_key_values: Cache | None = None
@@ -153,7 +153,7 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
     """Initialisation, and the attributes that transformers reads."""
 
     config: CoCoMixConfig
-    _no_split_modules = ["GPT2Block", "_LastBlock", "ConceptHead", "HiddenHead", "PauseVector"]
+    _no_split_modules = ["GPT2Block", "_LastBlock", "ConceptHead", "HiddenHead", "Mlp", "PauseVector"]
     _can_compile_fullgraph = False  # it implies generation with a static cache, which cannot hold two lengths
     _can_record_outputs = {"hidden_states": GPT2Block, "attentions": GPT2Attention}
 
@@ -162,6 +162,8 @@ class CoCoMixPreTrainedModel(GPT2PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, PauseVector):
             init.normal_(module.vector, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, Gate):
+            init.zeros_(module.weight)
         if isinstance(module, nn.EmbeddingBag):  # `compress`: keeps this where the rest of the head is loaded
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         if isinstance(module, ConceptHead):
@@ -187,7 +189,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         self.h = nn.ModuleList(GPT2Block(config, layer_idx=i) for i in range(config.n_layer))
         if config.interleaves:
             self.h[-1] = _LastBlock(config, layer_idx=config.n_layer - 1)
-        mixers = {"concepts": ConceptHead, "hidden": HiddenHead, "nothing": PauseVector}
+        mixers = {"concepts": ConceptHead, "hidden": HiddenHead, "nothing": Mlp if config.mlp_width else PauseVector}
         self.mixer = mixers[config.predicts](config)
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
@@ -211,6 +213,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         concept_labels: Tensor | None = None,
+        concept_label_weights: Tensor | None = None,
         concept_edits: ConceptEdits | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput:
@@ -227,6 +230,8 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
                 cache.
             past_key_values: a `CoCoMixCache`.
             concept_labels: concepts of each position, int64 [batch, seq, k_attr], negative: no label.
+            concept_label_weights: their weights in the loss, float32 [batch, seq, k_attr]: those of a position sum to
+                1; 0 where there is no label. None: a position's labels have equal weights.
             concept_edits: edits of the predicted concepts before they are mixed (`concept_edits.py`), for all rows or
                 a list for each row. Keys and values in the cache keep the edits with which they were computed.
                 `concept_logits` of the output are unedited.
@@ -251,10 +256,10 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         for block in lower:
             hidden = block(hidden, past_key_values, mask, **kwargs)
 
-        self._check_concepts(concept_labels, concept_edits)
+        self._check_concepts(hidden, concept_labels, concept_label_weights, concept_edits)
         given: dict[str, Any] = {}
         if concept_labels is not None:
-            given = {"labels": concept_labels}
+            given = {"labels": concept_labels, "label_weights": concept_label_weights}
         elif concept_edits:
             given = {"edits": concept_edits, "position_ids": position_ids}
         mixture: Mixture = self.mixer(hidden, **given)
@@ -303,10 +308,18 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             raise ValueError(f"attention_mask: {list(mask.shape)}; must be {flat} or {square}")
         return mask
 
-    def _check_concepts(self, labels: Tensor | None, edits: ConceptEdits | None) -> None:
+    def _check_concepts(
+        self, hidden: Tensor, labels: Tensor | None, weights: Tensor | None, edits: ConceptEdits | None
+    ) -> None:
         predicts, mixing = self.config.predicts, self.config.mixing
         if labels is not None and predicts != "concepts":
             raise ValueError(f"concept_labels: this model predicts no concepts (predicts: {predicts})")
+        if labels is not None and (labels.dim() != 3 or labels.shape[:2] != hidden.shape[:2]):
+            rows, seq = hidden.shape[:2]
+            raise ValueError(f"concept_labels: {list(labels.shape)}; must be [{rows}, {seq}, k_attr]")
+        if weights is not None and (labels is None or weights.shape != labels.shape):
+            allowed = "None, as concept_labels" if labels is None else f"{list(labels.shape)}, as concept_labels"
+            raise ValueError(f"concept_label_weights: {list(weights.shape)}; must be {allowed}")
         if edits and (predicts != "concepts" or mixing == "none"):
             raise ValueError(
                 f"concept_edits: this model mixes no concepts (predicts: {predicts}, mixing: {mixing}), so there is "

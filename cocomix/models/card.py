@@ -93,7 +93,9 @@ def _what(config: object, kind: Method) -> str:
         "concepts": f"predicts concepts, latents of another model's sparse autoencoder ({config.num_concepts} of them,"
         f" the {config.concept_k} strongest of which make one vector)",
         "hidden": "predicts the hidden state of another model",
-        "nothing": "takes a learned vector, a pause token",
+        "nothing": f"computes a vector by an MLP of width {config.mlp_width}, a control without concepts"
+        if config.mlp_width
+        else "takes a learned vector, a pause token",
     }[config.predicts]
     mixed = {
         "interleave": "The vector follows its token as a position of its own.",

@@ -209,7 +209,7 @@ def agree(value: int) -> bool:
 
 def totals(*values: float) -> list[float]:
     """Each value summed over the processes, all of which must call; on the CPU, in float64."""
-    if runtime().world_size == 1:
+    if runtime().world_size == 1 or not values:
         return list(values)
     import torch
     from torch import distributed

@@ -13,7 +13,7 @@ token in a forward pass, and f those up to the concepts' layer:
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from cocomix.params import CocomixParams, MethodParams, Params, base_part
+from cocomix.params import CocomixParams, MethodParams, Params, runs_base
 from cocomix.report.facts import Pipeline, Usage
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
 from cocomix.shapes.models import TeacherSizes
@@ -34,7 +34,7 @@ def supervision_stages(section: MethodParams) -> tuple[SupervisionStage, ...]:
     """The stages that make a method's supervision."""
     if isinstance(section, CocomixParams) and section.uses_labels:
         return SUPERVISION_STAGES
-    return ("base",) if base_part(section) else ()
+    return ("base",) if runs_base(section) else ()
 
 
 def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:

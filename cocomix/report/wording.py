@@ -10,7 +10,8 @@ from cocomix.params import (
     CocomixParams,
     Method,
     PretrainParams,
-    base_part,
+    distillation,
+    regresses,
 )
 from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.efficiency import Spread, TrainingToReach
@@ -206,8 +207,9 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tu
 def _counted(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
     """What the training compute of methods includes besides their own models."""
     sections = {method: pretrain.section(method) for method in methods}
-    whole = [method for method, section in sections.items() if base_part(section) == "whole"]
-    to_layer = [method for method, section in sections.items() if base_part(section) == "to_layer"]
+    taught = {method: distillation(section) for method, section in sections.items()}
+    whole = [method for method, params in taught.items() if params and params.source == "online"]
+    to_layer = [method for method, section in sections.items() if regresses(section)]
     labelled = [
         method for method, section in sections.items() if isinstance(section, CocomixParams) and section.uses_labels
     ]

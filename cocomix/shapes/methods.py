@@ -15,7 +15,8 @@ from cocomix.params import (
     MtpParams,
     NtpParams,
     PauseParams,
-    base_part,
+    regresses,
+    runs_base,
 )
 from cocomix.plumbing.artifact import Artifact, digest_of_json
 from cocomix.plumbing.checked import parse
@@ -83,9 +84,9 @@ def supervision(section: MethodParams, base: Artifact, concepts: Artifact) -> st
         concepts: the artifact of the stage `attribution`.
     """
     made: dict[str, Any] = {}
-    if base_part(section):
+    if runs_base(section):
         made["base"] = base.digest
-    if isinstance(section, CocomixParams) and section.predicts == "hidden":
+    if regresses(section):
         made["layer"] = concepts.about["layer"]
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
         files = {name: record.sha256 for name, record in concepts.manifest.files.items()}

@@ -5,7 +5,6 @@ It does not import torch, so that planning a run is fast.
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from cocomix.params import (
@@ -16,7 +15,8 @@ from cocomix.params import (
     MtpParams,
     PauseParams,
     PretrainParams,
-    base_part,
+    distillation,
+    regresses,
 )
 from cocomix.plumbing.errors import UserError
 
@@ -76,9 +76,15 @@ def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
     }
 
 
-def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes) -> Shape:
-    """The shape of a CoCoMix model, or of one of its ablations."""
-    return gpt2_shape(model, tokens) | {
+def cocomix_shape(
+    model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes, match: Match
+) -> Shape:
+    """The shape of a CoCoMix model, or of one of its ablations.
+
+    Where nothing is predicted, an MLP is as wide as gives the model the cost, by `match`, of the one that predicts
+    concepts; with `match` width, its stored parameters.
+    """
+    shape = gpt2_shape(model, tokens) | {
         "predicts": cocomix.predicts,
         "mixing": cocomix.mixing,
         "concept_layer": cocomix.concept_layer,
@@ -88,9 +94,19 @@ def cocomix_shape(model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary
         "concept_init": cocomix.concept_init,
         "tied_scale": cocomix.tied_scale,
         "learned_scale": cocomix.learned_scale,
+        "gate": cocomix.gate,
         "stop_gradient": cocomix.stop_gradient,
         "base_width": teacher.base_width,
     }
+    if cocomix.predicts != "nothing":
+        return shape
+
+    def cost(**changes: object) -> int:
+        return _cost(shape | changes, cocomix, match, teacher)
+
+    narrow = cost(mlp_width=1)
+    wanted, unit = cost(predicts="concepts") - narrow, cost(mlp_width=2) - narrow
+    return shape | {"mlp_width": max(1, 1 + round(wanted / unit))}
 
 
 def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> Shape:
@@ -110,7 +126,7 @@ def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) ->
     None for `kd` if the base model's forward pass alone costs as much as the FLOPs to match: see `shape_of`.
     """
     model = params.model
-    cocomix = cocomix_shape(model, params.cocomix, tokens, teacher)
+    cocomix = cocomix_shape(model, params.cocomix, tokens, teacher, params.match)
     target = _cost(cocomix, params.cocomix, params.match, teacher)
 
     def matched(section: MethodParams) -> Shape | None:
@@ -127,7 +143,7 @@ def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) ->
         "pause": pause_shape(model, params.pause, tokens),
         "mtp": matched(params.mtp),
         "cocomix": cocomix,
-        **{name: cocomix_shape(model, form, tokens, teacher) for name, form in params.forms.items()},
+        **{name: cocomix_shape(model, form, tokens, teacher, params.match) for name, form in params.forms.items()},
     }
 
 
@@ -179,6 +195,7 @@ def parameters_of(shape: Mapping[str, Any]) -> Parameters:
     if "concept_layer" not in shape:
         return Parameters(stored, stored)
     mixes, latents = shape["mixing"] != "none", shape["num_concepts"]
+    stored += shape.get("gate", False)
     match shape["predicts"]:
         case "concepts":
             pre_bias = d if mixes or shape["concept_head"] == "released" else 0
@@ -188,7 +205,8 @@ def parameters_of(shape: Mapping[str, Any]) -> Parameters:
             width = shape["base_width"]
             stored += norm + (4 * d * d + 4 * d) + (4 * d * width + width) + mixes * (width * d + d)
         case "nothing":
-            stored += d
+            width = shape.get("mlp_width", 0)
+            stored += norm + (d * width + width) + (width * d + d) if width else d
     return Parameters(stored, stored)
 
 
@@ -199,7 +217,13 @@ def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
     A training step costs three times as much. With interleaving, every token has two of 2 x context positions above
     the concept layer; the last block computes one of the two.
     """
-    d, layers, block = shape["n_embd"], shape["n_layer"], partial(_block_flops, shape)
+    d, layers, inner = shape["n_embd"], shape["n_layer"], shape.get("n_inner") or 4 * shape["n_embd"]
+
+    def block(length: int) -> int:
+        projections = 2 * (3 * d * d + d * d + 2 * d * inner)
+        attention = 2 * 2 * length * d
+        return projections + attention
+
     head = 2 * d * shape["vocab_size"]
     if "concept_layer" not in shape:
         return layers * block(context) + head
@@ -211,31 +235,26 @@ def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
     return below * block(context) + (above - 1) * 2 * block(2 * context) + last + _mixer_flops(shape) + head
 
 
-def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes) -> int:
-    """FLOPs of training on one text token, with those of a base model that runs beside.
+def further_tokens_flops(shape: Mapping[str, Any], context: int) -> int:
+    """FLOPs of a forward pass for one further token of multi-token prediction: a block and the head."""
+    return flops_per_token({**shape, "n_layer": 1}, context)
 
-    Forward pass and backward pass cost three times the forward pass. Each further token of `mtp` has one more block and
-    head.
-    """
+
+def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes) -> int:
+    """FLOPs of training on one text token: three forward passes, and what of the base model runs beside."""
     context = shape["n_positions"]
     forward = flops_per_token(shape, context)
     if isinstance(section, MtpParams):
-        head = 2 * shape["n_embd"] * shape["vocab_size"]
-        forward += (section.tokens - 1) * (_block_flops(shape, context) + head)
+        forward += (section.tokens - 1) * further_tokens_flops(shape, context)
     return 3 * forward + base_flops(section, teacher)
 
 
 def base_flops(section: MethodParams, teacher: TeacherSizes) -> int:
-    """FLOPs per token of the base model that runs beside a method's model in training; 0: none does."""
-    return {"whole": teacher.base_flops, "to_layer": teacher.base_flops_to_layer, None: 0}[base_part(section)]
-
-
-def _block_flops(shape: Mapping[str, Any], length: int) -> int:
-    """FLOPs of a block per position of a sequence of `length`."""
-    d, inner = shape["n_embd"], shape.get("n_inner") or 4 * shape["n_embd"]
-    projections = 2 * (3 * d * d + d * d + 2 * d * inner)
-    attention = 2 * 2 * length * d
-    return projections + attention
+    """FLOPs per token of the base model beside a method's model, on average over the steps of training."""
+    flops, taught = regresses(section) * teacher.base_flops_to_layer, distillation(section)
+    if taught and taught.source == "online":
+        flops += round(taught.schedule.until * teacher.base_flops)
+    return flops
 
 
 def _mixer_flops(shape: Mapping[str, Any]) -> int:
@@ -246,7 +265,7 @@ def _mixer_flops(shape: Mapping[str, Any]) -> int:
         case "hidden":
             return 2 * (4 * d * d + (4 + mixes) * d * shape["base_width"])
         case _:
-            return 0
+            return 2 * 2 * d * shape.get("mlp_width", 0)
 
 
 def _cost(shape: Shape, section: MethodParams, match: Match, teacher: TeacherSizes) -> int:

@@ -22,7 +22,7 @@ their source.
 import math
 from typing import Any, NamedTuple
 
-from cocomix.params import CocomixParams, MethodParams, MtpParams, Params, SaeParams, Site, base_part, mixes_concepts
+from cocomix.params import CocomixParams, MethodParams, MtpParams, Params, SaeParams, Site, mixes_concepts, runs_base
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import LOGITS
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
@@ -276,7 +276,7 @@ def _pretrain(
     further = section.tokens - 1 if isinstance(section, MtpParams) else 0
     in_training = shape | {"n_layer": shape["n_layer"] + further}
     stored = parameters_of(in_training).stored
-    base_bytes = 4 * parameters_of(base).stored if base_part(section) else 0.0
+    base_bytes = 4 * parameters_of(base).stored if runs_base(section) else 0.0
     labels = 0.0
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
         size = 2 if teacher.latents < 2**16 else 4

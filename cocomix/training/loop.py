@@ -16,7 +16,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import numpy as np
 import torch
@@ -32,9 +32,10 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import progress, say
 from cocomix.plumbing.runtime import runtime
-from cocomix.tokens.window_data import WindowData
-from cocomix.training.objectives import Objective
+from cocomix.tokens.window_data import Batch, Drawn, WindowData
+from cocomix.training.objectives import Auxiliary, Objective
 from cocomix.training.order import WindowOrder
+from cocomix.training.schedule import factor, learning_rate
 from cocomix.training.sharding import clip, distribute, last_micro_batch, made_whole, set_whole_state, whole_state
 from cocomix.training.tensorboard import tensorboard
 
@@ -47,27 +48,32 @@ class TrainingCurveRow:
     tokens: int
     """Number of text tokens trained on so far."""
     flops: float
-    """Training FLOPs so far, by the objective's `training_flops`."""
+    """Training FLOPs so far, by the objective's `training_flops` and `distillation_flops`."""
     seconds: float
     """Training seconds so far, including earlier processes, without evaluation."""
     train_loss: float
     """Nats per token, mean since the previous row."""
     validation_loss: float
     """Nats per token, on `eval_windows` windows."""
-    auxiliary_loss: float | None
-    """Validation auxiliary loss per supervised position: nats for concepts and distributions, a distance for hidden
-    states; None: the method has no auxiliary loss."""
+    auxiliary: dict[Auxiliary, float]
+    """Each auxiliary loss of the method on these windows, per position that has it: nats, or a distance for hidden
+    states."""
+
+    def columns(self) -> dict[str, float]:
+        """The fields, and each auxiliary loss as a column of its own, such as `concept_loss`."""
+        fields = {name: each for name, each in asdict(self).items() if name != "auxiliary"}
+        return fields | {f"{name}_loss": each for name, each in self.auxiliary.items()}
 
 
-class Batch(NamedTuple):
+class StepData(NamedTuple):
     """The data of one step."""
 
     rows: NDArray[np.int64]
     """Window numbers of the step, of all processes."""
-    parts: list[tuple[Tensor, ...]]
+    parts: list[Batch]
     """Micro-batches of this process's share, on the device."""
-    supervised: int
-    """Positions with an auxiliary loss in this process's share."""
+    positions: dict[Auxiliary, int]
+    """Positions of each auxiliary loss in this process's share."""
 
 
 class Usage(NamedTuple):
@@ -111,7 +117,6 @@ class Training:
             )
         self._params, self._seed, self._folder = params, seed, folder
         self._train, self._context = train, train.windows.shape[1]
-        self._token_flops = objective.training_flops(self._context)
         spread = np.linspace(0, len(validation.windows), params.eval_windows, endpoint=False).astype(np.int64)
         self._validation, self._eval_rows = validation, np.unique(spread)
         if runtime().sharding == "fsdp" and (
@@ -133,7 +138,7 @@ class Training:
         self._step, self._seconds, self._saved_step = 0, 0.0, -1
         self._curve: list[TrainingCurveRow] = []
         self._loss_sum, self._loss_count = 0.0, 0
-        self._next: Batch | None = None
+        self._next: StepData | None = None
         self.usage = Usage(0, None)
         """Set by `run`."""
 
@@ -161,18 +166,18 @@ class Training:
                 board({"step": self._step, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
                 if self._step % self._params.eval_every == 0 or self._step == self._params.steps:
                     self._curve.append(self._evaluate())
-                    board(asdict(self._curve[-1]))
+                    board(self._curve[-1].columns())
                     if runtime().rank == 0:
                         write_curve(self._folder / "curve.csv", self._curve)
                 if self._step % self._params.checkpoint_every == 0 or self._step == self._params.steps:
                     self._save()
-                used = self._usage((self._step - start) * step_tokens, self._seconds - seconds)
+                used = self._usage(start, self._seconds - seconds)
                 try:
                     bar.advance(step_tokens, loss=f"{loss:.3f}", norm=f"{norm:.2f}", **_shown(used))
                 except Interrupted:
                     self._save()
                     raise
-        self.usage = self._usage((self._step - start) * step_tokens, self._seconds - seconds)
+        self.usage = self._usage(start, self._seconds - seconds)
         self.usage = self.usage._replace(peak_memory=distributed.maximum(self.usage.peak_memory))
         self._objective.model = made_whole(self._objective.model)
         return self._curve
@@ -183,7 +188,8 @@ class Training:
         # Dropout's randomness is also a function of the step, so that no generator state needs saving.
         torch.manual_seed(int(np.random.SeedSequence([self._seed, self._step, runtime().rank]).generate_state(1)[0]))
         positions = self._params.batch_size * (self._context - 1)
-        (supervised,) = distributed.totals(batch.supervised)
+        supervised = dict(zip(batch.positions, distributed.totals(*batch.positions.values()), strict=True))
+        weights = self._weights_of(self._step)
         # DDP and FSDP average the gradients over the processes; the loss below needs their sum.
         scale = runtime().world_size
         loss = torch.zeros((), device=device())
@@ -191,10 +197,10 @@ class Training:
             interrupt.alive()
             with last_micro_batch(self._run, number == len(batch.parts) - 1):
                 with autocast():
-                    losses = self._run(*part)
+                    losses = self._run(**part, kl_weight=_as_tensor(weights.get("distillation")))
                 total = losses.tokens / positions
-                if losses.auxiliary is not None:
-                    total = total + self._objective.auxiliary_weight * losses.auxiliary / max(supervised, 1)
+                for name, loss_sum in losses.auxiliary.items():
+                    total = total + weights[name] * loss_sum / max(supervised[name], 1)
                 (total * scale).backward()
             loss += losses.tokens.detach()
         norm = clip(self._weights, self._params.clip)
@@ -213,13 +219,31 @@ class Training:
         self._loss_count += positions
         return sum_loss / positions, own_norm
 
-    def _batch(self, step: int) -> Batch:
+    def _batch(self, step: int) -> StepData:
         """The batch of a step (from 0)."""
         rows = self._order.batch(step)
         own = rows[runtime().rank :: runtime().world_size]
         parts = [self._train.batch(each) for each in _split(own, runtime().micro_batch)]
-        supervised = sum(self._objective.supervised(*part) for part in parts)
-        return Batch(rows, [tuple(send(each) for each in part) for part in parts], supervised)
+        positions = {name: sum(self._positions(part)[name] for part in parts) for name in self._objective.weights}
+        return StepData(rows, [_sent(part) for part in parts], positions)
+
+    def _positions(self, batch: Batch) -> dict[Auxiliary, int]:
+        return self._objective.positions(batch["windows"], batch.get("labels"))
+
+    def _weights_of(self, step: int) -> dict[Auxiliary, float]:
+        """The weight of each auxiliary loss in a step."""
+        return {
+            name: each.weight * factor(each.schedule, self._params, step)
+            for name, each in self._objective.weights.items()
+        }
+
+    def _flops(self, steps: int) -> int:
+        """Training FLOPs of the first steps; without the base model's in those whose weight of distillation is 0."""
+        distilled = sum(self._weights_of(step).get("distillation", 0) > 0 for step in range(steps))
+        student, base = (
+            each(self._context) for each in (self._objective.training_flops, self._objective.distillation_flops)
+        )
+        return self._params.batch_size * self._context * (student * steps + base * distilled)
 
     def _give_up(self, rows: NDArray[np.int64], what: str) -> NoReturn:
         checkpoint_file = checkpoint.newest(self._folder)
@@ -229,40 +253,44 @@ class Training:
             f"{checkpoint_file or 'none yet'}; a smaller learning_rate, or COCOMIX_PRECISION=fp32, may help"
         )
 
-    def _usage(self, tokens: int, seconds: float) -> Usage:
-        peak = peak_flops()
-        flops = self._token_flops * tokens
+    def _usage(self, start: int, seconds: float) -> Usage:
+        """Usage in the steps from `start`, which took so many seconds."""
+        peak, flops = peak_flops(), self._flops(self._step) - self._flops(start)
         return Usage(peak_memory(), flops / (peak * runtime().world_size * seconds) if peak and seconds else None)
 
     @torch.no_grad()
     def _evaluate(self) -> TrainingCurveRow:
         self._objective.eval()
-        tokens_loss, tokens, auxiliary_loss, supervised = 0.0, 0.0, 0.0, 0.0
+        names = list(self._objective.weights)
+        tokens_loss, tokens = 0.0, 0.0
+        auxiliary, positions = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+        kl_weight = torch.ones((), device=device()) if "distillation" in names else None
         rows = self._eval_rows[runtime().rank :: runtime().world_size]
         for some in _split(rows, min(self._params.batch_size, micro_batch(self._context))):
             interrupt.alive()
             batch = self._validation.batch(some)
             with autocast():
-                losses = self._evaluated(*(send(each) for each in batch))
+                losses = self._evaluated(**_sent(batch), kl_weight=kl_weight)
             tokens_loss += float(losses.tokens)
-            tokens += batch[0].shape[0] * (batch[0].shape[1] - 1)
-            auxiliary_loss += float(losses.auxiliary) if losses.auxiliary is not None else 0.0
-            supervised += self._objective.supervised(*batch)
+            tokens += batch["windows"][:, 1:].numel()
+            here = self._positions(batch)
+            for name in names:
+                auxiliary[name] += float(losses.auxiliary[name])
+                positions[name] += here[name]
         self._objective.train()
-        tokens_loss, tokens, auxiliary_loss, supervised = distributed.totals(
-            tokens_loss, tokens, auxiliary_loss, supervised
-        )
+        tokens_loss, tokens, *sums = distributed.totals(tokens_loss, tokens, *auxiliary.values(), *positions.values())
+        means = (total / max(count, 1) for total, count in zip(sums[: len(names)], sums[len(names) :], strict=True))
         train_loss = self._loss_sum / self._loss_count
         self._loss_sum, self._loss_count = 0.0, 0
         tokens_seen = self._step * self._params.batch_size * self._context
         return TrainingCurveRow(
             step=self._step,
             tokens=tokens_seen,
-            flops=float(self._token_flops * tokens_seen),
+            flops=float(self._flops(self._step)),
             seconds=round(self._seconds, 3),
             train_loss=round(train_loss, 6),
             validation_loss=round(tokens_loss / tokens, 6),
-            auxiliary_loss=round(auxiliary_loss / supervised, 6) if supervised else None,
+            auxiliary={name: round(each, 6) for name, each in zip(names, means, strict=True)},
         )
 
     def _save(self) -> None:
@@ -307,22 +335,26 @@ def adamw(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=params.learning_rate, betas=params.betas, fused=True)
 
 
-def learning_rate(params: TrainingParams, step: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up to the peak, then cosine decay to `final_share` of it."""
-    warmup = round(params.warmup_share * params.steps)
-    if step < warmup:
-        return params.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, params.steps - 1 - warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return params.learning_rate * (params.final_share + (1 - params.final_share) * cosine)
-
-
 def write_curve(path: Path, curve: list[TrainingCurveRow]) -> None:
-    """Write a curve as CSV, one column per field."""
+    """Write a curve as CSV, with the columns of its rows."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(TrainingCurveRow.__dataclass_fields__))
+        writer = csv.DictWriter(file, list(curve[0].columns()))
         writer.writeheader()
-        writer.writerows(asdict(row) for row in curve)
+        writer.writerows(row.columns() for row in curve)
+
+
+def _as_tensor(weight: float | None) -> Tensor | None:
+    """A weight, which changes from step to step, as what compiled code takes without compiling again; None for 0."""
+    return torch.tensor(weight, device=device()) if weight else None
+
+
+def _sent(batch: Batch) -> Batch:
+    """A batch on the device."""
+
+    def of(column: Tensor | Drawn) -> Tensor | Drawn:
+        return Drawn(*map(send, column)) if isinstance(column, Drawn) else send(column)
+
+    return cast(Batch, {name: of(cast(Tensor | Drawn, column)) for name, column in batch.items()})
 
 
 def _split(rows: NDArray[np.int64], size: int | Literal["auto"]) -> list[NDArray[np.int64]]:

@@ -1,114 +1,136 @@
-"""Training objectives, one per method.
+"""Training objectives: next-token prediction, alone or with auxiliary losses.
 
 Each wraps its model and returns sums, so that any split of a batch into micro-batches and processes gives the same
 gradient.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.base.flops import forward_flops
 from cocomix.base.hooks import residual_at
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.models.accounting import flops_per_token
-from cocomix.params import HiddenDistance
-from cocomix.training.distillation import fused_distillation_losses
+from cocomix.params import HiddenDistance, MtpParams, ScheduleParams
+from cocomix.shapes.models import further_tokens_flops
+from cocomix.tokens.window_data import Drawn
+from cocomix.training.distillation import Distillation
 from cocomix.training.losses import fused_next_token_loss, hidden_loss, labelled_positions
+
+Auxiliary = Literal["concept", "hidden", "distillation", "further_tokens"]
+"""Names of the auxiliary losses: of concepts, hidden states, the base model's distribution, and tokens after next."""
+
+
+class Weighted(NamedTuple):
+    """Weight of an auxiliary loss."""
+
+    weight: float
+    schedule: ScheduleParams = ScheduleParams()
+    """Factor of the weight over the steps."""
 
 
 class Losses(NamedTuple):
     """Sums over a micro-batch."""
 
     tokens: Tensor
-    """Next-token cross-entropy in nats, summed over all positions but the last one of each window."""
-    auxiliary: Tensor | None = None
-    """The method's auxiliary loss, summed over `supervised` positions; None: the method has none.
+    """Next-token cross-entropy in nats, summed over all positions but the last one of each window. It also carries the
+    gradient of the weighted distillation loss."""
+    auxiliary: dict[Auxiliary, Tensor]
+    """Each auxiliary loss, summed over its positions. That of `distillation` has no gradient."""
 
-    It has no gradient where `tokens` carries the gradient of both (`fused_distillation_losses`).
+
+class Objective(nn.Module):
+    """Next-token prediction, with distillation or without: `ntp`, `kd`, `pause` (paper section 3).
+
+    The forward pass of every objective takes the columns of a batch (`cocomix.tokens.window_data`) by name, and
+    `kl_weight`, float32 []: the present weight of distillation, or None to leave it out.
     """
 
-
-class NextToken(nn.Module):
-    """Next-token prediction alone: `ntp`, and `pause` with a model that has a pause vector after each token."""
-
-    auxiliary_weight = 0.0
-
-    def __init__(self, model: GPT2LMHeadModel | CoCoMixForCausalLM) -> None:
+    def __init__(self, model: GPT2LMHeadModel | CoCoMixForCausalLM, distillation: Distillation | None = None) -> None:
         super().__init__()
         self.model = model
+        self.distillation = distillation
+        self.weights: dict[Auxiliary, Weighted] = {}
+        """The auxiliary losses."""
+        if distillation is not None:
+            self.weights["distillation"] = Weighted(distillation.params.kl_weight, distillation.params.schedule)
 
-    def forward(self, windows: Tensor) -> Losses:
+    def forward(self, windows: Tensor, drawn: Drawn | None = None, kl_weight: Tensor | None = None) -> Losses:
         """Compute the losses; windows: token ids, int64 [batch, context]."""
         hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
-        return Losses(fused_next_token_loss(hidden, self.model.lm_head.weight, windows))
+        return self._token_losses(hidden, windows, drawn, kl_weight)
 
-    def supervised(self, windows: Tensor) -> int:  # noqa: ARG002
-        """Number of positions with an auxiliary loss."""
-        return 0
+    def _token_losses(self, hidden: Tensor, windows: Tensor, drawn: Drawn | None, kl_weight: Tensor | None) -> Losses:
+        head = self.model.lm_head.weight
+        if self.distillation is None or kl_weight is None:
+            return Losses(fused_next_token_loss(hidden, head, windows), {})
+        tokens, divergence = self.distillation.losses(hidden, head, windows, drawn, kl_weight)
+        return Losses(tokens, {"distillation": divergence})
+
+    def positions(self, windows: Tensor, labels: Tensor | None = None) -> dict[Auxiliary, int]:  # noqa: ARG002
+        """Number of positions that each auxiliary loss is summed over."""
+        return {"distillation": self.distillation.positions(windows)} if self.distillation else {}
 
     def training_flops(self, context: int) -> int:
-        """FLOPs of training on one text token: the forward pass, and twice as many for the backward pass."""
+        """FLOPs of training on one text token: the forward pass, and twice as many for the backward pass.
+
+        Concept labels and cached distributions are made once for all epochs and runs, and are not counted.
+        """
         return 3 * flops_per_token(self.model.config, context)
 
-
-class Distillation(nn.Module):
-    """Next-token prediction plus `auxiliary_weight` times KL(base || student) (paper section 3, KD baseline)."""
-
-    def __init__(self, model: GPT2LMHeadModel, base: PreTrainedModel, kl_weight: float) -> None:
-        super().__init__()
-        self.model, self.auxiliary_weight = model, kl_weight
-        self._base = (base,)  # not a submodule: it is neither trained nor saved
-
-    def forward(self, windows: Tensor) -> Losses:
-        """Compute the losses; windows: token ids, int64 [batch, context]."""
-        head = self.model.lm_head.weight
-        with torch.no_grad():
-            # A pretrained base model's vocabulary may be padded beyond the tokenizer's.
-            wanted = self._base[0](input_ids=windows, use_cache=False).logits[..., : len(head)]
-        hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
-        return Losses(*fused_distillation_losses(hidden, head, windows, wanted, self.auxiliary_weight))
-
-    def supervised(self, windows: Tensor) -> int:
-        """Number of positions with an auxiliary loss."""
-        return windows.shape[0] * (windows.shape[1] - 1)
-
-    def training_flops(self, context: int) -> int:
-        """FLOPs per text token as in `NextToken`, plus the base model's forward pass."""
-        return 3 * flops_per_token(self.model.config, context) + forward_flops(self._base[0], context)
+    def distillation_flops(self, context: int) -> int:
+        """FLOPs per text token of the base model, in steps with distillation."""
+        return self.distillation.flops(context) if self.distillation else 0
 
 
-class ConceptMixing(nn.Module):
+class ConceptMixing(Objective):
     """CoCoMix: next-token prediction plus `concept_weight` times concept prediction (paper Eq. 4)."""
 
-    def __init__(self, model: CoCoMixForCausalLM, concept_weight: float) -> None:
-        super().__init__()
-        self.model, self.auxiliary_weight = model, concept_weight
+    def __init__(
+        self, model: CoCoMixForCausalLM, concept_weight: Weighted, distillation: Distillation | None = None
+    ) -> None:
+        super().__init__(model, distillation)
+        self.weights["concept"] = concept_weight
 
-    def forward(self, windows: Tensor, labels: Tensor) -> Losses:
-        """Run the model.
+    def forward(  # type: ignore[override]
+        self,
+        windows: Tensor,
+        labels: Tensor,
+        label_weights: Tensor | None = None,
+        drawn: Drawn | None = None,
+        kl_weight: Tensor | None = None,
+    ) -> Losses:
+        """Compute the losses.
 
         Args:
             windows: token ids, int64 [batch, context].
-            labels: concepts of each position, int64 [batch, context, k_attr], padded with `NO_LABEL`.
+            labels: concepts of each position, int64 [batch, context, labels], padded with `NO_LABEL`.
+            label_weights: float32, of `labels`; those of a position sum to 1. None: equal.
         """
-        output = self.model.transformer(windows, concept_labels=labels, use_cache=False)
-        tokens = fused_next_token_loss(output.last_hidden_state, self.model.lm_head.weight, windows)
-        return Losses(tokens, output.concept_loss)
+        output = self.model.transformer(
+            windows, concept_labels=labels, concept_label_weights=label_weights, use_cache=False
+        )
+        losses = self._token_losses(output.last_hidden_state, windows, drawn, kl_weight)
+        losses.auxiliary["concept"] = output.concept_loss
+        return losses
 
-    def supervised(self, windows: Tensor, labels: Tensor) -> int:  # noqa: ARG002
-        """Number of positions with an auxiliary loss."""
-        return int(labelled_positions(labels))
-
-    def training_flops(self, context: int) -> int:
-        """FLOPs per text token as in `NextToken`, without labelling, which happens once for all epochs and runs."""
-        return 3 * flops_per_token(self.model.config, context)
+    def positions(self, windows: Tensor, labels: Tensor | None = None) -> dict[Auxiliary, int]:
+        """Number of positions that each auxiliary loss is summed over."""
+        assert labels is not None
+        return super().positions(windows) | {"concept": int(labelled_positions(labels))}
 
 
-class HiddenMixing(nn.Module):
-    """Next-token prediction plus `concept_weight` times the distance to the base model's hidden state (Fig. 6b)."""
+class HiddenMixing(Objective):
+    """Next-token prediction plus `concept_weight` times the distance to the base model's hidden state (Fig. 6b).
+
+    Args:
+        layer: number of blocks of the base model below the hidden state.
+    """
 
     def __init__(
         self,
@@ -116,30 +138,67 @@ class HiddenMixing(nn.Module):
         base: PreTrainedModel,
         layer: int,
         distance: HiddenDistance,
-        concept_weight: float,
+        concept_weight: Weighted,
+        distillation: Distillation | None = None,
     ) -> None:
-        super().__init__()
-        self.model, self.auxiliary_weight = model, concept_weight
-        self._base = (base,)
+        super().__init__(model, distillation)
+        self.weights["hidden"] = concept_weight
+        self._base = (base,)  # not a submodule: it is neither trained nor saved
         self._layer, self._distance = layer, distance
 
-    def forward(self, windows: Tensor) -> Losses:
+    def forward(self, windows: Tensor, drawn: Drawn | None = None, kl_weight: Tensor | None = None) -> Losses:
         """Compute the losses; windows: token ids, int64 [batch, context]."""
         output = self.model.transformer(windows, use_cache=False)
         with torch.no_grad():
             wanted = residual_at(self._base[0], windows, self._layer)
-        distance = hidden_loss(output.base_hidden, wanted, self._distance)
-        tokens = fused_next_token_loss(output.last_hidden_state, self.model.lm_head.weight, windows)
-        return Losses(tokens, distance)
+        losses = self._token_losses(output.last_hidden_state, windows, drawn, kl_weight)
+        losses.auxiliary["hidden"] = hidden_loss(output.base_hidden, wanted, self._distance)
+        return losses
 
-    def supervised(self, windows: Tensor) -> int:
-        """Number of positions with an auxiliary loss."""
-        return windows.numel()
+    def positions(self, windows: Tensor, labels: Tensor | None = None) -> dict[Auxiliary, int]:
+        """Number of positions that each auxiliary loss is summed over."""
+        return super().positions(windows, labels) | {"hidden": windows.numel()}
 
     def training_flops(self, context: int) -> int:
-        """FLOPs per text token as in `NextToken`, plus the base model's forward pass up to the layer."""
-        base = forward_flops(self._base[0], context, self._layer)
-        return 3 * flops_per_token(self.model.config, context) + base
+        """FLOPs per text token as in `Objective`, plus the base model's forward pass up to the layer."""
+        return super().training_flops(context) + forward_flops(self._base[0], context, self._layer)
 
 
-Objective = NextToken | Distillation | ConceptMixing | HiddenMixing
+class MultiToken(Objective):
+    """Multi-token prediction: several tokens ahead of each position (arXiv 2404.19737, section 2).
+
+    All blocks of the model but its last are the trunk. The last block predicts the next token, and a further block
+    each token after it; the final norm and the head are shared. Further blocks are trained, and not part of the model.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, params: MtpParams) -> None:
+        super().__init__(model)
+        self.weights["further_tokens"] = Weighted(params.weight, params.schedule)
+        layers = model.config.n_layer
+        self.blocks = nn.ModuleList(GPT2Block(model.config, layer_idx=layers) for _ in range(params.tokens - 1))
+        self.blocks.apply(model._init_weights)  # type: ignore[arg-type]
+
+    def forward(self, windows: Tensor, drawn: Drawn | None = None, kl_weight: Tensor | None = None) -> Losses:
+        """Compute the losses; windows: token ids, int64 [batch, context]."""
+        body = self.model.transformer
+        output = body(windows, use_cache=False, output_hidden_states=True)
+        losses = self._token_losses(output.last_hidden_state, windows, drawn, kl_weight)
+        trunk = output.hidden_states[-2]
+        mask = create_causal_mask(self.model.config, trunk, None, None, None)
+        further = torch.zeros((), device=windows.device)
+        for skipped, block in enumerate(self.blocks, start=1):
+            hidden = body.ln_f(block(trunk, attention_mask=mask))
+            predicted = windows.shape[1] - 1 - skipped
+            loss = fused_next_token_loss(hidden[:, :-skipped], self.model.lm_head.weight, windows[:, skipped:])
+            further = further + loss * (windows.shape[1] - 1) / predicted  # each token's loss counts as a mean
+        losses.auxiliary["further_tokens"] = further
+        return losses
+
+    def positions(self, windows: Tensor, labels: Tensor | None = None) -> dict[Auxiliary, int]:
+        """Number of positions that each auxiliary loss is summed over."""
+        return super().positions(windows, labels) | {"further_tokens": windows[:, 1:].numel()}
+
+    def training_flops(self, context: int) -> int:
+        """FLOPs per text token as in `Objective`, plus the further blocks, each with a pass of the head."""
+        further = len(self.blocks) * further_tokens_flops(self.model.config.to_dict(), context)
+        return super().training_flops(context) + 3 * further

@@ -8,7 +8,7 @@ from cocomix.attribution.labelling import gradient_scores, loss_gradient, strong
 from cocomix.base.loading import prepared
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
-from cocomix.training.objectives import ConceptMixing
+from cocomix.training.objectives import ConceptMixing, Weighted
 
 SHAPE = {"vocab_size": 32, "n_positions": 8, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 0}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -35,9 +35,8 @@ def test_the_student_has_the_as_published_loss_and_gradients(kind: str) -> None:
     model = CoCoMixForCausalLM(config)
     published = PublishedStudent.of(model)
     windows, labels = torch.randint(0, 32, (3, 8)), torch.randint(0, 24, (3, 8, 4))
-    losses = ConceptMixing(model, 0.3)(windows, labels)
-    assert losses.auxiliary is not None
-    ours = losses.tokens / (3 * 7) + 0.3 * losses.auxiliary / (3 * 8)
+    losses = ConceptMixing(model, Weighted(0.3))(windows, labels)
+    ours = losses.tokens / (3 * 7) + 0.3 * losses.auxiliary["concept"] / (3 * 8)
     theirs = student_loss(published(windows), windows, labels, 0.3)
     torch.testing.assert_close(ours, theirs)
     ours.backward()

@@ -23,7 +23,7 @@ def test_scores_are_those_of_one_position_at_a_time(
     strengths: dict[int, list[float]] = {}
     losses, found_labels = [], 0
     assert data.labels is not None
-    for window, wanted in zip(data.windows, data.labels, strict=True):
+    for window, wanted in zip(data.windows, data.labels.concepts, strict=True):
         with torch.no_grad():
             z = model.transformer(torch.from_numpy(window.astype(np.int64))[None]).concept_logits[0]
         for logits, padded in zip(z, wanted.tolist(), strict=True):

@@ -28,7 +28,7 @@ def test_examples_show_what_is_labelled_and_predicted_at_their_position(
         assert [*example.before, example.token, *example.following] == tokens
         assert tokens[position] == example.token
         assert len(example.before) == position
-        assert example.labelled == [each for each in data.labels[window, position].tolist() if each != 65535]
+        assert example.labelled == [each for each in data.labels.concepts[window, position].tolist() if each != 65535]
         with torch.no_grad():
             logits = model.transformer(torch.tensor([tokens])).concept_logits[0, position]
         best = logits.softmax(-1).topk(K_ATTR)

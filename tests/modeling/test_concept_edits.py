@@ -21,7 +21,7 @@ MIXING = [
     {"mixing": mixing, "concept_head": head}
     for mixing in ("interleave", "interleave_with_state", "add")
     for head in ("released", "equations")
-]
+] + [{"mixing": "add", "gate": True}]
 PLAIN = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
 STRONG = [Set(9, 20.0), Scale(3, -4.0, start=3), Ablate(7, before_selection=True)]
 """Edits that change the text."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, Trainer, TrainingArguments
@@ -41,6 +43,15 @@ def reference(model: CoCoMixForCausalLM, tokens: Tensor) -> tuple[Tensor, Tensor
 
 
 def mixture(mixer: nn.Module, config: CoCoMixConfig, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    vector, predicted = ungated(mixer, config, hidden)
+    return (mixer.gate.weight * vector if config.gate else vector), predicted
+
+
+def ungated(mixer: nn.Module, config: CoCoMixConfig, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    if config.predicts == "nothing" and config.mlp_width:
+        norm, first, _, second = mixer.mlp
+        normed = F.layer_norm(hidden, hidden.shape[-1:], norm.weight, norm.bias, config.layer_norm_epsilon)
+        return second(F.gelu(first(normed), approximate="tanh")), None
     if config.predicts == "nothing":
         return mixer.vector.repeat(*hidden.shape[:2], 1), None
     shelter = torch.detach if config.stop_gradient else nn.Identity()
@@ -193,6 +204,24 @@ def test_an_adapter_or_a_hook_of_the_last_attention_counts_as_if_it_were_merged(
     torch.testing.assert_close(model(tokens).logits, merged(tokens).logits, **EXACT)
 
 
+@pytest.mark.parametrize("mixing", ["interleave", "interleave_with_state", "add", "none"])
+@pytest.mark.parametrize("change", [{}, {"predicts": "hidden"}], ids=named)
+def test_what_is_mixed_before_the_last_block_alone_follows_the_equations_too(
+    change: dict[str, object], mixing: str, attention: str
+) -> None:
+    model = randomised(**change, mixing=mixing, concept_layer=3, attn_implementation=attention)
+    tokens, cache = ids(2, 9), CoCoMixCache(model.config)
+    expected, _ = reference(model, tokens)
+    torch.testing.assert_close(model(tokens).logits, expected, **EXACT)
+    rows = [model(some, past_key_values=cache, use_cache=True).logits for some in tokens.split([4, 1, 4], dim=1)]
+    torch.testing.assert_close(torch.cat(rows, dim=1), expected, **EXACT)
+    wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()), allow_unused=True)
+    found = torch.autograd.grad(model(tokens).logits.square().sum(), list(model.parameters()), allow_unused=True)
+    for got, each in zip(found, wanted, strict=True):
+        assert (got is None) == (each is None)
+        torch.testing.assert_close(got, each, atol=1e-8, rtol=1e-8) if each is not None else None
+
+
 def test_there_is_one_row_of_logits_a_text_token_and_no_row_sees_the_future(
     variant: dict[str, object], attention: str
 ) -> None:
@@ -287,6 +316,33 @@ def test_the_tied_start_has_unit_rows_and_their_scaled_transpose_and_the_normal_
     assert normal.compress.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"concept_head": "equations"}, {"predicts": "hidden"}, {"predicts": "nothing", "mlp_width": 20}],
+    ids=named,
+)
+@pytest.mark.parametrize("mixing", ["interleave", "interleave_with_state", "add"])
+def test_behind_a_new_gate_the_vector_is_zero_and_the_first_step_opens_the_gate(
+    mixing: str, change: dict[str, object]
+) -> None:
+    model, tokens = CoCoMixForCausalLM(tiny(**change, mixing=mixing, gate=True).config).eval(), ids(2, 8)
+    mixer, without = model.transformer.mixer, tiny(mixing="none")
+    assert not mixer(torch.randn(2, 8, 32)).vector.any()
+    if mixing == "add":
+        without.load_state_dict(model.state_dict(), strict=False)
+        torch.testing.assert_close(model(tokens).logits, without(tokens).logits, atol=0, rtol=0)
+
+    def reached() -> set[str]:
+        model.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        return {name for name, each in mixer.named_parameters() if each.grad.any()}
+
+    assert reached() == {"gate.weight"}
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert mixer.gate.weight.item() != 0
+    assert reached() == {name for name, _ in mixer.named_parameters()}
+
+
 def test_a_concept_head_that_does_not_mix_has_no_parameter_for_it() -> None:
     names = {
         head: {name for name, _ in ConceptHead(tiny(mixing="none", concept_head=head).config).named_parameters()}
@@ -303,8 +359,15 @@ def test_a_concept_head_that_does_not_mix_has_no_parameter_for_it() -> None:
         ({"concept_layer": 4}, "concept_layer .* must be from 1 to"),
         ({"concept_k": 41}, "concept_k .* must be from 1 to"),
         ({"predicts": "nothing", "mixing": "add"}, "mixing .* must be interleave"),
+        (
+            {"predicts": "nothing", "mixing": "none", "mlp_width": 8},
+            "mixing .* must be interleave .* or add with an MLP",
+        ),
+        ({"predicts": "nothing", "mlp_width": -1}, "mlp_width .* must be 0, or at least 1 with predicts"),
+        ({"mlp_width": 8}, "mlp_width .* must be 0, or at least 1 with predicts"),
         ({"predicts": "nothing", "stop_gradient": True}, "stop_gradient must be false"),
         ({"mixing": "none", "stop_gradient": True}, "stop_gradient must be false"),
+        ({"mixing": "none", "gate": True}, "gate must be false"),
         ({"add_cross_attention": True}, "add_cross_attention must be false"),
         ({"mixing": "multiply"}, "mixing"),
     ],
@@ -314,6 +377,42 @@ def test_a_configuration_that_cannot_work_or_would_be_ignored_is_refused(
 ) -> None:
     with pytest.raises(Exception, match=message):  # the library wraps some in its own
         tiny(**change)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31), st.sampled_from(["interleave", "add", "none"]))
+def test_weighted_concept_labels_give_the_weighted_loss(seed: int, mixing: str) -> None:
+    model, tokens, generator = tiny(mixing=mixing), ids(2, 9), torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, 40, (2, 9, 3), generator=generator)
+    weights = torch.rand(labels.shape, generator=generator) * (labels >= 0)
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
+    found = model(tokens, concept_labels=labels, concept_label_weights=weights)
+    assert found.concept_logits is None
+    negative = -model(tokens).concept_logits.log_softmax(-1)
+    torch.testing.assert_close(found.concept_loss, (weights * negative.gather(-1, labels.clamp(min=0))).sum())
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "message"),
+    [
+        ((2, 9), None, r"concept_labels: \[2, 9\]; must be \[2, 9, k_attr\]"),
+        ((2, 8, 3), None, r"concept_labels: \[2, 8, 3\]; must be \[2, 9, k_attr\]"),
+        ((2, 9, 3), (2, 9), r"concept_label_weights: \[2, 9\]; must be \[2, 9, 3\], as concept_labels"),
+        ((2, 9, 3), (2, 9, 1), r"concept_label_weights: \[2, 9, 1\]; must be \[2, 9, 3\], as concept_labels"),
+        (None, (2, 9, 3), r"concept_label_weights: \[2, 9, 3\]; must be None, as concept_labels"),
+    ],
+)
+def test_labels_and_weights_of_another_shape_are_refused(
+    labels: tuple[int, ...] | None, weights: tuple[int, ...] | None, message: str
+) -> None:
+    model = tiny()
+    for call in (model, model.transformer):
+        with pytest.raises(ValueError, match=message):
+            call(
+                ids(2, 9),
+                concept_labels=None if labels is None else torch.zeros(labels, dtype=torch.int64),
+                concept_label_weights=None if weights is None else torch.ones(weights),
+            )
 
 
 def as_given(allowed: Tensor, kind: str) -> Tensor:

@@ -20,7 +20,7 @@ NEW = 12
 PLAIN = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
 
 
-@pytest.fixture(params=MAIN, ids=named)
+@pytest.fixture(params=[*MAIN, {"predicts": "nothing", "mlp_width": 20, "gate": True}], ids=named)
 def model(request: pytest.FixtureRequest, attention: str) -> CoCoMixForCausalLM:
     return tiny(**request.param, attn_implementation=attention)
 

@@ -9,7 +9,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cocomix.modeling import kernels
-from cocomix.modeling.kernels import Prediction, linear_cross_entropy, predict, top_k
+from cocomix.modeling.kernels import (
+    Prediction,
+    linear_cross_entropy,
+    predict,
+    top_k,
+    weighted_linear_cross_entropy,
+)
 
 
 class Inputs(NamedTuple):
@@ -95,6 +101,121 @@ def test_the_cross_entropy_of_a_linear_layer_equals_torchs(seed: int, missing: f
         torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-4)
 
 
+def weights_for(labels: Tensor, mass: float, seed: int) -> Tensor:
+    """Random weights of a row's labels, which sum to `mass`, and some of which are 0."""
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)).sub(0.2).relu() * (labels >= 0)
+    return mass * weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
+
+
+def weighted(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Label by label."""
+    negative = -scores.float().log_softmax(-1)
+    parts = [
+        weights[row, column] * negative[row, label]
+        for row, wanted in enumerate(labels.tolist())
+        for column, label in enumerate(wanted)
+        if label >= 0
+    ]
+    return torch.stack([negative.sum() * 0, *parts]).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 24 * 3, 2**20])
+@given(
+    seed=st.integers(0, 2**31),
+    missing=st.floats(0, 1),
+    mass=st.sampled_from([1.0, 0.3, 1e-3, 7.0]),
+    repeated=st.booleans(),
+)
+@settings(max_examples=25)
+def test_weighted_labels_count_by_their_weights_in_value_and_gradient(
+    chunk: int, seed: int, missing: float, mass: float, repeated: bool
+) -> None:
+    given_ = inputs(seed, missing)
+    labels = given_.labels % 2 if repeated else given_.labels
+    labels = labels.where(given_.labels >= 0, -1)
+    weights = weights_for(labels, mass, seed)
+    x, weight, bias = given_.differentiable()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_chunks_of(monkeypatch, chunk)
+        found = predict(x, weight, bias, labels, 3, weights)
+        gradients = torch.autograd.grad(used(found, given_.downstream), (x, weight, bias))
+    expected = plain(x, weight, bias, labels, 3)._replace(loss=weighted(F.linear(x, weight, bias), labels, weights))
+    torch.testing.assert_close(found.loss, expected.loss, atol=1e-4, rtol=1e-5)
+    wanted = torch.autograd.grad(used(expected, given_.downstream), (x, weight, bias))
+    for ours, reference in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
+
+
+def test_equal_weights_are_those_that_labels_have_without_weights() -> None:
+    given_ = inputs(5, 0.4)
+    valid = given_.labels >= 0
+    weights = valid / valid.sum(-1, keepdim=True).clamp(min=1)
+    x, weight, bias = given_.differentiable()
+    losses = [predict(x, weight, bias, given_.labels, 3, each).loss for each in (None, weights)]
+    torch.testing.assert_close(*losses)
+    gradients = (torch.autograd.grad(each, (x, weight, bias)) for each in losses)
+    for ours, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
+
+
+def next_and_drawn(seed: int, missing: float, n: int = 9, draws: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, a head, labels and weights: the next token with weight 1, and drawn tokens that share 0.3.
+
+    Some rows have no next token, some no drawn one; in some, the next token is drawn too, or one is drawn twice.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x, head = torch.randn(n, 6, generator=generator), torch.randn(24, 6, generator=generator)
+    labels = torch.randint(0, 24, (n, 1 + draws), generator=generator)
+    labels[::2, 3], labels[::3, 4] = labels[::2, 0], labels[::3, 2]
+    labels = labels.masked_fill(torch.rand(labels.shape, generator=generator) < missing, -1)
+    weights = (labels >= 0).float()
+    weights[:, 1:] = weights_for(labels[:, 1:], 0.3, seed)
+    return x, head, labels, weights
+
+
+@pytest.mark.parametrize("chunk", [1, 24 * 3, 2**20])
+@given(seed=st.integers(0, 2**31), missing=st.floats(0, 1))
+@settings(max_examples=25)
+def test_next_tokens_and_drawn_ones_together_give_the_loss_of_both_and_that_of_next_tokens_alone(
+    chunk: int, seed: int, missing: float
+) -> None:
+    x, head, labels, weights = next_and_drawn(seed, missing)
+    x, head = x.requires_grad_(), head.requires_grad_()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_chunks_of(monkeypatch, chunk)
+        total, first = weighted_linear_cross_entropy(x, head, labels, weights)
+        gradients = torch.autograd.grad(2.5 * total, (x, head))
+    expected = weighted(x @ head.T, labels, weights)
+    torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-5)
+    next_alone = F.cross_entropy(x @ head.T, labels[:, 0], ignore_index=-1, reduction="sum")
+    torch.testing.assert_close(first, next_alone.detach(), atol=1e-4, rtol=1e-5)
+    assert not first.requires_grad
+    for ours, reference in zip(gradients, torch.autograd.grad(2.5 * expected, (x, head)), strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [24 * 3, 2**20])
+def test_weighted_labels_in_bf16_are_as_near_to_fp32_as_the_plain_formulation(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_chunks_of(monkeypatch, chunk)
+    x, head, labels, weights = next_and_drawn(0, 0.2, n=64)
+    x, head = x.requires_grad_(), head.requires_grad_()
+
+    def found(fused: bool, dtype: torch.dtype) -> list[Tensor]:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            if fused:
+                loss = weighted_linear_cross_entropy(x, head, labels, weights).total
+            else:
+                loss = weighted(F.linear(x, head), labels, weights)
+        return [loss.detach(), *torch.autograd.grad(loss, (x, head))]
+
+    exact, ours, reference = found(False, torch.float32), found(True, torch.bfloat16), found(False, torch.bfloat16)
+    for mine, plains, true in zip(ours, reference, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - true).norm() <= 1.1 * (plains - true).norm() + 1e-3 * true.norm()
+
+
 @pytest.mark.parametrize("chunk", [24 * 3, 2**20])
 def test_in_bf16_it_is_as_near_to_fp32_as_the_plain_one(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_chunks_of(monkeypatch, chunk)
@@ -138,12 +259,19 @@ def test_under_checkpointing_nothing_changes() -> None:
         torch.testing.assert_close(ours, reference)
 
 
-def test_a_compiled_prediction_equals_an_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_a_compiled_prediction_equals_an_eager_one(has_weights: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
     in_chunks_of(monkeypatch, 24 * 3)
     given_ = inputs(3, 0.3)
+    weights = weights_for(given_.labels, 1.0, 3) if has_weights else None
 
     def loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return used(predict(x, weight, bias, given_.labels, 3), given_.downstream)
+        prediction = used(predict(x, weight, bias, given_.labels, 3, weights), given_.downstream)
+        return prediction if weights is None else prediction + sum(of_a_head(x, weight))
+
+    def of_a_head(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weighted_linear_cross_entropy(x, weight, given_.labels, weights)
 
     expected = loss(*given_.differentiable())
     found = torch.compile(loss, fullgraph=True, backend="aot_eager")(*given_.differentiable())

@@ -103,8 +103,25 @@ def test_what_of_the_concept_head_is_not_in_the_folder_begins_anew(tmp_path: Pat
         assert loaded(ids(2, 8)).logits.isfinite().all()
 
 
+def test_a_gate_that_is_not_in_the_folder_begins_at_zero(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    for _ in range(3):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gate=True)
+        assert loaded.transformer.mixer.gate.weight.tolist() == [0.0]
+
+
+def test_a_model_saved_before_there_were_gates_and_mlps_has_neither(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert (fields.pop("gate"), fields.pop("mlp_width")) == (False, 0)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(ids(2, 8)).logits, tiny()(ids(2, 8)).logits, atol=0, rtol=0)
+
+
 def test_a_model_loads_without_the_package_and_computes_the_same_bits(tmp_path: Path) -> None:
     chosen = [{}, {"mixing": "add", "concept_head": "equations"}, {"predicts": "hidden"}, {"predicts": "nothing"}]
+    chosen += [{"mixing": "interleave", "gate": True}, {"predicts": "nothing", "mlp_width": 20, "mixing": "add"}]
     assert all(any(change.items() <= each.items() for each in VARIANTS) for change in chosen)
     expected = {}
     for change in chosen:

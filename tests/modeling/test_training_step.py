@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.training.losses import NO_LABEL, concept_loss, hidden_loss, next_token_loss
-from cocomix.training.objectives import ConceptMixing, HiddenMixing, NextToken, Objective
+from cocomix.training.objectives import ConceptMixing, HiddenMixing, Objective, Weighted
 from tests.modeling.conftest import MAIN, ids, named, tiny
 
 ABLATIONS = [*MAIN, {"mixing": "none"}, {"mixing": "none", "concept_head": "equations"}, {"predicts": "hidden"}]
@@ -36,16 +36,16 @@ def without_dropout(model: CoCoMixForCausalLM) -> CoCoMixForCausalLM:
 def objective_of(model: CoCoMixForCausalLM, weight: float = 0.3) -> tuple[Objective, tuple[Tensor, ...]]:
     match model.config.predicts:
         case "concepts":
-            return ConceptMixing(model, weight), (TOKENS, labels())
+            return ConceptMixing(model, Weighted(weight)), (TOKENS, labels())
         case "hidden":
-            return HiddenMixing(model, base(), 1, "l2", weight), (TOKENS,)
+            return HiddenMixing(model, base(), 1, "l2", Weighted(weight)), (TOKENS,)
         case _:
-            return NextToken(model), (TOKENS,)
+            return Objective(model), (TOKENS,)
 
 
 def total(objective: Objective, inputs: tuple[Tensor, ...]) -> Tensor:
     losses = objective(*inputs)
-    return losses.tokens if losses.auxiliary is None else losses.tokens + objective.auxiliary_weight * losses.auxiliary
+    return losses.tokens + sum(objective.weights[name].weight * loss for name, loss in losses.auxiliary.items())
 
 
 def gradients(loss: Tensor, model: nn.Module) -> tuple[Tensor, ...]:

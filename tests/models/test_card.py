@@ -41,6 +41,7 @@ def test_the_card_says_what_the_model_was_trained_on_and_what_came_of_it() -> No
 
 def test_each_method_and_ablation_is_described_in_its_own_words() -> None:
     kinds = [tiny(), tiny(mixing="add"), tiny(mixing="none"), tiny(predicts="hidden"), tiny(predicts="nothing")]
+    kinds.append(tiny(predicts="nothing", mlp_width=8))
     cards = [model_card(model, trained("cocomix")) for model in kinds]
     cards += [model_card(plain(), trained("ntp")), model_card(plain(), trained("kd"))]
     assert len(set(cards)) == len(cards)

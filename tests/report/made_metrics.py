@@ -114,7 +114,7 @@ def write_run(method: str, seed: int, losses: Sequence[float], right: int | None
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "tokens", "flops", "seconds", "train_loss", "validation_loss", "auxiliary_loss"])
+        writer.writerow(["step", "tokens", "flops", "seconds", "train_loss", "validation_loss", "concept_loss"])
         for tokens, loss in zip(TOKENS, losses, strict=True):
             writer.writerow([tokens // 100, tokens, tokens * cost, tokens / 30, loss, loss, ""])
 

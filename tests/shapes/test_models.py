@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.modeling import CoCoMixConfig
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.models.accounting import flops_per_token, parameters_of
 from cocomix.models.configs import config_of
 from cocomix.params import (
@@ -18,7 +18,7 @@ from cocomix.params import (
     PretrainParams,
 )
 from cocomix.plumbing.errors import UserError
-from cocomix.shapes.models import TeacherSizes, cocomix_shape, pause_shape, shape_of, shapes, widened
+from cocomix.shapes.models import Shape, TeacherSizes, cocomix_shape, pause_shape, shape_of, shapes, widened
 from cocomix.tokens.windows import Tokens
 from tests.training.test_loop import PARAMS
 
@@ -114,9 +114,46 @@ def test_a_base_model_dearer_than_cocomix_leaves_distillation_no_width_of_equal_
     assert matched(tokens, "stored", dear)["kd"]
 
 
+def controls(tokens: Tokens, match: Match, **changes: object) -> tuple[Shape, Shape]:
+    """Of the control and of what it is a control of."""
+    model = ModelParams(d_model=64, n_layer=4, n_head=2)
+    both = (COCOMIX.model_copy(update=changes | {"predicts": each}) for each in ("nothing", "concepts"))
+    control, concepts = (cocomix_shape(model, each, tokens, SOURCES, match) for each in both)
+    return control, concepts
+
+
+@pytest.mark.parametrize("match", ["width", "stored", "active", "flops"])
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("mixing", ["interleave", "interleave_with_state", "add"])
+def test_the_control_without_concepts_has_the_size_of_cocomix_as_near_as_a_unit_of_its_mlp_allows(
+    tokens: Tokens, match: Match, gate: bool, mixing: str
+) -> None:
+    control, concepts = controls(tokens, match, gate=gate, mixing=mixing)
+
+    def cost(shape: Shape) -> int:
+        if match == "flops":
+            return flops_per_token(config_of(shape), tokens.context)
+        return getattr(parameters_of(config_of(shape)), "active" if match == "active" else "stored")
+
+    def distance(width: int) -> int:
+        return abs(cost(control | {"mlp_width": width}) - cost(concepts))
+
+    found = control["mlp_width"]
+    assert distance(found) <= min(distance(found - 1), distance(found + 1))
+    assert 2 * distance(found) <= cost(control | {"mlp_width": found + 1}) - cost(control)
+    assert (control["gate"], control["mixing"], control["concept_layer"]) == (gate, mixing, 2)
+    if match == "stored":
+        built = CoCoMixForCausalLM(config_of(control))
+        assert sum(each.numel() for each in built.parameters()) == cost(control)
+
+
+def test_the_mlp_of_the_control_counts_for_the_width_of_the_baselines(tokens: Tokens) -> None:
+    assert matched(tokens, "active", predicts="nothing")["ntp"] == matched(tokens, "active")["ntp"]
+
+
 def test_shapes_are_configurations_of_their_methods(tokens: Tokens) -> None:
     model = ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1)
-    cocomix = config_of(cocomix_shape(model, COCOMIX, tokens, SOURCES))
+    cocomix = config_of(cocomix_shape(model, COCOMIX, tokens, SOURCES, "stored"))
     pause = config_of(pause_shape(model, PauseParams(layer=3, mixing="interleave"), tokens))
     assert isinstance(cocomix, CoCoMixConfig)
     assert isinstance(pause, CoCoMixConfig)

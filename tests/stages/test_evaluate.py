@@ -93,8 +93,10 @@ def test_concepts_are_measured_where_they_are_predicted(trained: None) -> None:
 
 
 def test_what_mixing_does_is_not_measured_on_a_single_window(trained: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = stages.evaluate.WindowData
-    monkeypatch.setattr(stages.evaluate, "WindowData", lambda windows, labels: whole(windows[:1], labels[:1]))
+    whole, first = stages.evaluate.WindowData, stages.evaluate.Labels
+    monkeypatch.setattr(
+        stages.evaluate, "WindowData", lambda windows, labels: whole(windows[:1], first(labels.concepts[:1]))
+    )
     stages.evaluate.run(params(), "cocomix", 0)
     assert json.loads(Path("metrics/evaluate/cocomix-0.json").read_text())["concepts"]["mixing"] is None
 

@@ -2,8 +2,9 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.params import TrainingParams
+from cocomix.params import KdParams, MtpParams, ScheduleParams, TrainingParams
 from cocomix.plumbing import checkpoint
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
-from cocomix.tokens.window_data import WindowData
+from cocomix.tokens.window_data import Drawn, Draws, Labels, WindowData
 from cocomix.training import loop
-from cocomix.training.loop import Training, TrainingCurveRow, learning_rate, write_curve
-from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, Losses, NextToken, Objective
+from cocomix.training.distillation import Distillation
+from cocomix.training.loop import Training, TrainingCurveRow, write_curve
+from cocomix.training.objectives import ConceptMixing, HiddenMixing, Losses, MultiToken, Objective, Weighted
+from cocomix.training.schedule import learning_rate
 
 PARAMS = TrainingParams(
     steps=12, batch_size=6, learning_rate=1e-2, eval_every=5, eval_windows=8, checkpoint_every=4, warmup_share=0.25
@@ -32,52 +35,79 @@ def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
 
 
-def ntp(dropout: float = 0.0) -> NextToken:
+def ntp(dropout: float = 0.0) -> Objective:
     torch.manual_seed(0)
-    return NextToken(GPT2LMHeadModel(GPT2Config(**SHAPE, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)))
+    return Objective(GPT2LMHeadModel(GPT2Config(**SHAPE, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)))
 
 
 def cocomix(dropout: float = 0.0) -> ConceptMixing:
     torch.manual_seed(0)
     shape = SHAPE | {"num_concepts": 24, "concept_layer": 1, "concept_k": 4}
     config = CoCoMixConfig(**shape, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
-    return ConceptMixing(CoCoMixForCausalLM(config), concept_weight=0.3)
+    return ConceptMixing(CoCoMixForCausalLM(config), Weighted(0.3))
 
 
-def kd(dropout: float = 0.0) -> Distillation:
+def base() -> GPT2LMHeadModel:
     torch.manual_seed(9)
-    base = GPT2LMHeadModel(GPT2Config(**SHAPE)).eval().requires_grad_(False)
-    return Distillation(ntp(dropout).model, base, kl_weight=0.4)
+    return GPT2LMHeadModel(GPT2Config(**SHAPE)).eval().requires_grad_(False)
 
 
-def pause(dropout: float = 0.0) -> NextToken:
+def kd(dropout: float = 0.0) -> Objective:
+    return Objective(ntp(dropout).model, Distillation(KdParams(kl_weight=0.4), base()))
+
+
+def cached(dropout: float = 0.0) -> Objective:
+    """Concepts and a sampled distribution at once, the latter in the first half of the steps."""
+    params = KdParams(source="cached", kl_weight=0.4, leave_out=0.3, schedule=ScheduleParams(until=0.5))
+    return ConceptMixing(cocomix(dropout).model, Weighted(0.3), Distillation(params))
+
+
+def mtp(dropout: float = 0.0) -> Objective:
+    return MultiToken(ntp(dropout).model, MtpParams(tokens=3, weight=0.5))
+
+
+def pause(dropout: float = 0.0) -> Objective:
     torch.manual_seed(0)
     shape = SHAPE | {"predicts": "nothing", "concept_layer": 1}
     config = CoCoMixConfig(**shape, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
-    return NextToken(CoCoMixForCausalLM(config))
+    return Objective(CoCoMixForCausalLM(config))
 
 
 def hidden(dropout: float = 0.0) -> HiddenMixing:
-    torch.manual_seed(9)
-    base = GPT2LMHeadModel(GPT2Config(**SHAPE)).eval().requires_grad_(False)
+    teacher = base()
     torch.manual_seed(0)
     shape = SHAPE | {"predicts": "hidden", "base_width": 16, "concept_layer": 1}
     config = CoCoMixConfig(**shape, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
-    return HiddenMixing(CoCoMixForCausalLM(config), base, layer=1, distance="l2", concept_weight=0.3)
+    return HiddenMixing(CoCoMixForCausalLM(config), teacher, 1, "l2", Weighted(0.3))
 
 
-def data(seed: int, labelled: bool) -> WindowData:
+class Sampled(Draws):
+    """Draws of the base model's distribution, two at each position."""
+
+    def __init__(self, windows: np.ndarray) -> None:
+        logits = base()(torch.from_numpy(windows)).logits
+        probabilities = logits.softmax(-1)
+        ids = torch.multinomial(probabilities.flatten(0, 1), 2, generator=torch.manual_seed(1)).view(*windows.shape, 2)
+        entropies = torch.special.entr(probabilities).sum(-1)
+        self._drawn = Drawn(ids, torch.full(ids.shape, 0.5), entropies)
+
+    def batch(self, rows: np.ndarray | slice) -> Drawn:
+        return Drawn(*(each[torch.as_tensor(rows)] for each in self._drawn))
+
+
+def data(seed: int, labelled: bool, drawn: bool = False) -> WindowData:
     generator = np.random.default_rng(seed)
     windows = (generator.integers(0, 32, (40, 1)) + np.arange(8)) % 32
     labels = generator.integers(0, 24, (40, 8, 3)).astype(np.uint16)
     labels[generator.random(labels.shape) < 0.3] = np.iinfo(np.uint16).max
-    return WindowData(windows.astype(np.uint16), labels if labelled else None)
+    draws = Sampled(windows) if drawn else None
+    return WindowData(windows.astype(np.uint16), Labels(labels) if labelled else None, draws)
 
 
 def training(objective: Objective, folder: Path, params: TrainingParams = PARAMS) -> Training:
-    labelled = isinstance(objective, ConceptMixing)
+    of = (isinstance(objective, ConceptMixing), "distillation" in objective.weights)
     folder.mkdir(exist_ok=True)
-    return Training(objective, data(0, labelled), data(1, labelled), params, seed=3, folder=folder)
+    return Training(objective, data(0, *of), data(1, *of), params, seed=3, folder=folder)
 
 
 def timeless(curve: list[TrainingCurveRow]) -> list[TrainingCurveRow]:
@@ -91,12 +121,17 @@ def test_the_loss_falls_and_the_curve_says_what_was_done(make: Callable[[], Obje
     assert [row.tokens for row in curve] == [5 * 48, 10 * 48, 12 * 48]
     assert curve[-1].validation_loss < curve[0].validation_loss < np.log(32) + 0.2
     assert [row.seconds for row in curve] == [round(row.seconds, 3) for row in curve]
-    assert (curve[-1].auxiliary_loss is None) == (make is ntp)
+    assert list(curve[-1].auxiliary) == ([] if make is ntp else ["concept"])
 
 
 @pytest.mark.parametrize(
     ("make", "stop_at"),
-    [*itertools.product([ntp, cocomix], [1, 4, 6, 11]), *itertools.product([kd, pause, hidden], [6])],
+    [
+        *itertools.product([ntp, cocomix], [1, 4, 6, 11]),
+        *itertools.product([kd, pause, hidden, mtp], [6]),
+        (cached, 3),
+        (cached, 8),
+    ],
 )
 def test_a_run_that_died_goes_on_to_the_same_bits(
     make: Callable[..., Objective], stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +160,7 @@ def test_a_run_that_died_goes_on_to_the_same_bits(
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden])
+@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden, cached, mtp])
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_micro_batches_change_nothing_but_rounding(
     make: Callable[[], Objective], micro_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,7 +170,9 @@ def test_micro_batches_change_nothing_but_rounding(
     monkeypatch.setenv("COCOMIX_MICRO_BATCH", str(micro_batch))
     runtime.cache_clear()
     parts, windows = make(), dict[bool, set[int]]()
-    parts.register_forward_pre_hook(lambda each, batch: windows.setdefault(each.training, set()).add(len(batch[0])))
+    parts.register_forward_pre_hook(
+        lambda each, _, batch: windows.setdefault(each.training, set()).add(len(batch["windows"])), with_kwargs=True
+    )
     curve = training(parts, tmp_path / "parts").run("test")
     assert {each: max(sizes) for each, sizes in windows.items()} == {True: min(micro_batch, 3), False: micro_batch}
     assert [row.validation_loss for row in curve] == pytest.approx([row.validation_loss for row in expected], abs=1e-4)
@@ -161,12 +198,12 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tmp_path
 def test_the_message_names_the_last_good_checkpoint_which_has_finite_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(self: NextToken, windows: torch.Tensor) -> Losses:
-        losses = forward(self, windows)
+    def poisoned(self: Objective, **batch: Any) -> Losses:
+        losses = forward(self, **batch)
         return losses._replace(tokens=losses.tokens * (math.inf if run._step == 9 and self.training else 1))
 
-    forward = NextToken.forward
-    monkeypatch.setattr(NextToken, "forward", poisoned)
+    forward = Objective.forward
+    monkeypatch.setattr(Objective, "forward", poisoned)
     run = training(ntp(), tmp_path)
     with pytest.raises(UserError, match=r"step 9: the loss is not finite") as error:
         run.run("test")
@@ -202,7 +239,7 @@ def test_tensorboard_shows_the_curve_and_each_step(tmp_path: Path, monkeypatch: 
     events = EventAccumulator(str(tmp_path / "board" / "test")).Reload()
     shown = {each.step: each.value for each in events.Scalars("validation_loss")}
     assert shown == pytest.approx({row.step: row.validation_loss for row in curve})
-    assert "auxiliary_loss" in events.Tags()["scalars"]
+    assert "concept_loss" in events.Tags()["scalars"]
     steps = {name: [each.value for each in events.Scalars(name)] for name in ("loss", "gradient_norm", "learning_rate")}
     assert steps["learning_rate"] == pytest.approx([learning_rate(PARAMS, step) for step in range(12)])
     assert sum(steps["loss"][:5]) / 5 == pytest.approx(curve[0].train_loss, abs=1e-5)
@@ -219,29 +256,29 @@ def test_the_curves_losses_are_means_since_the_row_before_and_of_windows_spread_
         losses.append(loss)
         return loss, norm
 
-    def see(objective: NextToken, batch: tuple[torch.Tensor]) -> None:
+    def see(objective: Objective, _: tuple[()], batch: dict[str, torch.Tensor]) -> None:
         if not objective.training:
             assert not torch.is_grad_enabled()
-            seen.append(batch[0])
+            seen.append(batch["windows"])
 
     monkeypatch.setattr(Training, "_train_step", noted)
     objective = ntp()
-    objective.register_forward_pre_hook(see)
+    objective.register_forward_pre_hook(see, with_kwargs=True)
     curve = training(objective, tmp_path).run("test")
     means = [np.mean(some) for some in (losses[:5], losses[5:10], losses[10:])]
     assert [row.train_loss for row in curve] == pytest.approx(means, abs=1e-6)
-    expected = data(1, labelled=False).batch(np.arange(0, 40, 5))[0]
+    expected = data(1, labelled=False).batch(np.arange(0, 40, 5))["windows"]
     assert torch.equal(torch.cat(seen), expected.repeat(3, 1))
 
 
 def test_the_curves_auxiliary_loss_is_the_mean_over_the_supervised_positions(tmp_path: Path) -> None:
     objective = cocomix()
     curve = training(objective, tmp_path).run("test")
-    windows, labels = data(1, labelled=True).batch(np.arange(0, 40, 5))
+    batch = data(1, labelled=True).batch(np.arange(0, 40, 5))
     with torch.no_grad():
-        losses = objective.eval()(windows, labels)
-    supervised = int((labels >= 0).any(-1).sum())
-    assert curve[-1].auxiliary_loss == pytest.approx(float(losses.auxiliary) / supervised, abs=1e-5)
+        losses = objective.eval()(**batch)
+    supervised = int((batch["labels"] >= 0).any(-1).sum())
+    assert curve[-1].auxiliary == {"concept": pytest.approx(float(losses.auxiliary["concept"]) / supervised, abs=1e-5)}
 
 
 def test_a_checkpoint_is_there_after_the_first_step_where_one_is_due(tmp_path: Path) -> None:
@@ -255,7 +292,7 @@ def test_each_step_and_each_point_of_the_curve_is_shown(tmp_path: Path, monkeypa
     shown = list[Mapping[str, float | None]]()
     monkeypatch.setattr(loop, "tensorboard", lambda _task, _step: nullcontext(shown.append))
     curve = training(cocomix(), tmp_path).run("test")
-    assert [row for row in shown if "validation_loss" in row] == [asdict(row) for row in curve]
+    assert [row for row in shown if "validation_loss" in row] == [row.columns() for row in curve]
     steps = [row for row in shown if "gradient_norm" in row]
     assert [row["step"] for row in steps] == list(range(1, 13))
     assert [row["learning_rate"] for row in steps] == [learning_rate(PARAMS, step) for step in range(12)]
@@ -276,7 +313,7 @@ def test_a_run_under_way_has_written_its_curve_so_far(tmp_path: Path, monkeypatc
     assert len(str(seen[-1]).splitlines()) == 3
 
 
-@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden])
+@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden, cached, mtp])
 def test_activation_checkpointing_changes_nothing_but_rounding(
     make: Callable[..., Objective], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

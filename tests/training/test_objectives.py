@@ -8,8 +8,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix.base.hooks import residual_at
 from cocomix.base.loading import prepared
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.params import KdParams, MtpParams
+from cocomix.training.distillation import Distillation
 from cocomix.training.losses import NO_LABEL, concept_loss, distillation_loss, hidden_loss
-from cocomix.training.objectives import ConceptMixing, Distillation, HiddenMixing, Losses, NextToken
+from cocomix.training.objectives import ConceptMixing, HiddenMixing, Losses, MultiToken, Objective, Weighted
 
 SHAPE = {"vocab_size": 32, "n_positions": 8, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 0}
 CONCEPTS = {"num_concepts": 24, "concept_layer": 1, "concept_k": 4}
@@ -33,7 +35,7 @@ def assert_same(losses: Losses, expected: Losses, model: torch.nn.Module) -> Non
     """In value, and in the gradient of a sum in which each has a factor of its own."""
     torch.testing.assert_close(losses, expected)
     one, other = (
-        0.7 * each.tokens + (0.2 * each.auxiliary if each.auxiliary is not None else 0.0) for each in (losses, expected)
+        0.7 * each.tokens + sum(0.2 * loss for loss in each.auxiliary.values()) for each in (losses, expected)
     )
     assert_same_gradient(one, other, model)
 
@@ -52,7 +54,7 @@ def token_loss(logits: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
 def test_next_token_prediction_is_the_cross_entropy_of_the_models_logits(pause: bool) -> None:
     model = cocomix(predicts="nothing") if pause else gpt2()
     windows = torch.randint(0, 32, (3, 8))
-    assert_same(NextToken(model)(windows), Losses(token_loss(model(windows).logits, windows)), model)
+    assert_same(Objective(model)(windows), Losses(token_loss(model(windows).logits, windows), {}), model)
 
 
 @pytest.mark.parametrize(
@@ -67,17 +69,17 @@ def test_concept_mixing_adds_the_concept_loss_of_the_models_concept_logits(
     windows, labels = torch.randint(0, 32, (3, 8)), torch.randint(0, 24, (3, 8, 3))
     labels[torch.rand(labels.shape) < 0.4] = NO_LABEL
     output = model(windows)
-    expected = Losses(token_loss(output.logits, windows), concept_loss(output.concept_logits, labels))
-    assert_same(ConceptMixing(model, 0.3)(windows, labels), expected, model)
+    expected = Losses(token_loss(output.logits, windows), {"concept": concept_loss(output.concept_logits, labels)})
+    assert_same(ConceptMixing(model, Weighted(0.3))(windows, labels), expected, model)
 
 
 def test_distillation_adds_the_divergence_from_the_base_model_whose_vocabulary_may_be_padded() -> None:
     model, base = gpt2(), prepared(gpt2(vocab_size=40))
     windows = torch.randint(0, 32, (3, 8))
     logits, wanted = model(windows).logits, base(windows).logits[..., :32]
-    found = Distillation(model, base, 0.5)(windows)
+    found = Objective(model, Distillation(KdParams(kl_weight=0.5), base))(windows, kl_weight=torch.tensor(0.5))
     tokens, divergence = token_loss(logits, windows), distillation_loss(logits[:, :-1], wanted[:, :-1])
-    torch.testing.assert_close(found, Losses(tokens, divergence))
+    torch.testing.assert_close(found, Losses(tokens, {"distillation": divergence}))
     assert_same_gradient(found.tokens, tokens + 0.5 * divergence, model)
 
 
@@ -86,5 +88,55 @@ def test_hidden_mixing_adds_the_distance_to_the_base_models_hidden_state() -> No
     windows = torch.randint(0, 32, (3, 8))
     output = model(windows)
     distance = hidden_loss(output.base_hidden, residual_at(base, windows, 2), "l2")
-    expected = Losses(token_loss(output.logits, windows), distance)
-    assert_same(HiddenMixing(model, base, 2, "l2", 0.1)(windows), expected, model)
+    expected = Losses(token_loss(output.logits, windows), {"hidden": distance})
+    assert_same(HiddenMixing(model, base, 2, "l2", Weighted(0.1))(windows), expected, model)
+
+
+def test_distillation_beside_concepts_adds_both_losses() -> None:
+    model, base = cocomix(mixing="none"), prepared(gpt2())
+    windows, labels = torch.randint(0, 32, (3, 8)), torch.randint(0, 24, (3, 8, 3))
+    output, wanted = model(windows), base(windows).logits
+    distillation = Distillation(KdParams(kl_weight=0.5), base)
+    objective = ConceptMixing(model, Weighted(0.3), distillation)
+    found = objective(windows, labels, kl_weight=torch.tensor(0.5))
+    tokens, divergence = token_loss(output.logits, windows), distillation_loss(output.logits[:, :-1], wanted[:, :-1])
+    concept = concept_loss(output.concept_logits, labels)
+    torch.testing.assert_close(found, Losses(tokens, {"distillation": divergence, "concept": concept}))
+    whole = found.tokens + 0.3 * found.auxiliary["concept"]
+    assert_same_gradient(whole, tokens + 0.5 * divergence + 0.3 * concept, model)
+    assert objective.positions(windows, labels) == {"distillation": 3 * 7, "concept": 3 * 8}
+
+
+def test_without_its_weight_distillation_is_left_out_and_the_base_model_does_not_run() -> None:
+    model, base = gpt2(), prepared(gpt2())
+    base.register_forward_pre_hook(lambda *_: pytest.fail("the base model runs"))
+    windows = torch.randint(0, 32, (3, 8))
+    assert Objective(model, Distillation(KdParams(kl_weight=0.5), base))(windows).auxiliary == {}
+
+
+def test_multi_token_prediction_adds_the_mean_loss_of_each_further_token_through_a_block_of_its_own() -> None:
+    model = gpt2(n_layer=3)
+    objective = MultiToken(model, MtpParams(tokens=3, weight=0.5)).eval()
+    windows = torch.randint(0, 32, (3, 8))
+    body = model.transformer
+    trunk = body.drop(body.wte(windows) + body.wpe(torch.arange(8)))
+    mask = torch.full((8, 8), -torch.inf).triu(1)[None, None]
+    for block in body.h[:-1]:
+        trunk = block(trunk, attention_mask=mask)
+    further = 0.0
+    for skipped, block in enumerate(objective.blocks, start=1):
+        logits = model.lm_head(body.ln_f(block(trunk, attention_mask=mask)))[:, : -1 - skipped]
+        each = F.cross_entropy(logits.flatten(0, 1), windows[:, 1 + skipped :].flatten(), reduction="none")
+        further = further + each.mean()
+    found = objective(windows)
+    expected = Losses(token_loss(model(windows).logits, windows), {"further_tokens": further * 3 * 7})
+    assert objective.positions(windows) == {"further_tokens": 3 * 7}
+    assert_same(found, expected, objective)
+    assert objective.training_flops(8) > Objective(model).training_flops(8)
+    assert all(each.grad is not None for each in _with_gradient(objective, windows))
+
+
+def _with_gradient(objective: Objective, windows: torch.Tensor) -> list[torch.nn.Parameter]:
+    losses = objective(windows)
+    (losses.tokens + losses.auxiliary["further_tokens"]).backward()
+    return list(objective.parameters())

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from cocomix.params import TrainingParams
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.window_data import WindowData
-from cocomix.training.loop import TrainingCurveRow, adamw, learning_rate
+from cocomix.training.loop import TrainingCurveRow, adamw
 from cocomix.training.objectives import ConceptMixing, Objective
+from cocomix.training.schedule import learning_rate
 from tests.training.test_loop import PARAMS, cocomix, data, ntp, training
 
 
@@ -48,13 +49,14 @@ def run_of(objective: Objective, folder: Path, params: TrainingParams) -> Run:
 
 def mean_losses(objective: Objective, kept: WindowData, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Means over the predicted tokens, and over the labelled positions: the next token's, and the concepts' loss."""
-    windows, *labels = kept.batch(rows)
+    batch = kept.batch(rows)
+    windows = batch["windows"]
     output = objective.model(windows)
     tokens = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
     if not isinstance(objective, ConceptMixing):
         return tokens, torch.zeros(())
     concepts = []
-    for z, wanted in zip(output.concept_logits.flatten(0, 1), labels[0].flatten(0, 1), strict=True):
+    for z, wanted in zip(output.concept_logits.flatten(0, 1), batch["labels"].flatten(0, 1), strict=True):
         if len(here := wanted[wanted >= 0]):
             concepts.append(F.cross_entropy(z.expand(len(here), -1), here))
     return tokens, torch.stack(concepts).mean()
@@ -121,7 +123,7 @@ def test_the_losses_of_the_curve_are_means_over_what_is_predicted(
     (row,) = run.curve
     assert row.train_loss == pytest.approx(before.item(), abs=1e-5)
     assert row.validation_loss == pytest.approx(tokens.item(), abs=1e-5)
-    assert row.auxiliary_loss == (pytest.approx(concepts.item(), abs=1e-5) if make is cocomix else None)
+    assert row.auxiliary == ({"concept": pytest.approx(concepts.item(), abs=1e-5)} if make is cocomix else {})
 
 
 def test_each_step_drops_out_other_numbers(tmp_path: Path) -> None:

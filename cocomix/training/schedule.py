@@ -1,0 +1,29 @@
+"""The learning rate, and the factors of loss weights, as functions of the step (from 0)."""
+
+import math
+
+from cocomix.params import ScheduleParams, TrainingParams
+
+
+def learning_rate(params: TrainingParams, step: int) -> float:
+    """Learning rate of a step: linear warm-up to the peak, then cosine decay to `final_share` of it."""
+    warmup = round(params.warmup_share * params.steps)
+    if step < warmup:
+        return params.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, params.steps - 1 - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return params.learning_rate * (params.final_share + (1 - params.final_share) * cosine)
+
+
+def factor(schedule: ScheduleParams, params: TrainingParams, step: int) -> float:
+    """Factor of a loss weight in a step."""
+    end = schedule.until * params.steps
+    if step >= end:
+        return 0.0
+    match schedule.shape:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1 - step / end
+        case "learning_rate":
+            return learning_rate(params, step) / params.learning_rate
