@@ -23,7 +23,9 @@ def run(params: Params) -> None:
     the FLOPs per token of the base model's forward pass, in full and up to the layer of the concepts.
     """
     tokens = Tokens(ARTIFACTS / "tokens")
-    base, sae, concepts = (Artifact(ARTIFACTS / each) for each in ("base", "sae", "concepts"))
+    base, sae, concepts, distribution = (
+        Artifact(ARTIFACTS / each) for each in ("base", "sae", "concepts", "distribution")
+    )
     section = params.pretrain
 
     def compute(work: Work) -> Mapping[str, Any]:
@@ -41,7 +43,7 @@ def run(params: Params) -> None:
                 "kind": section.kind(name),
                 "parameters": own.model_dump(mode="json"),
                 "shape": found[name],
-                "supervision": supervision(own, base, concepts),
+                "supervision": supervision(own, ARTIFACTS),
             }
             for name, own in section.listed.items()
         }
@@ -58,7 +60,7 @@ def run(params: Params) -> None:
         return {}
 
     used = section.model_dump(mode="json", exclude={"seeds", "training"})
-    inputs = {"tokens": tokens.artifact, "base": base, "sae": sae, "concepts": concepts}
+    inputs = {"tokens": tokens.artifact, "base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
     side = {"metrics.json": Path("metrics/methods.json")}
     produce("methods", ARTIFACTS / "methods", inputs, used, compute, side)
 

@@ -102,6 +102,7 @@ def run(params: Params) -> None:
             "attribution": params.attribution.model_dump(
                 include={"score", "sign", "scope", "value", "integrated_steps"}
             ),
+            "distribution": params.distribution.model_dump(include={"draws"}),
             "sae": params.sae.model_dump(include={"source", "epochs"}),
             "activations": params.activations.model_dump(include={"keep"}),
             "evaluate": params.evaluate.model_dump(include={"stride", "task_limit"}),
@@ -145,6 +146,7 @@ def page(
         pretrain=params.pretrain,
         evaluate=params.evaluate,
         seeds=len(params.pretrain.seeds),
+        draws=params.distribution.draws,
         labels=labels(params.attribution),
         told_labels=told_labels(params.attribution),
         names={method: name_of(method) for method in drawn},

@@ -73,7 +73,7 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
         trained = Artifact(made)
         section = parse(CocomixParams, trained.manifest.params["cocomix"], str(made / MANIFEST))
         opened[f"models/{made.name}"] = trained
-        opened[f"supervision.{trained.about['method']}"] = supervision(section, base, concepts)
+        opened[f"supervision.{trained.about['method']}"] = supervision(section, artifacts)
     check_origins(opened)
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
     return Extractor(load_base(base, labels.context), load_sae(sae), params)

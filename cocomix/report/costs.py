@@ -1,4 +1,4 @@
-"""The cost of supervision: the base model, the autoencoder and the labels that a method learns from.
+"""The cost of supervision: the base model, the autoencoder, labels and sampled distribution that a method learns from.
 
 A model's training FLOPs exclude it, since it is paid once for all epochs and all models that learn from it.
 `cocomix.shapes.label_flops` counts the operations of the autoencoder and the labels. With F the base model's FLOPs per
@@ -8,18 +8,19 @@ token in a forward pass, and f those up to the concepts' layer:
     activations  f per stored token; again each epoch if they are not kept
     sae          per stored token and epoch
     attribution  per training token
+    distribution F per training token; 0 without draws
 """
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from cocomix.params import CocomixParams, MethodParams, Params, runs_base
+from cocomix.params import CocomixParams, MethodParams, Params, distillation, runs_base
 from cocomix.report.facts import Pipeline, Usage
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
 from cocomix.shapes.models import TeacherSizes
 
-SupervisionStage = Literal["base", "activations", "sae", "attribution"]
-SUPERVISION_STAGES: tuple[SupervisionStage, ...] = ("base", "activations", "sae", "attribution")
+SupervisionStage = Literal["base", "activations", "sae", "attribution", "distribution"]
+SUPERVISION_STAGES: tuple[SupervisionStage, ...] = ("base", "activations", "sae", "attribution", "distribution")
 
 
 class Cost(NamedTuple):
@@ -32,9 +33,14 @@ class Cost(NamedTuple):
 
 def supervision_stages(section: MethodParams) -> tuple[SupervisionStage, ...]:
     """The stages that make a method's supervision."""
+    needed: set[SupervisionStage] = set()
     if isinstance(section, CocomixParams) and section.uses_labels:
-        return SUPERVISION_STAGES
-    return ("base",) if runs_base(section) else ()
+        needed |= {"base", "activations", "sae", "attribution"}
+    if runs_base(section):
+        needed.add("base")
+    if (taught := distillation(section)) and taught.source == "cached":
+        needed |= {"base", "distribution"}
+    return tuple(each for each in SUPERVISION_STAGES if each in needed)
 
 
 def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:
@@ -45,6 +51,7 @@ def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:
         "activations": pipeline.activations.usage,
         "sae": pipeline.sae.usage,
         "attribution": pipeline.attribution.usage,
+        "distribution": pipeline.distribution.usage,
     }
     return {each: Cost(flops[each], usage.seconds if usage else None) for each, usage in usages.items()}
 
@@ -72,4 +79,5 @@ def _flops(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, float]:
         * (epochs if trained and not params.activations.keep else 1),
         "sae": sae_flops(teacher.base_width, params.sae.latents, active) * stored * epochs if trained else 0,
         "attribution": labelled * pipeline.tokens.train.tokens,
+        "distribution": teacher.base_flops * pipeline.tokens.train.tokens if params.distribution.draws else 0,
     }

@@ -5,6 +5,7 @@ are.
 """
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cocomix.params import (
@@ -15,6 +16,7 @@ from cocomix.params import (
     MtpParams,
     NtpParams,
     PauseParams,
+    distillation,
     regresses,
     runs_base,
 )
@@ -73,22 +75,27 @@ def read_method(artifact: Artifact, name: str) -> ListedMethod:
     return found[name]
 
 
-def supervision(section: MethodParams, base: Artifact, concepts: Artifact) -> str:
+def supervision(section: MethodParams, artifacts: Path) -> str:
     """Digest of what a method learns from besides the tokens; empty: nothing.
 
     Labels count for every model that predicts concepts: with concept_weight: 0 it does not learn from them, but its
     evaluation compares its predictions with them.
 
     Args:
-        base: the artifact of the stage `base`.
-        concepts: the artifact of the stage `attribution`.
+        artifacts: the folder of the artifacts.
     """
     made: dict[str, Any] = {}
     if runs_base(section):
-        made["base"] = base.digest
+        made["base"] = Artifact(artifacts / "base").digest
     if regresses(section):
-        made["layer"] = concepts.about["layer"]
+        made["layer"] = Artifact(artifacts / "concepts").about["layer"]
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
-        files = {name: record.sha256 for name, record in concepts.manifest.files.items()}
-        made["labels"] = [concepts.about, files]
+        made["labels"] = _content(Artifact(artifacts / "concepts"))
+    if (taught := distillation(section)) and taught.source == "cached":
+        made["distribution"] = _content(Artifact(artifacts / "distribution"))
     return digest_of_json(made) if made else ""
+
+
+def _content(artifact: Artifact) -> list[Any]:
+    """What an artifact holds, wherever it comes from."""
+    return [artifact.about, {name: record.sha256 for name, record in artifact.manifest.files.items()}]

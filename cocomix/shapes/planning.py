@@ -7,6 +7,7 @@ of the base model's forward pass, f of them up to the layer, d its width, C late
     activations  f per stored token
     sae          `cocomix.shapes.label_flops`, per token and epoch; plus f if the activations are not kept
     attribution  `cocomix.shapes.label_flops`, per training and validation token
+    distribution F per training and validation token; 0 without draws
     explain      f + 2 d C per token read
     pretrain     3 times the model's forward pass per token, plus the base model's part
     evaluate     the model's forward pass per held-out token; for CoCoMix also the passes with changed concepts
@@ -22,7 +23,17 @@ their source.
 import math
 from typing import Any, NamedTuple
 
-from cocomix.params import CocomixParams, MethodParams, MtpParams, Params, SaeParams, Site, mixes_concepts, runs_base
+from cocomix.params import (
+    CocomixParams,
+    MethodParams,
+    MtpParams,
+    Params,
+    SaeParams,
+    Site,
+    distillation,
+    mixes_concepts,
+    runs_base,
+)
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import LOGITS
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
@@ -52,6 +63,13 @@ ORIGIN_BYTES = 5
 """Token, document and position of a stored activation, compressed."""
 SCORE_BITS = 13
 """A label's score, compressed; its concept number takes log2 C bits."""
+UNIQUE_EXPONENT = ((512, 0.957), (4096, 0.8), (50257, 0.64))
+"""By vocabulary size: to what power the draws of a position are raised to get its different ones. Smoke test, default
+run, arXiv 2503.16870."""
+COUNT_BITS = 1.0
+"""A drawn token's count, compressed; its id takes log2 V bits."""
+DRAWN_BYTES = 3
+"""Entropy, and number of different tokens drawn, of a position."""
 FORWARD_TOKENS = 2048
 """Tokens per forward pass of a frozen model, as `cocomix.base.loading.micro_batch` on a CPU."""
 LIBRARIES = 500e6
@@ -87,7 +105,7 @@ class StageNeeds(NamedTuple):
     disk: float = 0.0
     """Bytes of its artifact."""
     scratch: float = 0.0
-    """Bytes of its work folder while it runs, besides the artifact: checkpoints, unpacked labels."""
+    """Bytes of its work folder while it runs, besides the artifact: checkpoints, unpacked labels and draws."""
     memory: float = LIBRARIES
     """Bytes of one process, independent of the micro-batch."""
     window_memory: float = 0.0
@@ -112,8 +130,9 @@ def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
     shares = {"train": 1 - sum(shares.values())} | shares
     trained = params.tokenize.source == "train"
     vocab_size = params.tokenize.vocab_size if trained else PRETRAINED_VOCABULARY
+    bytes_per_token = _by_vocabulary(BYTES_PER_TOKEN, vocab_size)
     sizes = {split: share * total for split, share in shares.items()}
-    return CorpusSize(sizes, {split: size / _bytes_per_token(vocab_size) for split, size in sizes.items()}, vocab_size)
+    return CorpusSize(sizes, {split: size / bytes_per_token for split, size in sizes.items()}, vocab_size)
 
 
 def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
@@ -148,6 +167,7 @@ def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
         "activations": _activations(params, base, blocks, stored),
         "sae": _saes(params, base["n_embd"], words, teacher.base_flops_to_layer, stored),
         "attribution": _attribution(params, teacher, base, windows, words),
+        "distribution": _distribution(params, base, whole, windows, words),
         "explain": _explain(params, teacher, words, text),
         "methods": StageNeeds(disk=2000),
         "report": StageNeeds(disk=5e4, memory=100e6),
@@ -164,9 +184,9 @@ def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
     return found
 
 
-def _bytes_per_token(vocab_size: int) -> float:
-    """Interpolate and extrapolate `BYTES_PER_TOKEN` linearly in the logarithm of the vocabulary size."""
-    (left, low), (middle, between), (right, high) = ((math.log2(size), each) for size, each in BYTES_PER_TOKEN)
+def _by_vocabulary(points: tuple[tuple[int, float], ...], vocab_size: int) -> float:
+    """Interpolate and extrapolate linearly in the logarithm of the vocabulary size."""
+    (left, low), (middle, between), (right, high) = ((math.log2(size), each) for size, each in points)
     at = math.log2(vocab_size)
     if at < middle:
         return low + (between - low) * (at - left) / (middle - left)
@@ -257,6 +277,27 @@ def _attribution(
     )
 
 
+def _distribution(params: Params, base: Shape, whole: int, windows: dict[str, float], words: Vocabulary) -> StageNeeds:
+    section = params.distribution
+    if section.draws is None:
+        return StageNeeds()
+    positions = (windows["train"] + windows["validation"]) * words.context
+    size = DRAWN_BYTES + _unique(section.draws, words.vocab_size) * (math.log2(words.vocab_size) + COUNT_BITS) / 8
+    return StageNeeds(
+        flops=whole * positions,
+        disk=size * positions,
+        memory=LIBRARIES
+        + 4 * parameters_of(base).stored
+        + 4 * words.vocab_size * FORWARD_TOKENS
+        + 2 * size * min(section.shard_tokens, positions),
+    )
+
+
+def _unique(draws: int, vocab_size: int) -> float:
+    """Different tokens among the draws of a position."""
+    return float(draws ** _by_vocabulary(UNIQUE_EXPONENT, vocab_size))
+
+
 def _explain(params: Params, teacher: TeacherSizes, words: Vocabulary, text: CorpusSize) -> StageNeeds:
     section = params.explain
     looked_at = min(section.tokens, text.tokens["train"]) + min(section.held_out_tokens, text.tokens["validation"])
@@ -277,14 +318,17 @@ def _pretrain(
     in_training = shape | {"n_layer": shape["n_layer"] + further}
     stored = parameters_of(in_training).stored
     base_bytes = 4 * parameters_of(base).stored if runs_base(section) else 0.0
-    labels = 0.0
+    positions, unpacked = (windows["train"] + windows["validation"]) * context, 0.0
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
-        size = 2 if teacher.latents < 2**16 else 4
-        labels = (windows["train"] + windows["validation"]) * context * params.attribution.k_attr * size
+        unpacked += positions * params.attribution.k_attr * (2 if teacher.latents < 2**16 else 4)
+    if (taught := distillation(section)) and taught.source == "cached" and params.distribution.draws:
+        id_bytes = 2 if shape["vocab_size"] <= 2**16 else 4
+        unique = _unique(params.distribution.draws, shape["vocab_size"])
+        unpacked += positions * (DRAWN_BYTES + unique * (id_bytes + 1))
     return StageNeeds(
         flops=training_flops(shape, section, teacher) * training.steps * training.batch_size * context,
         disk=_saved(shape),
-        scratch=2 * 12 * stored + labels,
+        scratch=2 * 12 * stored + unpacked,
         memory=LIBRARIES + 16 * stored + base_bytes,
         window_memory=_window_memory(in_training),
     )
