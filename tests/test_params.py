@@ -76,7 +76,7 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("forms: {}", "forms: {no-mix: {}}", "pretrain.forms.no-mix: 'no-mix': allowed: a small letter, then small"),
         ("mixing: interleave ", "mixing: sum ", "pretrain.cocomix.mixing: 'sum': input should be 'interleave', 'int"),
         ("evaluate:", "evalute:", "evalute: unknown key; did you mean 'evaluate'?"),
-        ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, evaluate, "),
+        ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, distribut"),
         ("  ntp: {}", "  ntp: [1]", "pretrain.ntp: must be a section of 'key: value', not [1]"),
         ("also: {}", "also: {a: {width: 3}}", "sae.also.a.width: unknown key; allowed: "),
         ("also: {}", "also: {a: {k: 5000}}", "sae: also.a: k (5000) must not exceed latents (1024)"),
@@ -215,7 +215,9 @@ def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Pat
     path = tmp_path / "params.yaml"
     text = SHIPPED.read_text().replace("mixing: interleave ", "mixing: none ")
     path.write_text(text.replace("learned_scale: false", "learned_scale: true"))
-    with pytest.raises(UserError, match=r"pretrain.cocomix: learned_scale must be false where no concepts are mixed"):
+    with pytest.raises(
+        UserError, match=r"pretrain.cocomix: learned_scale must be false with mixing: none, which mixes nothing"
+    ):
         load(path)
     path.write_text(text.replace("concept_weight: 0.3", "concept_weight: 0.0"))
     with pytest.raises(
