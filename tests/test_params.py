@@ -76,7 +76,7 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("forms: {}", "forms: {no-mix: {}}", "pretrain.forms.no-mix: 'no-mix': allowed: a small letter, then small"),
         ("mixing: interleave ", "mixing: sum ", "pretrain.cocomix.mixing: 'sum': input should be 'interleave', 'int"),
         ("evaluate:", "evalute:", "evalute: unknown key; did you mean 'evaluate'?"),
-        ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, distribut"),
+        ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, distribution, "),
         ("  ntp: {}", "  ntp: [1]", "pretrain.ntp: must be a section of 'key: value', not [1]"),
         ("also: {}", "also: {a: {width: 3}}", "sae.also.a.width: unknown key; allowed: "),
         ("also: {}", "also: {a: {k: 5000}}", "sae: also.a: k (5000) must not exceed latents (1024)"),

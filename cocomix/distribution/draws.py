@@ -1,9 +1,11 @@
 """Tokens drawn from the base model's next-token distribution, on disk: one Parquet row per token window, in order.
 
 All columns hold raw bytes. Column `unique` has the number of different tokens drawn at each position, uint8 [context];
-`ids` these tokens, ascending at each position, position by position, in the smallest unsigned type that holds the
+`gaps` these tokens, ascending at each position, position by position, in the smallest unsigned type that holds the
 vocabulary; `counts` how often each was drawn, uint8; `entropies` the entropy of the whole distribution at each
 position, in nats, fp16 [context]. A window's last position has no next token: no draws, and the entropy 0.
+
+A gap is the id minus the one before it in the file, at first minus 0, modulo the type's range: gaps compress better.
 """
 
 import os
@@ -84,7 +86,7 @@ def write_draws(path: Path, packed: PackedDraws) -> None:
     lengths = packed.unique.sum(1, dtype=np.int64)
     columns = {
         "unique": raw_column(packed.unique),
-        "ids": ragged_column(packed.ids, lengths),
+        "gaps": ragged_column(np.diff(packed.ids, prepend=packed.ids.dtype.type(0)), lengths),
         "counts": ragged_column(packed.counts, lengths),
         "entropies": raw_column(packed.entropies),
     }
@@ -104,14 +106,17 @@ def read_draws(path: Path, context: int, dtype: DTypeLike) -> Iterator[PackedDra
     Args:
         dtype: of the ids.
     """
+    before = np.zeros(1, dtype)
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROW_GROUP_WINDOWS):
+            ids = before + np.cumsum(values_of(batch.column("gaps"), dtype), dtype=dtype)
             yield PackedDraws(
                 rows_of(batch.column("unique"), np.uint8, (context,)),
-                values_of(batch.column("ids"), dtype),
+                ids,
                 values_of(batch.column("counts"), np.uint8),
                 rows_of(batch.column("entropies"), np.float16, (context,)),
             )
+            before = ids[-1:]
 
 
 class Draws:

@@ -89,6 +89,8 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"activations": {"sites": ["resid_post_1"]}}, {"activations"}),
         ({"sae": {"k": 7}}, {"sae"}),
         ({"attribution": {"sign": "helpful"}}, {"attribution", "report"}),
+        ({"distribution": {"draws": 40}}, {"distribution", "report"}),
+        ({"distribution": {"seed": 1}}, {"distribution"}),
         ({"explain": {"contexts": 11}}, {"explain"}),
         ({"attribution": {"score": "activation"}}, {"attribution", "report"}),
         ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"methods", "report"}),
