@@ -26,14 +26,17 @@ DOCUMENTS = 40
 GROUPS = 25
 """Of the documents of a corpus."""
 TOKENS = [1000 * step for step in range(1, 11)]
-WIDTHS = {"ntp": 208, "kd": 208, "pause": 192, "mtp": 208, "cocomix": 192, "predicted": 192}
+WIDTHS = {"ntp": 208, "kd": 208, "pause": 192, "mtp": 208, "cocomix": 192}
+FORMS = ("predicted", "control", "added")
+WIDTHS |= dict.fromkeys(FORMS, 192)
 LABELS = ["", "names of months", "<b>"]
 """Of the atlas' concepts."""
 TEXTS = [".", " end", " <middle>", " of", "Start"]
 """Of its tokens."""
 CORPORA: list[str] = []
 """Further text that models are measured on."""
-FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "mtp": 1.3e7, "cocomix": 1.5e7, "predicted": 1.1e7}
+FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "mtp": 1.3e7, "cocomix": 1.5e7}
+FLOPS_PER_TOKEN |= dict.fromkeys(FORMS, 1.1e7)
 
 
 def write_params(methods: Sequence[str], seeds: Sequence[int], shipped: Path) -> None:
@@ -108,7 +111,7 @@ def write_run(method: str, seed: int, losses: Sequence[float], right: int | None
             "test": score,
             "corpora": dict.fromkeys(CORPORA, score),
             "tasks": {each.task: asdict(replace(each, documents=[])) for each in tasks},
-            "concepts": concepts if method in ("cocomix", "predicted") else None,
+            "concepts": concepts if method in ("cocomix", "predicted", "added") else None,
         },
     )
     path = Path("plots/pretrain") / f"{method}-{seed}.csv"
