@@ -42,15 +42,6 @@ class Prediction(NamedTuple):
     """Their classes: int64 [n, k]."""
 
 
-class WeightedLoss(NamedTuple):
-    """The result of `weighted_linear_cross_entropy`."""
-
-    total: Tensor
-    """Sum over rows and labels of weight times cross-entropy, float32 []."""
-    first: Tensor
-    """Sum over the rows with a first label of the cross-entropy to it, not weighted, float32 [], without gradient."""
-
-
 def predict(
     x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, k: int, label_weights: Tensor | None = None
 ) -> Prediction:
@@ -65,8 +56,7 @@ def predict(
         label_weights: w, float32 [n, m], at least 0, and 0 where there is no label. None: a row's labels share a
             weight of 1 equally.
     """
-    loss, _, strengths, indices = _predict(x, weight, bias, labels, label_weights, k)
-    return Prediction(loss, strengths, indices)
+    return Prediction(*_predict(x, weight, bias, labels, label_weights, k))
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -77,22 +67,6 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         labels: int64 [n], negative: no label.
     """
     return _predict(x, weight, None, labels[:, None], None, 0)[0]
-
-
-def weighted_linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, label_weights: Tensor) -> WeightedLoss:
-    """The cross-entropy of the scores `x @ weight.T` to several weighted labels a row, and that to the first alone.
-
-    A row's part of the total is sum_j w_j CE(z, i_j). So next-token prediction and distillation from a sample of the
-    teacher's distribution are one call: the first label is the next token, with weight 1, and the others are the drawn
-    tokens, with weights that sum to that of distillation. The gradient costs as much as that of one label a row.
-
-    Args:
-        x: [n, d]. weight: [classes, d].
-        labels: int64 [n, m], negative: no label. A class may be the label of a row more than once: its weights add up.
-        label_weights: w, float32 [n, m], at least 0, and 0 where there is no label. Their sum may differ from row to
-            row, and be 0.
-    """
-    return WeightedLoss(*_predict(x, weight, None, labels, label_weights, 0)[:2])
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -119,10 +93,10 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _predict(
     x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_weights: Tensor | None, k: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss, the loss of the first labels, and the largest scores and their indices."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, and the largest scores and their indices."""
     differentiate = torch.is_grad_enabled()
-    found: tuple[Tensor, Tensor, Tensor, Tensor]
+    found: tuple[Tensor, Tensor, Tensor]
     found = _Predict.apply(x, weight, bias, labels, label_weights, k, differentiate)  # type: ignore[no-untyped-call]
     return found
 
@@ -138,9 +112,9 @@ class _Predict(torch.autograd.Function):
         label_weights: Tensor | None,
         k: int,
         differentiate: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         n, classes, dtype = len(x), len(weight), matmul_dtype(x)
-        loss, first = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+        loss = torch.zeros((), device=x.device)
         strengths = x.new_empty(n, k)
         indices = labels.new_empty(n, k)
         grad_x, grad_weight = x.new_empty(x.shape if differentiate else 0), None
@@ -152,25 +126,21 @@ class _Predict(torch.autograd.Function):
             scores = F.linear(x_cast, weight_cast, bias_cast)
             if k:
                 strengths[some], indices[some] = top_k(scores, k)
-            total_here, first_here = _to_slopes(scores, labels[some], mass, shares)
-            loss += total_here
-            first += first_here
+            loss += _to_slopes(scores, labels[some], mass, shares)
             if differentiate:
                 grad_x[some] = (scores @ weight_cast) * mass
                 part = scores.T @ (x_cast * mass).to(dtype)
                 grad_weight = part.to(weight.dtype) if grad_weight is None else grad_weight.add_(part)
                 if grad_bias is not None:
                     grad_bias += mass.squeeze(-1).to(dtype) @ scores
-        ctx.mark_non_differentiable(first, indices)
+        ctx.mark_non_differentiable(indices)
         if differentiate:
             ctx.save_for_backward(x, weight, indices, grad_x, grad_weight, grad_bias)
-        return loss, first, strengths, indices
+        return loss, strengths, indices
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_loss: Tensor, _first: None, grad_strengths: Tensor, _indices: None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, grad_strengths: Tensor, _indices: None) -> tuple[Tensor | None, ...]:
         x, weight, indices, grad_x, grad_weight, grad_bias = ctx.saved_tensors
         grad_x.mul_(grad_loss)
         grad_weight.mul_(grad_loss)
@@ -198,8 +168,8 @@ def _weights(labels: Tensor, label_weights: Tensor | None) -> tuple[Tensor, Tens
     return mass, label_weights / mass.clamp(min=torch.finfo(mass.dtype).tiny)
 
 
-def _to_slopes(scores: Tensor, labels: Tensor, mass: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace scores, in place, by the gradient of each row's loss, and return the loss and that of the first labels.
+def _to_slopes(scores: Tensor, labels: Tensor, mass: Tensor, shares: Tensor) -> Tensor:
+    """Replace scores, in place, by the gradient of each row's loss, and return the loss.
 
     The gradient is that of a row of weight 1: the caller multiplies by `mass`.
 
@@ -207,17 +177,16 @@ def _to_slopes(scores: Tensor, labels: Tensor, mass: Tensor, shares: Tensor) -> 
         scores: [n, classes]. labels: int64 [n, m], negative: no label.
         mass, shares: see `_weights`.
     """
-    loss, first = torch.zeros((), device=scores.device), torch.zeros((), device=scores.device)
+    loss = torch.zeros((), device=scores.device)
     rows = rows_at_once(len(scores), scores.shape[1], scores.device)
     split = (torch.split(each, rows) for each in (scores, labels, mass, shares))
-    for block, labels_of_rows, weight, share in zip(*split, strict=True):
-        wanted = labels_of_rows.clamp(min=0)
+    for block, wanted, weight, share in zip(*split, strict=True):
+        wanted = wanted.clamp(min=0)
         probabilities, log_sum = softmax(block)
-        chosen = block.gather(-1, wanted)
-        loss += ((log_sum - (chosen * share).sum(-1)) * weight.squeeze(-1)).sum()
-        first += ((log_sum - chosen[:, 0]) * (labels_of_rows[:, 0] >= 0)).sum()
+        mean = (block.gather(-1, wanted) * share).sum(-1)
+        loss += ((log_sum - mean) * weight.squeeze(-1)).sum()
         block.copy_(probabilities.scatter_add_(-1, wanted, -share))
-    return loss, first
+    return loss
 
 
 def softmax(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from cocomix.modeling.kernels import (
     linear_cross_entropy,
     predict,
     top_k,
-    weighted_linear_cross_entropy,
 )
 
 
@@ -158,64 +157,6 @@ def test_equal_weights_are_those_that_labels_have_without_weights() -> None:
         torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
 
 
-def next_and_drawn(seed: int, missing: float, n: int = 9, draws: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states, a head, labels and weights: the next token with weight 1, and drawn tokens that share 0.3.
-
-    Some rows have no next token, some no drawn one; in some, the next token is drawn too, or one is drawn twice.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    x, head = torch.randn(n, 6, generator=generator), torch.randn(24, 6, generator=generator)
-    labels = torch.randint(0, 24, (n, 1 + draws), generator=generator)
-    labels[::2, 3], labels[::3, 4] = labels[::2, 0], labels[::3, 2]
-    labels = labels.masked_fill(torch.rand(labels.shape, generator=generator) < missing, -1)
-    weights = (labels >= 0).float()
-    weights[:, 1:] = weights_for(labels[:, 1:], 0.3, seed)
-    return x, head, labels, weights
-
-
-@pytest.mark.parametrize("chunk", [1, 24 * 3, 2**20])
-@given(seed=st.integers(0, 2**31), missing=st.floats(0, 1))
-@settings(max_examples=25)
-def test_next_tokens_and_drawn_ones_together_give_the_loss_of_both_and_that_of_next_tokens_alone(
-    chunk: int, seed: int, missing: float
-) -> None:
-    x, head, labels, weights = next_and_drawn(seed, missing)
-    x, head = x.requires_grad_(), head.requires_grad_()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        in_chunks_of(monkeypatch, chunk)
-        total, first = weighted_linear_cross_entropy(x, head, labels, weights)
-        gradients = torch.autograd.grad(2.5 * total, (x, head))
-    expected = weighted(x @ head.T, labels, weights)
-    torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-5)
-    next_alone = F.cross_entropy(x @ head.T, labels[:, 0], ignore_index=-1, reduction="sum")
-    torch.testing.assert_close(first, next_alone.detach(), atol=1e-4, rtol=1e-5)
-    assert not first.requires_grad
-    for ours, reference in zip(gradients, torch.autograd.grad(2.5 * expected, (x, head)), strict=True):
-        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("chunk", [24 * 3, 2**20])
-def test_weighted_labels_in_bf16_are_as_near_to_fp32_as_the_plain_formulation(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_chunks_of(monkeypatch, chunk)
-    x, head, labels, weights = next_and_drawn(0, 0.2, n=64)
-    x, head = x.requires_grad_(), head.requires_grad_()
-
-    def found(fused: bool, dtype: torch.dtype) -> list[Tensor]:
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            if fused:
-                loss = weighted_linear_cross_entropy(x, head, labels, weights).total
-            else:
-                loss = weighted(F.linear(x, head), labels, weights)
-        return [loss.detach(), *torch.autograd.grad(loss, (x, head))]
-
-    exact, ours, reference = found(False, torch.float32), found(True, torch.bfloat16), found(False, torch.bfloat16)
-    for mine, plains, true in zip(ours, reference, exact, strict=True):
-        assert mine.dtype == torch.float32
-        assert (mine - true).norm() <= 1.1 * (plains - true).norm() + 1e-3 * true.norm()
-
-
 @pytest.mark.parametrize("chunk", [24 * 3, 2**20])
 def test_in_bf16_it_is_as_near_to_fp32_as_the_plain_one(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_chunks_of(monkeypatch, chunk)
@@ -267,11 +208,7 @@ def test_a_compiled_prediction_equals_an_eager_one(has_weights: bool, monkeypatc
     weights = weights_for(given_.labels, 1.0, 3) if has_weights else None
 
     def loss(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        prediction = used(predict(x, weight, bias, given_.labels, 3, weights), given_.downstream)
-        return prediction if weights is None else prediction + sum(of_a_head(x, weight))
-
-    def of_a_head(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return weighted_linear_cross_entropy(x, weight, given_.labels, weights)
+        return used(predict(x, weight, bias, given_.labels, 3, weights), given_.downstream)
 
     expected = loss(*given_.differentiable())
     found = torch.compile(loss, fullgraph=True, backend="aot_eager")(*given_.differentiable())
