@@ -153,8 +153,7 @@ def _with_supervision(result: MethodResult, spent: TrainingToReach) -> str:
     parts = {"base": "the base model", "sae": "the autoencoder", "attribution": "the labels"}
     parts |= {"distribution": "the sampled distribution"}
     made = [part for stage, part in parts.items() if stage in result.sources]
-    listed = " and ".join(filter(None, [", ".join(made[:-1]), made[-1]]))
-    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {listed}"
+    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {listing(made)}"
 
 
 def _last(result: MethodResult, baseline: MethodResult) -> str:
