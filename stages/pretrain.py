@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
+from cocomix.distribution.draws import Draws
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
 from cocomix.models.configs import config_of
-from cocomix.params import CocomixParams, KdParams, Method, Params, PretrainParams, runs_base
+from cocomix.params import CocomixParams, KdParams, Method, Params, PretrainParams, reads_draws, runs_base
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
@@ -32,9 +33,11 @@ def run(params: Params, method: str, seed: int) -> None:
     """Make artifacts/models/<method>-<seed>, a Hugging Face folder; the method is as artifacts/methods describes it."""
     name = f"{method}-{seed}"
     tokens = Tokens(ARTIFACTS / "tokens")
-    base, concepts, methods = (Artifact(ARTIFACTS / each) for each in ("base", "concepts", "methods"))
+    base, concepts, distribution, methods = (
+        Artifact(ARTIFACTS / each) for each in ("base", "concepts", "distribution", "methods")
+    )
     listed = read_method(methods, method)
-    _check_origins(listed, tokens, base, concepts, methods)
+    _check_origins(listed, {"base": base, "concepts": concepts, "distribution": distribution}, tokens, methods)
     kind, own, training_params = listed.kind, listed.parameters, params.pretrain.training
     shape = shape_of(method, listed.shape)
     used = {
@@ -46,10 +49,12 @@ def run(params: Params, method: str, seed: int) -> None:
     }
 
     def data(split: Split, scratch: Path) -> WindowData:
-        labels = None
+        labels, draws = None, None
         if isinstance(own, CocomixParams) and own.predicts == "concepts":
             labels = labels_of(own, ConceptLabels(concepts), tokens, split, scratch)
-        return WindowData(tokens.windows(split), labels)
+        if reads_draws(own):
+            draws = Draws(distribution).unpack(tokens, split, scratch / f"draws-{split}")
+        return WindowData(tokens.windows(split), labels, draws)
 
     def compute(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
@@ -78,14 +83,12 @@ def run(params: Params, method: str, seed: int) -> None:
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
 
 
-def _check_origins(method: ListedMethod, tokens: Tokens, base: Artifact, concepts: Artifact, methods: Artifact) -> None:
+def _check_origins(method: ListedMethod, teacher: dict[str, Artifact], tokens: Tokens, methods: Artifact) -> None:
     """Check only the artifacts that a method learns from: new labels, for example, do not affect `ntp`."""
+    section = method.parameters
+    learns = {"base": runs_base(section), "concepts": method.kind == "cocomix", "distribution": reads_draws(section)}
     opened = {"tokens": tokens.artifact, "methods": methods}
-    if runs_base(method.parameters):
-        opened["base"] = base
-    if method.kind == "cocomix":
-        opened["concepts"] = concepts
-    check_origins(opened)
+    check_origins(opened | {name: artifact for name, artifact in teacher.items() if learns[name]})
 
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, trained: Trained) -> None:

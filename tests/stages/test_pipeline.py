@@ -268,8 +268,11 @@ def test_what_the_model_makes_of_each_concept_is_counted_as_its_evaluation_count
         assert bool(predictions) == bool(read["contexts"][concept])
 
 
-FORMS = {"predicted": {"mixing": "none"}, "added": {"mixing": "add", "concept_weight": 0.5}}
-"""Of cocomix: one whose weight is cocomix's, and one with its own."""
+FORMS = {
+    "predicted": {"mixing": "none"},
+    "added": {"mixing": "add", "concept_weight": 0.5, "kd": {"source": "cached", "kl_weight": 1.0}},
+}
+"""Of cocomix: one whose weight is cocomix's, and one with its own, which learns from draws too."""
 
 
 def test_forms_are_made_beside_the_others_and_each_runs_again_only_with_what_it_is(
