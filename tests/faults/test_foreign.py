@@ -21,7 +21,7 @@ from cocomix.shapes.methods import supervision
 from tests.stages.project import OUTS, Project, words
 
 ARTIFACTS = Path("artifacts")
-HIDDEN = {"predicts": "hidden"}
+FORMS = {"hidden": {"predicts": "hidden"}, "cached": {"kd": {"source": "cached", "kl_weight": 1.0}}}
 
 
 def stage(name: str) -> Callable[[], None]:
@@ -34,6 +34,7 @@ READERS: dict[str, Callable[[], None]] = {
     **{name: stage(name) for name in OUTS},
     "pretrain@kd-0": stage("pretrain@kd-0"),
     "pretrain@hidden-0": stage("pretrain@hidden-0"),
+    "pretrain@cached-0": stage("pretrain@cached-0"),
     "python -m cocomix": lambda: command(["concepts", "text"]),
     "explore": lambda: Session(default_model(ARTIFACTS), ARTIFACTS) and None,
     "agreement": lambda: agreement.main(["--positions", "16"]),
@@ -53,6 +54,7 @@ FOREIGN = [
     ("pretrain@kd-0", "base", "artifacts/methods"),
     ("pretrain@cocomix-0", "tokens", "artifacts/methods"),
     ("pretrain@hidden-0", "base", "artifacts/methods"),
+    ("pretrain@cached-0", "distribution", "artifacts/methods"),
     ("evaluate@ntp-0", "tokens", "artifacts/models/ntp-0"),
     ("pretrain@cocomix-0", "concepts", "artifacts/methods"),
     ("evaluate@cocomix-0", "tokens", "artifacts/concepts"),
@@ -88,7 +90,7 @@ def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
     """A copy whose stage `methods` has been asked for more methods."""
     project = finished.copy(tmp_path_factory.mktemp("foreign") / "project")
     params = (project.path / "params.yaml").read_bytes()
-    project.change({"pretrain": {"methods": ["ntp", "kd", "hidden", "cocomix"], "forms": {"hidden": HIDDEN}}})
+    project.change({"pretrain": {"methods": ["ntp", "kd", *FORMS, "cocomix"], "forms": FORMS}})
     done = project.stage("methods")
     assert done.returncode == 0, done.stderr
     (project.path / "params.yaml").write_bytes(params)
