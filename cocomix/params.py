@@ -434,7 +434,7 @@ class DistributionParams(Section):
     """The base model's next-token distribution, sampled once for all models that learn from it (arXiv 2503.16870)."""
 
     draws: Annotated[int, Field(gt=0, le=255)] | None = None
-    """Tokens drawn with replacement at each position (50: about 36 bytes per token); null: nothing is stored."""
+    """Tokens drawn with replacement at each position (50: 25 to 50 bytes per token); null: none are stored."""
     temperature: Temperature = 1.0
     """Divides the base model's logits before the draw."""
     shard_tokens: Positive = 65_536

@@ -59,7 +59,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 def run(params: Params) -> None:
     """Make artifacts/report: index.html and summary.txt."""
-    methods, seeds, cocomix = params.pretrain.methods, params.pretrain.seeds, params.pretrain.cocomix
+    methods, seeds = params.pretrain.methods, params.pretrain.seeds
     files = [*pipeline_files(), *sweep_files(), ATLAS / MANIFEST, STEERING / MANIFEST] + [
         path for method in methods for seed in seeds for path in run_files(method, seed)
     ]
@@ -69,7 +69,7 @@ def run(params: Params) -> None:
     spent = costs(pipeline, params)
     results = compare(
         runs,
-        {method: supervision_stages(method, cocomix) for method in methods},
+        {method: supervision_stages(method, params.pretrain) for method in methods},
         spent,
         params.report.label_runs,
     )
@@ -100,6 +100,7 @@ def run(params: Params) -> None:
             "attribution": params.attribution.model_dump(
                 include={"score", "sign", "scope", "value", "integrated_steps"}
             ),
+            "distribution": params.distribution.model_dump(include={"draws"}),
             "sae": params.sae.model_dump(include={"source", "epochs"}),
             "activations": params.activations.model_dump(include={"keep"}),
             "evaluate": params.evaluate.model_dump(include={"stride", "task_limit"}),
@@ -141,6 +142,7 @@ def page(
         pretrain=params.pretrain,
         evaluate=params.evaluate,
         seeds=len(params.pretrain.seeds),
+        draws=params.distribution.draws,
         labels=labels(params.attribution),
         told_labels=told_labels(params.attribution),
         names=NAMES,

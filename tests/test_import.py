@@ -8,6 +8,7 @@ CORE = [
     "cocomix.activations",
     "cocomix.sae",
     "cocomix.attribution",
+    "cocomix.distribution.build",
     "cocomix.modeling",
     "cocomix.training",
     "cocomix.evaluation",

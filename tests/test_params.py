@@ -49,7 +49,7 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("  seeds: [0]", "  seeds: [0, 0]", "pretrain: seeds lists a value twice: [0, 0]"),
         ("[ntp, cocomix]", "[npt]", "pretrain.methods.0: 'npt': input should be 'ntp', 'kd', 'pause' or 'cocomix'"),
         ("evaluate:", "evalute:", "evalute: unknown key; did you mean 'evaluate'?"),
-        ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, evaluate, "),
+        ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, distribution, "),
         ("  ntp: {}", "  ntp: [1]", "pretrain.ntp: must be a section of 'key: value', not [1]"),
         ("also: {}", "also: {a: {width: 3}}", "sae.also.a.width: unknown key; allowed: "),
         ("also: {}", "also: {a: {k: 5000}}", "sae: also.a: k (5000) must not exceed latents (1024)"),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,29 +19,8 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
-from cocomix.tokens.windows import Split, Tokens
-
-
-class LabelShard(NamedTuple):
-    """A file of labels to write."""
-
-    name: str
-    split: Split
-    start: int
-    stop: int
-    """It covers the token windows [start, stop) of the split."""
-
-
-def label_shards(tokens: Tokens, shard_tokens: int) -> list[LabelShard]:
-    """Cut all training and validation windows, in order, into shards of `shard_tokens`, at least one window each."""
-    shard_windows = max(1, shard_tokens // tokens.context)
-    splits: tuple[Split, ...] = ("train", "validation")
-    return [
-        LabelShard(f"{split}-{start // shard_windows:05d}.parquet", split, start, min(start + shard_windows, windows))
-        for split in splits
-        for windows in [len(tokens.windows(split))]
-        for start in range(0, windows, shard_windows)
-    ]
+from cocomix.tokens.shards import window_shards
+from cocomix.tokens.windows import Tokens
 
 
 def make_labels(
@@ -62,7 +41,7 @@ def make_labels(
     if params.scope == "next_token":
         window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
         check_positions_apart(model, sae.config.layer, window.to(model.device))
-    shards = label_shards(tokens, params.shard_tokens)
+    shards = window_shards(tokens, params.shard_tokens)
     work.expect(each.name for each in shards)
     mine = shards[runtime().rank :: runtime().world_size]
     missing = [shard for shard in mine if not work.has(shard.name)]

@@ -319,6 +319,7 @@ class Work:
         manifest = Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
         staging = self._home / "publishing"
         shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
         linked = sum(each.bytes for each in manifest.files.values()) > COPIED_BYTES
         for name in manifest.files:
             target = staging / name

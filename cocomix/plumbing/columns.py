@@ -23,3 +23,17 @@ def rows_of(column: Any, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[An
     size = int(np.prod(shape))
     flat = np.frombuffer(memoryview(column.buffers()[1]), dtype)
     return flat[column.offset * size :][: len(column) * size].reshape(-1, *shape)
+
+
+def ragged_column(values: NDArray[Any], lengths: NDArray[np.integer]) -> pa.LargeBinaryArray:
+    """A column whose row i holds the next `lengths[i]` of the flat `values` [sum of lengths]; the memory is shared."""
+    offsets = values.itemsize * np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    buffers = [None, pa.py_buffer(offsets.data), pa.py_buffer(np.ascontiguousarray(values).data)]
+    column: Any = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lengths), buffers)
+    return column
+
+
+def values_of(column: Any, dtype: DTypeLike) -> NDArray[Any]:
+    """Inverse of `ragged_column`: the values of all rows, flat, read-only, sharing the memory of the Arrow array."""
+    offsets = np.frombuffer(memoryview(column.buffers()[1]), np.int64)[column.offset :][: len(column) + 1]
+    return np.frombuffer(memoryview(column.buffers()[2])[offsets[0] : offsets[-1]], dtype)

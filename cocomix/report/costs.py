@@ -1,4 +1,4 @@
-"""The cost of supervision: the base model, the autoencoder and the labels that a method learns from.
+"""The cost of supervision: the base model, the autoencoder, labels and sampled distribution that a method learns from.
 
 A model's training FLOPs exclude it, since it is paid once for all epochs and all models that learn from it.
 `cocomix.shapes.label_flops` counts the operations of the autoencoder and the labels. With F the base model's FLOPs per
@@ -8,18 +8,19 @@ token in a forward pass, and f those up to the concepts' layer:
     activations  f per stored token; again each epoch if they are not kept
     sae          per stored token and epoch
     attribution  per training token
+    distribution F per training token; 0 without draws
 """
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from cocomix.params import CocomixParams, Method, Params
+from cocomix.params import Method, Params, PretrainParams
 from cocomix.report.facts import Pipeline, Usage
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
 from cocomix.shapes.models import TeacherSizes
 
-SupervisionStage = Literal["base", "activations", "sae", "attribution"]
-SUPERVISION_STAGES: tuple[SupervisionStage, ...] = ("base", "activations", "sae", "attribution")
+SupervisionStage = Literal["base", "activations", "sae", "attribution", "distribution"]
+SUPERVISION_STAGES: tuple[SupervisionStage, ...] = ("base", "activations", "sae", "attribution", "distribution")
 
 
 class Cost(NamedTuple):
@@ -30,13 +31,17 @@ class Cost(NamedTuple):
     """None: a stage did not record its time."""
 
 
-def supervision_stages(method: Method, cocomix: CocomixParams) -> tuple[SupervisionStage, ...]:
+def supervision_stages(method: Method, pretrain: PretrainParams) -> tuple[SupervisionStage, ...]:
     """The stages that make a method's supervision."""
-    if method == "cocomix" and cocomix.predicts == "concepts" and cocomix.concept_weight:
-        return SUPERVISION_STAGES
-    if method == "kd" or (method == "cocomix" and cocomix.predicts == "hidden"):
-        return ("base",)
-    return ()
+    needed: set[SupervisionStage] = set()
+    if method == "cocomix" and pretrain.cocomix.uses_labels:
+        needed |= {"base", "activations", "sae", "attribution"}
+    if method == "cocomix" and pretrain.cocomix.predicts == "hidden":
+        needed.add("base")
+    distillation = {"kd": pretrain.kd, "cocomix": pretrain.cocomix.kd}.get(method)
+    if distillation and (method == "kd" or distillation.kl_weight):
+        needed |= {"base", "distribution"} if distillation.source == "cached" else {"base"}
+    return tuple(each for each in SUPERVISION_STAGES if each in needed)
 
 
 def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:
@@ -47,6 +52,7 @@ def costs(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, Cost]:
         "activations": pipeline.activations.usage,
         "sae": pipeline.sae.usage,
         "attribution": pipeline.attribution.usage,
+        "distribution": pipeline.distribution.usage,
     }
     return {each: Cost(flops[each], usage.seconds if usage else None) for each, usage in usages.items()}
 
@@ -74,4 +80,5 @@ def _flops(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, float]:
         * (epochs if trained and not params.activations.keep else 1),
         "sae": sae_flops(teacher.base_width, params.sae.latents, active) * stored * epochs if trained else 0,
         "attribution": labelled * pipeline.tokens.train.tokens,
+        "distribution": teacher.base_flops * pipeline.tokens.train.tokens if params.distribution.draws else 0,
     }

@@ -120,6 +120,16 @@ class AttributionFacts(StageFacts):
         return self.label_entropy * math.log(2)
 
 
+class DistributionFacts(StageFacts):
+    """metrics/distribution.json; all None if nothing was drawn."""
+
+    mean_unique: float | None = None
+    """Different tokens drawn at a position."""
+    mean_entropy: float | None = None
+    """Of the whole distribution, in nats."""
+    bytes_per_token: float | None = None
+
+
 class AtlasFacts(StageFacts):
     """metrics/explain.json."""
 
@@ -262,6 +272,7 @@ class Pipeline(NamedTuple):
     activations: ActivationFacts
     sae: SaeFacts
     attribution: AttributionFacts
+    distribution: DistributionFacts
     explain: AtlasFacts
     shapes: ShapeFacts
     steer: StageFacts
@@ -287,8 +298,8 @@ ATLAS, STEERING = Path("artifacts/atlas"), Path("artifacts/steering")
 
 def pipeline_files() -> list[Path]:
     """The files that `read_pipeline` reads."""
-    stages = ("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes", "steer")
-    return [METRICS / f"{each}.json" for each in stages]
+    models = ("base", "activations", "sae", "attribution", "distribution", "explain", "shapes", "steer")
+    return [METRICS / f"{each}.json" for each in ("corpus", "tokenize", *models)]
 
 
 def run_files(method: str, seed: int) -> list[Path]:
@@ -308,7 +319,7 @@ def read_pipeline() -> Pipeline:
     Raises:
         UserError: when a file is missing or malformed.
     """
-    corpus, tokens, base, activations, sae, attribution, explain, shapes, steer = pipeline_files()
+    corpus, tokens, base, activations, sae, attribution, distribution, explain, shapes, steer = pipeline_files()
     return Pipeline(
         _read(CorpusFacts, corpus),
         _read(TokenFacts, tokens),
@@ -316,6 +327,7 @@ def read_pipeline() -> Pipeline:
         _read(ActivationFacts, activations),
         _read(SaeFacts, sae),
         _read(AttributionFacts, attribution),
+        _read(DistributionFacts, distribution),
         _read(AtlasFacts, explain),
         _read(ShapeFacts, shapes),
         _read(StageFacts, steer),
@@ -359,6 +371,7 @@ def check_pipeline(pipeline: Pipeline, runs: Mapping[str, Run]) -> None:
         "base": pipeline.base,
         "sae": pipeline.sae,
         "concepts": pipeline.attribution,
+        "distribution": pipeline.distribution,
         "atlas": pipeline.explain,
         "steering": pipeline.steer,
         **{f"models/{name}": run.training for name, run in runs.items()},

@@ -24,6 +24,7 @@ def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
         "activations": pipeline.activations,
         "sae": pipeline.sae,
         "attribution": pipeline.attribution,
+        "distribution": pipeline.distribution,
         "explain": pipeline.explain,
         "shapes": pipeline.shapes,
     }

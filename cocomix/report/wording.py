@@ -130,8 +130,11 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
 def _with_supervision(result: MethodResult, spent: TrainingToReach) -> str:
     if not result.supervision_cost.flops:
         return ""
-    made = "the base model, the autoencoder and the labels" if "sae" in result.sources else "the base model"
-    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {made}"
+    parts = {"base": "the base model", "sae": "the autoencoder", "attribution": "the labels"}
+    parts |= {"distribution": "the sampled distribution"}
+    made = [part for stage, part in parts.items() if stage in result.sources]
+    listed = " and ".join(filter(None, [", ".join(made[:-1]), made[-1]]))
+    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {listed}"
 
 
 def _last(result: MethodResult, baseline: MethodResult) -> str:

@@ -7,6 +7,7 @@ of the base model's forward pass, f of them up to the layer, d its width, C late
     activations  f per stored token
     sae          `cocomix.shapes.label_flops`, per token and epoch; plus f if the activations are not kept
     attribution  `cocomix.shapes.label_flops`, per training and validation token
+    distribution F per training and validation token; 0 without draws
     explain      f + 2 d C per token read
     pretrain     3 times the model's forward pass per token, plus the base model's part
     evaluate     the model's forward pass per held-out token; for CoCoMix also the passes with changed concepts
@@ -51,6 +52,12 @@ ORIGIN_BYTES = 5
 """Token, document and position of a stored activation, compressed."""
 SCORE_BITS = 13
 """A label's score, compressed; its concept number takes log2 C bits."""
+UNIQUE_EXPONENT = ((512, 0.95), (4096, 0.89), (50257, 0.64))
+"""By vocabulary size: of D tokens drawn at a position, D to this power are different. Smoke test, default run, and 12
+of 50 in arXiv 2503.16870; a better base model has fewer. Each takes log2 V bits with its count, compressed: measured
+0.4 and 0.8 less."""
+DRAWN_BYTES = 2
+"""Entropy of a position and number of its different tokens, compressed."""
 FORWARD_TOKENS = 2048
 """Tokens per forward pass of a frozen model, as `cocomix.base.loading.micro_batch` on a CPU."""
 LIBRARIES = 500e6
@@ -86,7 +93,7 @@ class StageNeeds(NamedTuple):
     disk: float = 0.0
     """Bytes of its artifact."""
     scratch: float = 0.0
-    """Bytes of its work folder while it runs, besides the artifact: checkpoints, unpacked labels."""
+    """Bytes of its work folder while it runs, besides the artifact: checkpoints, unpacked labels and draws."""
     memory: float = LIBRARIES
     """Bytes of one process, independent of the micro-batch."""
     window_memory: float = 0.0
@@ -111,8 +118,9 @@ def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
     shares = {"train": 1 - sum(shares.values())} | shares
     trained = params.tokenize.source == "train"
     vocab_size = params.tokenize.vocab_size if trained else PRETRAINED_VOCABULARY
+    bytes_per_token = _by_vocabulary(BYTES_PER_TOKEN, vocab_size)
     sizes = {split: share * total for split, share in shares.items()}
-    return CorpusSize(sizes, {split: size / _bytes_per_token(vocab_size) for split, size in sizes.items()}, vocab_size)
+    return CorpusSize(sizes, {split: size / bytes_per_token for split, size in sizes.items()}, vocab_size)
 
 
 def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
@@ -147,6 +155,7 @@ def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
         "activations": _activations(params, base, blocks, stored),
         "sae": _saes(params, base["n_embd"], words, teacher.base_flops_to_layer, stored),
         "attribution": _attribution(params, teacher, base, windows, words),
+        "distribution": _distribution(params, base, whole, windows, words),
         "explain": _explain(params, teacher, words, text),
         "shapes": StageNeeds(disk=2000),
         "report": StageNeeds(disk=5e4, memory=100e6),
@@ -161,9 +170,9 @@ def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
     return found
 
 
-def _bytes_per_token(vocab_size: int) -> float:
-    """Interpolate and extrapolate `BYTES_PER_TOKEN` linearly in the logarithm of the vocabulary size."""
-    (left, low), (middle, between), (right, high) = ((math.log2(size), each) for size, each in BYTES_PER_TOKEN)
+def _by_vocabulary(points: tuple[tuple[int, float], ...], vocab_size: int) -> float:
+    """Interpolate and extrapolate linearly in the logarithm of the vocabulary size."""
+    (left, low), (middle, between), (right, high) = ((math.log2(size), each) for size, each in points)
     at = math.log2(vocab_size)
     if at < middle:
         return low + (between - low) * (at - left) / (middle - left)
@@ -254,6 +263,28 @@ def _attribution(
     )
 
 
+def _distribution(params: Params, base: Shape, whole: int, windows: dict[str, float], words: Vocabulary) -> StageNeeds:
+    section = params.distribution
+    if section.draws is None:
+        return StageNeeds()
+    positions = (windows["train"] + windows["validation"]) * words.context
+    unique = _unique(section.draws, words.vocab_size)
+    size = DRAWN_BYTES + unique * math.log2(words.vocab_size) / 8
+    return StageNeeds(
+        flops=whole * positions,
+        disk=size * positions,
+        memory=LIBRARIES
+        + 4 * parameters_of(base).stored
+        + 4 * words.vocab_size * FORWARD_TOKENS
+        + 2 * 3 * unique * min(section.shard_tokens, positions),
+    )
+
+
+def _unique(draws: int, vocab_size: int) -> float:
+    """Different tokens among the draws of a position."""
+    return float(draws ** _by_vocabulary(UNIQUE_EXPONENT, vocab_size))
+
+
 def _explain(params: Params, teacher: TeacherSizes, words: Vocabulary, text: CorpusSize) -> StageNeeds:
     section = params.explain
     looked_at = min(section.tokens, text.tokens["train"]) + min(section.held_out_tokens, text.tokens["validation"])
@@ -271,18 +302,24 @@ def _pretrain(
 ) -> StageNeeds:
     section, context = params.pretrain, shape["n_positions"]
     stored = parameters_of(shape).stored
-    token, teacher_bytes, labels = 3 * flops_per_token(shape, context), 0.0, 0.0
-    if method == "kd":
-        token, teacher_bytes = token + teacher.base_flops, 4 * parameters_of(base).stored
-    elif method == "cocomix" and section.cocomix.predicts == "hidden":
+    token, teacher_bytes, unpacked = 3 * flops_per_token(shape, context), 0.0, 0.0
+    positions = (windows["train"] + windows["validation"]) * context
+    if method == "cocomix" and section.cocomix.predicts == "hidden":
         token, teacher_bytes = token + teacher.base_flops_to_layer, 4 * parameters_of(base).stored
     elif method == "cocomix":
-        size = 2 if teacher.latents < 2**16 else 4
-        labels = (windows["train"] + windows["validation"]) * context * params.attribution.k_attr * size
+        unpacked += positions * params.attribution.k_attr * (2 if teacher.latents < 2**16 else 4)
+    distillation = {"kd": section.kd, "cocomix": section.cocomix.kd}.get(method)
+    if distillation and (method == "kd" or distillation.kl_weight):
+        if distillation.source == "online":
+            token, teacher_bytes = token + teacher.base_flops, 4 * parameters_of(base).stored
+        elif params.distribution.draws:
+            id_bytes = 2 if shape["vocab_size"] <= 2**16 else 4
+            unique = _unique(params.distribution.draws, shape["vocab_size"])
+            unpacked += positions * (3 + unique * (id_bytes + 1))
     return StageNeeds(
         flops=token * section.training.steps * section.training.batch_size * context,
         disk=_saved(shape),
-        scratch=2 * 12 * stored + labels,
+        scratch=2 * 12 * stored + unpacked,
         memory=LIBRARIES + 16 * stored + teacher_bytes,
         window_memory=_window_memory(shape),
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from cocomix.attribution.build import label_shards, make_labels
+from cocomix.attribution.build import make_labels
 from cocomix.attribution.labelling import gradient_scores, loss_gradient, strongest
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import prepared
@@ -17,6 +17,7 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import Progress
+from cocomix.tokens.shards import window_shards
 from tests.attribution.conftest import LAYER, Setting
 from tests.conftest import CONTEXT, VOCAB, stopped_beyond
 
@@ -79,7 +80,7 @@ def test_test_windows_are_not_labelled(setting: Setting) -> None:
 def test_any_number_of_processes_writes_the_same_artifact(setting: Setting) -> None:
     alone = labelled(setting)
     assert labelled(setting, jobs=3).manifest.files == alone.manifest.files
-    planned = [shard.name for shard in label_shards(setting.tokens, 40 * CONTEXT)]
+    planned = [shard.name for shard in window_shards(setting.tokens, 40 * CONTEXT)]
     assert planned == alone.names("train") + alone.names("validation")
 
 

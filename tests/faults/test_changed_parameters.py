@@ -18,6 +18,7 @@ CHANGES = [
     ("sae", {"sae": {"batch_size": 128}}),
     ("sae", {"sae": {"k": 7}}),
     ("attribution", {"attribution": {"sign": "helpful"}}),
+    ("distribution", {"distribution": {"seed": 1}}),
     ("explain", {"explain": {"contexts": 11}}),
     ("pretrain@ntp-0", {"pretrain": {"training": {"learning_rate": 0.003}}}),
     ("pretrain@cocomix-0", {"pretrain": {"cocomix": {"concept_weight": 0.2}}}),

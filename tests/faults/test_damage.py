@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.__main__ import main as command
+from cocomix.distribution.draws import Draws
 from cocomix.explain.atlas import Atlas
 from cocomix.explore.export import write_page
 from cocomix.explore.load import default_model
@@ -29,6 +30,7 @@ READ = [
     ("tokens", "tokenizer/tokenizer.json", "evaluate ntp 0"),
     ("base", "model.safetensors", "activations"),
     ("base", "model.safetensors", "attribution"),
+    ("base", "model.safetensors", "distribution"),
     ("base", "config.json", "shapes"),
     ("activations", "*/train-*", "sae"),
     ("sae", "sae.safetensors", "attribution"),
@@ -36,6 +38,8 @@ READ = [
     ("concepts", "supervision.json", "pretrain ntp 0"),
     ("concepts", "train-*.parquet", "pretrain cocomix 0"),
     ("concepts", "validation-*.parquet", "pretrain cocomix 0"),
+    ("distribution", "train-*.parquet", "who learns from draws"),
+    ("distribution", "validation-*.parquet", "who learns from draws"),
     ("shapes", "shapes.json", "pretrain ntp 0"),
     ("models/ntp-0", "model.safetensors", "evaluate ntp 0"),
     ("models/ntp-0", "config.json", "evaluate ntp 0"),
@@ -56,6 +60,7 @@ READ = [
     *((out, "manifest.json", "shapes") for out in ("base", "sae")),
     ("corpus", "manifest.json", "tokenize"),
     ("activations", "manifest.json", "sae"),
+    ("distribution", "manifest.json", "who learns from draws"),
     ("shapes", "manifest.json", "pretrain ntp 0"),
     *((out, "manifest.json", "report") for out in ("evaluations/ntp-0", "evaluations/cocomix-0", "atlas", "steering")),
     *((out, "manifest.json", "the command") for out in ("models/cocomix-0", "concepts", "base", "sae", "atlas")),
@@ -73,10 +78,17 @@ def export() -> None:
     write_page(atlas := Atlas(), Path("atlas.html"), open_predictions(Path("artifacts/steering"), atlas))
 
 
+def read_draws() -> None:
+    draws = Draws(Artifact(Path("artifacts/distribution")))
+    for split in ("train", "validation"):
+        assert list(draws.read(split))
+
+
 OTHERS: dict[str, Callable[[], None]] = {
     "the command": lambda: command(["concepts", "text"]),
     "the explorer": explore,
     "the page": export,
+    "who learns from draws": read_draws,
 }
 
 

@@ -22,7 +22,7 @@ from tests.faults.killing import content, forget, kill_half_way, locked
 from tests.faults.mounting import READ_ONLY, in_namespace
 from tests.stages.project import OUTS, Project, words
 
-HALVED = ("base", "activations", "sae", "attribution", "pretrain@ntp-0", "pretrain@cocomix-0")
+HALVED = ("base", "activations", "sae", "attribution", "distribution", "pretrain@ntp-0", "pretrain@cocomix-0")
 """Stages that leave finished files, or checkpoints, on their way."""
 
 

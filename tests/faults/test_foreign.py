@@ -45,7 +45,10 @@ READERS: dict[str, Callable[[], None]] = {
 
 FOREIGN = [
     ("activations", "tokens", "artifacts/base"),
-    *((reader, "tokens", "artifacts/base") for reader in ("attribution", "explain", "shapes", "agreement")),
+    *(
+        (reader, "tokens", "artifacts/base")
+        for reader in ("attribution", "distribution", "explain", "shapes", "agreement")
+    ),
     ("sae", "tokens", "artifacts/activations"),
     ("sae", "base", "artifacts/activations"),
     *((reader, "base", "artifacts/sae") for reader in ("attribution", "explain", "shapes", "agreement")),

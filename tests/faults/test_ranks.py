@@ -60,7 +60,7 @@ def kill_one(project: Project, stage: str, chance: random.Random) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("stage", ["base", "activations", "sae", "attribution", "pretrain@cocomix-0"])
+@pytest.mark.parametrize("stage", ["base", "activations", "sae", "attribution", "distribution", "pretrain@cocomix-0"])
 def test_one_of_two_processes_killed_at_random_moments_costs_no_byte(
     finished: Project, tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ ROOMS = {
     "cocomix/modeling": ("tests/modeling", "tests/training", "tests/predictions"),
     "cocomix/training": ("tests/training",),
     "cocomix/attribution": ("tests/attribution",),
+    "cocomix/distribution": ("tests/distribution",),
     "cocomix/sae": ("tests/sae",),
     "cocomix/plumbing/artifact.py": ("tests/plumbing/test_artifact.py", "tests/plumbing/test_origins.py"),
     "cocomix/plumbing/checkpoint.py": ("tests/plumbing/test_checkpoint.py", "tests/training/test_loop.py"),

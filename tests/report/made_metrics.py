@@ -56,6 +56,7 @@ def write_pipeline() -> None:
     _write("sae", sae | {"loss_base": 4.49, "loss_spliced": 4.53, "loss_mean_ablated": 6.9})
     labels = {"positions": 29795, "full_share": 0.998, "label_entropy": 8.7, "distinct_concepts": 1011}
     _write("attribution", labels | {"most_frequent": 3, "most_frequent_share": 0.031})
+    _write("distribution", {"mean_unique": 33.3, "mean_entropy": 5.0, "bytes_per_token": 49.8})
     _write("explain", {"fired": 1000, "auc": 0.87})
     _write(
         "shapes", {"widths": WIDTHS, "context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800}

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.params import Params, load
+from cocomix.params import Method, Params, PretrainParams, load
 from cocomix.report.costs import SUPERVISION_STAGES, Cost, costs, share, supervision_stages
 from cocomix.report.facts import Pipeline, Usage, read_pipeline
 from tests.report.made_metrics import write_pipeline
@@ -36,6 +36,7 @@ def test_stages_cost_what_their_matrix_products_do(pipeline: Pipeline) -> None:
             "activations": LOWER * STORED,
             "sae": (ENCODER + 8 * WIDTH * ACTIVE) * STORED,
             "attribution": (LOWER + ENCODER + 2 * UPPER + 2 * WIDTH * ACTIVE) * TRAINING_TOKENS,
+            "distribution": 0,
         }
     )
 
@@ -56,6 +57,7 @@ def test_stages_cost_what_their_matrix_products_do(pipeline: Pipeline) -> None:
             "attribution",
             (LOWER + ENCODER + (1 + ACTIVE) * UPPER) * TRAINING_TOKENS,
         ),
+        ("distribution", {"draws": 50}, "distribution", (LOWER + UPPER) * TRAINING_TOKENS),
         ("sae", {"epochs": 3}, "sae", 3 * (ENCODER + 8 * WIDTH * ACTIVE) * STORED),
         ("sae", {"architecture": "abstopk", "latents": 512}, "sae", (ENCODER / 2 + 8 * WIDTH * ACTIVE) * STORED),
         ("sae", {"epochs": 3}, "activations", LOWER * STORED),
@@ -73,17 +75,46 @@ def test_activations_that_are_not_kept_are_made_again_each_epoch(pipeline: Pipel
     assert costs(pipeline, changed)["activations"].flops == 2 * LOWER * STORED
 
 
+def pretrain(**methods: dict[str, Any]) -> PretrainParams:
+    """The shipped section, changed by method; draws are there to be read."""
+    section = params().pretrain.model_dump()
+    for name, changes in methods.items():
+        section[name] |= changes
+    return params(pretrain=section, distribution={"draws": 50}).pretrain
+
+
+CACHED = {"source": "cached", "kl_weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "stages"),
+    [
+        ("ntp", {}, []),
+        ("pause", {}, []),
+        ("mtp", {}, []),
+        ("kd", {}, ["base"]),
+        ("kd", CACHED, ["base", "distribution"]),
+        ("cocomix", {}, ["base", "activations", "sae", "attribution"]),
+        ("cocomix", {"predicts": "hidden"}, ["base"]),
+        ("cocomix", {"predicts": "nothing"}, []),
+        ("cocomix", {"concept_weight": 0.0}, []),
+        ("cocomix", {"concept_weight": 0.0, "kd": {"kl_weight": 1.0}}, ["base"]),
+        ("cocomix", {"kd": {"kl_weight": 1.0}}, ["base", "activations", "sae", "attribution"]),
+        ("cocomix", {"kd": CACHED}, ["base", "activations", "sae", "attribution", "distribution"]),
+        ("cocomix", {"kd": CACHED | {"kl_weight": 0.0}}, ["base", "activations", "sae", "attribution"]),
+    ],
+)
+def test_a_method_needs_the_stages_that_make_what_it_learns_from(
+    method: Method, section: dict[str, Any], stages: list[str]
+) -> None:
+    assert list(supervision_stages(method, pretrain(**{method: section}))) == stages
+
+
 def test_a_method_owes_its_share_of_what_it_learns_from() -> None:
-    cocomix = params().pretrain.cocomix
-    assert supervision_stages("cocomix", cocomix) == SUPERVISION_STAGES
-    assert supervision_stages("kd", cocomix) == ("base",)
-    assert supervision_stages("ntp", cocomix) == supervision_stages("pause", cocomix) == ()
-    assert supervision_stages("cocomix", cocomix.model_copy(update={"predicts": "hidden"})) == ("base",)
-    assert supervision_stages("cocomix", cocomix.model_copy(update={"concept_weight": 0.0})) == ()
     made = {each: Cost(8.0, 2.0) for each in SUPERVISION_STAGES}
-    assert share(made, SUPERVISION_STAGES, 2) == Cost(16.0, 4.0)
+    assert share(made, SUPERVISION_STAGES, 2) == Cost(20.0, 5.0)
     assert share(made, (), 2) == Cost(0.0, 0.0)
-    assert share(made | {"sae": Cost(8.0, None)}, SUPERVISION_STAGES, 1) == Cost(32.0, None)
+    assert share(made | {"sae": Cost(8.0, None)}, SUPERVISION_STAGES, 1) == Cost(40.0, None)
 
 
 def test_seconds_are_those_that_the_stages_report(pipeline: Pipeline) -> None:

@@ -567,6 +567,18 @@ def test_the_supervision_is_priced_by_stage_and_shared_by_the_runs_that_use_it(f
     assert "4 runs share it" in html
 
 
+def test_draws_that_distillation_reads_are_described_and_priced(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0], "kd": [3.0]})
+    assert "Sampled distribution" not in html
+    assert list(rows(html, "Stage")) == ["Stage", "base"]
+    html, summary = report(
+        {"ntp": [4.0], "kd": [3.0]}, ("draws: null", "draws: 50"), ("source: online", "source: cached")
+    )
+    assert "50 tokens drawn from the base model's distribution at each position, 33.3 different ones" in html
+    assert list(rows(html, "Stage")) == ["Stage", "base", "distribution"]
+    assert "with the making of the base model and the sampled distribution. After" in " ".join(summary.split())
+
+
 def test_a_method_without_supervision_owes_none(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "pause": [3.9]})
     assert "supervision costs" not in html

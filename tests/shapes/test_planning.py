@@ -72,6 +72,24 @@ def test_distillation_costs_the_base_models_forward_pass_too() -> None:
     assert more == forward * training.steps * training.batch_size
 
 
+def test_draws_that_are_read_cost_disk_in_place_of_the_base_models_forward_pass() -> None:
+    methods = {"methods": ["ntp", "kd", "cocomix"], "match": "width"}
+    kd = params().pretrain.kd.model_dump()
+    cached = {"kd": kd | {"source": "cached"}}
+    none, drawn = needs(pretrain=methods), needs(pretrain=methods, distribution={"draws": 50})
+    read = needs(pretrain=methods | cached, distribution={"draws": 50})
+    assert none["distribution"] == StageNeeds()
+    tokens = TEXT.tokens["train"] // 128 * 128 + TEXT.tokens["validation"] // 128 * 128
+    assert 20 * tokens < drawn["distribution"].disk < 70 * tokens
+    assert drawn["distribution"].flops < drawn["attribution"].flops
+    assert read["pretrain@kd-0"].flops == read["pretrain@ntp-0"].flops < drawn["pretrain@kd-0"].flops
+    assert read["pretrain@kd-0"].scratch > drawn["pretrain@kd-0"].scratch + 30 * tokens
+    both = params().pretrain.cocomix.model_dump() | {"kd": kd | {"source": "cached"}}
+    read_too = needs(pretrain=methods | {"cocomix": both}, distribution={"draws": 50})["pretrain@cocomix-0"]
+    assert read_too.scratch > drawn["pretrain@cocomix-0"].scratch + 30 * tokens
+    assert read_too.flops == drawn["pretrain@cocomix-0"].flops
+
+
 def test_latents_with_two_signs_are_twice_as_many_concepts_and_no_more_work() -> None:
     one, two = needs(), needs(sae={"architecture": "abstopk"})
     twice = needs(sae={"latents": 2 * params().sae.latents})

@@ -18,6 +18,7 @@ OUTS = {
     "activations": "activations",
     "sae": "sae",
     "attribution": "concepts",
+    "distribution": "distribution",
     "explain": "atlas",
     "shapes": "shapes",
     "pretrain@ntp-0": "models/ntp-0",

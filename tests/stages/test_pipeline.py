@@ -17,7 +17,8 @@ from cocomix.tokens.windows import Tokens
 from tests.stages.project import Project
 
 ALL = {
-    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "explain", "shapes", "steer", "report"),
+    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "distribution", "explain", "shapes"),
+    *("steer", "report"),
     *(f"{stage}@{method}-0" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")),
 }
 
@@ -49,6 +50,7 @@ def test_every_artifact_opens_and_verifies(finished: Project) -> None:
                 "base",
                 "concepts",
                 "corpus",
+                "distribution",
                 "evaluations/cocomix-0",
                 "evaluations/ntp-0",
                 "external",
@@ -87,6 +89,8 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"activations": {"sites": ["resid_post_1"]}}, {"activations"}),
         ({"sae": {"k": 7}}, {"sae"}),
         ({"attribution": {"sign": "helpful"}}, {"attribution", "report"}),
+        ({"distribution": {"draws": 40}}, {"distribution", "report"}),
+        ({"distribution": {"seed": 1}}, {"distribution"}),
         ({"explain": {"contexts": 11}}, {"explain"}),
         ({"attribution": {"score": "activation"}}, {"attribution", "report"}),
         ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0", "report"}),

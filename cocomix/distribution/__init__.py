@@ -1,0 +1,1 @@
+"""The base model's next-token distribution, sampled once for every model that learns from it."""

@@ -1,0 +1,54 @@
+"""Draw tokens from the base model's distribution at each position of all training and validation windows."""
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from cocomix.base.loading import micro_batch
+from cocomix.distribution.draws import PackedDraws, pack, write_draws
+from cocomix.distribution.sampling import sample, uniforms
+from cocomix.params import DistributionParams
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.device import autocast
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.runtime import runtime
+from cocomix.tokens.shards import window_shards
+from cocomix.tokens.windows import Split, Tokens
+
+
+def make_draws(work: Work, model: PreTrainedModel, tokens: Tokens, params: DistributionParams) -> None:
+    """Write this process's shards of draws, and wait for the other processes."""
+    shards = window_shards(tokens, params.shard_tokens)
+    work.expect(each.name for each in shards)
+    mine = shards[runtime().rank :: runtime().world_size]
+    missing = [shard for shard in mine if not work.has(shard.name)]
+    total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
+    with progress("distribution", total, "tokens", total - left) as bar:
+        for shard in missing:
+            per_batch = micro_batch(tokens.context)
+            parts = []
+            for start in range(shard.start, shard.stop, per_batch):
+                windows = range(start, min(start + per_batch, shard.stop))
+                parts.append(draw_windows(model, tokens, shard.split, windows, params))
+                bar.advance(len(windows) * tokens.context)
+            with work.write(shard.name) as pending:
+                pending.rows = shard.stop - shard.start
+                write_draws(pending.path, PackedDraws(*(np.concatenate(each) for each in zip(*parts, strict=True))))
+    work.wait()
+
+
+@torch.no_grad()
+def draw_windows(
+    model: PreTrainedModel, tokens: Tokens, split: Split, windows: range, params: DistributionParams
+) -> PackedDraws:
+    """The draws of some windows of a split, whose numbers in the split are `windows`."""
+    assert params.draws is not None
+    ids = torch.from_numpy(tokens.windows(split)[windows.start : windows.stop].astype(np.int64)).to(model.device)
+    with autocast():
+        logits = model(input_ids=ids, use_cache=False).logits
+    # A pretrained base model's vocabulary may be padded beyond the tokenizer's.
+    logits = logits.flatten(0, 1)[:, : tokens.vocab_size]
+    numbers = torch.from_numpy(uniforms(params.seed, split, windows, tokens.context, params.draws)).to(model.device)
+    drawn = sample(logits, numbers.flatten(0, 1), params.temperature)
+    ids_by_window, entropies = drawn.ids.view(*ids.shape, params.draws), drawn.entropies.view(ids.shape)
+    return pack(ids_by_window[:, :-1].cpu().numpy(), entropies[:, :-1].cpu().numpy(), tokens.vocab_size)
