@@ -5,6 +5,7 @@ line that names the file, the key, the value, and what is allowed.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.errors import suggestion
 
 FILE = Path("params.yaml")
 
@@ -43,6 +45,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0, le=100)]
 HiddenDistance = Literal["l1", "l2", "cosine"]
 Method = Literal["ntp", "kd", "pause", "mtp", "cocomix"]
+"""The kinds of methods; what is listed and compared by name is one of them, or a form of `cocomix`."""
 Match = Literal["width", "stored", "active", "flops"]
 Score = Literal["gradient", "activation", "integrated", "ablation"]
 Sign = Literal["released", "helpful", "absolute"]
@@ -559,14 +562,61 @@ class CocomixParams(Section):
         return self
 
 
+MethodParams = NtpParams | KdParams | PauseParams | MtpParams | CocomixParams
+"""The section of one method."""
+
+
+def distillation(section: MethodParams) -> KdParams | None:
+    """The distillation from the base model that a method consists of, or has beside its concepts."""
+    if isinstance(section, CocomixParams):
+        return section.kd if section.kd.kl_weight > 0 else None
+    return section if isinstance(section, KdParams) else None
+
+
+def regresses(section: MethodParams) -> bool:
+    """Whether a method learns to predict the base model's hidden state."""
+    return isinstance(section, CocomixParams) and section.predicts == "hidden"
+
+
+def runs_base(section: MethodParams) -> bool:
+    """Whether the base model runs beside a method's model in training."""
+    taught = distillation(section)
+    return regresses(section) or (taught is not None and taught.source == "online")
+
+
+def mixes_concepts(section: MethodParams) -> bool:
+    """Whether a method's model predicts concepts and mixes them, so that they can be steered."""
+    return isinstance(section, CocomixParams) and section.predicts == "concepts" and section.mixing != "none"
+
+
+def _is_form_name(name: str) -> str:
+    if name in (*get_args(Method), "base") or not re.fullmatch("[a-z][a-z0-9_]{0,31}", name):
+        raise ValueError(
+            "allowed: a small letter, then small letters, digits and _ (32 in all); "
+            f"not {', '.join(get_args(Method))}, base"
+        )
+    return name
+
+
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`, which are nested likewise."""
+    return {**values} | {
+        key: _changed(values[key], change)
+        if isinstance(change, Mapping) and isinstance(values.get(key), Mapping)
+        else change
+        for key, change in changes.items()
+    }
+
+
 class PretrainParams(Section):
     """The language models that are compared."""
 
-    methods: Annotated[list[Method], Field(min_length=1)]
+    methods: Annotated[list[str], Field(min_length=1)]
+    """Methods, and forms of cocomix by their names, in the order of the report."""
     seeds: Annotated[list[Seed], Field(min_length=1)]
     match: Match
-    """What ntp and kd share with cocomix, by choice of their width. width: the width of `model`; stored: parameters;
-    active: parameters that one token uses (paper); flops: training FLOPs per token."""
+    """What ntp, kd and mtp share with cocomix, by choice of their width. width: the width of `model`; stored:
+    parameters; active: parameters that one token uses (paper); flops: training FLOPs per token."""
     model: ModelParams
     training: TrainingParams
     ntp: NtpParams
@@ -574,15 +624,52 @@ class PretrainParams(Section):
     pause: PauseParams
     mtp: MtpParams
     cocomix: CocomixParams
+    forms: dict[Annotated[str, AfterValidator(_is_form_name)], CocomixParams] = {}
+    """Further forms of cocomix, by name: given are the parameters in which one differs, kept are all."""
+
+    def kind(self, name: str) -> Method:
+        """The method that a listed name stands for."""
+        return "cocomix" if name in self.forms else name  # type: ignore[return-value]
+
+    def section(self, name: str) -> MethodParams:
+        """The parameters of a method or form."""
+        section: MethodParams = self.forms.get(name) or getattr(self, name)
+        return section
+
+    @property
+    def listed(self) -> dict[str, MethodParams]:
+        """The parameters of each of `methods`."""
+        return {name: self.section(name) for name in self.methods}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_forms(cls, given: Any) -> Any:
+        """Put the changes of each form into the parameters of cocomix, so that errors name the form's own key."""
+        if not isinstance(given, Mapping) or not isinstance(forms := given.get("forms"), Mapping):
+            return given
+        cocomix = given.get("cocomix")
+        values = cocomix.model_dump() if isinstance(cocomix, CocomixParams) else cocomix
+        if not isinstance(values, Mapping):
+            return given
+        complete = {
+            name: _changed(values, changes) if isinstance(changes, Mapping) else changes
+            for name, changes in forms.items()
+        }
+        return {**given, "forms": complete}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        for key, layer in (("cocomix.concept_layer", self.cocomix.concept_layer), ("pause.layer", self.pause.layer)):
+        layers = {"cocomix.concept_layer": self.cocomix.concept_layer, "pause.layer": self.pause.layer}
+        layers |= {f"forms.{name}.concept_layer": form.concept_layer for name, form in self.forms.items()}
+        for key, layer in layers.items():
             if layer >= self.model.n_layer:
                 raise ValueError(f"{key} ({layer}) must be below model.n_layer ({self.model.n_layer})")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if len(set(values)) < len(values):  # type: ignore[arg-type]
                 raise ValueError(f"{name} lists a value twice: {values}")
+        known = [*get_args(Method), *self.forms]
+        if unknown := next((each for each in self.methods if each not in known), None):
+            raise ValueError(f"methods lists {unknown!r}, which is no method or form; {suggestion(unknown, known)}")
         return self
 
 
@@ -753,22 +840,25 @@ class Params(Section):
                 f"attribution.k_attr ({self.attribution.k_attr}) must not exceed "
                 f"sae.{choice} ({getattr(self.sae, choice)})"
             )
-        for key, kd, reads in (
-            ("kd", self.pretrain.kd, "kd" in self.pretrain.methods),
-            ("cocomix.kd", self.pretrain.cocomix.kd, self.pretrain.cocomix.kd.kl_weight > 0),
-        ):
-            if reads and kd.source == "cached" and self.distribution.draws is None:
+        pretrain = self.pretrain
+        forms = {"cocomix": pretrain.cocomix} | {f"forms.{name}": form for name, form in pretrain.forms.items()}
+        read = {"cocomix", *(f"forms.{name}" for name in pretrain.methods)}
+        learns = {f"{key}.kd": distillation(form) for key, form in forms.items() if key in read}
+        learns |= {"kd": pretrain.kd} if "kd" in pretrain.methods else {}
+        for key, kd in learns.items():
+            if kd and kd.source == "cached" and self.distribution.draws is None:
                 raise ValueError(f"pretrain.{key}.source is cached, which needs distribution.draws, such as 50")
-            if reads and kd.source == "cached" and kd.temperature != self.distribution.temperature:
+            if kd and kd.source == "cached" and kd.temperature != self.distribution.temperature:
                 raise ValueError(
                     f"pretrain.{key}.temperature ({kd.temperature:g}) must be distribution.temperature "
                     f"({self.distribution.temperature:g}) with source: cached"
                 )
-        if self.pretrain.cocomix.concept_k > self.sae.concepts:
-            raise ValueError(
-                f"pretrain.cocomix.concept_k ({self.pretrain.cocomix.concept_k}) must not exceed "
-                f"the concepts of sae ({self.sae.concepts})"
-            )
+        for key, form in forms.items():
+            if form.concept_k > self.sae.concepts:
+                raise ValueError(
+                    f"pretrain.{key}.concept_k ({form.concept_k}) must not exceed "
+                    f"the concepts of sae ({self.sae.concepts})"
+                )
         if self.evaluate.stride is not None and self.evaluate.stride >= self.tokenize.context:
             raise ValueError(
                 f"evaluate.stride ({self.evaluate.stride}) must be below tokenize.context ({self.tokenize.context}): "

@@ -25,7 +25,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from cocomix.params import FILE, Method, Seed
+from cocomix.params import FILE, Seed
 from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.checked import whole_number
 from cocomix.plumbing.errors import UserError
@@ -45,7 +45,7 @@ from flows.workspace import check_folder, kept
 
 @flow(persist_result=False)
 def sweep(
-    name: str, grid: tuple[str, ...] = (), methods: tuple[Method, ...] = (), seeds: tuple[Seed, ...] = ()
+    name: str, grid: tuple[str, ...] = (), methods: tuple[str, ...] = (), seeds: tuple[Seed, ...] = ()
 ) -> State[None]:
     """Train and evaluate under several settings of the parameters, and compare them. `params.yaml` stays as it is.
 
@@ -193,7 +193,7 @@ def _digest_of_code() -> str:
     return hashlib.sha256("".join(map(digest_of_sources, programs)).encode()).hexdigest()
 
 
-def _asked(name: str, grid: Sequence[str], methods: Sequence[Method], seeds: Sequence[Seed]) -> tuple[str, list[Task]]:
+def _asked(name: str, grid: Sequence[str], methods: Sequence[str], seeds: Sequence[Seed]) -> tuple[str, list[Task]]:
     """The name of the results, and the models to train."""
     file = Path(name) if name.endswith((".yaml", ".yml")) else None
     results = file.stem if file else name

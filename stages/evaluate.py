@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from cocomix.attribution.labels import ConceptLabels, supervision_digest
+from cocomix.attribution.labels import ConceptLabels
 from cocomix.evaluation import concepts, corpora, downstream, language_model, mixing
 from cocomix.evaluation.concepts import ConceptScores, score_concepts
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
@@ -22,12 +22,13 @@ from cocomix.evaluation.mixing import MixingScore, score_mixing
 from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks
 from cocomix.evaluation.text import EvaluationText, split_text
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.params import EvaluateParams, Method, Params
+from cocomix.params import EvaluateParams, Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.device import attention
 from cocomix.plumbing.once import once
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
+from cocomix.shapes.methods import read_method
 from cocomix.tokens.window_data import Labels, WindowData
 from cocomix.tokens.windows import Split, Tokens
 from stages.matrix import matrix_item
@@ -44,14 +45,15 @@ class TextSource(NamedTuple):
     read: Callable[[], EvaluationText]
 
 
-def run(params: Params, method: Method, seed: int) -> None:
+def run(params: Params, method: str, seed: int) -> None:
     """Make artifacts/evaluations/<method>-<seed>; earlier measurements are reused, see `once`."""
     name, section = f"{method}-{seed}", params.evaluate
     tokens, trained = Tokens(ARTIFACTS / "tokens"), Artifact(ARTIFACTS / "models" / name)
-    labels = Artifact(ARTIFACTS / "concepts")
-    learned = supervision_digest(labels, method)
-    if method == "cocomix":
-        check_origins({"tokens": tokens.artifact, "concepts": labels})
+    labels, methods = Artifact(ARTIFACTS / "concepts"), Artifact(ARTIFACTS / "methods")
+    listed = read_method(methods, method)
+    learned = {f"supervision.{method}": listed.supervision}
+    if listed.kind == "cocomix":
+        check_origins({"tokens": tokens.artifact, "concepts": labels, "methods": methods})
     key = {"model": trained.digest, "tokens": tokens.artifact.digest}
     sources = {split: TextSource(split, partial(split_text, tokens, split)) for split in SPLITS} | {
         corpus: TextSource(corpus_digest(corpus, chosen, tokens), partial(read_corpus, corpus, chosen, tokens))

@@ -1,6 +1,5 @@
 """Stage `pretrain`: train one language model, by one method and seed: `python -m stages.pretrain METHOD SEED`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from cocomix.attribution.labels import ConceptLabels, supervision_digest
+from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
 from cocomix.models.configs import config_of
-from cocomix.params import CocomixParams, KdParams, Method, Params, PretrainParams
+from cocomix.params import CocomixParams, KdParams, Method, Params, PretrainParams, runs_base
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
+from cocomix.shapes.methods import ListedMethod, read_method
 from cocomix.shapes.models import shape_of
 from cocomix.tokens.window_data import Labels, WindowData
 from cocomix.tokens.windows import Split, Tokens
@@ -28,39 +28,41 @@ from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
-def run(params: Params, method: Method, seed: int) -> None:
-    """Make artifacts/models/<method>-<seed>, a Hugging Face folder."""
+def run(params: Params, method: str, seed: int) -> None:
+    """Make artifacts/models/<method>-<seed>, a Hugging Face folder; the method is as artifacts/methods describes it."""
     name = f"{method}-{seed}"
     tokens = Tokens(ARTIFACTS / "tokens")
-    base, concepts, shapes = (Artifact(ARTIFACTS / each) for each in ("base", "concepts", "shapes"))
-    section = params.pretrain
-    _check_origins(section, method, tokens, base, concepts, shapes)
-    shape = shape_of(method, json.loads(shapes.file("shapes.json").read_text()))
+    base, concepts, methods = (Artifact(ARTIFACTS / each) for each in ("base", "concepts", "methods"))
+    listed = read_method(methods, method)
+    _check_origins(listed, tokens, base, concepts, methods)
+    kind, own, training_params = listed.kind, listed.parameters, params.pretrain.training
+    shape = shape_of(method, listed.shape)
     used = {
         "method": method,
         "seed": seed,
         "shape": shape,
-        "training": section.training.model_dump(),
-        method: getattr(section, method).model_dump(),
+        "training": training_params.model_dump(),
+        kind: own.model_dump(mode="json"),
     }
 
     def data(split: Split, scratch: Path) -> WindowData:
         labels = None
-        if method == "cocomix" and section.cocomix.predicts == "concepts":
-            labels = labels_of(section.cocomix, ConceptLabels(concepts), tokens, split, scratch)
+        if isinstance(own, CocomixParams) and own.predicts == "concepts":
+            labels = labels_of(own, ConceptLabels(concepts), tokens, split, scratch)
         return WindowData(tokens.windows(split), labels)
 
     def compute(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
-        objective = _objective(method, section, shape, base, concepts)
+        sections: dict[str, Any] = {"training": training_params, kind: own}
+        objective = _objective(kind, PretrainParams.model_construct(**sections), shape, base, concepts)
         train, validation = data("train", work.scratch), data("validation", work.scratch)
-        training = Training(objective, train, validation, section.training, seed, work.scratch)
+        training = Training(objective, train, validation, training_params, seed, work.scratch)
         curve = training.run(name)
         if runtime().rank == 0:
             with work.write_folder() as folder:
                 last = curve[-1]
                 trained = Trained(
-                    name, method, tokens.origin, tokens.context, last.tokens, last.flops, last.validation_loss
+                    name, kind, tokens.origin, tokens.context, last.tokens, last.flops, last.validation_loss
                 )
                 write_model(folder, objective.model, tokens.tokenizer(), trained)
             write_curve(work.side / "curve.csv", curve)
@@ -72,24 +74,18 @@ def run(params: Params, method: Method, seed: int) -> None:
         "metrics.json": Path("metrics/pretrain") / f"{name}.json",
         "curve.csv": Path("plots/pretrain") / f"{name}.csv",
     }
-    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact} | supervision_digest(concepts, method)
+    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, f"supervision.{method}": listed.supervision}
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
 
 
-def _check_origins(
-    section: PretrainParams, method: Method, tokens: Tokens, base: Artifact, concepts: Artifact, shapes: Artifact
-) -> None:
+def _check_origins(method: ListedMethod, tokens: Tokens, base: Artifact, concepts: Artifact, methods: Artifact) -> None:
     """Check only the artifacts that a method learns from: new labels, for example, do not affect `ntp`."""
-    opened = {"tokens": tokens.artifact, "shapes": shapes}
-    match method:
-        case "kd":
-            check_origins(opened | {"base": base})
-            check_origins({"base": base, "concepts": concepts})  # the base model must be the one behind the concepts
-        case "cocomix":
-            needs_base = section.cocomix.predicts == "hidden"
-            check_origins(opened | {"concepts": concepts} | ({"base": base} if needs_base else {}))
-        case _:
-            check_origins(opened)
+    opened = {"tokens": tokens.artifact, "methods": methods}
+    if runs_base(method.parameters):
+        opened["base"] = base
+    if method.kind == "cocomix":
+        opened["concepts"] = concepts
+    check_origins(opened)
 
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, trained: Trained) -> None:

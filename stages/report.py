@@ -10,12 +10,12 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cocomix.params import Params
+from cocomix.params import CocomixParams, Params
 from cocomix.plumbing.artifact import MANIFEST, Artifact, Work, digest_of
 from cocomix.report.comparison import BASELINE, MethodResult, compare
 from cocomix.report.concepts import mean_concepts, read_examples
 from cocomix.report.costs import Cost, SupervisionStage, costs, supervision_stages
-from cocomix.report.drawing import swatch
+from cocomix.report.drawing import looks, swatch
 from cocomix.report.facts import (
     ATLAS,
     STEERING,
@@ -32,15 +32,17 @@ from cocomix.report.steering_figures import effects_by_cost, effects_by_strength
 from cocomix.report.tuning import Tuning, decisive, own_weight, read_sweep, sweep_files, tuning
 from cocomix.report.usage import StageUsage, stage_usages
 from cocomix.report.wording import (
-    NAMES,
     answers,
     caveats,
     duration,
+    forms_say,
     inside,
     labels,
+    listing,
     loss_weight,
     lowest,
     matching,
+    name_of,
     over_seeds,
     si,
     signed,
@@ -69,14 +71,14 @@ def run(params: Params) -> None:
     spent = costs(pipeline, params)
     results = compare(
         runs,
-        {method: supervision_stages(method, params.pretrain) for method in methods},
+        {method: supervision_stages(section) for method, section in params.pretrain.listed.items()},
         spent,
         params.report.label_runs,
     )
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
     sweeps = read_sweeps(Artifact(STEERING).file("effects.parquet"))
     swept = [run for path in sweep_files() for run in read_sweep(path)]
-    tuned = tuning(params, pipeline.shapes.widths, swept)
+    tuned = tuning(params, pipeline.methods.widths, swept)
 
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {
@@ -129,10 +131,12 @@ def page(
         "signed": signed,
         "within": within,
         "loss_weight": loss_weight,
+        "listing": listing,
         "duration": duration,
         "exp": exp,
     }
     concepts = {each.method: mean_concepts(each.concepts) for each in results if each.concepts}
+    drawn = looks(params.pretrain.forms)
     needed = {source for each in results for source in each.sources}
     seed = params.pretrain.seeds[0]
     reference = next((each for each in results if each.method == BASELINE), results[0])
@@ -145,7 +149,7 @@ def page(
         draws=params.distribution.draws,
         labels=labels(params.attribution),
         told_labels=told_labels(params.attribution),
-        names=NAMES,
+        names={method: name_of(method) for method in drawn},
         baseline=BASELINE,
         confidence=f"{CONFIDENCE:.0%}",
         replicates=f"{REPLICATES:,}",
@@ -153,37 +157,50 @@ def page(
         caveats=caveats(results, params.pretrain, tuned),
         lowest=lowest(results),
         matching=matching(results, params.pretrain),
-        variant=variant(params.pretrain.cocomix),
+        variants=_variants(params),
         weights={each.method: own_weight(each.method, decisive(params)) for each in results},
         tuned=tuned,
         tuned_says=tuned_says(tuned) if tuned else "",
-        swatches={method: Markup(swatch(method)) for method in NAMES},
+        swatches={method: Markup(swatch(look)) for method, look in drawn.items()},
         pipeline=pipeline,
         results=results,
         reference=reference.runs[0].training,
         reference_name=inside(reference.method),
         costs={source: cost for source, cost in spent.items() if source in needed},
-        supervised=[NAMES[each.method] for each in results if each.sources],
-        curves=[Markup(learning_curves(results, against)) for against in ("tokens", "flops", "seconds")],
-        differences=Markup(differences(results)),
-        task_accuracies=Markup(accuracies(results)),
+        supervised=[name_of(each.method) for each in results if each.sources],
+        curves=[Markup(learning_curves(results, against, drawn)) for against in ("tokens", "flops", "seconds")],
+        differences=Markup(differences(results, drawn)),
+        task_accuracies=Markup(accuracies(results, drawn)),
         concepts=concepts,
         loss_given_labels={
-            method: Markup(loss_given_labels(method, each.mixing)) for method, each in concepts.items() if each.mixing
+            method: Markup(loss_given_labels(method, each.mixing, drawn[method]))
+            for method, each in concepts.items()
+            if each.mixing
         },
-        examples=[example for method in concepts for example in read_examples(f"{method}-{seed}")],
+        concept_k={
+            method: section.concept_k
+            for method, section in params.pretrain.listed.items()
+            if isinstance(section, CocomixParams)
+        },
+        examples=read_examples(f"{next(iter(concepts))}-{seed}") if concepts else [],
         steering={
             "sweeps": sweeps,
             "says": steering_says(sweeps),
-            "figures": [(title, Markup(svg)) for title, svg in effects_by_strength(sweeps)],
-            "cost": Markup(effects_by_cost(sweeps)),
-            "rows": steering_rows(sweeps),
+            "figures": [(title, Markup(svg)) for title, svg in effects_by_strength(sweeps, drawn)],
+            "cost": Markup(effects_by_cost(sweeps, drawn)),
+            "rows": steering_rows(sweeps, drawn),
         }
         if sweeps
         else None,
         stages=usages,
         settings=yaml.safe_dump({"pretrain": params.pretrain.model_dump(mode="json")}, sort_keys=False).strip(),
     )
+
+
+def _variants(params: Params) -> list[str]:
+    """Sentences on how the CoCoMix of this run differs from the released code, and its forms from it."""
+    differs = variant(params.pretrain.cocomix) if "cocomix" in params.pretrain.methods else ""
+    return [*([f"This is a variant of CoCoMix: {differs}."] if differs else []), *forms_say(params.pretrain)]
 
 
 def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | None) -> str:
@@ -216,8 +233,7 @@ def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | Non
     text = [" ".join(each) for each in answers(results)]
     if text:
         text.append(" ".join([caveats(results, params.pretrain, tuned), matching(results, params.pretrain)]))
-    if "cocomix" in params.pretrain.methods and (differs := variant(params.pretrain.cocomix)):
-        text.append(f"This is a variant of CoCoMix: {differs}.")
+    text += filter(None, [" ".join(_variants(params))])
     paragraphs = [textwrap.fill(each, 110) for each in text]
     return "\n\n".join([table(rows), *paragraphs, f"The whole page: {ARTIFACTS}/report/index.html"]) + "\n"
 

@@ -13,20 +13,22 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from cocomix.attribution.labels import ConceptLabels, supervision_digest
+from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
 from cocomix.explain.lens import promoted
 from cocomix.modeling.concept_edits import Edit, Scale, Set
-from cocomix.params import Params, SteerParams
+from cocomix.params import Params, SteerParams, mixes_concepts
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.device import device
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.once import once
+from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.predictions import measure
 from cocomix.predictions.measure import ConceptPredictions, measure_predictions
 from cocomix.predictions.table import PREDICTED, SCHEMA, predictions_table
 from cocomix.sae.autoencoder import load_sae
+from cocomix.shapes.methods import read_methods
 from cocomix.steering import effect
 from cocomix.steering.averages import Sweep, read_sweeps
 from cocomix.steering.effect import Bench, EditEffect, Writing, effects_table, sample_concepts, steering_effects
@@ -39,16 +41,20 @@ EDITS: dict[str, Callable[[int, float], Edit]] = {"set": Set, "scale": partial(S
 
 def run(params: Params) -> None:
     """Make artifacts/steering; the processes share the work. It has empty tables if no model mixes concepts."""
-    section, cocomix = params.steer, params.pretrain.cocomix
-    mixes = "cocomix" in params.pretrain.methods and cocomix.predicts == "concepts" and cocomix.mixing != "none"
+    section = params.steer
     tokens = Tokens(ARTIFACTS / "tokens")
     inputs = {"tokens": tokens.artifact} | {name: Artifact(ARTIFACTS / name) for name in ("base", "sae")}
-    concepts = Artifact(ARTIFACTS / "concepts")
-    trained = {seed: Artifact(ARTIFACTS / f"models/cocomix-{seed}") for seed in params.pretrain.seeds if mixes}
+    concepts, methods = (Artifact(ARTIFACTS / name) for name in ("concepts", "methods"))
+    steered = {name: each for name, each in read_methods(methods).items() if mixes_concepts(each.parameters)}
+    trained = {
+        name: {seed: Artifact(ARTIFACTS / f"models/{name}-{seed}") for seed in params.pretrain.seeds}
+        for name in steered
+    }
+    folders = [folder for by_seed in trained.values() for folder in by_seed.values()]
 
     def compute(work: Work) -> Mapping[str, Any]:
         sweeps = _sweeps(work, section, tokens, inputs, trained) if trained else {}
-        tables = [_predicted(work, section, tokens, concepts, seed, model) for seed, model in trained.items()]
+        tables = [_predicted(work, section, tokens, concepts, folder) for folder in folders]
         if runtime().rank == 0:
             with work.write(PREDICTED) as pending:
                 table = pa.concat_tables([SCHEMA.empty_table(), *tables])
@@ -61,11 +67,12 @@ def run(params: Params) -> None:
             found = read_sweeps(work.files / "effects.parquet")
             (work.side / "metrics.json").write_bytes(to_json({each.name: _metrics(each) for each in found}))
             _write_plot(work.side / "steer.csv", found)
-        return {"seeds": list(trained)}
+        return {"models": [folder.path.name for folder in folders]}
 
     side = {"metrics.json": Path("metrics/steer.json"), "steer.csv": Path("plots/steer.csv")}
-    learned = supervision_digest(concepts, "cocomix") if trained else {}
-    models = {f"models/cocomix-{seed}": folder for seed, folder in trained.items()}
+    models = {f"models/{folder.path.name}": folder for folder in folders}
+    learned = {f"supervision.{name}": each.supervision for name, each in steered.items()}
+    check_origins({**inputs, "concepts": concepts, "methods": methods})
     opened: dict[str, Artifact | str] = {**inputs, "concepts": concepts, **models, **learned}
     produce("steer", ARTIFACTS / "steering", opened, section.model_dump(), compute, side)
 
@@ -75,17 +82,22 @@ def _sweeps(
     section: SteerParams,
     tokens: Tokens,
     inputs: Mapping[str, Artifact],
-    trained: Mapping[int, Artifact],
+    trained: Mapping[str, Mapping[int, Artifact]],
 ) -> dict[str, dict[int, list[EditEffect]]]:
-    """The effects by sweep and seed; earlier measurements are reused, see `once`."""
+    """The effects by sweep and seed; earlier measurements are reused, see `once`.
+
+    Args:
+        trained: the models by method and seed.
+    """
     text = _text(tokens, section)
-    models = {seed: load_base(folder, tokens.context) for seed, folder in trained.items()}
+    folders = [folder for by_seed in trained.values() for folder in by_seed.values()]
+    models = {folder.path.name: load_base(folder, tokens.context) for folder in folders}
     key = {name: each.digest for name, each in inputs.items()} | section.model_dump(exclude={"read_windows"})
 
     def sample() -> list[int]:
         return sample_concepts(list(models.values()), text, section.concepts, section.seed)
 
-    digests = {"models": [folder.digest for folder in trained.values()]}
+    digests = {"models": [folder.digest for folder in folders]}
     # Sampled once: rounding decides which concepts are mixed, and results of another sample must not be reused.
     concepts = once("steered concepts", key | digests, sample, list[int], effect.__file__)
     if len(concepts) < 2:
@@ -108,15 +120,14 @@ def _sweeps(
         return once("steering", what, effects, list[EditEffect], effect.__file__)
 
     sweeps = {
-        f"cocomix_{edit}": {seed: measure(model, trained[seed], edit) for seed, model in models.items()}
+        f"{name}_{edit}": {seed: measure(models[folder.path.name], folder, edit) for seed, folder in by_seed.items()}
+        for name, by_seed in trained.items()
         for edit in EDITS
     }
     return sweeps | {"base_set": {0: measure(base, inputs["base"], "set")}}
 
 
-def _predicted(
-    work: Work, section: SteerParams, tokens: Tokens, concepts: Artifact, seed: int, trained: Artifact
-) -> pa.Table:
+def _predicted(work: Work, section: SteerParams, tokens: Tokens, concepts: Artifact, trained: Artifact) -> pa.Table:
     """A model's predictions of each concept; earlier measurements are reused, see `once`."""
     validation = tokens.windows("validation")
     windows = _drawn(len(validation), min(section.read_windows, len(validation)), section.seed)
@@ -125,16 +136,14 @@ def _predicted(
     def read() -> list[ConceptPredictions]:
         unpacked = ConceptLabels(concepts).unpack(tokens, "validation", work.scratch / "labels.npy")
         of_windows = torch.from_numpy(unpacked[windows].astype(np.int64))
-        name = f"predicted {trained.path.name}"
+        task, kept = f"predicted {trained.path.name}", work.scratch / f"predicted-{trained.path.name}"
         model = load_base(trained, tokens.context)
-        return measure_predictions(
-            model, ids, of_windows, section.promoted, work.scratch / f"predicted-{seed}", task=name
-        )
+        return measure_predictions(model, ids, of_windows, section.promoted, kept, task=task)
 
     key = {"model": trained.digest, "tokens": tokens.artifact.digest, "labels": concepts.digest}
     what = key | {"windows": windows.tolist(), "promoted": section.promoted}
     found = once("predicted", what, read, list[ConceptPredictions], measure.__file__)
-    return predictions_table(seed, found, windows.tolist(), ids.tolist())
+    return predictions_table(trained.path.name, found, windows.tolist(), ids.tolist())
 
 
 def _text(tokens: Tokens, section: SteerParams) -> torch.Tensor:

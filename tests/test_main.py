@@ -13,7 +13,9 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from cocomix.__main__ import main
 from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.modeling import Set
+from cocomix.params import load
 from cocomix.plumbing.artifact import Work
+from cocomix.shapes.methods import supervision
 from cocomix.steering.reading import concepts
 from tests.modeling.conftest import tiny
 from tests.steering.conftest import artifacts
@@ -169,15 +171,17 @@ def test_what_is_of_another_autoencoder_is_refused(capsys: pytest.CaptureFixture
 def test_labels_that_the_model_was_not_trained_on_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("artifacts/models/cocomix-0")
     files = {each.name: each.read_bytes() for each in folder.iterdir()}
-    for supervision in (json.loads(Path("artifacts/concepts/supervision.json").read_text())["cocomix"], "another"):
+    section = load().pretrain.cocomix
+    for learned in (supervision(section, Path("artifacts")), "another"):
         shutil.rmtree(folder)
-        with Work("pretrain@cocomix-0", folder, {"supervision.cocomix": supervision}, {}) as work:
+        params = {"cocomix": section.model_dump()}
+        with Work("pretrain@cocomix-0", folder, {"supervision.cocomix": learned}, params) as work:
             with work.write_folder() as target:
                 for name, content in files.items():
                     (target / name).write_bytes(content)
-            work.finish({})
+            work.finish({"method": "cocomix"})
             work.publish()
-        if supervision != "another":
+        if learned != "another":
             assert printed(capsys, "concepts", "w5 w9")
     message = (
         "artifacts/models/cocomix-0: made from another supervision.cocomix than the one that is there; run pretrain"

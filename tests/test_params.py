@@ -4,11 +4,12 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from cocomix.params import ExplainParams, Params, SaeParams, load
+from cocomix.params import ExplainParams, Params, PretrainParams, SaeParams, load
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
+FORMS = {"predicted": {"mixing": "none"}, "taught": {"kd": {"kl_weight": 1.0}}}
 
 
 def loaded(tmp_path: Path, old: str, new: str) -> str:
@@ -47,7 +48,33 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("  learning_rate: 1.0e-3", "  learning_rate: -1", "sae.learning_rate: -1: input should be greater than 0"),
         ("  seeds: [0]", "  seeds: 0", "pretrain.seeds: 0: input should be a valid list"),
         ("  seeds: [0]", "  seeds: [0, 0]", "pretrain: seeds lists a value twice: [0, 0]"),
-        ("[ntp, cocomix]", "[npt]", "pretrain.methods.0: 'npt': input should be 'ntp', 'kd', 'pause' or 'cocomix'"),
+        ("[ntp, cocomix]", "[npt]", "pretrain: methods lists 'npt', which is no method or form; did you mean 'ntp'?"),
+        ("[ntp, cocomix]", "[ntp, ntp]", "pretrain: methods lists a value twice: ['ntp', 'ntp']"),
+        ("[ntp, cocomix]", "[1]", "pretrain.methods.0: 1: input should be a valid string"),
+        ("forms: {}", "forms: [1]", "pretrain.forms: [1]: input should be a valid dictionary"),
+        ("forms: {}", "forms: {a: 3}", "pretrain.forms.a: must be a section of 'key: value', not 3"),
+        ("forms: {}", "forms: {a: {mixin: add}}", "pretrain.forms.a.mixin: unknown key; did you mean 'mixing'?"),
+        (
+            "forms: {}",
+            "forms: {a: {kd: {weight: 1}}}",
+            "pretrain.forms.a.kd.weight: unknown key; did you mean 'kl_weig",
+        ),
+        ("forms: {}", "forms: {a: {mixing: sum}}", "pretrain.forms.a.mixing: 'sum': input should be 'interleave', 'in"),
+        ("forms: {}", "forms: {a: {kd: null}}", "pretrain.forms.a.kd: must be a section of 'key: value', not None"),
+        (
+            "forms: {}",
+            "forms: {a: {mixing: none, gate: true}}",
+            "pretrain.forms.a: gate must be false with mixing: none",
+        ),
+        ("forms: {}", "forms: {a: {concept_layer: 4}}", "pretrain: forms.a.concept_layer (4) must be below model.n_la"),
+        ("forms: {}", "forms: {a: {concept_k: 2048}}", "pretrain.forms.a.concept_k (2048) must not exceed the conce"),
+        (
+            "forms: {}",
+            "forms: {kd: {}}",
+            "pretrain.forms.kd: 'kd': allowed: a small letter, then small letters, digits",
+        ),
+        ("forms: {}", "forms: {no-mix: {}}", "pretrain.forms.no-mix: 'no-mix': allowed: a small letter, then small"),
+        ("mixing: interleave ", "mixing: sum ", "pretrain.cocomix.mixing: 'sum': input should be 'interleave', 'int"),
         ("evaluate:", "evalute:", "evalute: unknown key; did you mean 'evaluate'?"),
         ("report:", "report: 3\nx:", "x: unknown key; allowed: activations, attribution, base, corpus, distribution, "),
         ("  ntp: {}", "  ntp: [1]", "pretrain.ntp: must be a section of 'key: value', not [1]"),
@@ -139,11 +166,58 @@ def test_another_autoencoder_is_the_first_but_for_what_is_given(
     assert SaeParams.model_validate(params.model_dump()).others() == {"other": other}
 
 
+def formed(methods: list[str], forms: dict[str, Any], **more: Any) -> Params:
+    """The shipped parameters with forms."""
+    content = read_yaml(SHIPPED)
+    content["pretrain"] |= {"methods": methods, "forms": forms}
+    return parse(Params, content | more, "params.yaml")
+
+
+def test_a_form_is_cocomix_but_for_what_is_given() -> None:
+    pretrain = formed(["ntp", "predicted", "taught"], FORMS).pretrain
+    cocomix = pretrain.cocomix.model_dump()
+    assert pretrain.forms["predicted"].model_dump() == cocomix | {"mixing": "none"}
+    assert pretrain.forms["taught"].model_dump() == cocomix | {"kd": cocomix["kd"] | {"kl_weight": 1.0}}
+    assert {name: pretrain.kind(name) for name in pretrain.methods} == {
+        "ntp": "ntp",
+        "predicted": "cocomix",
+        "taught": "cocomix",
+    }
+    assert pretrain.listed == {
+        "ntp": pretrain.ntp,
+        "predicted": pretrain.forms["predicted"],
+        "taught": pretrain.forms["taught"],
+    }
+    assert PretrainParams.model_validate(pretrain.model_dump()) == pretrain
+
+
+def test_a_near_miss_of_a_form_is_suggested() -> None:
+    with pytest.raises(
+        UserError, match="methods lists 'predicte', which is no method or form; did you mean 'predicted'"
+    ):
+        formed(["predicte"], FORMS)
+
+
+def test_the_cached_distribution_must_be_there_for_forms_that_are_listed() -> None:
+    cached = {"cached": {"kd": {"source": "cached", "kl_weight": 1.0, "temperature": 2.0}}}
+    stored = read_yaml(SHIPPED)["distribution"] | {"draws": 50}
+    assert formed(["ntp"], cached).pretrain.forms
+    with pytest.raises(
+        UserError, match=r"pretrain\.forms\.cached\.kd\.source is cached, which needs distribution\.draws"
+    ):
+        formed(["cached"], cached)
+    with pytest.raises(UserError, match=r"pretrain\.forms\.cached\.kd\.temperature \(2\) must be distribution\.temper"):
+        formed(["cached"], cached, distribution=stored)
+    assert formed(["cached"], cached, distribution=stored | {"temperature": 2.0}).pretrain.listed
+
+
 def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     text = SHIPPED.read_text().replace("mixing: interleave ", "mixing: none ")
     path.write_text(text.replace("learned_scale: false", "learned_scale: true"))
-    with pytest.raises(UserError, match=r"pretrain.cocomix: learned_scale must be false where no concepts are mixed"):
+    with pytest.raises(
+        UserError, match=r"pretrain.cocomix: learned_scale must be false with mixing: none, which mixes nothing"
+    ):
         load(path)
     path.write_text(text.replace("concept_weight: 0.3", "concept_weight: 0.0"))
     with pytest.raises(
@@ -268,6 +342,7 @@ def test_an_extreme_value_is_refused_in_one_line_or_is_in_the_range_of_what_comp
     content = read_yaml(SHIPPED)
     content["evaluate"]["corpora"] = {"named": {"paths": ["x"]}}
     content["sae"]["also"] = {"named": {}}
+    content["pretrain"]["forms"] = {"named": {"concept_schedule": {}, "kd": {"schedule": {}}}}
     section = content
     for name in key[:-1]:
         section = section[name]

@@ -1,6 +1,5 @@
 """Compute the labels of all training and validation windows."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +8,12 @@ import torch
 from transformers import PreTrainedModel
 
 from cocomix.attribution.labelling import label_windows
-from cocomix.attribution.labels import SUPERVISION, Labels, label_type, write_labels
+from cocomix.attribution.labels import Labels, label_type, write_labels
 from cocomix.attribution.positions_apart import check_positions_apart
 from cocomix.base.blocks import check_layer
 from cocomix.base.loading import micro_batch
 from cocomix.params import AttributionParams
-from cocomix.plumbing.artifact import Work, digest_of_json
+from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
@@ -58,21 +57,10 @@ def make_labels(
                 pending.rows = shard.stop - shard.start
                 write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
     work.wait()
-    facts = {
+    return {
         "latents": sae.config.concepts,
         "layer": sae.config.layer,
         "k_attr": params.k_attr,
         "context": tokens.context,
+        "dtype": label_type(sae.config.concepts).name,
     }
-    if runtime().rank == 0:
-        _write_supervision(work, facts)
-    return {**facts, "dtype": label_type(sae.config.concepts).name}
-
-
-def _write_supervision(work: Work, facts: Mapping[str, Any]) -> None:
-    """Write a digest of each method's supervision besides the tokens: new labels rerun only methods that use them."""
-    digests = {name: record.sha256 for name, record in work.records().items() if name != SUPERVISION}
-    labels = digest_of_json([facts, digests])
-    learns_from = {"cocomix": labels, "kd": work.inputs["base"], "ntp": "", "pause": ""}
-    with work.write(SUPERVISION) as pending:
-        pending.path.write_text(json.dumps(learns_from, indent=1) + "\n")

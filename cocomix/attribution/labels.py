@@ -6,7 +6,6 @@ the integer type's maximum and the score 0: all entries of a window's last posit
 last entries of a position with fewer than k_attr concepts of the wanted sign.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
-from cocomix.params import Method
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.columns import raw_column, rows_of
@@ -25,7 +23,6 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.windows import Split, Tokens
 
-SUPERVISION = "supervision.json"
 LARGEST_SCORE = float(np.finfo(np.float16).max)
 ROW_GROUP_WINDOWS = 256
 """Windows per row group, and read at a time."""
@@ -38,15 +35,6 @@ class Labels(NamedTuple):
     """[windows, context, k_attr]."""
     scores: NDArray[np.float16]
     """[windows, context, k_attr]."""
-
-
-def supervision_digest(concepts: Artifact, method: Method) -> dict[str, str]:
-    """Manifest entry of a method's supervision besides the tokens: a digest, the one that DVC reads (see dvc.yaml).
-
-    Args:
-        concepts: the artifact of the stage `attribution`.
-    """
-    return {f"supervision.{method}": json.loads(concepts.file(SUPERVISION).read_bytes())[method]}
 
 
 def label_type(latents: int) -> np.dtype[np.unsignedinteger]:

@@ -38,7 +38,7 @@ def main() -> None:
         "--steering",
         type=Path,
         default=Path("artifacts/steering"),
-        help="what the language model of the first seed makes of concepts, if it is there; default: artifacts/steering",
+        help="what the first CoCoMix model makes of concepts, if it is there; default: artifacts/steering",
     )
     options = parser.parse_args()
     try:

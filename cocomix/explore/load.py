@@ -6,23 +6,31 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from cocomix import pretrained
-from cocomix.attribution.labels import ConceptLabels, supervision_digest
+from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
 from cocomix.explain.atlas import Atlas
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.params import AttributionParams, load
+from cocomix.params import AttributionParams, CocomixParams, load
 from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.checked import parse
 from cocomix.plumbing.device import device
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.origins import check_origins
 from cocomix.sae.autoencoder import load_sae
+from cocomix.shapes.methods import supervision
 from cocomix.steering.reading import Extractor
 
 
 def default_model(artifacts: Path) -> Path:
-    """The folder of the CoCoMix model with the first seed in params.yaml."""
-    return artifacts / "models" / f"cocomix-{load().pretrain.seeds[0]}"
+    """The folder of the first seed's CoCoMix model; if only forms of it are listed, of the first form's."""
+    pretrain = load().pretrain
+    named = [
+        name
+        for name, section in pretrain.listed.items()
+        if isinstance(section, CocomixParams) and section.predicts == "concepts"
+    ]
+    name = "cocomix" if "cocomix" in named or not named else named[0]
+    return artifacts / "models" / f"{name}-{pretrain.seeds[0]}"
 
 
 def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFast]:
@@ -62,8 +70,11 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
     made = Path(model.name_or_path)
     opened: dict[str, Artifact | str] = {"concepts": concepts, "base": base, "sae": sae}
     if (made / MANIFEST).is_file():
-        opened[f"models/{made.name}"] = Artifact(made)
-    check_origins(opened | supervision_digest(concepts, "cocomix"))
+        trained = Artifact(made)
+        section = parse(CocomixParams, trained.manifest.params["cocomix"], str(made / MANIFEST))
+        opened[f"models/{made.name}"] = trained
+        opened[f"supervision.{trained.about['method']}"] = supervision(section, artifacts)
+    check_origins(opened)
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
     return Extractor(load_base(base, labels.context), load_sae(sae), params)
 

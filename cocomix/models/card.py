@@ -16,7 +16,8 @@ class Trained(NamedTuple):
     """How a model was trained."""
 
     name: str
-    method: Method
+    kind: Method
+    """The method; of a form of CoCoMix, cocomix."""
     text: TextOrigin
     context: int
     """Tokens per window."""
@@ -33,7 +34,7 @@ def model_card(model: PreTrainedModel, trained: Trained) -> str:
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["gpt2", "pretraining", trained.method],
+        tags=["gpt2", "pretraining", trained.kind],
         datasets=[trained.text.dataset] if trained.text.dataset else None,
     )
     stored, active = parameters(model)
@@ -44,7 +45,7 @@ def model_card(model: PreTrainedModel, trained: Trained) -> str:
 
 # {trained.name}
 
-{_what(config, trained.method)}
+{_what(config, trained.kind)}
 
 {config.n_layer} blocks of width {config.n_embd} with {config.n_head} heads; {config.n_positions} positions; a
 vocabulary of {config.vocab_size}. {stored:,} parameters, of which {active:,} work on a token.
@@ -80,11 +81,14 @@ filtered in what it says.
 """
 
 
-def _what(config: object, method: Method) -> str:
+def _what(config: object, kind: Method) -> str:
     paper = "[LLM Pretraining with Continuous Concepts](https://arxiv.org/abs/2502.08524)"
     if not isinstance(config, CoCoMixConfig):
-        teacher = " and to match the distribution of a base model (knowledge distillation)" if method == "kd" else ""
-        return f"A GPT-2 trained to predict the next token{teacher}: a baseline of {paper}."
+        also = {
+            "kd": " and to match the distribution of a base model (knowledge distillation)",
+            "mtp": " and, by further heads, tokens after it (multi-token prediction)",
+        }.get(kind, "")
+        return f"A GPT-2 trained to predict the next token{also}: a baseline of {paper}."
     vector = {
         "concepts": f"predicts concepts, latents of another model's sparse autoencoder ({config.num_concepts} of them,"
         f" the {config.concept_k} strongest of which make one vector)",

@@ -79,7 +79,7 @@ def open_predictions(steering: Path, atlas: Atlas, model: Path | None = None) ->
 
     Args:
         steering: the artifact of the stage `steer`.
-        model: the model's artifact; None: that of the first seed.
+        model: the model's artifact; None: the first one that was measured.
 
     Raises:
         UserError: when concepts are missing.
@@ -87,12 +87,12 @@ def open_predictions(steering: Path, atlas: Atlas, model: Path | None = None) ->
     if not (steering / MANIFEST).is_file() or (model and not (model / MANIFEST).is_file()):
         return None
     made = Artifact(steering)
-    digests = {seed: made.manifest.inputs[f"models/cocomix-{seed}"] for seed in made.about["seeds"]}
-    seeds = [seed for seed, digest in digests.items() if model is None or digest == Artifact(model).digest]
+    digests = {name: made.manifest.inputs[f"models/{name}"] for name in made.about["models"]}
+    names = [name for name, digest in digests.items() if model is None or digest == Artifact(model).digest]
     dictionaries = {each.manifest.inputs.get("sae") for each in (made, atlas)}
-    if not seeds or len(dictionaries) > 1 or PREDICTED not in made.manifest.files:
+    if not names or len(dictionaries) > 1 or PREDICTED not in made.manifest.files:
         return None
-    table = pq.read_table(made.file(PREDICTED), filters=pc.field("seed") == seeds[0])
+    table = pq.read_table(made.file(PREDICTED), filters=pc.field("model") == names[0])
     if len(table) != len(atlas):
         raise UserError(
             f"{steering}: has {len(table)} concepts, {atlas.path} {len(atlas)}; run the stage 'steer' again"

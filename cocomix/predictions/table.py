@@ -21,7 +21,7 @@ _CONTEXT: dict[str, Any] = {
     "tokens": pa.list_(pa.int32()),
 }
 _COLUMNS: dict[str, pa.DataType] = {
-    "seed": pa.int64(),  # of the model
+    "model": pa.string(),  # <method>-<seed>
     "concept": pa.int32(),
     "positions": pa.int64(),  # number that were read
     "predictions": pa.int64(),  # number of them at which it is among the concept_k predicted concepts
@@ -35,18 +35,19 @@ SCHEMA = pa.schema(_COLUMNS)
 
 
 def predictions_table(
-    seed: int, found: Sequence["ConceptPredictions"], windows: Sequence[int], ids: Sequence[Sequence[int]]
+    model: str, found: Sequence["ConceptPredictions"], windows: Sequence[int], ids: Sequence[Sequence[int]]
 ) -> pa.Table:
     """A table with a row per concept.
 
     Args:
+        model: its name, <method>-<seed>.
         found: the predictions of each concept.
         windows: the indices of the windows that were read.
         ids: their tokens.
     """
     rows = [
         {
-            "seed": seed,
+            "model": model,
             "concept": concept,
             "positions": sum(map(len, ids)),
             "predictions": each.predictions,

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from cocomix.params import Method
 from cocomix.report.costs import Cost, SupervisionStage, share
 from cocomix.report.documents import Documents, TaskFigure, difference
 from cocomix.report.efficiency import AtEqual, Saving, Spread, at_equal, equal_flops, saving, spread
 from cocomix.report.facts import ConceptFacts, Kind, Run
 from cocomix.statistics import Interval
 
-BASELINE: Method = "ntp"
+BASELINE = "ntp"
 """The method to which the others are compared."""
 
 
@@ -22,7 +21,7 @@ class Verdict(NamedTuple):
 
     difference: Interval | None
     """From the baseline's mean; None for the baseline, without a baseline, and if there is only one document."""
-    differences: Mapping[Method, Interval | None]
+    differences: Mapping[str, Interval | None]
     """The best method's mean minus that of each other method; empty for all methods but the best."""
     best: bool
     """Whether it has the best mean over several seeds, and the interval of its difference from each other method
@@ -75,7 +74,7 @@ class TaskResult(NamedTuple):
 class MethodResult:
     """Results of one method, over its seeds."""
 
-    method: Method
+    method: str
     runs: tuple[Run, ...]
     corpora: Mapping[str, CorpusResult]
     """By name; validation and test are first."""
@@ -110,8 +109,8 @@ class MethodResult:
 
 
 def compare(
-    runs: Mapping[Method, Sequence[Run]],
-    sources: Mapping[Method, tuple[SupervisionStage, ...]],
+    runs: Mapping[str, Sequence[Run]],
+    sources: Mapping[str, tuple[SupervisionStage, ...]],
     spent: Mapping[SupervisionStage, Cost],
     label_runs: int,
 ) -> list[MethodResult]:
@@ -150,7 +149,7 @@ def compare(
     return results
 
 
-def _on_corpus(runs: Mapping[Method, Sequence[Run]], corpus: str) -> dict[Method, CorpusResult]:
+def _on_corpus(runs: Mapping[str, Sequence[Run]], corpus: str) -> dict[str, CorpusResult]:
     documents = {method: [run.documents[corpus] for run in own] for method, own in runs.items()}
     verdicts = _verdicts(documents, corpus, lower_is_better=True)
     results = {}
@@ -166,10 +165,10 @@ def _on_corpus(runs: Mapping[Method, Sequence[Run]], corpus: str) -> dict[Method
     return results
 
 
-def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, TaskResult]:
+def _on_task(runs: Mapping[str, Sequence[Run]], task: str) -> dict[str, TaskResult]:
     first = next(iter(runs.values()))[0]
     asked = first.evaluation.tasks[task]
-    documents: dict[TaskFigure, dict[Method, list[Documents]]] = {
+    documents: dict[TaskFigure, dict[str, list[Documents]]] = {
         figure: {method: [run.tasks[figure][task] for run in own] for method, own in runs.items()}
         for figure, by_task in first.tasks.items()
         if task in by_task
@@ -184,7 +183,7 @@ def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, Ta
         }
         verdicts = _verdicts(losses, task, lower_is_better=True)
 
-    def compared(name: Literal["log_likelihood", "margin"], method: Method) -> Compared | None:
+    def compared(name: Literal["log_likelihood", "margin"], method: str) -> Compared | None:
         figures = [figure for run in runs[method] if (figure := getattr(run.evaluation.tasks[task], name))]
         if not figures:
             return None
@@ -211,8 +210,8 @@ def _on_task(runs: Mapping[Method, Sequence[Run]], task: str) -> dict[Method, Ta
 
 
 def _verdicts(
-    documents: Mapping[Method, Sequence[Documents]], where: str, *, lower_is_better: bool, most: float = math.inf
-) -> dict[Method, Verdict]:
+    documents: Mapping[str, Sequence[Documents]], where: str, *, lower_is_better: bool, most: float = math.inf
+) -> dict[str, Verdict]:
     """Compare the methods on documents, by a figure whose differences are at most `most`."""
     means = {method: fmean(each.sums.sum() / each.weights.sum() for each in own) for method, own in documents.items()}
     best = min(means, key=lambda method: means[method] if lower_is_better else -means[method])
@@ -233,6 +232,6 @@ def _within(gap: Interval | None, most: float) -> Interval | None:
     return gap and gap.within(-most, most)
 
 
-def _from_baseline(documents: Mapping[Method, Sequence[Documents]], method: Method, where: str) -> Interval | None:
+def _from_baseline(documents: Mapping[str, Sequence[Documents]], method: str, where: str) -> Interval | None:
     baseline, own = documents.get(BASELINE), documents.get(method)
     return difference(own, baseline, where) if baseline and own and method != BASELINE else None

@@ -14,7 +14,7 @@ token in a forward pass, and f those up to the concepts' layer:
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from cocomix.params import Method, Params, PretrainParams
+from cocomix.params import CocomixParams, MethodParams, Params, distillation, runs_base
 from cocomix.report.facts import Pipeline, Usage
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
 from cocomix.shapes.models import TeacherSizes
@@ -31,16 +31,15 @@ class Cost(NamedTuple):
     """None: a stage did not record its time."""
 
 
-def supervision_stages(method: Method, pretrain: PretrainParams) -> tuple[SupervisionStage, ...]:
+def supervision_stages(section: MethodParams) -> tuple[SupervisionStage, ...]:
     """The stages that make a method's supervision."""
     needed: set[SupervisionStage] = set()
-    if method == "cocomix" and pretrain.cocomix.uses_labels:
+    if isinstance(section, CocomixParams) and section.uses_labels:
         needed |= {"base", "activations", "sae", "attribution"}
-    if method == "cocomix" and pretrain.cocomix.predicts == "hidden":
+    if runs_base(section):
         needed.add("base")
-    distillation = {"kd": pretrain.kd, "cocomix": pretrain.cocomix.kd}.get(method)
-    if distillation and (method == "kd" or distillation.kl_weight):
-        needed |= {"base", "distribution"} if distillation.source == "cached" else {"base"}
+    if (taught := distillation(section)) and taught.source == "cached":
+        needed |= {"base", "distribution"}
     return tuple(each for each in SUPERVISION_STAGES if each in needed)
 
 
@@ -68,11 +67,11 @@ def share(all_costs: Mapping[SupervisionStage, Cost], stages: tuple[SupervisionS
 
 
 def _flops(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, float]:
-    shapes, active = pipeline.shapes, pipeline.sae.l0
-    teacher = TeacherSizes(shapes.latents, pipeline.activations.d_model, shapes.base_flops, shapes.base_flops_to_layer)
+    sizes, active = pipeline.methods, pipeline.sae.l0
+    teacher = TeacherSizes(sizes.latents, pipeline.activations.d_model, sizes.base_flops, sizes.base_flops_to_layer)
     stored, epochs = pipeline.activations.train_tokens, params.sae.epochs
     trained = params.sae.source == "train"
-    labelled = attribution_flops(params.attribution, teacher, params.sae.latents, active, shapes.context)
+    labelled = attribution_flops(params.attribution, teacher, params.sae.latents, active, sizes.context)
     return {
         "base": pipeline.base.flops,
         "activations": teacher.base_flops_to_layer

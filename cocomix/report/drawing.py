@@ -1,8 +1,10 @@
 """Plots as inline SVG, with selectable text and the colours and font of the page."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
@@ -10,22 +12,45 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from cocomix.params import Method
-from cocomix.report.wording import NAMES
+
+class Look(NamedTuple):
+    """How a method is drawn."""
+
+    variable: str
+    """The page's CSS variable of its colour."""
+    dashes: tuple[float, ...]
+    """Dash pattern, in line widths: curves can be told apart without colours."""
+    marker: str
+
+    @property
+    def color(self) -> str:
+        """The colour, as matplotlib takes it."""
+        return _STANDINS[self.variable]
+
+    @property
+    def line(self) -> tuple[float, tuple[float, ...] | None]:
+        """The line style, as matplotlib takes it."""
+        return 0, self.dashes or None
+
+
+_METHODS: dict[str, Look] = {
+    "ntp": Look("ntp", (3.7, 1.6), "s"),
+    "kd": Look("kd", (6.4, 1.6, 1, 1.6), "D"),
+    "pause": Look("pause", (1, 1.65), "^"),
+    "mtp": Look("mtp", (6.4, 1.6, 1, 1.6, 1, 1.6), "v"),
+    "cocomix": Look("cocomix", (), "o"),
+}
+_FORM_VARIABLES = tuple(f"form-{number}" for number in range(1, 6))
+_FORM_DASHES = ((9, 2), (2, 1), (9, 2, 3, 2), (1, 3.5))
+_FORM_MARKERS = ("P", "X", "<", ">", "h")
 
 # Placeholder colours for matplotlib; each is replaced by a CSS variable of the page, which has light and dark values.
-_VARIABLES = {f"#{n:02}{n:02}{n:02}": name for n, name in enumerate(["ink", "muted", "rule", *NAMES], start=1)}
+_VARIABLES = {
+    f"#{n:02}{n:02}{n:02}": name
+    for n, name in enumerate(["ink", "muted", "rule", *_METHODS, *_FORM_VARIABLES], start=1)
+}
 _STANDINS = {name: color for color, name in _VARIABLES.items()}
 INK, MUTED, RULE = (_STANDINS[each] for each in ("ink", "muted", "rule"))
-COLORS: dict[Method, str] = {method: _STANDINS[method] for method in NAMES}
-DASHES: dict[Method, tuple[float, ...]] = {
-    "ntp": (3.7, 1.6),
-    "kd": (6.4, 1.6, 1, 1.6),
-    "pause": (1, 1.65),
-    "cocomix": (),
-}
-"""Dash patterns, in line widths: curves can be told apart without colours."""
-MARKERS: dict[Method, str] = {"ntp": "s", "kd": "D", "pause": "^", "cocomix": "o"}
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -79,15 +104,19 @@ def drawing(name: str, title: str, width: float, height: float) -> Iterator[Draw
         made._finish(name, title)
 
 
-def line_of(method: Method) -> tuple[float, tuple[float, ...] | None]:
-    """The line style of a method, as matplotlib takes it."""
-    return 0, DASHES[method] or None
+def looks(forms: Iterable[str]) -> dict[str, Look]:
+    """The look of each method and form; it recurs after 20 forms."""
+    some = zip(cycle(_FORM_VARIABLES), cycle(_FORM_DASHES), cycle(_FORM_MARKERS), strict=True)
+    return {**_METHODS, **{name: Look(*each) for name, each in zip(forms, some, strict=False)}}
 
 
-def swatch(method: Method) -> str:
+def swatch(look: Look) -> str:
     """An `<svg>` element with a piece of the method's line, for tables."""
-    dashes = " ".join(f"{3 * each:g}" for each in DASHES[method])
-    line = f'<line x1="0" y1="2" x2="36" y2="2" stroke="var(--{method})" stroke-width="3" stroke-dasharray="{dashes}"/>'
+    dashes = " ".join(f"{3 * each:g}" for each in look.dashes)
+    line = (
+        f'<line x1="0" y1="2" x2="36" y2="2" stroke="var(--{look.variable})" stroke-width="3" '
+        f'stroke-dasharray="{dashes}"/>'
+    )
     return f'<svg class="swatch" viewBox="0 0 36 4" aria-hidden="true">{line}</svg>'
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from cocomix.params import Method
 from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.checked import parse, read_json
 from cocomix.plumbing.errors import UserError
@@ -139,11 +138,11 @@ class AtlasFacts(StageFacts):
     """Mean over labels of how well each separates held-out firings of its concept from other positions."""
 
 
-class ShapeFacts(StageFacts):
-    """metrics/shapes.json; FLOPs are the base model's per token in a forward pass."""
+class MethodFacts(StageFacts):
+    """metrics/methods.json; FLOPs are the base model's per token in a forward pass."""
 
-    widths: dict[Method, int]
-    """Width of the hidden states of each method's model."""
+    widths: dict[str, int]
+    """Width of the hidden states of the model of each method and form."""
     context: int
     latents: int
     base_flops: int
@@ -274,7 +273,7 @@ class Pipeline(NamedTuple):
     attribution: AttributionFacts
     distribution: DistributionFacts
     explain: AtlasFacts
-    shapes: ShapeFacts
+    methods: MethodFacts
     steer: StageFacts
     """Without the effects, which `cocomix.steering.averages` reads from the artifact."""
 
@@ -298,7 +297,7 @@ ATLAS, STEERING = Path("artifacts/atlas"), Path("artifacts/steering")
 
 def pipeline_files() -> list[Path]:
     """The files that `read_pipeline` reads."""
-    models = ("base", "activations", "sae", "attribution", "distribution", "explain", "shapes", "steer")
+    models = ("base", "activations", "sae", "attribution", "distribution", "explain", "methods", "steer")
     return [METRICS / f"{each}.json" for each in ("corpus", "tokenize", *models)]
 
 
@@ -319,7 +318,7 @@ def read_pipeline() -> Pipeline:
     Raises:
         UserError: when a file is missing or malformed.
     """
-    corpus, tokens, base, activations, sae, attribution, distribution, explain, shapes, steer = pipeline_files()
+    corpus, tokens, base, activations, sae, attribution, distribution, explain, methods, steer = pipeline_files()
     return Pipeline(
         _read(CorpusFacts, corpus),
         _read(TokenFacts, tokens),
@@ -329,7 +328,7 @@ def read_pipeline() -> Pipeline:
         _read(AttributionFacts, attribution),
         _read(DistributionFacts, distribution),
         _read(AtlasFacts, explain),
-        _read(ShapeFacts, shapes),
+        _read(MethodFacts, methods),
         _read(StageFacts, steer),
     )
 

@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from cocomix.params import Method
 from cocomix.report.comparison import BASELINE, MethodResult, TaskResult
-from cocomix.report.drawing import COLORS, INK, MARKERS, MUTED, Drawing, drawing, line_of
+from cocomix.report.drawing import INK, MUTED, Drawing, Look, drawing
 from cocomix.report.efficiency import reach
 from cocomix.report.facts import Curve, MixingFacts
-from cocomix.report.wording import NAMES, PREFIXES, power_of_1000, signed
+from cocomix.report.wording import PREFIXES, inside, name_of, power_of_1000, signed
 from cocomix.statistics import Interval
 
 Axis = Literal["tokens", "flops", "seconds"]
@@ -35,22 +34,23 @@ class _Scale(NamedTuple):
     """Value that corresponds to 1 on the axis."""
 
 
-def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
+def learning_curves(results: Sequence[MethodResult], against: Axis, looks: Mapping[str, Look]) -> str:
     """Validation loss against training cost so far: means over the seeds, with bands from lowest to highest.
 
     A thin line is the same curve shifted by the cost of supervision.
     """
     scale = _scale(results, against)
-    losses = [f"{NAMES[each.method]} {_mean(each).loss[-1]:.3f}" for each in results]
+    losses = [f"{name_of(each.method)} {_mean(each).loss[-1]:.3f}" for each in results]
     title = f"Validation loss against {scale.label}. At the end: {', '.join(losses)}."
     baseline = next((result for result in results if result.method == BASELINE), None)
     with drawing(against, title, 4.2, 3.3) as made:
         axes = made.axes
         for result in results:
-            curve, color = _mean(result), COLORS[result.method]
+            curve, look = _mean(result), looks[result.method]
+            color = look.color
             spent = _spent(curve, against) / scale.unit
-            marker = MARKERS[result.method] if len(spent) == 1 else None
-            axes.plot(spent, curve.loss, marker=marker, linestyle=line_of(result.method), color=color, linewidth=1.8)
+            marker = look.marker if len(spent) == 1 else None
+            axes.plot(spent, curve.loss, marker=marker, linestyle=look.line, color=color, linewidth=1.8)
             if len(result.runs) > 1:
                 by_seed = np.stack([run.curve.loss for run in result.runs])
                 axes.fill_between(spent, by_seed.min(0), by_seed.max(0), color=color, alpha=0.2, linewidth=0)
@@ -67,7 +67,7 @@ def learning_curves(results: Sequence[MethodResult], against: Axis) -> str:
     return made.svg
 
 
-def differences(results: Sequence[MethodResult]) -> str:
+def differences(results: Sequence[MethodResult], looks: Mapping[str, Look]) -> str:
     """Differences in loss from the baseline on each corpus, with intervals; empty if there are none."""
     corpora = list(results[0].corpora)
     found = {
@@ -76,15 +76,15 @@ def differences(results: Sequence[MethodResult]) -> str:
         if result.method != BASELINE
     }
     stated = [
-        f"{NAMES[method]} on {corpus} {each.mean:+.3f}"
+        f"{name_of(method)} on {corpus} {each.mean:+.3f}"
         for method, intervals in found.items()
         for corpus, each in zip(corpora, intervals, strict=True)
         if each
     ]
     if not stated:
         return ""
-    title = f"Difference in loss from {NAMES[BASELINE].lower()}, nats a token: {', '.join(stated)}."
-    with _dots("differences", title, corpora, found) as made:
+    title = f"Difference in loss from {inside(BASELINE)}, nats a token: {', '.join(stated)}."
+    with _dots("differences", title, corpora, found, looks) as made:
         axes = made.axes
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -93,17 +93,17 @@ def differences(results: Sequence[MethodResult]) -> str:
     return made.svg
 
 
-def accuracies(results: Sequence[MethodResult]) -> str:
+def accuracies(results: Sequence[MethodResult], looks: Mapping[str, Look]) -> str:
     """The accuracy of each method in each task, with standard errors; empty if no task has an accuracy."""
     tasks = [name for name, each in results[0].tasks.items() if each.kind == "accuracy"]
     if not tasks:
         return ""
     stated = [
-        f"{task}: {', '.join(f'{NAMES[each.method]} {each.tasks[task].value.mean:.1%}' for each in results)}"
+        f"{task}: {', '.join(f'{name_of(each.method)} {each.tasks[task].value.mean:.1%}' for each in results)}"
         for task in tasks
     ]
     found = {result.method: [_with_error(result.tasks[task]) for task in tasks] for result in results}
-    with _dots("tasks", f"Accuracy in tasks. {'; '.join(stated)}.", tasks, found) as made:
+    with _dots("tasks", f"Accuracy in tasks. {'; '.join(stated)}.", tasks, found, looks) as made:
         made.axes.xaxis.set_major_locator(MaxNLocator(5))
         made.axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
         made.axes.set_xlabel("accuracy")
@@ -117,7 +117,11 @@ def _with_error(task: TaskResult) -> Interval:
 
 @contextmanager
 def _dots(
-    name: str, title: str, rows: Sequence[str], found: Mapping[Method, Sequence[Interval | None]]
+    name: str,
+    title: str,
+    rows: Sequence[str],
+    found: Mapping[str, Sequence[Interval | None]],
+    looks: Mapping[str, Look],
 ) -> Iterator[Drawing]:
     """A `drawing` with a line from low to high per row and method, a marker at the mean, and a legend."""
     labels = [textwrap.fill(row.replace("_", " "), _LABEL) for row in rows]
@@ -125,12 +129,12 @@ def _dots(
     with drawing(name, title, 4.8, 0.75 + 0.2 * len(found) + height * len(rows)) as made:
         axes = made.axes
         for number, (method, intervals) in enumerate(found.items()):
-            shift = 0.7 * ((number + 0.5) / len(found) - 0.5)
+            look, shift = looks[method], 0.7 * ((number + 0.5) / len(found) - 0.5)
             for row, each in enumerate(intervals):
                 if each:
-                    axes.plot([each.low, each.high], [row + shift] * 2, color=COLORS[method], linewidth=1.6)
-                    axes.plot([each.mean], [row + shift], MARKERS[method], color=COLORS[method], markersize=5.5)
-            axes.plot([], [], MARKERS[method] + "-", color=COLORS[method], markersize=5.5, label=NAMES[method])
+                    axes.plot([each.low, each.high], [row + shift] * 2, color=look.color, linewidth=1.6)
+                    axes.plot([each.mean], [row + shift], look.marker, color=look.color, markersize=5.5)
+            axes.plot([], [], look.marker + "-", color=look.color, markersize=5.5, label=name_of(method))
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=True, axis="x")
@@ -139,12 +143,12 @@ def _dots(
         yield made
 
 
-def loss_given_labels(method: Method, mixing: MixingFacts) -> str:
+def loss_given_labels(method: str, mixing: MixingFacts, look: Look) -> str:
     """The loss of a model by the number of labels supplied to it."""
     fall = f"from {mixing.told_by_uncertainty[0]:.3f} to {mixing.told_by_uncertainty[-1]:.3f}"
-    title = f"Loss when {NAMES[method]} is told the labels of each position, one by one: {fall} nats a token."
-    with drawing("told", title, 4.6, 2.9) as made:
-        axes, color = made.axes, COLORS[method]
+    title = f"Loss when {name_of(method)} is told the labels of each position, one by one: {fall} nats a token."
+    with drawing(f"told-{method}", title, 4.6, 2.9) as made:
+        axes, color = made.axes, look.color
         count = len(mixing.told_by_uncertainty) - 1
         axes.plot(range(count + 1), mixing.told_by_uncertainty, "o-", color=color, label="least certain first")
         axes.plot(range(count + 1), mixing.told_at_random, "s:", color=MUTED, label="in random order")

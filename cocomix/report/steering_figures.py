@@ -1,19 +1,19 @@
 """Effects of steering, in figures and in sentences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cocomix.report.drawing import COLORS, INK, MUTED, drawing
-from cocomix.report.wording import signed
+from cocomix.report.drawing import INK, MUTED, Look, drawing
+from cocomix.report.wording import name_of, signed
 from cocomix.statistics import CONFIDENCE, Interval
 from cocomix.steering.averages import MeanEffects, Sweep
 
 
-class _Look(NamedTuple):
+class _Drawn(NamedTuple):
     """Names and style of a sweep in figures."""
 
     title: str
@@ -24,14 +24,17 @@ class _Look(NamedTuple):
     line: str
 
 
-LOOKS = {
-    "cocomix_set": _Look("CoCoMix, strength set", "strength", COLORS["cocomix"], "o", "-"),
-    "cocomix_scale": _Look("CoCoMix, prediction multiplied", "factor", COLORS["cocomix"], "^", "--"),
-    "base_set": _Look("Base model, latent set", "latent", INK, "s", "-"),
-}
+def _drawn(sweep: Sweep, looks: Mapping[str, Look]) -> _Drawn:
+    """How a sweep of the stage `steer` is drawn; it is named by its method, or base, and its edit."""
+    method, _, edit = sweep.name.rpartition("_")
+    if method == "base":
+        return _Drawn("Base model, latent set", "latent", INK, "s", "-")
+    if edit == "set":
+        return _Drawn(f"{name_of(method)}, strength set", "strength", looks[method].color, "o", "-")
+    return _Drawn(f"{name_of(method)}, prediction multiplied", "factor", looks[method].color, "^", "--")
 
 
-def effects_by_strength(sweeps: Sequence[Sweep]) -> list[tuple[str, str]]:
+def effects_by_strength(sweeps: Sequence[Sweep], looks: Mapping[str, Look]) -> list[tuple[str, str]]:
     """A titled figure per sweep: the effect of strengths on the tokens of their own concepts, and on those of others.
 
     All share one range of the vertical axis, so that they can be compared.
@@ -41,7 +44,7 @@ def effects_by_strength(sweeps: Sequence[Sweep]) -> list[tuple[str, str]]:
     margin = 0.05 * (high - low)
     drawn = []
     for sweep in sweeps:
-        look, last = LOOKS[sweep.name], sweep.effects[-1].log_ratio
+        look, last = _drawn(sweep, looks), sweep.effects[-1].log_ratio
         title = (
             f"{look.title}: tokens of the concept at the {look.strength} {sweep.effects[-1].strength:g} "
             f"{_times(last.own.mean)} as likely, those of other concepts {_times(last.control)}."
@@ -53,7 +56,7 @@ def effects_by_strength(sweeps: Sequence[Sweep]) -> list[tuple[str, str]]:
     return drawn
 
 
-def _draw_effects(axes: Axes, sweep: Sweep, look: _Look) -> None:
+def _draw_effects(axes: Axes, sweep: Sweep, look: _Drawn) -> None:
     strengths, own = [each.strength for each in sweep.effects], [each.log_ratio.own for each in sweep.effects]
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.fill_between(
@@ -77,10 +80,10 @@ def _draw_effects(axes: Axes, sweep: Sweep, look: _Look) -> None:
     axes.legend(frameon=False)
 
 
-def effects_by_cost(sweeps: Sequence[Sweep]) -> str:
+def effects_by_cost(sweeps: Sequence[Sweep], looks: Mapping[str, Look]) -> str:
     """The same effects against their cost in loss on text."""
     stated = [
-        f"{LOOKS[each.name].title} {each.effects[-1].strength:g}: {_times(each.effects[-1].log_ratio.own.mean)} "
+        f"{_drawn(each, looks).title} {each.effects[-1].strength:g}: {_times(each.effects[-1].log_ratio.own.mean)} "
         f"for {each.effects[-1].loss.mean:+.2f}"
         for each in sweeps
     ]
@@ -89,7 +92,7 @@ def effects_by_cost(sweeps: Sequence[Sweep]) -> str:
         axes = made.axes
         axes.axhline(0, color=MUTED, linewidth=0.8)
         for sweep in sweeps:
-            look = LOOKS[sweep.name]
+            look = _drawn(sweep, looks)
             loss = [each.loss.mean for each in sweep.effects]
             effect = [each.log_ratio.own.mean for each in sweep.effects]
             axes.plot(loss, effect, look.line, color=look.color, linewidth=1, alpha=0.6)
@@ -107,31 +110,33 @@ def effects_by_cost(sweeps: Sequence[Sweep]) -> str:
 
 
 def steering_says(sweeps: Sequence[Sweep]) -> list[str]:
-    """The effects of the strongest edits, in a sentence or two per sweep."""
+    """The effects of the strongest edits, in a sentence or two per method and for the base model."""
+    said, methods = list[str](), [each.name.removesuffix("_set") for each in sweeps if each.name.endswith("_set")]
     by_name = {each.name: each for each in sweeps}
-    said = []
-    for name, what in (("cocomix_set", "Given"), ("base_set", "In the base model, through its autoencoder, given")):
-        last = by_name[name].effects[-1]
+    for method in methods:
+        last = by_name[f"{method}_set"].effects[-1]
+        what = "Given the strength" if methods == [method, "base"] else f"In {name_of(method)}, given the strength"
+        if method == "base":
+            what = "In the base model, through its autoencoder, given the latent"
         said.append(
-            f"{what} the {LOOKS[name].strength} {last.strength:g} at every position, a concept's tokens become "
+            f"{what} {last.strength:g} at every position, a concept's tokens become "
             f"{_times(last.log_ratio.own.mean)} as likely ({_within(last.log_ratio.own)}; other concepts' tokens "
             f"{_times(last.log_ratio.control)}), and the loss on text changes by {signed(last.loss.mean, '.2f')} nats."
         )
-    first = by_name["cocomix_scale"].effects[0]
-    if first.strength < 0 and first.log_ratio.own.low > 0:
-        said.insert(
-            1,
-            f"Multiplied by {signed(first.strength, 'g').lstrip('+')} before the selection, as the paper steers, "
-            f"a concept comes in wherever its prediction was negative: its tokens become more likely "
-            f"({_times(first.log_ratio.own.mean)}), not less.",
-        )
+        first = by_name[f"{method}_scale"].effects[0] if method != "base" else last
+        if first.strength < 0 and first.log_ratio.own.low > 0:
+            said.append(
+                f"Multiplied by {signed(first.strength, 'g').lstrip('+')} before the selection, as the paper steers, "
+                f"a concept comes in wherever its prediction was negative: its tokens become more likely "
+                f"({_times(first.log_ratio.own.mean)}), not less."
+            )
     return said
 
 
-def steering_rows(sweeps: Sequence[Sweep]) -> list[tuple[str, MeanEffects]]:
+def steering_rows(sweeps: Sequence[Sweep], looks: Mapping[str, Look]) -> list[tuple[str, MeanEffects]]:
     """The strongest edits in either direction, by their names in the table."""
     return [
-        (f"{LOOKS[sweep.name].title}, {signed(each.strength, 'g')}", each)
+        (f"{_drawn(sweep, looks).title}, {signed(each.strength, 'g')}", each)
         for sweep in sweeps
         for each in dict.fromkeys((sweep.effects[0], sweep.effects[-1]))
     ]

@@ -14,8 +14,8 @@ from cocomix.report.efficiency import Spread, equal_flops, loss_at, spread
 from cocomix.report.facts import METRICS, Curve, Facts
 
 SWEEPS = METRICS / "sweep"
-WEIGHTS: dict[Method, str] = {"kd": "kl_weight", "cocomix": "concept_weight"}
-"""The parameter that weights a method's auxiliary loss against the next-token loss."""
+WEIGHTS = {"kd": "kl_weight", "mtp": "weight", "cocomix": "concept_weight"}
+"""The parameter that weights a method's auxiliary loss against the next-token loss; a form's is that of cocomix."""
 
 
 class SweepRun(Facts):
@@ -24,7 +24,7 @@ class SweepRun(Facts):
     setting: str
     values: dict[str, Any]
     """Its differences from params.yaml, nested as there."""
-    method: Method
+    method: str
     seed: int
     params: dict[str, Any]
     """See `decisive`."""
@@ -51,7 +51,7 @@ class SweepRun(Facts):
 class Trial(NamedTuple):
     """A method with one weight of its auxiliary loss, over some seeds."""
 
-    method: Method
+    method: str
     weight: float | None
     """None: the method has no auxiliary loss."""
     seeds: list[int]
@@ -74,7 +74,7 @@ class Tuning(NamedTuple):
     """The largest number of training FLOPs that all runs reached."""
     same_code: bool
     """Whether the same code made all runs."""
-    others: dict[Method, int]
+    others: dict[str, int]
     """By method, the number of settings that differ from params.yaml in more of its section than the weight."""
 
 
@@ -102,20 +102,21 @@ def decisive(params: Params) -> dict[str, Any]:
     )
 
 
-def own_weight(method: Method, params: Mapping[str, Any]) -> float | None:
+def own_weight(method: str, params: Mapping[str, Any]) -> float | None:
     """The weight of a method's auxiliary loss in `decisive` parameters; None: it has none."""
-    return float(params["pretrain"][method][WEIGHTS[method]]) if method in WEIGHTS else None
+    section, weight = _section(params, method), _weight_of(params, method)
+    return float(section[weight]) if weight else None
 
 
-def tuning(params: Params, widths: Mapping[Method, int], runs: Sequence[SweepRun]) -> Tuning | None:
+def tuning(params: Params, widths: Mapping[str, int], runs: Sequence[SweepRun]) -> Tuning | None:
     """Trials of each method's own weight, with all other parameters of its model as in `params`; None: no trials.
 
     Args:
         widths: of the models; some depend on another method's section.
         runs: if several have the same method, weight and seed, the last one counts.
     """
-    found: dict[Method, dict[float | None, dict[int, SweepRun]]] = {}
-    others: dict[Method, set[str]] = {}
+    found: dict[str, dict[float | None, dict[int, SweepRun]]] = {}
+    others: dict[str, set[str]] = {}
     now = decisive(params)
     for run in runs:
         if _shared(run.params) != _shared(now) or run.pretrain.get("d_model") != widths.get(run.method):
@@ -124,9 +125,9 @@ def tuning(params: Params, widths: Mapping[Method, int], runs: Sequence[SweepRun
             weight = own_weight(run.method, run.params)
             found.setdefault(run.method, {}).setdefault(weight, {})[run.seed] = run
         else:
-            own = json.dumps(run.params["pretrain"][run.method], sort_keys=True)
+            own = json.dumps(_section(run.params, run.method), sort_keys=True)
             others.setdefault(run.method, set()).add(own)
-    tried: dict[Method, dict[float | None, list[SweepRun]]] = {}
+    tried: dict[str, dict[float | None, list[SweepRun]]] = {}
     for method, by_weight in found.items():
         # An unfinished sweep has fewer seeds for its last weights.
         if seeds := sorted(set.intersection(*map(set, by_weight.values()))):
@@ -135,17 +136,18 @@ def tuning(params: Params, widths: Mapping[Method, int], runs: Sequence[SweepRun
     if not every:
         return None
     flops = equal_flops(run.learning_curve for run in every)
-    methods = [each for each in get_args(Method) if each in tried]
+    methods = [*get_args(Method), *params.pretrain.forms]
+    trials = [_trials(method, tried[method], own_weight(method, now), flops) for method in methods if method in tried]
     return Tuning(
-        [trial for method in methods for trial in _trials(method, tried[method], own_weight(method, now), flops)],
+        [each for some in trials for each in some],
         flops,
         same_code=len({run.code for run in every}) == 1,
-        others={method: len(others[method]) for method in get_args(Method) if method in others},
+        others={method: len(others[method]) for method in methods if method in others},
     )
 
 
 def _trials(
-    method: Method, by_weight: Mapping[float | None, Sequence[SweepRun]], used: float | None, flops: float
+    method: str, by_weight: Mapping[float | None, Sequence[SweepRun]], used: float | None, flops: float
 ) -> list[Trial]:
     losses = {weight: spread([run.validation_loss for run in some]) for weight, some in by_weight.items()}
     best = min(losses, key=lambda weight: losses[weight].mean)
@@ -168,11 +170,29 @@ def _shared(params: Mapping[str, Any]) -> dict[str, Any]:
 
     Runs of another version of the code may have more or fewer parameters: they count as different, not as errors.
     """
-    pretrain = {key: value for key, value in params.get("pretrain", {}).items() if key not in get_args(Method)}
+    own = {*get_args(Method), "forms"}
+    pretrain = {key: value for key, value in params.get("pretrain", {}).items() if key not in own}
     return {**params, "pretrain": pretrain, "evaluate": {"stride": params.get("evaluate", {}).get("stride")}}
 
 
-def _own(params: Mapping[str, Any], method: Method) -> dict[str, Any]:
+def _own(params: Mapping[str, Any], method: str) -> dict[str, Any]:
     """A method's section without the weight."""
-    section = params["pretrain"].get(method, {})
-    return {key: value for key, value in section.items() if key != WEIGHTS.get(method)}
+    return {key: value for key, value in _section(params, method).items() if key != _weight_of(params, method)}
+
+
+def _section(params: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The parameters of a method or form."""
+    section: dict[str, Any] = _forms(params).get(method) or params["pretrain"].get(method, {})
+    return section
+
+
+def _weight_of(params: Mapping[str, Any], method: str) -> str | None:
+    """The key of `own_weight` in the method's section."""
+    if _section(params, method).get("predicts") == "nothing":
+        return None
+    return WEIGHTS.get("cocomix" if method in _forms(params) else method)
+
+
+def _forms(params: Mapping[str, Any]) -> dict[str, Any]:
+    forms: dict[str, Any] = params["pretrain"].get("forms", {})  # runs of earlier versions have none
+    return forms

@@ -26,7 +26,7 @@ def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
         "attribution": pipeline.attribution,
         "distribution": pipeline.distribution,
         "explain": pipeline.explain,
-        "shapes": pipeline.shapes,
+        "methods": pipeline.methods,
     }
     return [
         *(StageUsage(name, 1, facts.usage) for name, facts in alone.items()),

@@ -1,10 +1,18 @@
 """Format figures for people, and write the conclusions in sentences."""
 
+import json
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from cocomix.params import AttributionParams, CocomixParams, Method, PretrainParams
+from cocomix.params import (
+    AttributionParams,
+    CocomixParams,
+    Method,
+    PretrainParams,
+    distillation,
+    regresses,
+)
 from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.efficiency import Spread, TrainingToReach
 from cocomix.report.tuning import Trial, Tuning
@@ -14,8 +22,14 @@ NAMES: dict[Method, str] = {
     "ntp": "Next-token prediction",
     "kd": "Knowledge distillation",
     "pause": "Pause tokens",
+    "mtp": "Multi-token prediction",
     "cocomix": "CoCoMix",
 }
+
+
+def name_of(method: str) -> str:
+    """The name of a method for people; a form's is its own."""
+    return NAMES.get(method, method)  # type: ignore[call-overload]
 
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -58,6 +72,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(map(str.rstrip, lines))
 
 
+def listing(words: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 class Answer(NamedTuple):
     """The gain of a method over the baseline, and its cost."""
 
@@ -93,14 +113,14 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
     losses = ", ".join(f"{inside(each.method)} at {_test_loss(each):.3f}" for each in rest)
     return [
         Answer(
-            f"{NAMES[best.method]} ended at a test loss of {_test_loss(best):.3f}, {losses}.",
-            f"{NAMES[BASELINE]}, with which they would be compared, was not trained.",
+            f"{name_of(best.method)} ended at a test loss of {_test_loss(best):.3f}, {losses}.",
+            f"{name_of(BASELINE)}, with which they would be compared, was not trained.",
         )
     ]
 
 
 def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
-    name, other = NAMES[result.method], inside(BASELINE)
+    name, other = name_of(result.method), inside(BASELINE)
     saving, ours, theirs = result.saving, result.runs[0].training, baseline.runs[0].training
     assert saving is not None
     cost = ours.flops_per_token / theirs.flops_per_token
@@ -133,8 +153,7 @@ def _with_supervision(result: MethodResult, spent: TrainingToReach) -> str:
     parts = {"base": "the base model", "sae": "the autoencoder", "attribution": "the labels"}
     parts |= {"distribution": "the sampled distribution"}
     made = [part for stage, part in parts.items() if stage in result.sources]
-    listed = " and ".join(filter(None, [", ".join(made[:-1]), made[-1]]))
-    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {listed}"
+    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {listing(made)}"
 
 
 def _last(result: MethodResult, baseline: MethodResult) -> str:
@@ -182,26 +201,40 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tu
             else "; the intervals are about other documents and other seeds"
         )
     chosen = ["Loss weights were compared on the validation split; the final losses are of the test split."]
-    counted = []
-    if "kd" in methods:
-        counted.append("The training compute of knowledge distillation includes the base model's forward pass.")
-    if "cocomix" in methods and pretrain.cocomix.predicts == "hidden":
-        counted.append("The training compute of CoCoMix includes the base model's forward pass to the regressed layer.")
-    elif "cocomix" in methods:
-        counted.append("The training compute of CoCoMix is without the making of the concepts unless it is said.")
-    return " ".join([f"{chance}.", *(chosen if tuned else []), *counted, *_settings(methods, pretrain)])
+    return " ".join(
+        [f"{chance}.", *(chosen if tuned else []), *_counted(methods, pretrain), *_settings(methods, pretrain)]
+    )
+
+
+def _counted(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
+    """What the training compute of methods includes besides their own models."""
+    sections = {method: pretrain.section(method) for method in methods}
+    taught = {method: distillation(section) for method, section in sections.items()}
+    whole = [method for method, params in taught.items() if params and params.source == "online"]
+    to_layer = [method for method, section in sections.items() if regresses(section)]
+    labelled = [
+        method for method, section in sections.items() if isinstance(section, CocomixParams) and section.uses_labels
+    ]
+    said = {
+        "includes the base model's forward pass": whole,
+        "includes the base model's forward pass to the regressed layer": to_layer,
+        "is without the making of the concepts unless it is said": labelled,
+    }
+    return [f"The training compute of {listing(map(inside, some))} {what}." for what, some in said.items() if some]
 
 
 def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
     """Weights of the losses and initialisation of the head, compared with the paper's."""
     said, cocomix = [], pretrain.cocomix
-    if "cocomix" in methods:
+    if "cocomix" in methods and cocomix.predicts != "nothing":
         what = "concept loss" if cocomix.predicts == "concepts" else "distance"
         said.append(f"CoCoMix weighs its {what} by {cocomix.concept_weight:g} (paper: 0.1).")
         if cocomix.predicts == "concepts" and cocomix.concept_init == "tied":
             said.append("Its head starts tied (released code: from a normal distribution).")
     if "kd" in methods:
         said.append(f"Knowledge distillation weighs the divergence by {pretrain.kd.kl_weight:g} (paper: 0.1).")
+    if "mtp" in methods:
+        said.append(f"Multi-token prediction weighs further tokens by {pretrain.mtp.weight:g} (paper: 1).")
     return said
 
 
@@ -209,7 +242,7 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
     """Sentence about the models' widths and attention heads, and how they were matched."""
     trained = {each.method: each.runs[0].training for each in results}
     sizes = {method: f"{each.d_model}, in {each.n_head} heads" for method, each in trained.items()}
-    matched = [method for method in sizes if method in ("ntp", "kd")]
+    matched = [method for method in sizes if method in ("ntp", "kd", "mtp")]
     if pretrain.match == "width" or not matched:
         width = next(iter(trained.values()))
         all_of = "all models" if len(trained) > 1 else "the model"
@@ -219,7 +252,7 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
         "active": "hold about as many active parameters as",
         "flops": "need about as many training FLOPs a token as",
     }[pretrain.match]
-    listed = " and ".join(f"{inside(method)} ({sizes[method]})" for method in matched)
+    listed = listing(f"{inside(method)} ({sizes[method]})" for method in matched)
     own = f" ({sizes['cocomix']})" if "cocomix" in sizes else f" of width {pretrain.model.d_model}, not trained here"
     return f"Models of {listed} have the hidden width with which they {alike} CoCoMix{own}."
 
@@ -254,17 +287,17 @@ def loss_weight(weight: float | None) -> str:
 
 def tuned_says(tuned: Tuning) -> str:
     """Sentences on whether methods had equal tuning, and whether params.yaml has the best weights tried."""
-    grids: dict[Method, list[Trial]] = {}
+    grids: dict[str, list[Trial]] = {}
     for each in tuned.trials:
         if each.weight is not None:
             grids.setdefault(each.method, []).append(each)
     said = []
     if len(grids) > 1:
         alike = len({tuple(each.weight for each in trials) for trials in grids.values()}) == 1
-        listed = " and ".join(map(inside, grids))
+        listed = listing(map(inside, grids))
         said.append(f"The grid of {listed} is {'the same' if alike else 'not the same: one had more chances'}.")
     if tuned.others:
-        counts = " and ".join(f"{count} of {inside(method)}" for method, count in tuned.others.items())
+        counts = listing(f"{count} of {inside(method)}" for method, count in tuned.others.items())
         said.append(f"Settings that differ in more than the weight were tried too: {counts}.")
     for method, trials in grids.items():
         best = next((each for each in trials if each.lowest), None)
@@ -292,7 +325,29 @@ def variant(cocomix: CocomixParams) -> str:
     return "; ".join(text for holds, text in differs if holds)
 
 
-def inside(method: Method) -> str:
+def forms_say(pretrain: PretrainParams) -> list[str]:
+    """A sentence for each listed form: in which parameters it differs from `pretrain.cocomix`."""
+    cocomix = pretrain.cocomix.model_dump(mode="json")
+    said = []
+    for name in pretrain.methods:
+        if name in pretrain.forms:
+            changes = ", ".join(_differences(cocomix, pretrain.forms[name].model_dump(mode="json")))
+            said.append(f"{name} is CoCoMix with {changes}." if changes else f"{name} is CoCoMix as it is.")
+    return said
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any], before: str = "") -> list[str]:
+    """The values of `second` that are others in `first`, as `kd.kl_weight: 1`."""
+    found = []
+    for key, value in second.items():
+        if isinstance(value, Mapping):
+            found += _differences(first[key], value, f"{before}{key}.")
+        elif value != first[key]:
+            found.append(f"{before}{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    return found
+
+
+def inside(method: str) -> str:
     """A method's name inside a sentence."""
-    name = NAMES[method]
+    name = name_of(method)
     return name if method == "cocomix" else name.lower()

@@ -1,4 +1,4 @@
-"""The shape of each method's model, as keyword arguments of its configuration; its parameter counts and FLOPs.
+"""The shape of each method's and form's model, as keyword arguments of its configuration; its parameters and FLOPs.
 
 It does not import torch, so that planning a run is fast.
 """
@@ -7,7 +7,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from cocomix.params import CocomixParams, Match, Method, ModelParams, PauseParams, PretrainParams
+from cocomix.params import (
+    CocomixParams,
+    Match,
+    MethodParams,
+    ModelParams,
+    MtpParams,
+    PauseParams,
+    PretrainParams,
+    distillation,
+    regresses,
+)
 from cocomix.plumbing.errors import UserError
 
 Shape = dict[str, Any]
@@ -92,7 +102,7 @@ def cocomix_shape(
         return shape
 
     def cost(**changes: object) -> int:
-        return _cost(shape | changes, match, tokens.context, 0)
+        return _cost(shape | changes, cocomix, match, teacher)
 
     narrow = cost(mlp_width=1)
     wanted, unit = cost(predicts="concepts") - narrow, cost(mlp_width=2) - narrow
@@ -110,37 +120,39 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
     }
 
 
-def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) -> dict[Method, Shape | None]:
-    """The shape of each method's model; the widths of `ntp` and `kd` follow from `params.match`.
+def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) -> dict[str, Shape | None]:
+    """The shape of each method and form; the widths of `ntp`, `kd` and `mtp` follow from `params.match` to `cocomix`.
 
     None for `kd` if the base model's forward pass alone costs as much as the FLOPs to match: see `shape_of`.
     """
-    cocomix = cocomix_shape(params.model, params.cocomix, tokens, teacher, params.match)
-    hidden = params.cocomix.predicts == "hidden"
-    target = _cost(cocomix, params.match, tokens.context, hidden * teacher.base_flops_to_layer)
+    model = params.model
+    cocomix = cocomix_shape(model, params.cocomix, tokens, teacher, params.match)
+    target = _cost(cocomix, params.cocomix, params.match, teacher)
 
-    def matched(base_flops: int) -> Shape:
+    def matched(section: MethodParams) -> Shape | None:
         def cost(model: ModelParams) -> int:
-            return _cost(gpt2_shape(model, tokens), params.match, tokens.context, base_flops)
+            return _cost(gpt2_shape(model, tokens), section, params.match, teacher)
 
-        return gpt2_shape(params.model if params.match == "width" else widened(params.model, cost, target), tokens)
+        if params.match == "flops" and base_flops(section, teacher) >= target:
+            return None
+        return gpt2_shape(model if params.match == "width" else widened(model, cost, target), tokens)
 
-    is_too_dear = params.match == "flops" and teacher.base_flops >= target
     return {
-        "ntp": matched(0),
-        "kd": None if is_too_dear else matched(teacher.base_flops),
-        "pause": pause_shape(params.model, params.pause, tokens),
+        "ntp": matched(params.ntp),
+        "kd": matched(params.kd),
+        "pause": pause_shape(model, params.pause, tokens),
+        "mtp": matched(params.mtp),
         "cocomix": cocomix,
+        **{name: cocomix_shape(model, form, tokens, teacher, params.match) for name, form in params.forms.items()},
     }
 
 
-def shape_of(method: Method, found: Mapping[Method, Shape | None]) -> Shape:
+def shape_of(method: str, shape: Shape | None) -> Shape:
     """The shape of a method's model, from the result of `shapes`.
 
     Raises:
         UserError: when no width gives `kd` CoCoMix's training FLOPs.
     """
-    shape = found[method]
     if shape is None:
         raise UserError(
             f"pretrain.match: flops: a token costs the base model of {method} more than all of CoCoMix's training on "
@@ -228,6 +240,23 @@ def further_tokens_flops(shape: Mapping[str, Any], context: int) -> int:
     return flops_per_token({**shape, "n_layer": 1}, context)
 
 
+def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes) -> int:
+    """FLOPs of training on one text token: three forward passes, and what of the base model runs beside."""
+    context = shape["n_positions"]
+    forward = flops_per_token(shape, context)
+    if isinstance(section, MtpParams):
+        forward += (section.tokens - 1) * further_tokens_flops(shape, context)
+    return 3 * forward + base_flops(section, teacher)
+
+
+def base_flops(section: MethodParams, teacher: TeacherSizes) -> int:
+    """FLOPs per token of the base model beside a method's model, on average over the steps of training."""
+    flops, taught = regresses(section) * teacher.base_flops_to_layer, distillation(section)
+    if taught and taught.source == "online":
+        flops += round(taught.schedule.until * teacher.base_flops)
+    return flops
+
+
 def _mixer_flops(shape: Mapping[str, Any]) -> int:
     d, mixes = shape["n_embd"], shape["mixing"] != "none"
     match shape["predicts"]:
@@ -239,8 +268,8 @@ def _mixer_flops(shape: Mapping[str, Any]) -> int:
             return 2 * 2 * d * shape.get("mlp_width", 0)
 
 
-def _cost(shape: Shape, match: Match, context: int, base_flops: int) -> int:
+def _cost(shape: Shape, section: MethodParams, match: Match, teacher: TeacherSizes) -> int:
     if match == "flops":
-        return 3 * flops_per_token(shape, context) + base_flops
+        return training_flops(shape, section, teacher)
     counted = parameters_of(shape)
     return counted.active if match == "active" else counted.stored

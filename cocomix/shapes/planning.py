@@ -23,7 +23,17 @@ their source.
 import math
 from typing import Any, NamedTuple
 
-from cocomix.params import Method, Params, SaeParams, Site
+from cocomix.params import (
+    CocomixParams,
+    MethodParams,
+    MtpParams,
+    Params,
+    SaeParams,
+    Site,
+    distillation,
+    mixes_concepts,
+    runs_base,
+)
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import LOGITS
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
@@ -36,6 +46,7 @@ from cocomix.shapes.models import (
     parameters_of,
     shape_of,
     shapes,
+    training_flops,
 )
 
 INSTALLED_DOCS_BYTES = 13e6
@@ -157,16 +168,18 @@ def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
         "attribution": _attribution(params, teacher, base, windows, words),
         "distribution": _distribution(params, base, whole, windows, words),
         "explain": _explain(params, teacher, words, text),
-        "shapes": StageNeeds(disk=2000),
+        "methods": StageNeeds(disk=2000),
         "report": StageNeeds(disk=5e4, memory=100e6),
     }
     models = shapes(params.pretrain, words, teacher)
-    found["steer"] = _steer(params, shape_of("cocomix", models), base)
-    for method in params.pretrain.methods:
-        shape = shape_of(method, models)
+    listed = params.pretrain.listed
+    steered = [shape_of(name, models[name]) for name, section in listed.items() if mixes_concepts(section)]
+    found["steer"] = _steer(params, steered, base)
+    for name, section in listed.items():
+        shape = shape_of(name, models[name])
         for seed in params.pretrain.seeds:
-            found[f"pretrain@{method}-{seed}"] = _pretrain(params, method, shape, base, teacher, windows)
-            found[f"evaluate@{method}-{seed}"] = _evaluate(params, method, shape, text)
+            found[f"pretrain@{name}-{seed}"] = _pretrain(params, section, shape, base, teacher, windows)
+            found[f"evaluate@{name}-{seed}"] = _evaluate(params, shape, text)
     return found
 
 
@@ -298,39 +311,35 @@ def _explain(params: Params, teacher: TeacherSizes, words: Vocabulary, text: Cor
 
 
 def _pretrain(
-    params: Params, method: Method, shape: Shape, base: Shape, teacher: TeacherSizes, windows: dict[str, float]
+    params: Params, section: MethodParams, shape: Shape, base: Shape, teacher: TeacherSizes, windows: dict[str, float]
 ) -> StageNeeds:
-    section, context = params.pretrain, shape["n_positions"]
-    stored = parameters_of(shape).stored
-    token, teacher_bytes, unpacked = 3 * flops_per_token(shape, context), 0.0, 0.0
-    positions = (windows["train"] + windows["validation"]) * context
-    if method == "cocomix" and section.cocomix.predicts == "hidden":
-        token, teacher_bytes = token + teacher.base_flops_to_layer, 4 * parameters_of(base).stored
-    elif method == "cocomix":
+    training, context = params.pretrain.training, shape["n_positions"]
+    further = section.tokens - 1 if isinstance(section, MtpParams) else 0
+    in_training = shape | {"n_layer": shape["n_layer"] + further}
+    stored = parameters_of(in_training).stored
+    base_bytes = 4 * parameters_of(base).stored if runs_base(section) else 0.0
+    positions, unpacked = (windows["train"] + windows["validation"]) * context, 0.0
+    if isinstance(section, CocomixParams) and section.predicts == "concepts":
         unpacked += positions * params.attribution.k_attr * (2 if teacher.latents < 2**16 else 4)
-    distillation = {"kd": section.kd, "cocomix": section.cocomix.kd}.get(method)
-    if distillation and (method == "kd" or distillation.kl_weight):
-        if distillation.source == "online":
-            token, teacher_bytes = token + teacher.base_flops, 4 * parameters_of(base).stored
-        elif params.distribution.draws:
-            id_bytes = 2 if shape["vocab_size"] <= 2**16 else 4
-            unique = _unique(params.distribution.draws, shape["vocab_size"])
-            unpacked += positions * (3 + unique * (id_bytes + 1))
+    if (taught := distillation(section)) and taught.source == "cached" and params.distribution.draws:
+        id_bytes = 2 if shape["vocab_size"] <= 2**16 else 4
+        unique = _unique(params.distribution.draws, shape["vocab_size"])
+        unpacked += positions * (3 + unique * (id_bytes + 1))
     return StageNeeds(
-        flops=token * section.training.steps * section.training.batch_size * context,
+        flops=training_flops(shape, section, teacher) * training.steps * training.batch_size * context,
         disk=_saved(shape),
         scratch=2 * 12 * stored + unpacked,
-        memory=LIBRARIES + 16 * stored + teacher_bytes,
-        window_memory=_window_memory(shape),
+        memory=LIBRARIES + 16 * stored + base_bytes,
+        window_memory=_window_memory(in_training),
     )
 
 
-def _evaluate(params: Params, method: Method, shape: Shape, text: CorpusSize) -> StageNeeds:
+def _evaluate(params: Params, shape: Shape, text: CorpusSize) -> StageNeeds:
     section, context = params.evaluate, shape["n_positions"]
     overlap = context / section.stride if section.stride else 1
     tokens = (text.tokens["validation"] + text.tokens["test"]) * overlap
     disk = 2e3
-    if method == "cocomix":
+    if shape.get("predicts") == "concepts":
         changed = min(section.intervention_windows * context, text.tokens["validation"])
         tokens += text.tokens["validation"] + INTERVENTIONS * changed
         disk += 3e3 + 50 * shape["num_concepts"]
@@ -341,18 +350,19 @@ def _evaluate(params: Params, method: Method, shape: Shape, text: CorpusSize) ->
     )
 
 
-def _steer(params: Params, cocomix: Shape, base: Shape) -> StageNeeds:
-    section, context = params.steer, base["n_positions"]
-    if "cocomix" not in params.pretrain.methods or cocomix["predicts"] != "concepts" or cocomix["mixing"] == "none":
+def _steer(params: Params, steered: list[Shape], base: Shape) -> StageNeeds:
+    if not steered:
         return StageNeeds()
+    section, context = params.steer, base["n_positions"]
     edits, seeds = section.concepts * len(section.strengths), len(params.pretrain.seeds)
     tokens = section.windows * (context + section.prompt_tokens + section.new_tokens)
-    two_edits_of_each_model = 2 * seeds * flops_per_token(cocomix, context)
-    sweeps = 2 * seeds + 1
+    two_edits_of_each_model = 2 * seeds * sum(flops_per_token(each, context) for each in steered)
+    sweeps = 2 * seeds * len(steered) + 1
     return StageNeeds(
         flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)),
         disk=10e3 + 150 * sweeps * edits,
-        memory=LIBRARIES + 4 * (seeds * parameters_of(cocomix).stored + parameters_of(base).stored),
+        memory=LIBRARIES
+        + 4 * (seeds * sum(parameters_of(each).stored for each in steered) + parameters_of(base).stored),
     )
 
 

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,6 @@ def labelled(setting: Setting, jobs: int = 1, key: str = "", **changes: Any) -> 
         work.finish(facts)
         work.publish()
     return Artifact(out)
-
-
-def supervision(artifact: Artifact) -> dict[str, str]:
-    digests: dict[str, str] = json.loads(artifact.file("supervision.json").read_text())
-    return digests
 
 
 def test_training_and_validation_windows_are_labelled_in_their_order(setting: Setting, tmp_path: Path) -> None:
@@ -94,15 +88,6 @@ def test_what_an_interrupted_process_finished_is_kept_and_the_result_is_the_same
     monkeypatch.setattr(Progress, "advance", lambda _, amount: counted.append(amount))
     assert labelled(setting, key="stopped").manifest.files == expected
     assert sum(counted) == (96 + 24 - 40) * CONTEXT
-
-
-def test_supervision_differs_with_the_labels_for_the_method_that_uses_them_alone(setting: Setting) -> None:
-    first, again = supervision(labelled(setting)), supervision(labelled(setting, key="again"))
-    other = supervision(labelled(setting, key="other", sign="helpful"))
-    assert first == again
-    assert first["ntp"] == first["pause"] == other["ntp"] == other["pause"] == ""
-    assert first["kd"] == other["kd"] == "of the base model"
-    assert first["cocomix"] != other["cocomix"]
 
 
 def test_an_autoencoder_of_another_width_is_an_error_that_names_both(setting: Setting) -> None:

@@ -8,15 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cocomix.attribution.labels import supervision_digest
 from cocomix.base.loading import load_base
 from cocomix.explain.atlas import Atlas
 from cocomix.explain.build import make_atlas
 from cocomix.explore.session import Session
+from cocomix.params import load
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.predictions.measure import measure_predictions
 from cocomix.predictions.table import PREDICTED, predictions_table
 from cocomix.sae.autoencoder import load_sae
+from cocomix.shapes.methods import supervision
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
 from tests.explain.test_build import PARAMS
@@ -24,6 +25,7 @@ from tests.steering.conftest import CONCEPTS, artifacts, fp32
 
 __all__ = ["artifacts", "fp32"]
 
+SHIPPED = Path(__file__).parents[2] / "params.yaml"
 EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_tokens": 1024})
 
 
@@ -41,23 +43,25 @@ def atlas(artifacts: Path) -> Atlas:
 def steering(artifacts: Path, atlas: Atlas) -> Path:
     """What the model, now an artifact, makes of each concept: as of stage `steer`."""
     folder, tokens = artifacts / "models/cocomix-0", Tokens(artifacts / "tokens")
-    with Work("pretrain", folder, supervision_digest(Artifact(artifacts / "concepts"), "cocomix"), {}) as work:
+    section = load(SHIPPED).pretrain.cocomix
+    inputs, params = {"supervision.cocomix": supervision(section, artifacts)}, {"cocomix": section.model_dump()}
+    with Work("pretrain", folder, inputs, params) as work:
         with work.write_folder() as target:
             shutil.copytree(folder, target, dirs_exist_ok=True)
-        work.finish({})
+        work.finish({"method": "cocomix"})
         work.publish()
     ids = torch.from_numpy(tokens.windows("validation")[:6].astype(np.int64))
     labels = torch.arange(ids.numel()).view(*ids.shape, 1) % CONCEPTS
     found = measure_predictions(load_base(Artifact(folder), CONTEXT), ids, labels, promoted=5, kept=artifacts / "kept")
     with Work("steer", artifacts / "steering", {"models/cocomix-0": Artifact(folder).digest}, {}) as work:
         with work.write(PREDICTED) as pending:
-            pq.write_table(predictions_table(0, found, range(6), ids.tolist()), pending.path)
-        work.finish({"seeds": [0]})
+            pq.write_table(predictions_table("cocomix-0", found, range(6), ids.tolist()), pending.path)
+        work.finish({"models": ["cocomix-0"]})
         work.publish()
     return artifacts / "steering"
 
 
 @pytest.fixture
 def session(artifacts: Path, atlas: Atlas) -> Session:
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", ".")
+    shutil.copy(SHIPPED, ".")
     return Session(artifacts / "models/cocomix-0", artifacts)

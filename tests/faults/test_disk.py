@@ -126,10 +126,10 @@ def test_a_read_only_folder_is_one_line_and_nothing_is_lost(
 
 @pytest.mark.parametrize("folder", [".dvc", "artifacts"])
 def test_where_dvc_cannot_write_nothing_runs(project: Project, folder: str) -> None:
-    shutil.rmtree(project.path / "artifacts/.work/shapes")
+    shutil.rmtree(project.path / "artifacts/.work/methods")
     project.change({"pretrain": {"match": "flops"}})
     before = content(project.path / "artifacts")
-    done = in_namespace(f"{READ_ONLY.format(folder)}\n{repro('shapes')} 2>&1", project.path, project.environment)
+    done = in_namespace(f"{READ_ONLY.format(folder)}\n{repro('methods')} 2>&1", project.path, project.environment)
     assert done.returncode
     assert "Read-only file system" in done.stdout
     assert content(project.path / "artifacts") == before

@@ -14,30 +14,26 @@ from cocomix.__main__ import main as command
 from cocomix.attribution import agreement
 from cocomix.explore.load import default_model
 from cocomix.explore.session import Session
-from cocomix.params import Params, load
+from cocomix.params import load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
+from cocomix.shapes.methods import supervision
 from tests.stages.project import OUTS, Project, words
 
 ARTIFACTS = Path("artifacts")
 HIDDEN = {"predicts": "hidden"}
 
 
-def hidden(params: Params) -> Params:
-    cocomix = params.pretrain.cocomix.model_copy(update=HIDDEN)
-    return params.model_copy(update={"pretrain": params.pretrain.model_copy(update={"cocomix": cocomix})})
-
-
-def stage(name: str, change: Callable[[Params], Params] = lambda params: params) -> Callable[[], None]:
+def stage(name: str) -> Callable[[], None]:
     module, *item = words(name)
     arguments: list[Any] = [item[0], int(item[1])] if item else []
-    return lambda: importlib.import_module(f"stages.{module}").run(change(load()), *arguments)
+    return lambda: importlib.import_module(f"stages.{module}").run(load(), *arguments)
 
 
 READERS: dict[str, Callable[[], None]] = {
     **{name: stage(name) for name in OUTS},
     "pretrain@kd-0": stage("pretrain@kd-0"),
-    "pretrain of hidden states": stage("pretrain@cocomix-0", hidden),
+    "pretrain@hidden-0": stage("pretrain@hidden-0"),
     "python -m cocomix": lambda: command(["concepts", "text"]),
     "explore": lambda: Session(default_model(ARTIFACTS), ARTIFACTS) and None,
     "agreement": lambda: agreement.main(["--positions", "16"]),
@@ -47,18 +43,20 @@ FOREIGN = [
     ("activations", "tokens", "artifacts/base"),
     *(
         (reader, "tokens", "artifacts/base")
-        for reader in ("attribution", "distribution", "explain", "shapes", "agreement")
+        for reader in ("attribution", "distribution", "explain", "methods", "agreement")
     ),
     ("sae", "tokens", "artifacts/activations"),
     ("sae", "base", "artifacts/activations"),
-    *((reader, "base", "artifacts/sae") for reader in ("attribution", "explain", "shapes", "agreement")),
-    ("pretrain@ntp-0", "tokens", "artifacts/shapes"),
-    ("pretrain@kd-0", "tokens", "artifacts/shapes"),
-    ("pretrain@kd-0", "base", "artifacts/shapes"),
-    ("pretrain@cocomix-0", "tokens", "artifacts/shapes"),
-    ("pretrain of hidden states", "base", "artifacts/shapes"),
+    *((reader, "base", "artifacts/sae") for reader in ("attribution", "explain", "methods", "agreement")),
+    ("pretrain@ntp-0", "tokens", "artifacts/methods"),
+    ("pretrain@kd-0", "tokens", "artifacts/methods"),
+    ("pretrain@kd-0", "base", "artifacts/methods"),
+    ("pretrain@cocomix-0", "tokens", "artifacts/methods"),
+    ("pretrain@hidden-0", "base", "artifacts/methods"),
     ("evaluate@ntp-0", "tokens", "artifacts/models/ntp-0"),
+    ("pretrain@cocomix-0", "concepts", "artifacts/methods"),
     ("evaluate@cocomix-0", "tokens", "artifacts/concepts"),
+    ("evaluate@cocomix-0", "concepts", "artifacts/methods"),
     ("evaluate@cocomix-0", "labels", "artifacts/models/cocomix-0"),
     ("steer", "tokens", "artifacts/base"),
     ("steer", "base", "artifacts/sae"),
@@ -74,8 +72,8 @@ FOREIGN = [
 """Who reads, what is another one, and the artifact that is named as made from the former one."""
 
 MIXED = [
-    ("pretrain@cocomix-0", "shapes", "sae", "concepts"),
-    ("pretrain of hidden states", "shapes", "sae", "concepts"),
+    ("pretrain@cocomix-0", "methods", "sae", "concepts"),
+    ("pretrain@hidden-0", "methods", "sae", "concepts"),
     ("report", "atlas", "sae", "steering"),
     ("report", "evaluations/cocomix-0", "supervision.cocomix", "steering"),
     ("report", "evaluations/ntp-0", "tokens", "evaluations/cocomix-0"),
@@ -87,7 +85,14 @@ MIXED = [
 
 @pytest.fixture(scope="module")
 def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return finished.copy(tmp_path_factory.mktemp("foreign") / "project")
+    """A copy whose stage `methods` has been asked for more methods."""
+    project = finished.copy(tmp_path_factory.mktemp("foreign") / "project")
+    params = (project.path / "params.yaml").read_bytes()
+    project.change({"pretrain": {"methods": ["ntp", "kd", "hidden", "cocomix"], "forms": {"hidden": HIDDEN}}})
+    done = project.stage("methods")
+    assert done.returncode == 0, done.stderr
+    (project.path / "params.yaml").write_bytes(params)
+    return project
 
 
 @contextmanager
@@ -110,16 +115,20 @@ def another(artifact: Path, change: Callable[[dict[str, Any]], object]) -> Itera
 
 @contextmanager
 def other_labels() -> Iterator[None]:
-    """As if labels were made anew, of which only CoCoMix learns."""
-    path = ARTIFACTS / "concepts/supervision.json"
-    content = json.dumps(json.loads(path.read_bytes()) | {"cocomix": "0" * 64}).encode()
+    """As if labels were made anew, of which only CoCoMix learns, and the stage `methods` had run since."""
+    path = ARTIFACTS / "methods/methods.json"
+    with another(ARTIFACTS / "concepts", lambda each: each["about"].update(a=1)):
+        methods = json.loads(path.read_bytes())
+        methods["cocomix"]["supervision"] = supervision(load().pretrain.cocomix, ARTIFACTS)
+        content = json.dumps(methods).encode()
 
-    def note(manifest: dict[str, Any]) -> None:
-        record = {"rows": None, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        manifest["files"]["supervision.json"] = record
+        def note(manifest: dict[str, Any]) -> None:
+            record = {"rows": None, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            manifest["files"]["methods.json"] = record
+            manifest["inputs"]["concepts"] = Artifact(ARTIFACTS / "concepts").digest
 
-    with replaced(path, content), another(ARTIFACTS / "concepts", note):
-        yield
+        with replaced(path, content), another(ARTIFACTS / "methods", note):
+            yield
 
 
 def refusal(reader: str) -> str:

@@ -27,19 +27,19 @@ def test_a_hundred_kills(finished: Project, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_killed_between_publishing_and_dvc_lock_nothing_is_computed_again(project: Project) -> None:
-    before = locked(project, "shapes")
+    before = locked(project, "methods")
     lock = project.path / "dvc.lock"
     text = lock.read_text()
-    lock.write_text(text.replace("  shapes:\n", "  forgotten:\n"))  # published, but not noted
-    shutil.rmtree(project.path / "artifacts/shapes")  # as DVC begins
-    done = project.stage("shapes")
-    assert (done.returncode, done.stderr) == (0, "shapes: already computed, publishing it\n")
-    project.dvc("--wait-for-lock", "repro", "--single-item", "shapes")
-    assert locked(project, "shapes") == before
+    lock.write_text(text.replace("  methods:\n", "  forgotten:\n"))  # published, but not noted
+    shutil.rmtree(project.path / "artifacts/methods")  # as DVC begins
+    done = project.stage("methods")
+    assert (done.returncode, done.stderr) == (0, "methods: already computed, publishing it\n")
+    project.dvc("--wait-for-lock", "repro", "--single-item", "methods")
+    assert locked(project, "methods") == before
 
 
 def test_the_lock_of_a_process_that_lives_is_named_and_that_of_a_dead_one_is_none(project: Project) -> None:
-    lock = project.path / "artifacts/.work/shapes/lock"
+    lock = project.path / "artifacts/.work/methods/lock"
     holder = "import fcntl, os, sys; f = open(sys.argv[1], 'r+'); fcntl.flock(f, fcntl.LOCK_EX); "
     holder += "f.truncate(); f.write(str(os.getpid())); f.flush(); print(flush=True); input()"
     with subprocess.Popen(
@@ -47,12 +47,12 @@ def test_the_lock_of_a_process_that_lives_is_named_and_that_of_a_dead_one_is_non
     ) as process:
         assert process.stdout
         process.stdout.readline()
-        refused = project.stage("shapes")
+        refused = project.stage("methods")
         process.send_signal(signal.SIGKILL)
     assert refused.returncode == 2
-    assert refused.stderr == (f"error: shapes: process {process.pid} is already at work on this stage; wait for it\n")
+    assert refused.stderr == (f"error: methods: process {process.pid} is already at work on this stage; wait for it\n")
     lock.write_text(str(os.getpid()))  # a process that lives, but that does not hold the lock
-    assert project.stage("shapes").returncode == 0
+    assert project.stage("methods").returncode == 0
 
 
 @pytest.mark.slow

@@ -49,11 +49,11 @@ def test_what_was_made_from_another_digest_is_refused(folder: Path) -> None:
 
 
 def test_two_that_were_made_from_different_inputs_are_refused_though_the_input_is_not_read(folder: Path) -> None:
-    concepts, shapes = made("concepts", "attribution", sae="one"), made("shapes", "shapes", sae="other")
+    concepts, methods = made("concepts", "attribution", sae="one"), made("methods", "methods", sae="other")
     with pytest.raises(UserError) as refused:
-        check_origins({"concepts": concepts, "shapes": shapes})
+        check_origins({"concepts": concepts, "methods": methods})
     assert str(refused.value) == (
-        "artifacts/concepts, artifacts/shapes: made from different sae; "
-        "run attribution and shapes again (`dvc repro` runs what is needed)"
+        "artifacts/concepts, artifacts/methods: made from different sae; "
+        "run attribution and methods again (`dvc repro` runs what is needed)"
     )
     check_origins({"concepts": concepts})

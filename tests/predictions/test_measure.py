@@ -90,10 +90,10 @@ def test_the_table_holds_a_row_a_concept_with_the_tokens_around_each_place(
 ) -> None:
     numbers = [5, 8, 13, 21, 34, 55, 89]
     path = f"{tmp_path}/predicted.parquet"
-    pq.write_table(predictions_table(3, found, numbers, IDS.tolist()), path)
+    pq.write_table(predictions_table("cocomix-3", found, numbers, IDS.tolist()), path)
     rows = pq.read_table(path).to_pylist()
-    assert [(row["seed"], row["concept"], row["positions"]) for row in rows] == [
-        (3, concept, WINDOWS * SEQ) for concept in range(CONCEPTS)
+    assert [(row["model"], row["concept"], row["positions"]) for row in rows] == [
+        ("cocomix-3", concept, WINDOWS * SEQ) for concept in range(CONCEPTS)
     ]
     for row, each in zip(rows, found, strict=True):
         assert (row["predictions"], row["right"], row["labelled"]) == each[:3]

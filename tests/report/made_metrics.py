@@ -18,7 +18,7 @@ from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
 from cocomix.evaluation.tables import write_documents, write_examples, write_tasks
 from cocomix.explain.atlas import CONCEPTS, VOCABULARY
-from cocomix.params import FILE, Method
+from cocomix.params import FILE
 from cocomix.plumbing.artifact import Work
 from cocomix.steering.effect import EditEffect, Measured, effects_table
 
@@ -26,14 +26,17 @@ DOCUMENTS = 40
 GROUPS = 25
 """Of the documents of a corpus."""
 TOKENS = [1000 * step for step in range(1, 11)]
-WIDTHS: dict[Method, int] = {"ntp": 208, "kd": 208, "pause": 192, "cocomix": 192}
+WIDTHS = {"ntp": 208, "kd": 208, "pause": 192, "mtp": 208, "cocomix": 192}
+FORMS = ("predicted", "control", "added")
+WIDTHS |= dict.fromkeys(FORMS, 192)
 LABELS = ["", "names of months", "<b>"]
 """Of the atlas' concepts."""
 TEXTS = [".", " end", " <middle>", " of", "Start"]
 """Of its tokens."""
 CORPORA: list[str] = []
 """Further text that models are measured on."""
-FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "cocomix": 1.5e7}
+FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "mtp": 1.3e7, "cocomix": 1.5e7}
+FLOPS_PER_TOKEN |= dict.fromkeys(FORMS, 1.1e7)
 
 
 def write_params(methods: Sequence[str], seeds: Sequence[int], shipped: Path) -> None:
@@ -59,7 +62,7 @@ def write_pipeline() -> None:
     _write("distribution", {"mean_unique": 33.3, "mean_entropy": 5.0, "bytes_per_token": 49.8})
     _write("explain", {"fired": 1000, "auc": 0.87})
     _write(
-        "shapes", {"widths": WIDTHS, "context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800}
+        "methods", {"widths": WIDTHS, "context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800}
     )
 
 
@@ -108,7 +111,7 @@ def write_run(method: str, seed: int, losses: Sequence[float], right: int | None
             "test": score,
             "corpora": dict.fromkeys(CORPORA, score),
             "tasks": {each.task: asdict(replace(each, documents=[])) for each in tasks},
-            "concepts": concepts if method == "cocomix" else None,
+            "concepts": concepts if method in ("cocomix", "predicted", "added") else None,
         },
     )
     path = Path("plots/pretrain") / f"{method}-{seed}.csv"

@@ -107,7 +107,7 @@ CACHED = {"source": "cached", "kl_weight": 1.0}
 def test_a_method_needs_the_stages_that_make_what_it_learns_from(
     method: Method, section: dict[str, Any], stages: list[str]
 ) -> None:
-    assert list(supervision_stages(method, pretrain(**{method: section}))) == stages
+    assert list(supervision_stages(pretrain(**{method: section}).section(method))) == stages
 
 
 def test_a_method_owes_its_share_of_what_it_learns_from() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cocomix.params import FILE, Method, load
+from cocomix.params import FILE, load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
+from cocomix.report.drawing import looks
 from cocomix.report.figures import _dots
 from cocomix.statistics import Interval
 from stages.report import run
@@ -187,9 +188,9 @@ def test_costs_are_shares_of_the_baseline_wherever_it_is_listed(folder: Path) ->
 @pytest.mark.filterwarnings("error")  # matplotlib warns where there is no room
 @pytest.mark.parametrize("name", ["validation", "c4_en_validation_shards_0_to_15_2024-06", "w" * 40])
 def test_rows_of_figures_have_room_for_long_names(name: str) -> None:
-    methods: list[Method] = ["ntp", "kd", "pause", "cocomix"]
+    methods = ["ntp", "kd", "pause", "cocomix"]
     found = {method: [Interval(0.1, 0.0, 0.2), None, Interval(0.1, 0.0, 0.2)] for method in methods}
-    with _dots("rows", "Rows", [name, "test", name], found) as made:
+    with _dots("rows", "Rows", [name, "test", name], found, looks([])) as made:
         pass
     width = float(re.search(r'viewBox="0 0 ([\d.]+)', made.svg)[1])  # type: ignore[index]
     axes = re.search(r'id="rows-patch_2">\s*<path d="M ([\d.]+) [\d.]+ \s*L ([\d.]+)', made.svg)
@@ -296,7 +297,7 @@ def test_every_colour_of_a_curve_is_one_that_the_page_knows_in_light_and_dark(fo
     for name in set(re.findall(r"var\(--([\w-]+)\)", html)):
         if name not in ("text", "plain"):  # fonts
             assert html.count(f"--{name}: #") == 2
-    assert not re.search(r"#0[1-9]0[1-9]0[1-9]", html)
+    assert not re.search(r"#(0[1-9]|1[0-3])\1\1", html)
 
 
 def test_without_the_baseline_the_methods_are_still_ranked(folder: Path) -> None:
@@ -317,6 +318,59 @@ def test_a_variant_of_cocomix_is_called_one(folder: Path) -> None:
         assert "forward pass to the regressed layer" in text
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
     assert "a variant of CoCoMix" not in html
+
+
+FORMS = "forms: {predicted: {mixing: none}, control: {predicts: nothing, kd: {kl_weight: 1.0}}}"
+
+
+def test_a_form_is_a_method_of_its_own_with_its_name_its_look_and_its_cost(folder: Path) -> None:
+    ends = {"ntp": [4.0, 4.1], "predicted": [3.9, 3.8], "control": [3.7, 3.6], "cocomix": [3.0, 3.1]}
+    html, summary = report(ends, ("forms: {}", FORMS))
+    page = Page(html)
+    assert max(page.ids.values()) == 1
+    assert list(rows(html, "Perplexity"))[1:] == ["Next-token prediction", "predicted", "control", "CoCoMix"]
+    for text in (" ".join(page.text.split()), " ".join(summary.split())):
+        places = [text.index(f"{name} came down to") for name in ("CoCoMix", "predicted", "control")]
+        assert places == sorted(places)
+        assert "predicted is CoCoMix with mixing: none. control is CoCoMix with predicts: nothing, kd.kl_wei" in text
+        assert "compute of predicted and CoCoMix is without the making of the concepts" in text
+        assert "compute of control includes the base model's forward pass." in text
+        assert "a variant of CoCoMix" not in text
+    methods = json.loads(Path("metrics/compare.json").read_text())["methods"]
+    assert list(methods) == list(ends)
+    costs = {name: each["supervision"]["flops"] for name, each in methods.items()}
+    assert costs["ntp"] == 0 < costs["control"] < costs["predicted"] == costs["cocomix"]
+    weights = {name: cells[2] for name, cells in rows(html, "Method", "models").items()}
+    assert (weights["predicted"], weights["control"], weights["CoCoMix"]) == ("0.3", "none", "0.3")
+    assert "What predicted makes of them" in page.text
+    for number in (1, 2):
+        assert f"stroke: var(--form-{number})" in html
+        assert html.count(f"--form-{number}: #") == 2
+
+
+def test_what_a_form_learns_from_is_paid_without_cocomix_too(folder: Path) -> None:
+    html, summary = report({"ntp": [4.0], "predicted": [3.9]}, ("forms: {}", "forms: {predicted: {mixing: none}}"))
+    text = " ".join(summary.split())
+    assert "predicted came down to the final validation loss of next-token prediction" in text
+    assert "hold about as many parameters as CoCoMix of width 192, not trained here" in text
+    assert 'id="supervision"' in html
+
+
+def test_steering_is_told_of_each_form_that_is_steered(folder: Path) -> None:
+    report({"ntp": [4.0], "added": [3.9], "cocomix": [3.0]}, ("forms: {}", "forms: {added: {mixing: add}}"))
+    write_steering(["added_set", "added_scale", "cocomix_set", "cocomix_scale", "base_set"])
+    run(load())
+    page = Page(Path("artifacts/report/index.html").read_text())
+    text = " ".join(page.text.split())
+    for start in (
+        "In added, given the",
+        "In CoCoMix, given the",
+        "In the base model, through its autoencoder, given the",
+    ):
+        assert start in text
+    assert "added, strength set" in text
+    assert "added, prediction multiplied" in text
+    assert max(page.ids.values()) == 1
 
 
 def test_weights_and_start_are_said_beside_the_papers(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cocomix.params import FILE, Method, load
+from cocomix.params import FILE, load
 from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep, tuning
 from cocomix.report.wording import tuned_says
@@ -18,7 +18,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def entry(
-    setting: str, values: dict[str, Any], method: Method, seed: int, params: dict[str, Any], loss: float
+    setting: str, values: dict[str, Any], method: str, seed: int, params: dict[str, Any], loss: float
 ) -> dict[str, Any]:
     """What a sweep notes of a run, whose loss falls from 8 on the way."""
     score = {"loss": loss, "perplexity": 1.0, "bits_per_byte": 1.0}
@@ -126,7 +126,7 @@ def test_what_was_tried_is_still_known_when_the_best_weights_have_been_written_i
 ) -> None:
     swept({"interleaved 0.1": 4.0})
     before = found()
-    FILE.write_text(re.sub(r"(concept_weight|kl_weight): [\d.]+", r"\1: 1.0", FILE.read_text()))
+    FILE.write_text(re.sub(r"(?m)^(    (?:concept_weight|kl_weight)): [\d.]+", r"\1: 1.0", FILE.read_text()))
     after = found()
     assert [each._replace(used=False) for each in after.trials] == [each._replace(used=False) for each in before.trials]
     assert [(each.method, each.weight) for each in after.trials if each.used and each.weight] == [
@@ -204,3 +204,21 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     path.write_text('[{"method": "ntp"}]')
     with pytest.raises(UserError, match=r"other\.json: \[0\]: "):
         read_sweep(path)
+
+
+def test_a_form_is_tuned_by_its_own_section_and_changes_that_of_no_other(folder: Path) -> None:
+    swept({}, seeds=(0,))
+    entries = json.loads((SWEEPS / "made.json").read_text())
+    forms = "forms: {predicted: {mixing: none, concept_weight: 0.1}}"
+    FILE.write_text(FILE.read_text().replace("forms: {}", forms))
+    params = tasks(settings(None, ["pretrain.forms.predicted.concept_weight=0.1,1.0"]), ["predicted"], [0])
+    entries += [
+        entry(each.setting.name, dict(each.setting.values), each.method, each.seed, each.params, 5.0 - number)
+        for number, each in enumerate(params)
+    ]
+    (SWEEPS / "made.json").write_text(json.dumps(entries))
+    made = found()
+    assert tried(made) == [("ntp", None), *GRID, ("predicted", 0.1), ("predicted", 1.0)]
+    assert [each.weight for each in made.trials if each.method == "predicted" and each.lowest] == [1.0]
+    assert [each.weight for each in made.trials if each.method == "predicted" and each.used] == [0.1]
+    assert "The lowest loss of predicted is with 1, which is not the weight in params.yaml." in tuned_says(made)

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from cocomix.params import (
     CocomixParams,
     KdParams,
     Match,
-    Method,
     ModelParams,
     MtpParams,
     NtpParams,
@@ -19,7 +19,17 @@ from cocomix.params import (
     PretrainParams,
 )
 from cocomix.plumbing.errors import UserError
-from cocomix.shapes.models import Shape, TeacherSizes, cocomix_shape, pause_shape, shape_of, shapes, widened
+from cocomix.shapes.models import (
+    Shape,
+    TeacherSizes,
+    base_flops,
+    cocomix_shape,
+    pause_shape,
+    shape_of,
+    shapes,
+    training_flops,
+    widened,
+)
 from cocomix.tokens.windows import Tokens
 from tests.training.test_loop import PARAMS
 
@@ -39,8 +49,18 @@ COCOMIX = CocomixParams(
 SOURCES = TeacherSizes(latents=512, base_width=32, base_flops=500_000, base_flops_to_layer=200_000)
 
 
-def matched(tokens: Tokens, match: Match, teacher: TeacherSizes = SOURCES, **cocomix: object) -> dict[Method, Any]:
-    params = PretrainParams(
+def matched(
+    tokens: Tokens,
+    match: Match,
+    teacher: TeacherSizes = SOURCES,
+    forms: Mapping[str, Mapping[str, Any]] | None = None,
+    **cocomix: object,
+) -> dict[str, Any]:
+    return shapes(asked(match, forms, **cocomix), tokens, teacher)
+
+
+def asked(match: Match, forms: Mapping[str, Mapping[str, Any]] | None = None, **cocomix: object) -> PretrainParams:
+    return PretrainParams(
         methods=["ntp"],
         seeds=[0],
         match=match,
@@ -49,10 +69,10 @@ def matched(tokens: Tokens, match: Match, teacher: TeacherSizes = SOURCES, **coc
         ntp=NtpParams(),
         kd=KdParams(kl_weight=0.1),
         pause=PauseParams(layer=1, mixing="interleave_with_state"),
-        mtp=MtpParams(tokens=2, weight=1.0),
+        mtp=MtpParams(tokens=3, weight=1.0),
         cocomix=COCOMIX.model_copy(update=cocomix),
+        forms=forms or {},
     )
-    return shapes(params, tokens, teacher)
 
 
 @pytest.fixture
@@ -110,9 +130,54 @@ def test_a_base_model_dearer_than_cocomix_leaves_distillation_no_width_of_equal_
     found = matched(tokens, "flops", dear)
     assert [method for method, shape in found.items() if shape is None] == ["kd"]  # a key for DVC, which misses others
     with pytest.raises(UserError, match=r"^pretrain\.match: flops: a token costs the base model of kd more than"):
-        shape_of("kd", found)
+        shape_of("kd", found["kd"])
     assert matched(tokens, "flops", dear._replace(base_flops=dear.base_flops - 1))["kd"]
     assert matched(tokens, "stored", dear)["kd"]
+
+
+@pytest.mark.parametrize("match", ["width", "stored", "active", "flops"])
+def test_forms_are_shaped_by_what_differs_and_leave_the_others_as_they_are(tokens: Tokens, match: Match) -> None:
+    forms = {"predicted": {"mixing": "none"}, "early": {"concept_layer": 1, "concept_k": 3}}
+    found, without = matched(tokens, match, forms=forms), matched(tokens, match)
+    assert {name: found[name] for name in without} == without
+    assert found["predicted"] == found["cocomix"] | {"mixing": "none"}
+    assert found["early"] == found["cocomix"] | {"concept_layer": 1, "concept_k": 3}
+
+
+def test_further_tokens_cost_a_block_and_a_head_each_in_training_alone(tokens: Tokens) -> None:
+    mtp = MtpParams(tokens=3, weight=1.0)
+    shape = matched(tokens, "width")["mtp"]
+    assert shape == matched(tokens, "width")["ntp"]
+    deeper = shape | {"n_layer": shape["n_layer"] + 2}
+    heads = 2 * 2 * shape["n_embd"] * shape["vocab_size"]
+    expected = 3 * (flops_per_token(config_of(deeper), tokens.context) + heads)
+    assert training_flops(shape, mtp, SOURCES) == expected
+    assert matched(tokens, "stored")["mtp"] == matched(tokens, "stored")["ntp"]
+    found = matched(tokens, "flops")
+    assert training_flops(found["mtp"], mtp, SOURCES) == pytest.approx(
+        training_flops(found["cocomix"], COCOMIX, SOURCES), rel=0.12
+    )
+
+
+def test_training_counts_the_base_model_as_long_as_it_runs(tokens: Tokens) -> None:
+    params = asked(
+        "width",
+        {
+            "taught": {"kd": {"kl_weight": 1.0}},
+            "briefly": {"kd": {"kl_weight": 1.0, "schedule": {"shape": "linear", "until": 0.25}}},
+            "cached": {"kd": {"kl_weight": 1.0, "source": "cached"}},
+            "regressed": {"predicts": "hidden"},
+            "both": {"predicts": "hidden", "kd": {"kl_weight": 1.0}},
+        },
+    )
+    assert {name: base_flops(form, SOURCES) for name, form in params.forms.items()} == {
+        "taught": 500_000,
+        "briefly": 125_000,
+        "cached": 0,
+        "regressed": 200_000,
+        "both": 700_000,
+    }
+    assert base_flops(params.cocomix, SOURCES) == base_flops(params.ntp, SOURCES) == 0
 
 
 def controls(tokens: Tokens, match: Match, **changes: object) -> tuple[Shape, Shape]:

@@ -63,6 +63,37 @@ def test_every_method_and_seed_is_trained_and_evaluated() -> None:
     assert {name for name in found if "@" in name} == items
 
 
+def test_forms_are_planned_by_their_own_parameters() -> None:
+    forms = {
+        "predicted": {"mixing": "none"},
+        "taught": {"kd": {"kl_weight": 1.0}},
+        "control": {"predicts": "nothing"},
+        "added": {"mixing": "add"},
+    }
+    found = needs(pretrain={"methods": ["ntp", "cocomix", *forms], "forms": forms})
+    alone = needs(pretrain={"methods": ["ntp", "cocomix"]})
+    assert {name: need for name, need in found.items() if name in alone and name != "steer"} == {
+        name: need for name, need in alone.items() if name != "steer"
+    }
+    assert found["pretrain@predicted-0"].flops < found["pretrain@cocomix-0"].flops
+    assert found["pretrain@taught-0"].flops > found["pretrain@cocomix-0"].flops
+    assert found["pretrain@taught-0"].memory > found["pretrain@cocomix-0"].memory
+    assert found["pretrain@control-0"].scratch < found["pretrain@cocomix-0"].scratch  # it unpacks no labels
+    assert found["evaluate@control-0"].disk == found["evaluate@ntp-0"].disk
+    without = needs(pretrain={"methods": ["ntp", "cocomix", "predicted", "control"], "forms": forms})
+    assert without["steer"] == alone["steer"]
+    assert found["steer"].flops > alone["steer"].flops
+    assert needs(pretrain={"methods": ["ntp", "predicted"], "forms": forms})["steer"] == StageNeeds()
+
+
+def test_multi_token_prediction_costs_further_blocks_and_heads_in_training_alone() -> None:
+    found = needs(pretrain={"methods": ["ntp", "mtp"], "match": "width"})
+    assert found["pretrain@mtp-0"].flops > 1.5 * found["pretrain@ntp-0"].flops
+    assert found["pretrain@mtp-0"].memory > found["pretrain@ntp-0"].memory
+    assert found["pretrain@mtp-0"].disk == found["pretrain@ntp-0"].disk
+    assert found["evaluate@mtp-0"] == found["evaluate@ntp-0"]
+
+
 def test_distillation_costs_the_base_models_forward_pass_too() -> None:
     changes = {"methods": ["ntp", "kd"], "match": "width"}
     found, training = needs(pretrain=changes), params().pretrain.training

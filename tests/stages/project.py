@@ -20,7 +20,7 @@ OUTS = {
     "attribution": "concepts",
     "distribution": "distribution",
     "explain": "atlas",
-    "shapes": "shapes",
+    "methods": "methods",
     "pretrain@ntp-0": "models/ntp-0",
     "pretrain@cocomix-0": "models/cocomix-0",
     "evaluate@ntp-0": "evaluations/ntp-0",

@@ -20,6 +20,7 @@ from cocomix.evaluation.language_model import TextScore
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params, load
 from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.shapes.methods import METHODS, supervision
 from tests.conftest import CONTEXT, VOCAB
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
@@ -36,9 +37,22 @@ def trained(tokens_folder: Path) -> None:
         with work.write("validation-00000.parquet") as pending:
             write_labels(pending.path, Labels(labels, np.ones(labels.shape, np.float16)))
             pending.rows = len(labels)
-        with work.write("supervision.json") as pending:
-            pending.path.write_text(json.dumps({"ntp": "", "cocomix": "some labels"}))
         work.finish({"latents": CONCEPTS, "k_attr": 1, "context": CONTEXT})
+        work.publish()
+    with Work("methods", Path("artifacts/methods"), {}, {}) as work:
+        pretrain = load(SHIPPED).pretrain
+        entries = {
+            name: {
+                "kind": name,
+                "parameters": section.model_dump(mode="json"),
+                "shape": SHAPE,
+                "supervision": supervision(section, Path("artifacts")),
+            }
+            for name, section in pretrain.listed.items()
+        }
+        with work.write(METHODS) as pending:
+            pending.path.write_text(json.dumps(entries))
+        work.finish({})
         work.publish()
     torch.manual_seed(0)
     fields = {"num_concepts": CONCEPTS, "concept_layer": 1, "concept_k": 4}

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+import stages.distribution
+import stages.methods
 import stages.pretrain
 import stages.report
-import stages.shapes
 import stages.steer
-from cocomix.params import Method, Params, Section
+from cocomix.params import Params, Section
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.runtime import runtime
 from cocomix.plumbing.sources import is_plumbing
@@ -22,7 +23,7 @@ from tests.stages.project import merge
 from tests.steering.conftest import publish_concepts
 
 ROOT = Path(__file__).parents[2]
-METHODS: tuple[Method, ...] = ("ntp", "kd", "pause", "cocomix")
+METHODS = ("ntp", "kd", "pause", "mtp", "predicted", "cocomix")
 SMALL = {
     "tokenize": {"vocab_size": 257, "context": 16},
     "attribution": {"k_attr": 3, "shard_tokens": 1024},
@@ -32,6 +33,7 @@ SMALL = {
         "training": {"steps": 2, "batch_size": 8, "eval_windows": 8},
         "pause": {"layer": 1},
         "cocomix": {"concept_layer": 1, "concept_k": 6},
+        "forms": {"predicted": {"mixing": "none"}},
     },
     "steer": {"concepts": 2, "strengths": [5], "windows": 2, "prompt_tokens": 4, "new_tokens": 2, "read_windows": 2},
 }
@@ -112,24 +114,25 @@ def undeclared(found: set[str], stage: str, method: str = "") -> set[str]:
 
 @pytest.fixture
 def artifacts(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """artifacts/ with tokens, base, sae and concepts, small and random."""
+    """artifacts/ with tokens, base, sae and concepts, small and random, and without draws."""
     monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
     runtime.cache_clear()
+    stages.distribution.run(parameters())
     return publish_concepts(base_folder, parameters().attribution)
 
 
 @pytest.mark.parametrize("match", ["stored", "flops"])
 @pytest.mark.parametrize("predicts", ["concepts", "hidden"])
-def test_shapes_reads_what_dvc_yaml_says(artifacts: Path, read: Read, match: str, predicts: str) -> None:
+def test_methods_reads_what_dvc_yaml_says(artifacts: Path, read: Read, match: str, predicts: str) -> None:
     changes = {"pretrain": {"match": match, "cocomix": {"predicts": predicts}}}
-    stages.shapes.run(read.watch(parameters(changes)))
+    stages.methods.run(read.watch(parameters(changes)))
     assert "pretrain.cocomix.tied_scale" in read.keys
-    assert undeclared(read.keys, "shapes") == set()
+    assert undeclared(read.keys, "methods") == set()
 
 
 def test_the_models_and_their_steering_read_what_dvc_yaml_says(artifacts: Path, read: Read) -> None:
     params = parameters()
-    stages.shapes.run(params)
+    stages.methods.run(params)
     for method in METHODS:
         stages.pretrain.run(read.watch(params), method, 0)
         assert "pretrain.training.learning_rate" in read.keys
@@ -141,9 +144,9 @@ def test_the_models_and_their_steering_read_what_dvc_yaml_says(artifacts: Path, 
 
 def test_a_model_that_learns_hidden_states_reads_what_dvc_yaml_says(artifacts: Path, read: Read) -> None:
     params = parameters({"pretrain": {"cocomix": {"predicts": "hidden"}}})
-    stages.shapes.run(params)
+    stages.methods.run(params)
     stages.pretrain.run(read.watch(params), "cocomix", 0)
-    assert "pretrain.cocomix.hidden_loss" in read.keys
+    assert "pretrain.training.learning_rate" in read.keys
     assert undeclared(read.keys, "pretrain", "cocomix") == set()
 
 

@@ -17,8 +17,8 @@ from cocomix.tokens.windows import Tokens
 from tests.stages.project import Project
 
 ALL = {
-    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "distribution", "explain", "shapes"),
-    *("steer", "report"),
+    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "distribution", "explain"),
+    *("methods", "steer", "report"),
     *(f"{stage}@{method}-0" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")),
 }
 
@@ -54,11 +54,11 @@ def test_every_artifact_opens_and_verifies(finished: Project) -> None:
                 "evaluations/cocomix-0",
                 "evaluations/ntp-0",
                 "external",
+                "methods",
                 "models/cocomix-0",
                 "models/ntp-0",
                 "report",
                 "sae",
-                "shapes",
                 "steering",
                 "tokens",
             ),
@@ -93,12 +93,12 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"distribution": {"seed": 1}}, {"distribution"}),
         ({"explain": {"contexts": 11}}, {"explain"}),
         ({"attribution": {"score": "activation"}}, {"attribution", "report"}),
-        ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"pretrain@cocomix-0", "report"}),
-        ({"pretrain": {"kd": {"kl_weight": 0.2}}}, {"report"}),
-        ({"pretrain": {"match": "flops"}}, {"shapes", "report"}),
-        ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"shapes", "pretrain@cocomix-0", "steer", "report"}),
+        ({"pretrain": {"cocomix": {"concept_weight": 0.2}}}, {"methods", "report"}),
+        ({"pretrain": {"kd": {"kl_weight": 0.2}}}, {"methods", "report"}),
+        ({"pretrain": {"match": "flops"}}, {"methods", "report"}),
+        ({"pretrain": {"cocomix": {"mixing": "add"}}}, {"methods", "report"}),
         ({"pretrain": {"training": {"steps": 61}}}, {"pretrain@ntp-0", "pretrain@cocomix-0", "report"}),
-        ({"pretrain": {"methods": ["ntp"]}}, {"steer", "report"}),
+        ({"pretrain": {"methods": ["ntp"]}}, {"methods", "report"}),
         (
             {"pretrain": {"seeds": [0, 1]}},
             {"steer", "report"}
@@ -163,7 +163,7 @@ def test_a_reworded_docstring_trains_nothing_again_and_reruns_nothing_downstream
 def test_new_concepts_rerun_what_learns_from_them_and_only_that(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"sae": {"k": 7}})
-    again = {"sae", "attribution", "explain", "shapes", "pretrain@cocomix-0", "evaluate@cocomix-0", "steer", "report"}
+    again = {"sae", "attribution", "explain", "methods", "pretrain@cocomix-0", "evaluate@cocomix-0", "steer", "report"}
     assert ran(project.dvc("repro")) == again
     assert changed(project) == set()
 
@@ -185,7 +185,7 @@ def test_autoencoders_beside_the_first_are_kept_and_measured_and_leave_it_as_it_
 
 def train_and_evaluate(project: Project, method: str) -> dict[str, Any]:
     """The metrics of `evaluate`, the stages of seed 0 run as DVC would run them."""
-    for command in (["shapes"], ["pretrain", method, "0"], ["evaluate", method, "0"]):
+    for command in (["methods"], ["pretrain", method, "0"], ["evaluate", method, "0"]):
         done = project.stage(*command)
         assert done.returncode == 0, done.stderr
     metrics: dict[str, Any] = json.loads((project.path / f"metrics/evaluate/{method}-0.json").read_text())
@@ -197,7 +197,7 @@ UNIFORM = math.log(512)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["kd", "pause"])
+@pytest.mark.parametrize("method", ["kd", "pause", "mtp"])
 def test_the_other_methods_learn_too(finished: Project, tmp_path: Path, method: str) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"pretrain": {"methods": [method]}})
@@ -230,14 +230,15 @@ def test_match_sets_the_width_of_the_methods_that_have_no_second_path(finished: 
     project = finished.copy(tmp_path / "project")
     widths = {}
     for match in ("width", "flops"):
-        project.change({"pretrain": {"match": match}})
-        done = project.stage("shapes")
+        project.change({"pretrain": {"match": match, "methods": ["ntp", "kd", "pause", "mtp", "cocomix"]}})
+        done = project.stage("methods")
         assert done.returncode == 0, done.stderr
-        shapes = json.loads((project.path / "artifacts/shapes/shapes.json").read_text())
-        widths[match] = {method: shape["n_embd"] for method, shape in shapes.items()}
+        found = json.loads((project.path / "artifacts/methods/methods.json").read_text())
+        widths[match] = {name: each["shape"]["n_embd"] for name, each in found.items()}
     assert set(widths["width"].values()) == {32}
     assert widths["flops"]["cocomix"] == widths["flops"]["pause"] == 32
     assert widths["flops"]["ntp"] > 32 >= widths["flops"]["kd"]  # distillation also pays for the base model
+    assert widths["flops"]["ntp"] > widths["flops"]["mtp"]  # which pays for further blocks and heads
 
 
 def test_what_the_model_makes_of_each_concept_is_counted_as_its_evaluation_counts_it(
@@ -255,7 +256,7 @@ def test_what_the_model_makes_of_each_concept_is_counted_as_its_evaluation_count
     read = pq.read_table(project.path / "artifacts/steering/predicted.parquet").to_pydict()
     evaluated = pq.read_table(project.path / "artifacts/evaluations/cocomix-0/concepts.parquet").to_pydict()
     assert set(read["positions"]) == {windows.size}
-    assert set(read["seed"]) == {0}
+    assert set(read["model"]) == {"cocomix-0"}
     for name, other in (
         ("concept", "concept"),
         ("predictions", "predicted"),
@@ -267,10 +268,45 @@ def test_what_the_model_makes_of_each_concept_is_counted_as_its_evaluation_count
         assert bool(predictions) == bool(read["contexts"][concept])
 
 
+FORMS = {"predicted": {"mixing": "none"}, "added": {"mixing": "add", "concept_weight": 0.5}}
+"""Of cocomix: one whose weight is cocomix's, and one with its own."""
+
+
+def test_forms_are_made_beside_the_others_and_each_runs_again_only_with_what_it_is(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    made = {f"{stage}@{name}-0" for stage in ("pretrain", "evaluate") for name in FORMS}
+    project.change({"pretrain": {"methods": ["ntp", "predicted", "added", "cocomix"], "forms": FORMS}})
+    assert ran(project.dvc("repro")) == made | {"methods", "steer", "report"}
+    weights = [Path("artifacts/models", f"{name}-0", "model.safetensors") for name in ("ntp", "cocomix")]
+    assert all((project.path / each).read_bytes() == (finished.path / each).read_bytes() for each in weights)
+    steered = pq.read_table(project.path / "artifacts/steering/effects.parquet")["sweep"].unique().to_pylist()
+    assert steered == ["added_set", "added_scale", "cocomix_set", "cocomix_scale", "base_set"]
+    compared = json.loads((project.path / "metrics/compare.json").read_text())["methods"]
+    assert list(compared) == ["ntp", "predicted", "added", "cocomix"]
+    assert compared["predicted"]["concepts"]["mixing"] is None
+    assert compared["predicted"]["supervision"] == compared["cocomix"]["supervision"]
+    assert "predicted is CoCoMix with mixing: none." in (project.path / "artifacts/report/summary.txt").read_text()
+    project.change({"pretrain": {"cocomix": {"concept_weight": 0.2}}})
+    project.dvc("repro", "methods")
+    assert changed(project) == {
+        *("pretrain@cocomix-0", "evaluate@cocomix-0", "pretrain@predicted-0", "evaluate@predicted-0"),
+        *("steer", "report"),
+    }
+
+
+def test_a_method_that_is_listed_besides_trains_no_other_again(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.change({"pretrain": {"methods": ["kd", "cocomix", "ntp"], "forms": FORMS}})
+    project.dvc("repro", "methods")
+    assert changed(project) == {"pretrain@kd-0", "evaluate@kd-0", "steer", "report"}
+
+
 def test_without_a_model_that_mixes_concepts_nothing_is_steered(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"pretrain": {"methods": ["ntp"]}})
-    assert ran(project.dvc("repro", "report")) == {"steer", "report"}
+    assert ran(project.dvc("repro", "report")) == {"methods", "steer", "report"}
     assert json.loads((project.path / "metrics/steer.json").read_text()).keys() == {"artifact", "usage"}
     assert pq.read_table(project.path / "artifacts/steering/predicted.parquet").num_rows == 0
     assert "changing them" not in (project.path / "artifacts/report/index.html").read_text()
