@@ -584,6 +584,12 @@ def runs_base(section: MethodParams) -> bool:
     return regresses(section) or (taught is not None and taught.source == "online")
 
 
+def reads_distribution(section: MethodParams) -> bool:
+    """Whether a method learns from the base model's sampled distribution."""
+    taught = distillation(section)
+    return taught is not None and taught.source == "cached"
+
+
 def mixes_concepts(section: MethodParams) -> bool:
     """Whether a method's model predicts concepts and mixes them, so that they can be steered."""
     return isinstance(section, CocomixParams) and section.predicts == "concepts" and section.mixing != "none"

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
 
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.columns import ragged_column, raw_column, rows_of, values_of
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
+from cocomix.tokens.window_data import Drawn
 from cocomix.tokens.windows import Split, Tokens
 
 ROW_GROUP_WINDOWS = 256
@@ -43,17 +43,6 @@ class PackedDraws(NamedTuple):
     """How often each was drawn: [sum of unique]."""
     entropies: NDArray[np.float16]
     """Of the whole distribution, in nats: [windows, context]."""
-
-
-class Drawn(NamedTuple):
-    """Draws of a batch of windows, on the CPU."""
-
-    ids: Tensor
-    """The different tokens drawn at each position, padded with -1: int64 [batch, context, most]."""
-    shares: Tensor
-    """Their shares of the draws, padded with 0: float32 [batch, context, most]; at a window's last position all 0."""
-    entropies: Tensor
-    """Of the whole distribution, in nats; 0 at a window's last position: float32 [batch, context]."""
 
 
 def id_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
@@ -212,7 +201,7 @@ class WindowDraws:
         return len(self._packed.unique)
 
     def batch(self, rows: NDArray[np.int64] | slice) -> Drawn:
-        """The draws of the windows `rows`, padded to the most that any of their positions has."""
+        """The draws of the windows `rows`, padded to the most that any of their positions has; none at the last one."""
         unique = self._packed.unique[rows]
         spans = [slice(*each) for each in zip(self._starts[:-1][rows], self._starts[1:][rows], strict=True)]
         ids, counts = (np.concatenate([flat[each] for each in spans]) for flat in self._packed[1:3])
