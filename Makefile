@@ -31,6 +31,7 @@ ui: .git .venv/ready      ## Prefect's server and UI on this machine, and what r
 bench: .venv/ready        ## speed and memory, as ratios against named alternatives
 	python -m benchmarks.activation_store --json
 	python -m benchmarks.attribution --json
+	python -m benchmarks.distillation --json
 	python -m benchmarks.evaluate --json
 	python -m benchmarks.generate --json
 	python -m benchmarks.student_step --json

@@ -177,9 +177,12 @@ def _tokens() -> Tokens:
         for split, windows in {"train": WINDOWS, "validation": 1}.items():
             ids = np.random.default_rng(0).integers(1, VOCAB, size=(windows, CONTEXT)).astype(np.uint16)
             with work.write(f"{split}.npy") as pending:
+                pending.rows = windows
                 np.save(pending.path, ids)
             with work.write(f"{split}.documents.npy") as pending:
-                np.save(pending.path, np.arange(CONTEXT // 2, ids.size + CONTEXT, CONTEXT))
+                ends = np.arange(CONTEXT // 2, ids.size + CONTEXT, CONTEXT)
+                pending.rows = len(ends)
+                np.save(pending.path, ends)
         work.finish({"context": CONTEXT, "vocab_size": VOCAB, "eos_id": 0, "origin": {"source": "files"}})
         work.publish()
     return Tokens(Path("artifacts/tokens"))

@@ -584,8 +584,8 @@ def runs_base(section: MethodParams) -> bool:
     return regresses(section) or (taught is not None and taught.source == "online")
 
 
-def reads_draws(section: MethodParams) -> bool:
-    """Whether a method learns from the sampled distribution of the base model."""
+def reads_distribution(section: MethodParams) -> bool:
+    """Whether a method learns from the base model's sampled distribution."""
     taught = distillation(section)
     return taught is not None and taught.source == "cached"
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cocomix.plumbing.parent import end_with_parent
-
 END_CLAIM = "STAGE_END_CLAIM"
 """Environment variable with a file's path; the process that creates the file is the first to end early."""
 
@@ -54,4 +52,6 @@ def end_with_dvc() -> None:
         is_adopted = True
     if is_adopted:
         sys.exit(128 + signal.SIGTERM)
+    from cocomix.plumbing.parent import end_with_parent  # not before signals are handled: it takes milliseconds to load
+
     end_with_parent(parent, signal.SIGTERM)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,15 @@ from cocomix.distribution.draws import Draws
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
 from cocomix.models.configs import config_of
-from cocomix.params import CocomixParams, KdParams, Method, Params, PretrainParams, reads_draws, runs_base
+from cocomix.params import (
+    CocomixParams,
+    MethodParams,
+    MtpParams,
+    Params,
+    distillation,
+    reads_distribution,
+    runs_base,
+)
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
@@ -33,11 +41,10 @@ def run(params: Params, method: str, seed: int) -> None:
     """Make artifacts/models/<method>-<seed>, a Hugging Face folder; the method is as artifacts/methods describes it."""
     name = f"{method}-{seed}"
     tokens = Tokens(ARTIFACTS / "tokens")
-    base, concepts, distribution, methods = (
-        Artifact(ARTIFACTS / each) for each in ("base", "concepts", "distribution", "methods")
-    )
+    methods = Artifact(ARTIFACTS / "methods")
+    teacher = Teacher(*(Artifact(ARTIFACTS / each) for each in Teacher._fields))
     listed = read_method(methods, method)
-    _check_origins(listed, {"base": base, "concepts": concepts, "distribution": distribution}, tokens, methods)
+    _check_origins(listed, tokens, teacher, methods)
     kind, own, training_params = listed.kind, listed.parameters, params.pretrain.training
     shape = shape_of(method, listed.shape)
     used = {
@@ -51,15 +58,14 @@ def run(params: Params, method: str, seed: int) -> None:
     def data(split: Split, scratch: Path) -> WindowData:
         labels, draws = None, None
         if isinstance(own, CocomixParams) and own.predicts == "concepts":
-            labels = labels_of(own, ConceptLabels(concepts), tokens, split, scratch)
-        if reads_draws(own):
-            draws = Draws(distribution).unpack(tokens, split, scratch / f"draws-{split}")
+            labels = labels_of(own, ConceptLabels(teacher.concepts), tokens, split, scratch)
+        if reads_distribution(own):
+            draws = Draws(teacher.distribution).unpack(tokens, split, scratch / f"draws-{split}")
         return WindowData(tokens.windows(split), labels, draws)
 
     def compute(work: Work) -> dict[str, Any]:
         torch.manual_seed(seed)
-        sections: dict[str, Any] = {"training": training_params, kind: own}
-        objective = _objective(kind, PretrainParams.model_construct(**sections), shape, base, concepts)
+        objective = _objective(own, shape, teacher)
         train, validation = data("train", work.scratch), data("validation", work.scratch)
         training = Training(objective, train, validation, training_params, seed, work.scratch)
         curve = training.run(name)
@@ -83,12 +89,26 @@ def run(params: Params, method: str, seed: int) -> None:
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
 
 
-def _check_origins(method: ListedMethod, teacher: dict[str, Artifact], tokens: Tokens, methods: Artifact) -> None:
+class Teacher(NamedTuple):
+    """The artifacts from which methods learn besides the tokens."""
+
+    base: Artifact
+    concepts: Artifact
+    distribution: Artifact
+
+
+def _check_origins(method: ListedMethod, tokens: Tokens, teacher: Teacher, methods: Artifact) -> None:
     """Check only the artifacts that a method learns from: new labels, for example, do not affect `ntp`."""
     section = method.parameters
     learns = {"base": runs_base(section), "concepts": method.kind == "cocomix", "distribution": reads_draws(section)}
     opened = {"tokens": tokens.artifact, "methods": methods}
-    check_origins(opened | {name: artifact for name, artifact in teacher.items() if learns[name]})
+    if runs_base(method.parameters):
+        opened["base"] = teacher.base
+    if method.kind == "cocomix":
+        opened["concepts"] = teacher.concepts
+    if reads_distribution(method.parameters):
+        opened["distribution"] = teacher.distribution
+    check_origins(opened)
 
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, trained: Trained) -> None:
@@ -112,38 +132,24 @@ def labels_of(section: CocomixParams, labels: ConceptLabels, tokens: Tokens, spl
     return Labels(concepts, scores, tuple(section.label_offsets), order)
 
 
-def _objective(
-    method: Method, section: PretrainParams, shape: dict[str, Any], base: Artifact, concepts: Artifact
-) -> Objective:
-    """A new model with its training objective."""
+def _objective(section: MethodParams, shape: dict[str, Any], teacher: Teacher) -> Objective:
+    """A new model with the training objective of a method."""
     model = AutoModelForCausalLM.from_config(config_of(shape))
 
     def base_model() -> PreTrainedModel:
-        return load_base(base, shape["n_positions"])
+        return load_base(teacher.base, shape["n_positions"])
 
-    def distillation(params: KdParams) -> Distillation | None:
-        if params.kl_weight == 0:
-            return None
-        return Distillation(params, base_model() if params.source == "online" else None)
-
-    match method:
-        case "ntp" | "pause":
-            return Objective(model)
-        case "kd":
-            return Objective(model, distillation(section.kd))
-        case "mtp":
-            return MultiToken(model, section.mtp)
-        case "cocomix":
-            chosen = section.cocomix
-            beside, weight = distillation(chosen.kd), Weighted(chosen.concept_weight, chosen.concept_schedule)
-            match chosen.predicts:
-                case "concepts":
-                    return ConceptMixing(model, weight, beside)
-                case "hidden":
-                    layer = concepts.about["layer"]
-                    return HiddenMixing(model, base_model(), layer, chosen.hidden_loss, weight, beside)
-                case "nothing":
-                    return Objective(model, beside)
+    taught = distillation(section)
+    beside = Distillation(taught, base_model() if taught.source == "online" else None) if taught else None
+    if isinstance(section, MtpParams):
+        return MultiToken(model, section)
+    if not isinstance(section, CocomixParams) or section.predicts == "nothing":
+        return Objective(model, beside)
+    weight = Weighted(section.concept_weight, section.concept_schedule)
+    if section.predicts == "concepts":
+        return ConceptMixing(model, weight, beside)
+    layer = teacher.concepts.about["layer"]
+    return HiddenMixing(model, base_model(), layer, section.hidden_loss, weight, beside)
 
 
 def _metrics(

@@ -154,7 +154,9 @@ class Draws:
         if runtime().rank == 0 and not folder.exists():
             self._unpack(split, folder)
         distributed.barrier()
-        return WindowDraws(distributed.see(folder), self.draws)
+        folder = distributed.see(folder)
+        packed = PackedDraws(*(np.load(_file(folder, name), mmap_mode="r") for name in PackedDraws._fields))
+        return WindowDraws(packed, np.load(_file(folder, "starts"), mmap_mode="r"), self.draws)
 
     def _unpack(self, split: Split, folder: Path) -> None:
         lengths = np.concatenate([part.unique.sum(1, dtype=np.int64) for part in self.read(split)])
@@ -184,24 +186,23 @@ class Draws:
 
 
 class WindowDraws:
-    """The draws of a split's windows, memory-mapped.
+    """The draws of a split's windows, as batches.
 
     Args:
-        folder: written by `Draws.unpack`.
+        packed: the draws.
+        starts: where the ids of each window begin in `packed.ids`, and at last their number: int64 [windows + 1].
         draws: tokens drawn at each position.
     """
 
-    def __init__(self, folder: Path, draws: int) -> None:
-        self._packed = PackedDraws(*(np.load(_file(folder, name), mmap_mode="r") for name in PackedDraws._fields))
-        self._starts = np.load(_file(folder, "starts"), mmap_mode="r")
-        self._draws = draws
+    def __init__(self, packed: PackedDraws, starts: NDArray[np.int64], draws: int) -> None:
+        self._packed, self._starts, self._draws = packed, starts, draws
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self._packed.unique)
 
     def batch(self, rows: NDArray[np.int64] | slice) -> Drawn:
-        """The draws of the windows `rows`, padded to the most that any of their positions has."""
+        """The draws of the windows `rows`, padded to the most that any of their positions has; none at the last one."""
         unique = self._packed.unique[rows]
         spans = [slice(*each) for each in zip(self._starts[:-1][rows], self._starts[1:][rows], strict=True)]
         ids, counts = (np.concatenate([flat[each] for each in spans]) for flat in self._packed[1:3])

@@ -7,7 +7,8 @@ the last seconds are not cached: another write might leave the same timestamp.
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from cocomix.plumbing.artifact import write_atomically
@@ -29,10 +30,7 @@ def digest_of_files(paths: Sequence[Path], folder: Path = Path()) -> str:
     Raises:
         UserError: when one cannot be read.
     """
-    try:
-        found = _contents(paths)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    found = _contents(paths)
     named = [(str(path.relative_to(folder) if path.is_relative_to(folder) else path), found[path]) for path in paths]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
@@ -49,7 +47,8 @@ def digest_of_path(path: Path) -> str | None:
 
 def _contents(paths: Sequence[Path]) -> dict[Path, str]:
     """SHA-256 of each file."""
-    now = {path: state_of(path) for path in paths}
+    with _readable():
+        now = {path: state_of(path) for path in paths}
     with file_lock(LOCK):
         kept = _read()
     found = {path: kept[key][1] for path in paths if kept.get(key := _key(path), (None,))[0] == now[path]}
@@ -60,15 +59,25 @@ def _contents(paths: Sequence[Path]) -> dict[Path, str]:
     with progress("reading files that params.yaml names", sum(now[path][0] for path in missing), "B") as bar:
         for path in missing:
             digest = hashlib.sha256()
-            with path.open("rb") as file:
+            with _readable(), path.open("rb") as file:
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
                     bar.advance(len(chunk))
             found[path] = digest.hexdigest()
-    settled = [path for path in missing if _written(now[path]) < began - SETTLED_NS and state_of(path) == now[path]]
+    with _readable():
+        settled = [path for path in missing if _written(now[path]) < began - SETTLED_NS and state_of(path) == now[path]]
     with file_lock(LOCK):
         _write(_read() | {_key(path): (now[path], found[path]) for path in settled})
     return found
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Name the file of an error. What is raised while digests are kept, such as for a full disk, is none of these."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 def _key(path: Path) -> str:

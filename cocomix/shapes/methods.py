@@ -16,7 +16,7 @@ from cocomix.params import (
     MtpParams,
     NtpParams,
     PauseParams,
-    reads_draws,
+    reads_distribution,
     regresses,
     runs_base,
 )
@@ -91,7 +91,7 @@ def supervision(section: MethodParams, artifacts: Path) -> str:
         made["layer"] = Artifact(artifacts / "concepts").about["layer"]
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
         made["labels"] = _content(Artifact(artifacts / "concepts"))
-    if reads_draws(section):
+    if reads_distribution(section):
         made["distribution"] = _content(Artifact(artifacts / "distribution"))
     return digest_of_json(made) if made else ""
 

@@ -37,7 +37,7 @@ class Batch(TypedDict, total=False):
     """Of [batch, context] positions."""
 
 
-class Draws(Protocol):
+class DrawsByWindow(Protocol):
     """The sampled distributions of all windows of a split."""
 
     def batch(self, rows: NDArray[np.int64] | slice) -> Drawn:
@@ -89,7 +89,7 @@ class WindowData:
     windows: NDArray[np.unsignedinteger]
     """[windows, context]."""
     labels: Labels | None = None
-    draws: Draws | None = None
+    draws: DrawsByWindow | None = None
 
     def batch(self, rows: NDArray[np.int64] | slice) -> Batch:
         """The columns of some windows, on the CPU."""

@@ -103,7 +103,7 @@ def sites_are_those_of(model: PreTrainedModel, parts: str) -> None:
         (activations,) = activations_at(model, IDS, [Site(location, LAYER)])
         assert activations.shape == (*IDS.shape, WIDTH)
         before = model(input_ids=IDS, use_cache=False).logits
-        with residual_edited(model, LAYER, lambda x: x + 1, location):
+        with residual_edited(model, LAYER, lambda x: x + torch.arange(x.shape[-1]), location):
             assert not torch.allclose(model(input_ids=IDS, use_cache=False).logits, before)
 
 

@@ -13,6 +13,7 @@ from benchmarks import medians
     [
         ("activation_store", {"read", "write", "size", "read_mtokens_per_core_s", "stage_over_forward"}),
         ("attribution", {"rate", "peak_memory", "next_token_over_sequence", "attribution_over_forward"}),
+        ("distillation", {"cached_over_ntp", "online_over_cached"}),
         ("evaluate", {"over_gpt2", "same_model"}),
         ("generate", {"over_block_ratio", "flatness"}),
         ("student_step", {"with_labels", "student_only", "peak_memory", "over_flop_ratio"}),

@@ -51,7 +51,9 @@ def kill_one(project: Project, stage: str, chance: random.Random) -> str:
             return ""
         everyone[whom].send_signal(how)
         _, said = process.communicate(timeout=END_SECONDS)
-    assert "Traceback" not in said, said
+    # Until the import that handles signals, a stage is an interpreter that starts, and Ctrl-C is Python's.
+    is_starting = "stages/" not in said or "from stages.early import end_by_signals" in said
+    assert "Traceback" not in said or is_starting, said
     assert not left_behind(project, END_SECONDS), f"{stage}: {whom} {how.name}"
     return f"{whom} {how.name}" if process.returncode else ""
 

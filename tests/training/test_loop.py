@@ -16,7 +16,7 @@ from cocomix.params import KdParams, MtpParams, ScheduleParams, TrainingParams
 from cocomix.plumbing import checkpoint
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
-from cocomix.tokens.window_data import Drawn, Draws, Labels, WindowData
+from cocomix.tokens.window_data import Drawn, DrawsByWindow, Labels, WindowData
 from cocomix.training import loop
 from cocomix.training.distillation import Distillation
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
@@ -81,7 +81,7 @@ def hidden(dropout: float = 0.0) -> HiddenMixing:
     return HiddenMixing(CoCoMixForCausalLM(config), teacher, 1, "l2", Weighted(0.3))
 
 
-class Sampled(Draws):
+class Sampled(DrawsByWindow):
     """Draws of the base model's distribution, two at each position."""
 
     def __init__(self, windows: np.ndarray) -> None:
