@@ -99,8 +99,6 @@ class Teacher(NamedTuple):
 
 def _check_origins(method: ListedMethod, tokens: Tokens, teacher: Teacher, methods: Artifact) -> None:
     """Check only the artifacts that a method learns from: new labels, for example, do not affect `ntp`."""
-    section = method.parameters
-    learns = {"base": runs_base(section), "concepts": method.kind == "cocomix", "distribution": reads_draws(section)}
     opened = {"tokens": tokens.artifact, "methods": methods}
     if runs_base(method.parameters):
         opened["base"] = teacher.base

@@ -14,7 +14,7 @@ token in a forward pass, and f those up to the concepts' layer:
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from cocomix.params import CocomixParams, MethodParams, Params, reads_draws, runs_base
+from cocomix.params import CocomixParams, MethodParams, Params, reads_distribution, runs_base
 from cocomix.report.facts import Pipeline, Usage
 from cocomix.shapes.label_flops import attribution_flops, sae_flops
 from cocomix.shapes.models import TeacherSizes
@@ -38,7 +38,7 @@ def supervision_stages(section: MethodParams) -> tuple[SupervisionStage, ...]:
         needed |= {"base", "activations", "sae", "attribution"}
     if runs_base(section):
         needed.add("base")
-    if reads_draws(section):
+    if reads_distribution(section):
         needed |= {"base", "distribution"}
     return tuple(each for each in SUPERVISION_STAGES if each in needed)
 

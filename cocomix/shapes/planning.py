@@ -31,7 +31,7 @@ from cocomix.params import (
     SaeParams,
     Site,
     mixes_concepts,
-    reads_draws,
+    reads_distribution,
     runs_base,
 )
 from cocomix.plumbing.errors import UserError
@@ -321,7 +321,7 @@ def _pretrain(
     positions, unpacked = (windows["train"] + windows["validation"]) * context, 0.0
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
         unpacked += positions * params.attribution.k_attr * (2 if teacher.latents < 2**16 else 4)
-    if params.distribution.draws and reads_draws(section):
+    if params.distribution.draws and reads_distribution(section):
         id_bytes = 2 if shape["vocab_size"] <= 2**16 else 4
         unique = _unique(params.distribution.draws, shape["vocab_size"])
         unpacked += positions * (3 + unique * (id_bytes + 1))
