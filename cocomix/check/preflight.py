@@ -91,7 +91,7 @@ def _check_corpus(params: Params) -> None:
 
 def _check_tokenizer(params: Params) -> None:
     section = params.tokenize
-    if section.source == "pretrained" and _is_folder("tokenize.pretrained", str(section.pretrained)):
+    if section.source == "pretrained" and _is_folder("tokenize.pretrained", str(section.pretrained), section.revision):
         from cocomix.pretrained import load_tokenizer
 
         load_tokenizer("tokenize.pretrained", str(section.pretrained), section.revision)
@@ -194,11 +194,11 @@ def _manifest(artifact: str) -> dict[str, Any]:
         return {}
 
 
-def _is_folder(key: str, name: str) -> bool:
+def _is_folder(key: str, name: str, revision: str | None) -> bool:
     """Whether the name is a folder; if not, it is a hub id.
 
     Raises:
-        UserError: when it can be neither.
+        UserError: when it can be neither, or it is a hub id without a revision.
     """
     if Path(name).is_dir():
         return True
@@ -206,12 +206,17 @@ def _is_folder(key: str, name: str) -> bool:
         raise UserError(f"{key}: {name!r}: no such folder, and no id of the hub")
     if Path(name).exists():
         raise UserError(f"{key}: {name!r}: a file; it must be a hub id or a folder")
+    if not revision:
+        raise UserError(
+            f"{key}: {name!r}: no such folder; a hub id may change under its name: "
+            f"set {key.rpartition('.')[0]}.revision, at best to a commit"
+        )
     return False
 
 
 def _config(key: str, name: str, revision: str | None) -> "PreTrainedConfig | None":
     """The configuration of a model in a folder or in the hub's cache; None: not on this machine."""
-    is_folder = _is_folder(key, name)
+    is_folder = _is_folder(key, name, revision)
     from transformers import AutoConfig
 
     from cocomix.pretrained import unreadable

@@ -18,6 +18,7 @@ from cocomix.plumbing.errors import UserError
 from tests.stages.project import merge
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
+COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
 
 def params(changes: dict[str, Any]) -> Params:
@@ -26,8 +27,8 @@ def params(changes: dict[str, Any]) -> Params:
     return parse(Params, content, "params.yaml")
 
 
-def base(name: str, **more: Any) -> dict[str, Any]:
-    return {"base": {"source": "pretrained", "pretrained": name}, **more}
+def base(name: str, revision: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"base": {"source": "pretrained", "pretrained": name, "revision": revision}, **more}
 
 
 def published(path: str, format: str, **more: Any) -> dict[str, Any]:
@@ -124,7 +125,10 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
         {},
         {"corpus": {"source": "files", "files": {"paths": ["*.txt"]}}},
         base("small", activations={"sites": ["resid_post_2"]}),
-        base("nobody/never-cached"),
+        base("nobody/never-cached", COMMIT),
+        {"tokenize": {"source": "pretrained", "pretrained": "nobody/never-cached", "revision": COMMIT}},
+        {"explain": {"labeller": "model", "model": {"name": "nobody/never-cached", "revision": COMMIT}}},
+        {"base": {"source": "train", "pretrained": "nobody/never-cached"}},
         published("lens", "sae-lens"),
         {"evaluate": {"corpora": {"more": {"paths": ["file.txt"]}}}},
     ],
@@ -132,6 +136,25 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
 )
 def test_what_fits_is_let_through(files: Path, changes: dict[str, Any]) -> None:
     preflight(params(changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("tokenize.pretrained", {"tokenize": {"source": "pretrained", "pretrained": "gpt2"}}),
+        ("base.pretrained", base("gpt2")),
+        ("base.pretrained", base("gpt2", "")),
+        ("explain.model.name", {"explain": {"labeller": "model", "model": {"name": "gpt2"}}}),
+    ],
+)
+def test_a_hub_id_without_a_revision_is_refused(files: Path, key: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as error:
+        preflight(params(changes))
+    section = key.rpartition(".")[0]
+    assert str(error.value) == (
+        f"{key}: 'gpt2': no such folder; a hub id may change under its name: set {section}.revision, "
+        "at best to a commit"
+    )
 
 
 def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
