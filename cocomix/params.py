@@ -124,7 +124,7 @@ class HubParams(Section):
     dataset: str | None = None
     config: str | None = None
     revision: str | None = None
-    """Commit or tag; required, because the data may change without it."""
+    """Commit or tag; required, because the data may change without it. A tag can be moved; a commit cannot."""
     split: str = "train"
     text_field: str = "text"
     limit: Positive | None = None
@@ -161,6 +161,7 @@ class TokenizeParams(Section):
     pretrained: str | None = None
     """Hub id or folder of the tokenizer."""
     revision: str | None = None
+    """Commit or tag of the hub id; required with one, as in `HubParams`."""
     vocab_size: Annotated[int, Field(ge=257, le=2**24)] = 4096
     """Entries of the trained byte-level BPE, the end-of-document token included."""
     train_megabytes: Megabytes = 100.0
@@ -223,6 +224,7 @@ class BaseParams(Section):
     pretrained: str | None = None
     """Hub id or folder of a causal language model."""
     revision: str | None = None
+    """Commit or tag of the hub id; required with one, as in `HubParams`."""
     seed: Seed = 0
     model: ModelParams
     training: TrainingParams
@@ -749,6 +751,7 @@ class ExplainModelParams(Section):
     name: str | None = None
     """Hub id or folder."""
     revision: str | None = None
+    """Commit or tag of the hub id; required with one, as in `HubParams`."""
     concepts: Size | None = None
     """Number of most frequent concepts that the model labels; the others keep their tokens as labels. null: all."""
     contexts: Size = 10

@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from prefect import Flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
@@ -49,6 +49,12 @@ FLOWS: dict[str, Flow[..., Any]] = {"flows.pipeline.pipeline": pipeline, "flows.
 """The flows that can be deployed, by entrypoint in prefect.yaml."""
 ATTEMPTS = 5
 """Maximum attempts at a run whose process is lost each time."""
+
+
+class _Runner(Runner):
+    def handle_sigterm(self, *_: Any) -> NoReturn:
+        """Leave the event loop; Prefect's also calls `stop`, which there makes a coroutine that nobody awaits."""
+        sys.exit(0)
 
 
 class _Schedule(BaseModel):
@@ -146,7 +152,7 @@ def main() -> None:
         logging.getLogger(name).addFilter(_is_news)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio replaces it by its own handler
     try:
-        runner = Runner(limit=1, pause_on_shutdown=False)
+        runner = _Runner(limit=1, pause_on_shutdown=False)
         for flow, arguments in found:
             # The runner gets the flow itself, so nothing is loaded from where a deployment points.
             runner.add_flow(flow, **arguments)
@@ -164,8 +170,8 @@ def main() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Filter out what Prefect repeats every two seconds while a run waits, and its messages about signals."""
-    return not re.search(r"scheduled runs skipped|^SIGTERM received|^Received KeyboardInterrupt", record.getMessage())
+    """Filter out what Prefect repeats every two seconds while a run waits, and its message about Ctrl-C."""
+    return not re.search("scheduled runs skipped|^Received KeyboardInterrupt", record.getMessage())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from cocomix.plumbing.device import device
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
-from cocomix.sae.formats import is_same_model, load_published, model_named
+from cocomix.sae.formats import check_published, is_same_model, load_published, model_named
 from cocomix.sae.learner import SaeCurveRow
 from cocomix.sae.quality import duplicates, reconstruction, spliced_losses
 from cocomix.sae.training import SaeTraining, Wanted, write_curve
@@ -124,17 +124,7 @@ def _published(section: SaeParams, store: ActivationStore, base: Artifact) -> Sp
             f"sae.published: {path} is of the model {theirs!r}; the base model is {ours!r} (base.pretrained); where "
             "both are names of one model, remove model_name from its cfg.json"
         )
-    for key in ("architecture", "latents", "k", "normalize"):
-        asked, found = getattr(section, key), getattr(sae.config, key)
-        if asked != found:
-            raise UserError(f"sae.{key}: {asked!r}: the autoencoder in {path} has {found!r}")
-    if sae.config.d_model != store.d_model:
-        raise UserError(
-            f"sae.published: {path} is of a base model of {sae.config.d_model} dimensions; this one has {store.d_model}"
-        )
-    site = Site(sae.config.location, sae.config.layer)
-    if site != store.site:
-        raise UserError(f"sae.published: {path} is of {site}; the activations are of {store.site} (activations.sites)")
+    check_published(sae.config, section, store.site, store.d_model)
     return sae.requires_grad_(False).to(device())
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
-WEIGHTS = {"sae-lens": ("sae_weights.safetensors", "W_enc"), "sparsify": ("sae.safetensors", "encoder.weight")}
-"""For each format that is a folder: its weight file, and a tensor of shape [latents, d_model] or its transpose."""
+WEIGHTS = {"sae-lens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
+"""For each format that is a folder: its weight file, with the tensor W_dec of shape [latents, d_model]."""
 BYTES_OF_A_TOKEN = 0.5
 """Lower bound: a token of a byte-level vocabulary has at least one byte, except the EOS that ends each document."""
 
@@ -91,7 +91,7 @@ def _check_corpus(params: Params) -> None:
 
 def _check_tokenizer(params: Params) -> None:
     section = params.tokenize
-    if section.source == "pretrained" and _is_folder("tokenize.pretrained", str(section.pretrained)):
+    if section.source == "pretrained" and _is_folder("tokenize.pretrained", str(section.pretrained), section.revision):
         from cocomix.pretrained import load_tokenizer
 
         load_tokenizer("tokenize.pretrained", str(section.pretrained), section.revision)
@@ -121,22 +121,28 @@ def _check_sae(params: Params) -> None:
     key = f"sae.published.path: {path}"
     if not path.exists():
         raise UserError(f"{key}: no such file or folder")
-    if format not in WEIGHTS:
-        if not path.is_file():
-            raise UserError(f"{key}: sae.published.format: {format} is a file, and this is none")
-        return
-    file, tensor = WEIGHTS[format]
-    for name in ("cfg.json", file):
+    weights = WEIGHTS.get(format)
+    if not weights and not path.is_file():
+        raise UserError(f"{key}: sae.published.format: {format} is a file, and this is none")
+    for name in ("cfg.json", weights) if weights else ():
         if not (path / name).is_file():
             raise UserError(f"{key}: sae.published.format: {format} is a folder with {name}, which is not there")
-    shape = _shape_of(path / file, tensor)
-    latents = set(shape) - ({params.base.model.d_model} if params.base.source == "train" else set())
-    if shape and section.latents not in shape:
-        raise UserError(f"sae.latents: {section.latents}: the autoencoder in {path} has {max(latents, default=0)}")
-    if shape and params.base.source == "train" and params.base.model.d_model not in shape:
-        raise UserError(
-            f"{key}: is of a base model of {min(shape)} dimensions; base.model.d_model is {params.base.model.d_model}"
-        )
+    from cocomix.sae.formats import check_published, published_config
+
+    site = Site.parse(section.site or params.activations.sites[0])
+    config = published_config(path, format, site, section.k)
+    shape = _shape_of(path / weights, "W_dec") if weights else []
+    if shape and shape != [config.latents, config.d_model]:
+        raise UserError(f"{key}: W_dec has the shape {shape}; cfg.json says {[config.latents, config.d_model]}")
+    check_published(config, section, site, _d_model_of_base(params))
+
+
+def _d_model_of_base(params: Params) -> int | None:
+    """The dimensions of the base model; None: it is not on this machine, or its configuration does not say."""
+    if params.base.source == "train":
+        return params.base.model.d_model
+    config = _config("base.pretrained", str(params.base.pretrained), params.base.revision)
+    return getattr(config.get_text_config(), "hidden_size", None) if config else None
 
 
 def _check_labeller(params: Params) -> None:
@@ -194,11 +200,11 @@ def _manifest(artifact: str) -> dict[str, Any]:
         return {}
 
 
-def _is_folder(key: str, name: str) -> bool:
+def _is_folder(key: str, name: str, revision: str | None) -> bool:
     """Whether the name is a folder; if not, it is a hub id.
 
     Raises:
-        UserError: when it can be neither.
+        UserError: when it can be neither, or it is a hub id without a revision.
     """
     if Path(name).is_dir():
         return True
@@ -206,12 +212,17 @@ def _is_folder(key: str, name: str) -> bool:
         raise UserError(f"{key}: {name!r}: no such folder, and no id of the hub")
     if Path(name).exists():
         raise UserError(f"{key}: {name!r}: a file; it must be a hub id or a folder")
+    if not revision:
+        raise UserError(
+            f"{key}: {name!r}: no such folder; a hub id may change under its name: "
+            f"set {key.rpartition('.')[0]}.revision, at best to a commit"
+        )
     return False
 
 
 def _config(key: str, name: str, revision: str | None) -> "PreTrainedConfig | None":
     """The configuration of a model in a folder or in the hub's cache; None: not on this machine."""
-    is_folder = _is_folder(key, name)
+    is_folder = _is_folder(key, name, revision)
     from transformers import AutoConfig
 
     from cocomix.pretrained import unreadable

@@ -64,7 +64,10 @@ class InstalledDocs(NamedTuple):
 
 
 def versions() -> str:
-    """Digest of the versions of Python and of the packages that are read."""
+    """Digest of the versions of Python and of the packages that are read.
+
+    It is computed anew on each call: a stage compares it before and after its work.
+    """
     names = [f"{name}=={each.version}" for name, each in needed().items()]
     return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
 

@@ -106,7 +106,13 @@ class LabelModel:
             prompts = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         else:
             prompts = [f"{each}\n\nAnswer:" for each in prompts]
-        batch = self._tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=not has_chat)
+        batch = self._tokenizer(
+            list(prompts),
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=not has_chat,
+            split_special_tokens=not has_chat,  # a template spells special tokens; in a plain prompt they are text
+        )
         if self._longest and (needed := batch["input_ids"].shape[1] + tokens) > self._longest:
             raise UserError(
                 f"explain.model: the model reads {self._longest} tokens, the questions take {needed}: choose another "

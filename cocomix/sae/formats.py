@@ -12,7 +12,8 @@ import pickle
 import re
 import reprlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocomix.params import Location, SaeFormat, Site
+from cocomix.params import Location, SaeFormat, SaeParams, Site
 from cocomix.plumbing.artifact import as_any_new
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.foreign import check_regular, read_json
@@ -123,8 +124,8 @@ class _Foreign(NamedTuple):
 
     config: dict[str, Any]
     """Fields of `SaeConfig`, without the site, and without k where the architecture has none."""
-    weights: dict[str, Tensor]
-    """The state dict of `SparseAutoencoder`."""
+    weights: Callable[[], dict[str, Tensor]]
+    """Reads the state dict of `SparseAutoencoder`."""
     site: Site | None
     """The site that the files state; None: they state none."""
 
@@ -140,19 +141,67 @@ def load_published(path: Path, format: SaeFormat, site: Site, k: int) -> SparseA
     Raises:
         UserError: one line, when the files are not of that format, or cannot be represented.
     """
+    with _one_line(path, format):
+        found = _READERS[format](path)
+        config = _config_of(found, path, site, k)
+        weights = found.weights()
+    sae = SparseAutoencoder(config)
+    sae.load_state_dict({name: weight.contiguous() for name, weight in weights.items()})
+    return sae
+
+
+def published_config(path: Path, format: SaeFormat, site: Site, k: int) -> SaeConfig:
+    """The configuration that `load_published` would find, without reading the weights.
+
+    Raises:
+        UserError: as `load_published`, except for what is wrong with the weights.
+    """
+    with _one_line(path, format):
+        return _config_of(_READERS[format](path), path, site, k)
+
+
+def check_published(config: SaeConfig, section: SaeParams, site: Site, d_model: int | None) -> None:
+    """Check that a published autoencoder is what parameters say, and that it belongs to the activations.
+
+    Args:
+        config: the autoencoder's.
+        site: the site of the activations.
+        d_model: the dimensions of the base model; None: unknown.
+
+    Raises:
+        UserError: for the first difference.
+    """
+    path = section.published.path
+    for key in ("architecture", "latents", "k", "normalize"):
+        asked, found = getattr(section, key), getattr(config, key)
+        if asked != found:
+            raise UserError(f"sae.{key}: {asked!r}: the autoencoder in {path} has {found!r}")
+    if d_model not in (None, config.d_model):
+        raise UserError(
+            f"sae.published: {path} is of a base model of {config.d_model} dimensions; this one has {d_model}"
+        )
+    theirs = Site(config.location, config.layer)
+    if theirs != site:
+        raise UserError(f"sae.published: {path} is of {theirs}; the activations are of {site} (activations.sites)")
+
+
+def _config_of(found: _Foreign, path: Path, site: Site, k: int) -> SaeConfig:
+    if found.config.get("k", 1) > found.config["latents"]:
+        raise UserError(f"{path}: k: {found.config['k']}: more than its {found.config['latents']} latents")
+    location, layer = found.site or site
+    return SaeConfig(**({"k": k} | found.config), location=location, layer=layer)
+
+
+@contextmanager
+def _one_line(path: Path, format: SaeFormat) -> Iterator[None]:
+    """Turn any error of reading the files of an autoencoder into a `UserError`."""
     try:
-        found = {"openai": _openai, "sae-lens": _sae_lens, "sparsify": _sparsify}[format](path)
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be read as {format}: {error.strerror}: {error.filename}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: cannot be read as {format}: {reason}") from None
-    if found.config.get("k", 1) > found.config["latents"]:
-        raise UserError(f"{path}: k: {found.config['k']}: more than its {found.config['latents']} latents")
-    location, layer = found.site or site
-    sae = SparseAutoencoder(SaeConfig(**({"k": k} | found.config), location=location, layer=layer))
-    sae.load_state_dict({name: weight.contiguous() for name, weight in found.weights.items()})
-    return sae
 
 
 def model_named(path: Path, format: SaeFormat) -> str | None:
@@ -191,13 +240,15 @@ def save_for(sae: SparseAutoencoder, folder: Path, format: SaeFormat) -> None:
 
 def _openai(path: Path) -> _Foreign:
     check_regular(path)
-    if zipfile.is_zipfile(path):
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(each.file_size for each in archive.infolist())
         if unpacked > path.stat().st_size:
             raise UserError(f"{path}: says that it unpacks to {unpacked} bytes; torch packs nothing")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, tensors are read when they are used; files from before torch 1.6, which are no archives, cannot be.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: not a file of tensors, or it holds more, which is not read: it could run") from None
     except OSError:
@@ -210,12 +261,6 @@ def _openai(path: Path) -> _Foreign:
     activation = _Fields(path, fields["activation_state_dict"])
     activation.require("postact_fn", "ReLU")
     latents, d_model = fields.length("latent_bias"), fields.length("pre_bias")
-    weights = {
-        "encoder": fields.tensor("encoder.weight", latents, d_model),
-        "decoder": fields.tensor("decoder.weight", d_model, latents).T,
-        "latent_bias": fields.tensor("latent_bias", latents),
-        "pre_bias": fields.tensor("pre_bias", d_model),
-    }
     # The file does not state it, but OpenAI's autoencoders with the activation TopK normalise their inputs.
     config = {"d_model": d_model, "latents": latents, "k": activation.count("k"), "normalize": "token"}
     site = None
@@ -223,11 +268,20 @@ def _openai(path: Path) -> _Foreign:
         if published[1] not in _OPENAI_LOCATIONS:
             raise UserError(f"{path}: {published[1]!r}: allowed: {', '.join(_OPENAI_LOCATIONS)}")
         site = Site(_OPENAI_LOCATIONS[published[1]], int(published[2]) + 1)
+
+    def weights() -> dict[str, Tensor]:
+        return {
+            "encoder": fields.tensor("encoder.weight", latents, d_model),
+            "decoder": fields.tensor("decoder.weight", d_model, latents).T,
+            "latent_bias": fields.tensor("latent_bias", latents),
+            "pre_bias": fields.tensor("pre_bias", d_model),
+        }
+
     return _Foreign(config, weights, site)
 
 
 def _sae_lens(folder: Path) -> _Foreign:
-    config, weights = _config(folder), _weights(folder / SAE_LENS_WEIGHTS)
+    config = _config(folder)
     if config.get("activation_fn_str", config.get("activation_fn")) == "topk":  # SAELens before 6.0
         architecture = "topk"
         shape = {"architecture": "topk", "k": _Fields(config.source, config["activation_fn_kwargs"]).count("k")}
@@ -240,26 +294,31 @@ def _sae_lens(folder: Path) -> _Foreign:
     config.require("reshape_activations", "none")
     normalize = config.require("normalize_activations", "none", "layer_norm", False, None)
     latents, d_model = config.count("d_sae"), config.count("d_in")
-    encoder = weights.tensor("W_enc", d_model, latents).T
-    decoder = weights.tensor("W_dec", latents, d_model)
-    latent_bias, pre_bias = weights.tensor("b_enc", latents), weights.tensor("b_dec", d_model)
-    if config.require("apply_b_dec_to_input", True, False) is False:
-        latent_bias = latent_bias + encoder @ pre_bias
-    if _centred(config):
-        # Its inputs had their mean over the dimensions subtracted; folding that into the encoder is equivalent.
-        mean = encoder.mean(1, keepdim=True)
-        encoder, latent_bias = encoder - mean, latent_bias - mean.squeeze(1) * pre_bias.sum()
-    if config.require("finetuning_scaling_factor", False, True):
-        decoder = decoder * weights.tensor("scaling_factor", latents)[:, None]
-    if config.require("rescale_acts_by_decoder_norm", False, True):
-        norm = decoder.norm(dim=1)
-        encoder, latent_bias, decoder = encoder * norm[:, None], latent_bias * norm, F.normalize(decoder, dim=1)
     shape |= {"d_model": d_model, "latents": latents, "normalize": "token" if normalize == "layer_norm" else "none"}
-    tensors = {"encoder": encoder, "decoder": decoder, "latent_bias": latent_bias, "pre_bias": pre_bias}
-    if architecture == "jumprelu":
-        # SAELens applies a ReLU besides the threshold, so a negative threshold acts as 0.
-        tensors["threshold"] = weights.tensor("threshold", latents).clamp(min=0)
-    return _Foreign(shape, tensors, _sae_lens_site(config))
+
+    def weights() -> dict[str, Tensor]:
+        tensors = _weights(folder / SAE_LENS_WEIGHTS)
+        encoder = tensors.tensor("W_enc", d_model, latents).T
+        decoder = tensors.tensor("W_dec", latents, d_model)
+        latent_bias, pre_bias = tensors.tensor("b_enc", latents), tensors.tensor("b_dec", d_model)
+        if config.require("apply_b_dec_to_input", True, False) is False:
+            latent_bias = latent_bias + encoder @ pre_bias
+        if _centred(config):
+            # Its inputs had their mean over the dimensions subtracted; folding that into the encoder is equivalent.
+            mean = encoder.mean(1, keepdim=True)
+            encoder, latent_bias = encoder - mean, latent_bias - mean.squeeze(1) * pre_bias.sum()
+        if config.require("finetuning_scaling_factor", False, True):
+            decoder = decoder * tensors.tensor("scaling_factor", latents)[:, None]
+        if config.require("rescale_acts_by_decoder_norm", False, True):
+            norm = decoder.norm(dim=1)
+            encoder, latent_bias, decoder = encoder * norm[:, None], latent_bias * norm, F.normalize(decoder, dim=1)
+        found = {"encoder": encoder, "decoder": decoder, "latent_bias": latent_bias, "pre_bias": pre_bias}
+        if architecture == "jumprelu":
+            # SAELens applies a ReLU besides the threshold, so a negative threshold acts as 0.
+            found["threshold"] = tensors.tensor("threshold", latents).clamp(min=0)
+        return found
+
+    return _Foreign(shape, weights, _sae_lens_site(config))
 
 
 def _centred(config: _Fields) -> bool:
@@ -284,7 +343,7 @@ def _sae_lens_site(config: _Fields) -> Site | None:
 
 
 def _sparsify(folder: Path) -> _Foreign:
-    config, weights = _config(folder), _weights(folder / SPARSIFY_WEIGHTS)
+    config = _config(folder)
     config.require("activation", "topk")
     for name in ("transcode", "skip_connection", "signed"):
         config.require(name, False)
@@ -297,16 +356,25 @@ def _sparsify(folder: Path) -> _Foreign:
                 f"{folder}: {hook[2]!r}: allowed: {', '.join(filter(None, _SPARSIFY_LOCATIONS))}, or nothing"
             )
         site = Site(_SPARSIFY_LOCATIONS[hook[2]], int(hook[1]) + 1)
-    return _Foreign(
-        {"d_model": d_model, "latents": latents, "k": config.count("k"), "normalize": "none"},
-        {
-            "encoder": weights.tensor("encoder.weight", latents, d_model),
-            "decoder": weights.tensor("W_dec", latents, d_model),
-            "latent_bias": weights.tensor("encoder.bias", latents),
-            "pre_bias": weights.tensor("b_dec", d_model),
-        },
-        site,
-    )
+
+    def weights() -> dict[str, Tensor]:
+        tensors = _weights(folder / SPARSIFY_WEIGHTS)
+        return {
+            "encoder": tensors.tensor("encoder.weight", latents, d_model),
+            "decoder": tensors.tensor("W_dec", latents, d_model),
+            "latent_bias": tensors.tensor("encoder.bias", latents),
+            "pre_bias": tensors.tensor("b_dec", d_model),
+        }
+
+    shape = {"d_model": d_model, "latents": latents, "k": config.count("k"), "normalize": "none"}
+    return _Foreign(shape, weights, site)
+
+
+_READERS: dict[SaeFormat, Callable[[Path], _Foreign]] = {
+    "openai": _openai,
+    "sae-lens": _sae_lens,
+    "sparsify": _sparsify,
+}
 
 
 def _config(folder: Path) -> _Fields:

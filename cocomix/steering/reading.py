@@ -16,6 +16,7 @@ from cocomix.models.replacement import vectors_replaced
 from cocomix.params import AttributionParams
 from cocomix.plumbing.errors import UserError
 from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.tokens.encoding import ids_of_text
 
 
 class Extractor(NamedTuple):
@@ -98,11 +99,14 @@ def encode(
 ) -> Tensor:
     """Token ids of a text, on the model's device: int64 [1, seq].
 
+    Args:
+        text: a text, encoded as the corpus was (`ids_of_text`), or its token ids.
+
     Raises:
         UserError: when it is empty, not Unicode, or longer than the model can read with `new_tokens` more.
     """
     try:
-        ids: list[int] = tokenizer(unicode_text(text)).input_ids if isinstance(text, str) else text
+        ids = ids_of_text(tokenizer, unicode_text(text)) if isinstance(text, str) else text
     except ValueError as error:
         raise UserError(f"the text is {error}") from None
     limit = longest_context(model)

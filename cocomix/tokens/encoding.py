@@ -1,10 +1,17 @@
-"""Encode documents: a special token's spelling is plain text, and ids are neither added, truncated nor padded."""
+"""Encode documents and people's texts: a special token that is spelt in a text is text.
+
+Ids are neither added, truncated nor padded.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from cocomix.plumbing.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
@@ -32,3 +39,12 @@ def ids_of(tokenizer: Tokenizer, texts: Sequence[str], where: str) -> list[list[
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise UserError(f"the tokenizer cannot encode {where}: {' '.join(str(error).split())}") from None
         raise
+
+
+def ids_of_text(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    """The token ids of a text that a person gives, encoded as documents are.
+
+    Raises:
+        UserError: when the tokenizer cannot encode it.
+    """
+    return ids_of(plain(tokenizer.backend_tokenizer), [text], "the text")[0]

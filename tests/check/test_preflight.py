@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 from transformers import GPT2Config
 
@@ -18,6 +19,9 @@ from cocomix.plumbing.errors import UserError
 from tests.stages.project import merge
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
+COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+
+RELU = {"architecture": "relu", "normalize": "none", "sparsity_weight": 0.1}
 
 
 def params(changes: dict[str, Any]) -> Params:
@@ -26,22 +30,44 @@ def params(changes: dict[str, Any]) -> Params:
     return parse(Params, content, "params.yaml")
 
 
-def base(name: str, **more: Any) -> dict[str, Any]:
-    return {"base": {"source": "pretrained", "pretrained": name}, **more}
+def base(name: str, revision: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"base": {"source": "pretrained", "pretrained": name, "revision": revision}, **more}
 
 
 def published(path: str, format: str, **more: Any) -> dict[str, Any]:
     return {"sae": {"source": "published", "published": {"path": path, "format": format}, **more}}
 
 
+def openai(path: str, d_model: int = 128, *, is_archive: bool = True) -> None:
+    """A file of OpenAI's with 1024 latents, of which 32 are active; the encoder's and decoder's numbers are missing."""
+    content = {"latent_bias": torch.zeros(1024), "pre_bias": torch.zeros(d_model)}
+    activation = {"activation": "TopK", "activation_state_dict": {"k": 32, "postact_fn": "ReLU"}}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content | activation, path, _use_new_zipfile_serialization=is_archive)
+
+
 @pytest.fixture
 def files(folder: Path) -> Path:
     """A folder with what parameters can name."""
-    for name in ("lens", "sparse", "no-weights"):
+    sparse = {"activation": "topk", "num_latents": 1024, "k": 32}
+    configs = {
+        "lens": {"architecture": "standard", "d_in": 128, "d_sae": 1024},
+        "torn-lens": {"architecture": "standard", "d_in": 128, "d_sae": 512},
+        "sparse": sparse | {"d_in": 96},
+        "sparse-32": sparse | {"d_in": 32},
+        "no-weights": {},
+    }
+    for name, config in configs.items():
         Path(name).mkdir()
-        Path(name, "cfg.json").write_text("{}")
-    save_file({"W_enc": np.zeros((128, 1024), np.float32)}, "lens/sae_weights.safetensors")
-    save_file({"encoder.weight": np.zeros((64, 96), np.float32)}, "sparse/sae.safetensors")
+        Path(name, "cfg.json").write_text(json.dumps(config))
+    for name in ("lens", "torn-lens"):
+        save_file({"W_dec": np.zeros((1024, 128), np.float32)}, f"{name}/sae_weights.safetensors")
+    for name in ("sparse", "sparse-32"):
+        save_file({"W_dec": np.zeros((1024, configs[name]["d_in"]), np.float32)}, f"{name}/sae.safetensors")
+    openai("openai.pt")
+    openai("openai-32.pt", d_model=32)
+    openai("openai-old.pt", is_archive=False)
+    openai("resid_post_mlp_v5_32k/autoencoders/5.pt")
     Path("file.txt").write_text("text")
     Path("file.bin").write_text("no text")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, vocab_size=64).save_pretrained("short")
@@ -85,11 +111,40 @@ def files(folder: Path) -> Path:
         (published("lens", "openai"), "sae.published.path: lens: sae.published.format: openai is a file, and this is"),
         (published("file.txt", "sae-lens"), "sae.published.path: file.txt: sae.published.format: sae-lens is a folder"),
         (published("no-weights", "sparsify"), "sae.published.path: no-weights: sae.published.format: sparsify is a"),
-        (published("lens", "sae-lens", latents=512), "sae.latents: 512: the autoencoder in lens has 1024"),
+        (published("lens", "sae-lens"), "sae.architecture: 'topk': the autoencoder in lens has 'relu'"),
         (
-            published("sparse", "sparsify", latents=64),
-            "sae.published.path: sparse: is of a base model of 64 dimensions",
+            published("lens", "sae-lens", **(RELU | {"latents": 512})),
+            "sae.latents: 512: the autoencoder in lens has 1024",
         ),
+        (
+            published("torn-lens", "sae-lens", **RELU),
+            "sae.published.path: torn-lens: W_dec has the shape [1024, 128]; cfg.json says [512, 128]",
+        ),
+        (
+            published("sparse", "sparsify", normalize="none"),
+            "sae.published: sparse is of a base model of 96 dimensions; this one has 128",
+        ),
+        (
+            published("sparse", "sparsify", normalize="none") | base("small"),
+            "sae.published: sparse is of a base model of 96 dimensions; this one has 32",
+        ),
+        (published("sparse", "sparsify"), "sae.normalize: 'token': the autoencoder in sparse has 'none'"),
+        (published("openai.pt", "openai", latents=512), "sae.latents: 512: the autoencoder in openai.pt has 1024"),
+        (published("openai-old.pt", "openai", latents=512), "sae.latents: 512: the autoencoder in openai-old.pt has"),
+        (published("openai.pt", "openai", k=8), "sae.k: 8: the autoencoder in openai.pt has 32"),
+        (
+            published("openai-32.pt", "openai"),
+            "sae.published: openai-32.pt is of a base model of 32 dimensions; this one has 128",
+        ),
+        (
+            published("openai.pt", "openai") | base("small"),
+            "sae.published: openai.pt is of a base model of 128 dimensions; this one has 32",
+        ),
+        (
+            published("resid_post_mlp_v5_32k/autoencoders/5.pt", "openai"),
+            "sae.published: resid_post_mlp_v5_32k/autoencoders/5.pt is of resid_post_6; the activations are of",
+        ),
+        (published("file.txt", "openai"), "file.txt: not a file of tensors"),
         (
             {"explain": {"labeller": "model", "model": {"name": "../nowhere"}}},
             "explain.model.name: '../nowhere': no such folder, and no id of the hub",
@@ -124,14 +179,41 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
         {},
         {"corpus": {"source": "files", "files": {"paths": ["*.txt"]}}},
         base("small", activations={"sites": ["resid_post_2"]}),
-        base("nobody/never-cached"),
-        published("lens", "sae-lens"),
+        base("nobody/never-cached", COMMIT),
+        {"tokenize": {"source": "pretrained", "pretrained": "nobody/never-cached", "revision": COMMIT}},
+        {"explain": {"labeller": "model", "model": {"name": "nobody/never-cached", "revision": COMMIT}}},
+        {"base": {"source": "train", "pretrained": "nobody/never-cached"}},
+        published("lens", "sae-lens", **RELU),
+        published("sparse-32", "sparsify", normalize="none") | base("small"),
+        published("openai.pt", "openai"),
+        published("openai-old.pt", "openai"),
+        published("openai-32.pt", "openai") | base("small"),
+        published("openai-32.pt", "openai") | base("nobody/never-cached", COMMIT),
         {"evaluate": {"corpora": {"more": {"paths": ["file.txt"]}}}},
     ],
     ids=str,
 )
 def test_what_fits_is_let_through(files: Path, changes: dict[str, Any]) -> None:
     preflight(params(changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("tokenize.pretrained", {"tokenize": {"source": "pretrained", "pretrained": "gpt2"}}),
+        ("base.pretrained", base("gpt2")),
+        ("base.pretrained", base("gpt2", "")),
+        ("explain.model.name", {"explain": {"labeller": "model", "model": {"name": "gpt2"}}}),
+    ],
+)
+def test_a_hub_id_without_a_revision_is_refused(files: Path, key: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as error:
+        preflight(params(changes))
+    section = key.rpartition(".")[0]
+    assert str(error.value) == (
+        f"{key}: 'gpt2': no such folder; a hub id may change under its name: set {section}.revision, "
+        "at best to a commit"
+    )
 
 
 def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(

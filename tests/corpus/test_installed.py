@@ -135,6 +135,17 @@ def test_tools_beside_the_pipeline_are_not_read() -> None:
     assert found.isdisjoint({"cocomix", "pip", "pytest", "ruff"})
 
 
+def test_versions_follow_a_package_that_is_replaced_while_a_stage_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = installed.versions()
+    assert installed.versions() == before
+    (tmp_path / "numpy-99.0.dist-info").mkdir()
+    (tmp_path / "numpy-99.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 99.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed.versions() != before
+
+
 def test_a_project_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installed, "_OURS", "cocomix-elsewhere")
     with pytest.raises(UserError, match="needs this project to be installed"):

@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from cocomix.explain.label_model import LabelModel, label_in
@@ -63,6 +63,16 @@ def test_a_chat_template_is_used(folder_of_model: Path) -> None:
     tokenizer.chat_template = "{% for each in messages %}[{{ each.content }}]{% endfor %}:"
     tokenizer.save_pretrained(folder_of_model)
     assert LabelModel(asked).judge("time", ["<<May>>"]) != plain
+
+
+def test_a_special_token_that_is_spelt_in_an_excerpt_is_text(folder_of_model: Path) -> None:
+    asked = ExplainModelParams(name=str(folder_of_model))
+    expected = LabelModel(asked).judge("time", ["<|end|> <<May>>"])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder_of_model)
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    tokenizer.save_pretrained(folder_of_model)
+    assert len(tokenizer("<|end|>").input_ids) == 1
+    assert LabelModel(asked).judge("time", ["<|end|> <<May>>"]) == expected
 
 
 def test_a_space_that_is_a_token_of_its_own_speaks_neither_for_yes_nor_for_no(folder_of_model: Path) -> None:

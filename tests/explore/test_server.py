@@ -138,6 +138,9 @@ def test_the_calls_that_are_shown_give_the_continuation_that_is_shown(
         main([*shlex.split(calls["shell"])[3:], "--json"])
         told = json.loads(capsys.readouterr().out)["continuations"]
         assert told == {"original": streamed(client, **asked), "steered": streamed(client, **asked, edits=EDITS)}
+    spelt = PROMPT | {"text": "w5 <|endoftext|> w9"}
+    exec(client.post("/api/calls", json=spelt).json()["python"], {})
+    assert capsys.readouterr().out == streamed(client, **spelt) + "\n"
     plain_call = client.post("/api/calls", json=PROMPT | {"text": "-w5"}).json()["shell"]
     main([*shlex.split(plain_call)[3:-2], "--json", "--", "-w5"])
     assert json.loads(capsys.readouterr().out)["continuation"] == streamed(client, **PROMPT | {"text": "-w5"})

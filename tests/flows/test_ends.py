@@ -130,6 +130,7 @@ def test_what_runs_deployments_is_stopped_while_it_starts_and_later(
         said = stopped(process, by)
         assert said.endswith("" if by == signal.SIGKILL else f"stopped by {by.name}\n")
         assert "Traceback" not in said
+        assert "never awaited" not in said
 
 
 def at_work() -> tuple[Process, int]:

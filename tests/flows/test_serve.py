@@ -120,6 +120,31 @@ def test_a_run_that_waits_is_not_said_every_two_seconds() -> None:
     assert [_is_news(each) for each in records] == [False, True]
 
 
+STOPPED = """
+import asyncio, os, signal
+from flows.serve import _Runner
+runner = _Runner()
+
+async def work():
+    signal.signal(signal.SIGTERM, runner.handle_sigterm)  # as Runner.start does
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(600)
+
+try:
+    asyncio.run(work())
+except SystemExit:
+    print("left")
+"""
+
+
+def test_what_runs_deployments_leaves_its_loop_by_sigterm_and_says_nothing(folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::RuntimeWarning"}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED], env=environment, capture_output=True, text=True, check=True, timeout=600
+    )
+    assert (done.stdout, done.stderr) == ("left\n", "")
+
+
 def _run(client: SyncPrefectClient, deployment: UUID, state: object) -> UUID:
     run = client.create_flow_run_from_deployment(deployment)
     client.set_flow_run_state(run.id, Running(), force=True)

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -455,3 +456,38 @@ def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> 
         os.umask(before)
     modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.glob("*/*")}
     assert set(modes.values()) == {0o640}, modes
+
+
+def test_the_configuration_is_known_before_the_weights_are_read(tmp_path: Path) -> None:
+    site = Site("resid_post", 2)
+    file = openai_file(tmp_path / "5.pt")
+    folders = {"sae-lens": sae_lens_folder(tmp_path / "lens"), "sparsify": sparsify_folder(tmp_path / "sparse")}
+    paths: dict[Any, Path] = {"openai": file, **folders}
+    expected = {format: load_published(path, format, layer=2).config for format, path in paths.items()}
+    for folder in folders.values():
+        for weights in folder.glob("*.safetensors"):
+            weights.unlink()
+    openai_file(file, **{"encoder.weight": torch.full((LATENTS, D_MODEL), torch.nan)})
+    assert {format: formats.published_config(path, format, site, k=3) for format, path in paths.items()} == expected
+    for format, path in paths.items():
+        with pytest.raises(UserError):
+            load_published(path, format, layer=2)
+
+
+def test_the_configuration_of_a_large_openai_file_takes_no_memory(tmp_path: Path) -> None:
+    large = torch.zeros(2**18, 64)  # 64 MiB
+    path = openai_file(
+        tmp_path / "5.pt",
+        **{"latent_bias": torch.zeros(2**18), "encoder.weight": large, "decoder.weight": large.T, "pre_bias": large[0]},
+    )
+    program = f"""
+import resource
+from pathlib import Path
+from cocomix.params import Site
+from cocomix.sae.formats import published_config
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert published_config(Path({str(path)!r}), "openai", Site("resid_post", 2), 1).latents == 2**18
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**14  # KiB

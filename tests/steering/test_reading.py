@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from cocomix.attribution.labelling import label_windows
 from cocomix.modeling.mixers import Mixture
 from cocomix.plumbing.errors import UserError
-from cocomix.steering.reading import concepts, information_gain
+from cocomix.steering.reading import concepts, encode, information_gain
 from tests.modeling.conftest import named, tiny
 from tests.steering.conftest import PARAMS, Setting, windows
 
@@ -76,6 +76,14 @@ def test_a_model_that_predicts_concepts_and_mixes_none_has_no_gain(setting: Sett
     found = concepts(tiny(vocab_size=64, mixing="none"), TEXT, setting.tokenizer)
     assert [each.gain for each in found] == [None] * 5
     assert all(len(each.predicted) == 5 for each in found)
+
+
+def test_a_special_token_that_is_spelt_in_a_text_is_text_as_in_the_corpus(setting: Setting) -> None:
+    text = "w5 <|endoftext|> w9"
+    assert setting.tokenizer(text).input_ids == [5, 0, 9]
+    unknown = setting.tokenizer.eos_token_id  # the words of this tokenizer are few
+    assert encode(setting.model, text, setting.tokenizer).tolist() == [[5, unknown, unknown, unknown, 9]]
+    assert [each.token for each in concepts(setting.model, text, setting.tokenizer)] == [5, *[unknown] * 3, 9]
 
 
 def test_texts_that_cannot_be_read_are_refused_with_the_reason(setting: Setting) -> None:

@@ -7,11 +7,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.plumbing.errors import UserError
-from cocomix.tokens.tokenizer import END_OF_DOCUMENT, load_pretrained, load_trained, sample_texts, train_tokenizer
+from cocomix.tokens.tokenizer import (
+    END_OF_DOCUMENT,
+    LONGEST_WORD,
+    load_pretrained,
+    load_trained,
+    sample_texts,
+    train_tokenizer,
+)
 
 TEXTS = [f"The {number}th sentence says that {word}s are {word}." for number in range(50) for word in ("good", "bad")]
 
@@ -33,6 +40,35 @@ def test_a_trained_tokenizer_is_lossless_and_ends_documents(tmp_path: Path) -> N
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == (END_OF_DOCUMENT, 0)
     assert len(tokenizer) <= 300
+
+
+def trained_on_whole_words(texts: list[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def test_words_as_long_as_any_are_trained_on_whole() -> None:
+    texts = [*TEXTS, "naïve 数字 \U0001f600\n\n\tcafé", "ab" * (LONGEST_WORD // 2)]
+    assert train_tokenizer(texts, 400).to_str() == trained_on_whole_words(texts, 400).to_str()
+
+
+@pytest.mark.parametrize("piece", ["a", " ", "1", ".", "\n", "猫", "\u0301", "ab"])
+def test_a_word_without_end_is_cut_for_training_alone(piece: str) -> None:
+    text = piece * (1 << 18)
+    tokenizer = train_tokenizer([*TEXTS, text], 512)
+    assert max(map(len, tokenizer.get_vocab())) <= LONGEST_WORD
+    assert json.loads(tokenizer.to_str())["pre_tokenizer"]["type"] == "ByteLevel"
+    for document in (text, f"The {text} sentence."):
+        assert tokenizer.decode(tokenizer.encode(document).ids) == document
 
 
 def test_the_sample_comes_from_all_over_the_corpus(tmp_path: Path) -> None:
