@@ -22,7 +22,7 @@ from cocomix.evaluation.mixing import MixingScore, score_mixing
 from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks
 from cocomix.evaluation.text import EvaluationText, split_text
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.params import EvaluateParams, Params
+from cocomix.params import CocomixParams, EvaluateParams, Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.device import attention
 from cocomix.plumbing.once import once
@@ -101,7 +101,9 @@ def run(params: Params, method: str, seed: int) -> None:
         concept_metrics = None
         if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
             of_windows = ConceptLabels(labels).unpack(tokens, "validation", work.scratch / "labels.npy")
-            data = WindowData(tokens.windows("validation"), Labels(of_windows))
+            assert isinstance(listed.parameters, CocomixParams)
+            of_positions = Labels(of_windows, offsets=tuple(listed.parameters.label_offsets))
+            data = WindowData(tokens.windows("validation"), of_positions)
             concept_metrics = _concepts(model, data, key | learned, section, name, work)
         if runtime().rank == 0:
             with work.write("documents.parquet") as pending:
