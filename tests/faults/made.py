@@ -133,7 +133,7 @@ AUTOENCODERS: Mapping[str, Callable[[Path], None]] = {
     "list-config": holding("cfg.json", b"[]"),
     "text-width": configured(d_in="x"),
     "negative-width": configured(d_in=-1),
-    "few-latents": configured(d_sae=7),
+    "few-latents": configured(d_sae=9),
     "text-k": configured(k="x"),
     "no-k": configured(k=0),
     "unknown-kind": configured(architecture="foo"),

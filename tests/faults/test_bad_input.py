@@ -96,7 +96,7 @@ CASES = [
     (sae("list-config"), "autoencoders/list-config/cfg.json: holds a list where fields with names are expected"),
     (sae("text-width"), "cfg.json: d_in: 'x': must be a whole number above 0"),
     (sae("negative-width"), "cfg.json: d_in: -1: must be a whole number above 0"),
-    (sae("few-latents"), "W_enc: must be a tensor of shape [32, 7], not [32, 64]"),
+    (sae("few-latents"), "W_enc: must be a tensor of shape [32, 9], not [32, 64]"),
     (sae("text-k"), "cfg.json: k: 'x': must be a whole number above 0"),
     (sae("no-k"), "cfg.json: k: 0: must be a whole number above 0"),
     (sae("unknown-kind"), "architecture: 'foo' cannot be represented; allowed: 'standard', 'topk'"),
