@@ -145,7 +145,7 @@ def _objective(section: MethodParams, shape: dict[str, Any], teacher: Teacher) -
         return Objective(model, beside)
     weight = Weighted(section.concept_weight, section.concept_schedule)
     if section.predicts == "concepts":
-        return ConceptMixing(model, weight, beside)
+        return ConceptMixing(model, weight, beside, section.teacher_forcing)
     layer = teacher.concepts.about["layer"]
     return HiddenMixing(model, base_model(), layer, section.hidden_loss, weight, beside)
 

@@ -76,6 +76,7 @@ class ConceptHead(nn.Module):
         hidden: Tensor,
         labels: Tensor | None = None,
         label_weights: Tensor | None = None,
+        forced_rows: Tensor | None = None,
         edits: ConceptEdits | None = None,
         position_ids: Tensor | None = None,
     ) -> Mixture:
@@ -86,6 +87,7 @@ class ConceptHead(nn.Module):
             labels: concepts of each position, int64 [batch, seq, k_attr], negative: no label. With labels, the output
                 has the loss instead of the logits, which are never all in memory.
             label_weights: weights of the labels, float32 [batch, seq, k_attr]; None: equal ones.
+            forced_rows: rows in which labels take the first places among the concepts, bool [batch]; None: none.
             edits: edits of the concepts before mixing, by their `position_ids` [batch, seq]; not with `labels`.
         """
         released = self.config.concept_head == "released"
@@ -95,6 +97,8 @@ class ConceptHead(nn.Module):
         predicted = self._predicted(
             (hidden - mean) / std - self.pre_bias if released else hidden, labels, label_weights
         )
+        if forced_rows is not None and labels is not None and self._mixes:
+            predicted = _labels_first(predicted, labels, forced_rows)
         concepts = self._edited(predicted, edits, position_ids)
         vector = None
         if self._mixes:
@@ -130,6 +134,23 @@ class ConceptHead(nn.Module):
         strengths = concepts.strengths.detach() if self.config.stop_gradient else concepts.strengths
         vector: Tensor = self.compress(concepts.indices, per_sample_weights=strengths.to(self.compress.weight.dtype))
         return self.scale * vector if self.config.learned_scale else vector
+
+
+def _labels_first(predicted: _Predicted, labels: Tensor, rows: Tensor) -> _Predicted:
+    """Put the labels of some rows before the predicted concepts; the strengths of the first, second, .. place stay.
+
+    Args:
+        labels: int64 [batch, seq, m], negative: no label.
+        rows: bool [batch].
+    """
+    shape = (*labels.shape[:2], -1)
+    strengths, order = predicted.strengths.view(shape).sort(-1, descending=True)
+    indices = predicted.indices.view(shape).gather(-1, order)
+    is_other = ~(indices[..., :, None] == labels[..., None, :]).any(-1)
+    ranking, stays = torch.cat([labels, indices], dim=-1), torch.cat([labels >= 0, is_other], dim=-1)
+    first = stays.int().argsort(dim=-1, descending=True, stable=True)[..., : indices.shape[-1]]
+    forced = torch.where(rows[:, None, None], ranking.gather(-1, first), indices)
+    return predicted._replace(strengths=strengths.flatten(0, 1), indices=forced.flatten(0, 1))
 
 
 class HiddenHead(nn.Module):

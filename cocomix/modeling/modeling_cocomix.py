@@ -214,6 +214,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         use_cache: bool | None = None,
         concept_labels: Tensor | None = None,
         concept_label_weights: Tensor | None = None,
+        forced_rows: Tensor | None = None,
         concept_edits: ConceptEdits | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput:
@@ -232,6 +233,8 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
             concept_labels: concepts of each position, int64 [batch, seq, k_attr], negative: no label.
             concept_label_weights: their weights in the loss, float32 [batch, seq, k_attr]: those of a position sum to
                 1; 0 where there is no label. None: a position's labels have equal weights.
+            forced_rows: rows in which a position's labels take the first places among the concepts that are mixed, and
+                the strengths stay (teacher forcing): bool [batch]; only with `concept_labels`. None: no row.
             concept_edits: edits of the predicted concepts before they are mixed (`concept_edits.py`), for all rows or
                 a list for each row. Keys and values in the cache keep the edits with which they were computed.
                 `concept_logits` of the output are unedited.
@@ -259,7 +262,7 @@ class CoCoMixModel(CoCoMixPreTrainedModel):
         self._check_concepts(hidden, concept_labels, concept_label_weights, concept_edits)
         given: dict[str, Any] = {}
         if concept_labels is not None:
-            given = {"labels": concept_labels, "label_weights": concept_label_weights}
+            given = {"labels": concept_labels, "label_weights": concept_label_weights, "forced_rows": forced_rows}
         elif concept_edits:
             given = {"edits": concept_edits, "position_ids": position_ids}
         mixture: Mixture = self.mixer(hidden, **given)

@@ -33,6 +33,8 @@ class Batch(TypedDict, total=False):
     """Concepts of each position, int64 [batch, context, labels], negative: no label."""
     label_weights: Tensor
     """Weights of a position's labels, which sum to 1, float32 [batch, context, labels]; left out: equal."""
+    forced_rows: Tensor
+    """Windows whose labels are mixed in first, bool [batch]; left out: none."""
     drawn: Drawn
     """Of [batch, context] positions."""
 

@@ -222,8 +222,13 @@ class Training:
     def _batch(self, step: int) -> StepData:
         """The batch of a step (from 0)."""
         rows = self._order.batch(step)
-        own = rows[runtime().rank :: runtime().world_size]
-        parts = [self._train.batch(each) for each in _split(own, runtime().micro_batch)]
+        share, places = self._objective.teacher_forcing, np.arange(len(rows))
+        forced = np.floor((places + 1) * share) > np.floor(places * share)  # evenly spread over the step's windows
+        mine = slice(runtime().rank, None, runtime().world_size)
+        parts = [self._train.batch(each) for each in _split(rows[mine], runtime().micro_batch)]
+        if share:
+            for part, here in zip(parts, _split(forced[mine], runtime().micro_batch), strict=True):
+                part["forced_rows"] = torch.from_numpy(here)
         positions = {name: sum(self._positions(part)[name] for part in parts) for name in self._objective.weights}
         return StepData(rows, [_sent(part) for part in parts], positions)
 
@@ -357,7 +362,7 @@ def _sent(batch: Batch) -> Batch:
     return cast(Batch, {name: of(cast(Tensor | Drawn, column)) for name, column in batch.items()})
 
 
-def _split(rows: NDArray[np.int64], size: int | Literal["auto"]) -> list[NDArray[np.int64]]:
+def _split(rows: NDArray[Any], size: int | Literal["auto"]) -> list[NDArray[Any]]:
     """Split `rows` into parts of at most `size`; auto: one part."""
     return np.array_split(rows, math.ceil(len(rows) / size)) if size != "auto" else [rows]
 

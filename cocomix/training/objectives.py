@@ -57,6 +57,8 @@ class Objective(nn.Module):
         self.distillation = distillation
         self.weights: dict[Auxiliary, Weighted] = {}
         """The auxiliary losses."""
+        self.teacher_forcing = 0.0
+        """Share of the training windows whose labels are mixed in first."""
         if distillation is not None:
             self.weights["distillation"] = Weighted(distillation.params.kl_weight, distillation.params.schedule)
 
@@ -92,16 +94,22 @@ class ConceptMixing(Objective):
     """CoCoMix: next-token prediction plus `concept_weight` times concept prediction (paper Eq. 4)."""
 
     def __init__(
-        self, model: CoCoMixForCausalLM, concept_weight: Weighted, distillation: Distillation | None = None
+        self,
+        model: CoCoMixForCausalLM,
+        concept_weight: Weighted,
+        distillation: Distillation | None = None,
+        teacher_forcing: float = 0.0,
     ) -> None:
         super().__init__(model, distillation)
         self.weights["concept"] = concept_weight
+        self.teacher_forcing = teacher_forcing
 
     def forward(  # type: ignore[override]
         self,
         windows: Tensor,
         labels: Tensor,
         label_weights: Tensor | None = None,
+        forced_rows: Tensor | None = None,
         drawn: Drawn | None = None,
         kl_weight: Tensor | None = None,
     ) -> Losses:
@@ -111,9 +119,14 @@ class ConceptMixing(Objective):
             windows: token ids, int64 [batch, context].
             labels: concepts of each position, int64 [batch, context, labels], padded with `NO_LABEL`.
             label_weights: float32, of `labels`; those of a position sum to 1. None: equal.
+            forced_rows: windows whose labels are mixed in first, bool [batch]; None: none.
         """
         output = self.model.transformer(
-            windows, concept_labels=labels, concept_label_weights=label_weights, use_cache=False
+            windows,
+            concept_labels=labels,
+            concept_label_weights=label_weights,
+            forced_rows=forced_rows,
+            use_cache=False,
         )
         losses = self._token_losses(output.last_hidden_state, windows, drawn, kl_weight)
         losses.auxiliary["concept"] = output.concept_loss

@@ -62,6 +62,10 @@ def cached(dropout: float = 0.0) -> Objective:
     return ConceptMixing(cocomix(dropout).model, Weighted(0.3), Distillation(params))
 
 
+def forced(dropout: float = 0.0) -> Objective:
+    return ConceptMixing(cocomix(dropout).model, Weighted(0.3), teacher_forcing=0.4)
+
+
 def mtp(dropout: float = 0.0) -> Objective:
     return MultiToken(ntp(dropout).model, MtpParams(tokens=3, weight=0.5))
 
@@ -128,7 +132,7 @@ def test_the_loss_falls_and_the_curve_says_what_was_done(make: Callable[[], Obje
     ("make", "stop_at"),
     [
         *itertools.product([ntp, cocomix], [1, 4, 6, 11]),
-        *itertools.product([kd, pause, hidden, mtp], [6]),
+        *itertools.product([kd, pause, hidden, mtp, forced], [6]),
         (cached, 3),
         (cached, 8),
     ],
@@ -160,7 +164,7 @@ def test_a_run_that_died_goes_on_to_the_same_bits(
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden, cached, mtp])
+@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden, cached, mtp, forced])
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_micro_batches_change_nothing_but_rounding(
     make: Callable[[], Objective], micro_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,6 +182,22 @@ def test_micro_batches_change_nothing_but_rounding(
     assert [row.validation_loss for row in curve] == pytest.approx([row.validation_loss for row in expected], abs=1e-4)
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(weight, parts.state_dict()[name], atol=2e-4, rtol=1e-3)
+
+
+def test_the_windows_whose_labels_are_forced_are_spread_over_each_step_whatever_the_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for micro_batch in ("auto", "4", "1"):
+        monkeypatch.setenv("COCOMIX_MICRO_BATCH", micro_batch)
+        runtime.cache_clear()
+        seen = list[torch.Tensor]()
+        objective = forced()
+        objective.register_forward_pre_hook(
+            lambda each, _, batch, seen=seen: seen.append(batch["forced_rows"]) if each.training else None,
+            with_kwargs=True,
+        )
+        training(objective, tmp_path / micro_batch, PARAMS.model_copy(update={"steps": 2})).run("test")
+        assert torch.cat(seen).tolist() == 2 * [False, False, True, False, True, False]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path) -> None:

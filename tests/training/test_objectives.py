@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix.base.hooks import residual_at
 from cocomix.base.loading import prepared
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.modeling.concept_edits import Concepts
 from cocomix.params import KdParams, MtpParams
 from cocomix.training.distillation import Distillation
 from cocomix.training.losses import NO_LABEL, concept_loss, distillation_loss, hidden_loss
@@ -71,6 +73,35 @@ def test_concept_mixing_adds_the_concept_loss_of_the_models_concept_logits(
     output = model(windows)
     expected = Losses(token_loss(output.logits, windows), {"concept": concept_loss(output.concept_logits, labels)})
     assert_same(ConceptMixing(model, Weighted(0.3))(windows, labels), expected, model)
+
+
+@pytest.mark.parametrize("mixing", ["interleave", "interleave_with_state", "add"])
+def test_in_forced_windows_the_labels_are_mixed_first_with_the_strengths_of_the_places_that_they_take(
+    mixing: str,
+) -> None:
+    model = cocomix(mixing=mixing)
+    windows, labels = (
+        torch.randint(0, 32, (3, 8)),
+        torch.stack([torch.randperm(24)[:3] for _ in range(24)]).view(3, 8, 3),
+    )
+    labels[torch.rand(labels.shape) < 0.4] = NO_LABEL
+    forced = torch.tensor([True, False, True])
+    found = ConceptMixing(model, Weighted(0.3))(windows, labels, forced_rows=forced)
+
+    def labels_first(concepts: Concepts) -> Concepts:
+        strengths, order = concepts.strengths.sort(-1, descending=True)
+        indices = concepts.indices.gather(-1, order).clone()
+        for row, position in itertools.product([0, 2], range(8)):
+            wanted = [each for each in labels[row, position].tolist() if each >= 0]
+            others = [each for each in indices[row, position].tolist() if each not in wanted]
+            indices[row, position] = torch.tensor([*wanted, *others][:4])
+        return concepts._replace(strengths=strengths, indices=indices)
+
+    output = model(windows, concept_edits=[labels_first])
+    concept = concept_loss(output.concept_logits, labels)
+    expected = Losses(token_loss(output.logits, windows), {"concept": concept})
+    assert_same(found, expected, model)
+    assert not torch.allclose(found.tokens, ConceptMixing(model, Weighted(0.3))(windows, labels).tokens)
 
 
 def test_distillation_adds_the_divergence_from_the_base_model_whose_vocabulary_may_be_padded() -> None:
