@@ -533,7 +533,7 @@ class CocomixParams(Section):
     """shuffled: a control in which each window has the labels of another window."""
     teacher_forcing: Share = 0.0
     """Share of the training windows in which a position's labels take the first places among the concepts that are
-    mixed: the model learns to heed them, and can be steered better."""
+    mixed, if any are: the model learns to heed them, and can be steered better."""
     label_weights: Literal["equal", "score"] = "equal"
     """Weights of a position's labels in the concept loss: equal, or proportional to the magnitudes of their scores."""
     label_offsets: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Field(min_length=1)] = [0]
@@ -556,8 +556,6 @@ class CocomixParams(Section):
             for name in ("stop_gradient", "learned_scale", "gate"):
                 if getattr(self, name):
                     raise ValueError(f"{name} must be false with mixing: none, which mixes nothing")
-        if self.teacher_forcing and (self.predicts != "concepts" or self.mixing == "none"):
-            raise ValueError("teacher_forcing must be 0 where no concepts are mixed")
         if self.teacher_forcing and len(self.label_offsets) > 1:
             raise ValueError("teacher_forcing needs one of label_offsets: a concept must not be mixed twice")
         if self.predicts == "nothing" and (self.mixing == "none" or self.stop_gradient):
