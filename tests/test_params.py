@@ -7,14 +7,14 @@ from pydantic import BaseModel
 from cocomix.params import ExplainParams, Params, PretrainParams, SaeParams, load
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
+from tests.shipped import SHIPPED, paper_form, paper_values
 
-SHIPPED = Path(__file__).parents[1] / "params.yaml"
 FORMS = {"predicted": {"mixing": "none"}, "taught": {"kd": {"kl_weight": 1.0}}}
 
 
 def loaded(tmp_path: Path, old: str, new: str) -> str:
     """The message of loading params.yaml with `old` replaced, after the file's name."""
-    text = SHIPPED.read_text()
+    text = paper_form()
     assert text.count(old) >= 1, old
     path = tmp_path / "params.yaml"
     path.write_text(text.replace(old, new, 1))
@@ -136,7 +136,7 @@ def test_a_wrong_value_is_one_line_with_the_key_and_what_is_allowed(
 @pytest.mark.parametrize("prefixes", ["[256, 64]", "[64, 64]", "[64, 1024]"])
 def test_dictionaries_within_must_grow_up_to_the_whole(tmp_path: Path, prefixes: str) -> None:
     path = tmp_path / "params.yaml"
-    text = SHIPPED.read_text().replace("architecture: topk", "architecture: matryoshka")
+    text = paper_form().replace("architecture: topk", "architecture: matryoshka")
     path.write_text(text.replace("prefixes: []", f"prefixes: {prefixes}"))
     with pytest.raises(UserError, match=r"sae: prefixes \(.*\) must ascend and be below latents \(1024\)"):
         load(path)
@@ -168,7 +168,7 @@ def test_another_autoencoder_is_the_first_but_for_what_is_given(
 
 def formed(methods: list[str], forms: dict[str, Any], **more: Any) -> Params:
     """The shipped parameters with forms."""
-    content = read_yaml(SHIPPED)
+    content = paper_values()
     content["pretrain"] |= {"methods": methods, "forms": forms}
     return parse(Params, content | more, "params.yaml")
 
@@ -213,7 +213,7 @@ def test_the_cached_distribution_must_be_there_for_forms_that_are_listed() -> No
 
 def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    text = SHIPPED.read_text().replace("mixing: interleave ", "mixing: none ")
+    text = paper_form().replace("mixing: interleave ", "mixing: none ")
     path.write_text(text.replace("learned_scale: false", "learned_scale: true"))
     with pytest.raises(
         UserError, match=r"pretrain.cocomix: learned_scale must be false with mixing: none, which mixes nothing"
@@ -231,7 +231,7 @@ def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Pat
 
 def test_what_is_multiplied_by_no_gradient_is_no_choice(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    text = SHIPPED.read_text().replace("  score: gradient ", "  score: activation ")
+    text = paper_form().replace("  score: gradient ", "  score: activation ")
     path.write_text(text.replace("scope: sequence", "scope: next_token"))
     with pytest.raises(UserError, match=r"attribution: scope: next_token needs a score that is a change of the loss"):
         load(path)
@@ -245,7 +245,7 @@ def test_what_is_multiplied_by_no_gradient_is_no_choice(tmp_path: Path) -> None:
 
 def test_of_pre_activations_there_are_as_many_labels_as_latents(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    text = SHIPPED.read_text().replace("k_attr: 4", "k_attr: 40")
+    text = paper_form().replace("k_attr: 4", "k_attr: 40")
     path.write_text(text)
     with pytest.raises(UserError, match=r"attribution.k_attr \(40\) must not exceed sae.k \(32\)"):
         load(path)
@@ -255,7 +255,7 @@ def test_of_pre_activations_there_are_as_many_labels_as_latents(tmp_path: Path) 
 
 def test_as_many_concepts_can_be_mixed_as_there_are_two_of_a_latent_with_signs(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    text = SHIPPED.read_text().replace("concept_k: 32", "concept_k: 2048")
+    text = paper_form().replace("concept_k: 32", "concept_k: 2048")
     path.write_text(text)
     with pytest.raises(UserError, match=r"concept_k \(2048\) must not exceed the concepts of sae \(1024\)"):
         load(path)
@@ -265,19 +265,19 @@ def test_as_many_concepts_can_be_mixed_as_there_are_two_of_a_latent_with_signs(t
 
 def test_an_autoencoder_may_have_fewer_latents_than_could_revive(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(SHIPPED.read_text().replace("also: {}", "also: {small: {latents: 32}}"))
+    path.write_text(paper_form().replace("also: {}", "also: {small: {latents: 32}}"))
     assert load(path).sae.others()["small"].aux_k > 32
 
 
 def test_a_whole_number_and_a_bare_exponent_are_fine_as_float(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     for text, value in {"1": 1.0, "2e-3": 2e-3, "2.e-3": 2e-3, "+2E-3": 2e-3}.items():
-        path.write_text(SHIPPED.read_text().replace("learning_rate: 1.0e-3", f"learning_rate: {text}", 1))
+        path.write_text(paper_form().replace("learning_rate: 1.0e-3", f"learning_rate: {text}", 1))
         assert load(path).sae.learning_rate == value
 
 
 def test_a_key_given_twice_is_an_error_with_its_line(tmp_path: Path) -> None:
-    line = SHIPPED.read_text().splitlines().index("  k: 32                       # active at a time (paper: 32)") + 2
+    line = paper_form().splitlines().index("  k: 32                       # active at a time (paper: 32)") + 2
     assert loaded(tmp_path, "  k: 32 ", "  k: 32\n  k: 33 ") == f":{line}: not valid YAML: the key 'k' is given twice"
 
 
@@ -339,7 +339,7 @@ EXTREMES = [
 
 @pytest.mark.parametrize("key", leaves(Params), ids=".".join)
 def test_an_extreme_value_is_refused_in_one_line_or_is_in_the_range_of_what_computes(key: tuple[str, ...]) -> None:
-    content = read_yaml(SHIPPED)
+    content = paper_values()
     content["evaluate"]["corpora"] = {"named": {"paths": ["x"]}}
     content["sae"]["also"] = {"named": {}}
     content["pretrain"]["forms"] = {"named": {"concept_schedule": {}, "kd": {"schedule": {}}}}

@@ -21,6 +21,7 @@ from cocomix.explain.atlas import CONCEPTS, VOCABULARY
 from cocomix.params import FILE
 from cocomix.plumbing.artifact import Work
 from cocomix.steering.effect import EditEffect, Measured, effects_table
+from tests.shipped import paper_form
 
 DOCUMENTS = 40
 GROUPS = 25
@@ -39,9 +40,9 @@ FLOPS_PER_TOKEN = {"ntp": 1e7, "kd": 1.2e7, "pause": 1.4e7, "mtp": 1.3e7, "cocom
 FLOPS_PER_TOKEN |= dict.fromkeys(FORMS, 1.1e7)
 
 
-def write_params(methods: Sequence[str], seeds: Sequence[int], shipped: Path) -> None:
-    """The shipped parameters with other methods and seeds."""
-    text = re.sub(r"(?m)^  methods: .*$", f"  methods: [{', '.join(methods)}]", shipped.read_text())
+def write_params(methods: Sequence[str], seeds: Sequence[int]) -> None:
+    """The parameters in the paper's form with other methods and seeds."""
+    text = re.sub(r"(?m)^  methods: .*$", f"  methods: [{', '.join(methods)}]", paper_form())
     FILE.write_text(re.sub(r"(?m)^  seeds: .*$", f"  seeds: {list(seeds)}", text))
 
 

@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from cocomix.params import Method, Params, PretrainParams, load
+from cocomix.params import Method, Params, PretrainParams
 from cocomix.report.costs import SUPERVISION_STAGES, Cost, costs, share, supervision_stages
 from cocomix.report.facts import Pipeline, Usage, read_pipeline
 from tests.report.made_metrics import write_pipeline
+from tests.shipped import paper_params
 
-SHIPPED = Path(__file__).parents[2] / "params.yaml"
 LOWER, UPPER, WIDTH, LATENTS, ACTIVE = 800, 1200, 128, 1024, 31.9
 STORED, TRAINING_TOKENS = 15000, 30030
 ENCODER = 2 * WIDTH * LATENTS
@@ -22,7 +22,7 @@ def pipeline(folder: Path) -> Pipeline:
 
 def params(**sections: dict[str, Any]) -> Params:
     """The shipped parameters, changed by section."""
-    content = load(SHIPPED).model_dump()
+    content = paper_params().model_dump()
     for name, changes in sections.items():
         content[name] |= changes
     return Params.model_validate(content)

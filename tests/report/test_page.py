@@ -71,7 +71,7 @@ def report(
         changes: lines of params.yaml, and what to write in their place.
     """
     seeds = list(range(len(next(iter(ends.values())))))
-    write_params(list(ends), seeds, SHIPPED)
+    write_params(list(ends), seeds)
     text = FILE.read_text()
     for old, new in changes:
         assert old in text

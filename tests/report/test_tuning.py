@@ -34,7 +34,7 @@ def entry(
 
 def swept(losses: dict[str, float], *grid: str, seeds: tuple[int, ...] = (0,)) -> None:
     """Results of the shipped sweep, as flows/sweep.py names its tasks; `losses` by setting, 9 if it is not there."""
-    write_params(["ntp", "cocomix"], [0], PROJECT / "params.yaml")
+    write_params(["ntp", "cocomix"], [0])
     asked = tasks(settings(PROJECT / "sweeps/weights.yaml", grid), seeds=seeds)
     entries = [
         entry(each.setting.name, dict(each.setting.values), each.method, each.seed, each.params, loss + each.seed / 10)
