@@ -12,7 +12,7 @@ from cocomix.base.loading import load_base
 from cocomix.explain.atlas import Atlas
 from cocomix.explain.build import make_atlas
 from cocomix.explore.session import Session
-from cocomix.params import load
+from cocomix.params import FILE
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.predictions.measure import measure_predictions
 from cocomix.predictions.table import PREDICTED, predictions_table
@@ -21,11 +21,11 @@ from cocomix.shapes.methods import supervision
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
 from tests.explain.test_build import PARAMS
+from tests.shipped import paper_form, paper_params
 from tests.steering.conftest import CONCEPTS, artifacts, fp32
 
 __all__ = ["artifacts", "fp32"]
 
-SHIPPED = Path(__file__).parents[2] / "params.yaml"
 EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_tokens": 1024})
 
 
@@ -43,7 +43,7 @@ def atlas(artifacts: Path) -> Atlas:
 def steering(artifacts: Path, atlas: Atlas) -> Path:
     """What the model, now an artifact, makes of each concept: as of stage `steer`."""
     folder, tokens = artifacts / "models/cocomix-0", Tokens(artifacts / "tokens")
-    section = load(SHIPPED).pretrain.cocomix
+    section = paper_params().pretrain.cocomix
     inputs, params = {"supervision.cocomix": supervision(section, artifacts)}, {"cocomix": section.model_dump()}
     with Work("pretrain", folder, inputs, params) as work:
         with work.write_folder() as target:
@@ -63,5 +63,5 @@ def steering(artifacts: Path, atlas: Atlas) -> Path:
 
 @pytest.fixture
 def session(artifacts: Path, atlas: Atlas) -> Session:
-    shutil.copy(SHIPPED, ".")
+    FILE.write_text(paper_form())
     return Session(artifacts / "models/cocomix-0", artifacts)

@@ -13,8 +13,9 @@ from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.gpus import GPUS, gpu_named
 from cocomix.shapes.planning import CorpusSize, StageNeeds, estimated_corpus, stage_needs
+from tests.shipped import paper_values
 
-PARAMS = read_yaml(Path(__file__).parents[2] / "params.yaml")
+PARAMS = paper_values()
 TEXT = CorpusSize(
     {"train": 4e6, "validation": 1e6, "test": 1e6}, {"train": 1e6, "validation": 2.5e5, "test": 2.5e5}, 4096
 )
