@@ -546,7 +546,12 @@ class CocomixParams(Section):
     @property
     def uses_labels(self) -> bool:
         """Whether it learns from concept labels."""
-        return self.predicts == "concepts" and self.concept_weight > 0
+        return self.predicts == "concepts" and (self.concept_weight > 0 or self.forces_labels)
+
+    @property
+    def forces_labels(self) -> bool:
+        """Whether it mixes labels in training."""
+        return self.predicts == "concepts" and self.mixing != "none" and self.teacher_forcing > 0
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -556,8 +561,8 @@ class CocomixParams(Section):
             for name in ("stop_gradient", "learned_scale", "gate"):
                 if getattr(self, name):
                     raise ValueError(f"{name} must be false with mixing: none, which mixes nothing")
-        if self.teacher_forcing and len(self.label_offsets) > 1:
-            raise ValueError("teacher_forcing needs one of label_offsets: a concept must not be mixed twice")
+        if self.forces_labels and self.label_offsets != [0]:
+            raise ValueError("teacher_forcing needs label_offsets: [0]: labels of later positions know what comes next")
         if self.predicts == "nothing" and (self.mixing == "none" or self.stop_gradient):
             raise ValueError("predicts: nothing needs a mixing other than none, and stop_gradient: false")
         if self.learned_scale and self.predicts != "concepts":
@@ -621,6 +626,15 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     }
 
 
+def _agrees(form: Any) -> bool:
+    """Whether the values of a form do not contradict each other; wrong values are another matter."""
+    try:
+        CocomixParams.model_validate(form)
+    except ValidationError as error:
+        return any(each["loc"] or each["type"] != "value_error" for each in error.errors())
+    return True
+
+
 class PretrainParams(Section):
     """The language models that are compared."""
 
@@ -657,7 +671,11 @@ class PretrainParams(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete_forms(cls, given: Any) -> Any:
-        """Put the changes of each form into the parameters of cocomix, so that errors name the form's own key."""
+        """Put the changes of each form into the parameters of cocomix, so that errors name the form's own key.
+
+        What is no error in itself, but does not go together with `pretrain.cocomix`, leaves a form out that is not
+        listed: the values of cocomix can be tried without a thought of it.
+        """
         if not isinstance(given, Mapping) or not isinstance(forms := given.get("forms"), Mapping):
             return given
         cocomix = given.get("cocomix")
@@ -668,7 +686,8 @@ class PretrainParams(Section):
             name: _changed(values, changes) if isinstance(changes, Mapping) else changes
             for name, changes in forms.items()
         }
-        return {**given, "forms": complete}
+        listed = methods if isinstance(methods := given.get("methods"), list) else []
+        return {**given, "forms": {name: form for name, form in complete.items() if name in listed or _agrees(form)}}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -868,6 +887,11 @@ class Params(Section):
                     f"({self.distribution.temperature:g}) with source: cached"
                 )
         for key, form in forms.items():
+            if key in read and form.forces_labels and self.attribution.score != "activation":
+                raise ValueError(
+                    f"pretrain.{key}.teacher_forcing must be 0 with attribution.score: {self.attribution.score}, whose "
+                    "labels know what comes next"
+                )
             if form.concept_k > self.sae.concepts:
                 raise ValueError(
                     f"pretrain.{key}.concept_k ({form.concept_k}) must not exceed "

@@ -149,7 +149,10 @@ def _concepts(
 
     def score_mixed() -> MixingScore:
         windows, batch_size = section.intervention_windows, section.batch_size
-        return score_mixing(model, data, windows, batch_size, f"{name}: mixing", work.scratch / "mixing")
+        assert data.labels is not None
+        # Labels of several positions may be the same concept, which is put first once.
+        own = replace(data, labels=replace(data.labels, offsets=data.labels.offsets[:1]))
+        return score_mixing(model, own, windows, batch_size, f"{name}: mixing", work.scratch / "mixing")
 
     scores = once("concepts", key, score_all, ConceptScores, concepts.__file__)
     mixed = None

@@ -77,7 +77,7 @@ def run(params: Params, method: str, seed: int) -> None:
                 )
                 write_model(folder, objective.model, tokens.tokenizer(), trained)
             write_curve(work.side / "curve.csv", curve)
-            metrics = _metrics(method, seed, objective, curve, tokens.context) | training.usage._asdict()
+            metrics = _metrics(method, seed, objective, curve) | training.usage._asdict()
             (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {"method": method, "seed": seed}
 
@@ -150,9 +150,7 @@ def _objective(section: MethodParams, shape: dict[str, Any], teacher: Teacher) -
     return HiddenMixing(model, base_model(), layer, section.hidden_loss, weight, beside)
 
 
-def _metrics(
-    method: str, seed: int, objective: Objective, curve: list[TrainingCurveRow], context: int
-) -> dict[str, Any]:
+def _metrics(method: str, seed: int, objective: Objective, curve: list[TrainingCurveRow]) -> dict[str, Any]:
     last = curve[-1]
     return {
         "method": method,
@@ -161,7 +159,7 @@ def _metrics(
         "n_head": objective.model.config.n_head,
         "parameters": parameters(objective.model)._asdict(),
         "tokens": last.tokens,
-        "flops_per_token": objective.training_flops(context),
+        "flops_per_token": round(last.flops / last.tokens),
         "flops": last.flops,
         "seconds": last.seconds,
         "tokens_per_second": round(last.tokens / last.seconds, 1),

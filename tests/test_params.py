@@ -26,6 +26,32 @@ def loaded(tmp_path: Path, old: str, new: str) -> str:
     return message.removeprefix(str(path)).removeprefix(": ")
 
 
+def test_a_form_that_contradicts_cocomix_is_refused_where_it_is_listed_and_else_left_out() -> None:
+    values = paper_values()
+    values["pretrain"]["cocomix"]["gate"] = True
+    values["pretrain"]["forms"] = {"predicted": {"mixing": "none"}, "added": {"mixing": "add"}}
+    assert list(parse(Params, values, "params.yaml").pretrain.forms) == ["added"]
+    values["pretrain"]["methods"] = ["ntp", "predicted"]
+    with pytest.raises(UserError, match=r"pretrain\.forms\.predicted: gate must be false with mixing: none"):
+        parse(Params, values, "params.yaml")
+
+
+def test_labels_that_know_what_comes_next_are_not_forced() -> None:
+    values = paper_values()
+    values["pretrain"]["cocomix"]["teacher_forcing"] = 0.5
+    with pytest.raises(
+        UserError, match=r"pretrain\.cocomix\.teacher_forcing must be 0 with attribution.score: gradient"
+    ):
+        parse(Params, values, "params.yaml")
+    values["attribution"]["score"] = "activation"
+    assert parse(Params, values, "params.yaml").pretrain.cocomix.forces_labels
+    values["pretrain"]["cocomix"]["label_offsets"] = [1]
+    with pytest.raises(UserError, match=r"teacher_forcing needs label_offsets: \[0\]"):
+        parse(Params, values, "params.yaml")
+    values["pretrain"]["cocomix"]["mixing"] = "none"
+    assert not parse(Params, values, "params.yaml").pretrain.cocomix.forces_labels
+
+
 def test_the_shipped_file_is_valid_and_frozen() -> None:
     params = load(SHIPPED)
     with pytest.raises(ValueError, match="frozen"):
@@ -61,11 +87,6 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ),
         ("forms: {}", "forms: {a: {mixing: sum}}", "pretrain.forms.a.mixing: 'sum': input should be 'interleave', 'in"),
         ("forms: {}", "forms: {a: {kd: null}}", "pretrain.forms.a.kd: must be a section of 'key: value', not None"),
-        (
-            "forms: {}",
-            "forms: {a: {mixing: none, gate: true}}",
-            "pretrain.forms.a: gate must be false with mixing: none",
-        ),
         ("forms: {}", "forms: {a: {concept_layer: 4}}", "pretrain: forms.a.concept_layer (4) must be below model.n_la"),
         ("forms: {}", "forms: {a: {concept_k: 2048}}", "pretrain.forms.a.concept_k (2048) must not exceed the conce"),
         (

@@ -178,10 +178,11 @@ class Draws:
             for part in self.read(split):
                 for name, values in part._asdict().items():
                     files[name].write(values.data)
+            files["starts"] = stack.enter_context(_file(aside, "starts").open("wb"))
+            np.save(files["starts"], starts)
             for file in files.values():
                 file.flush()
                 os.fsync(file)
-        np.save(_file(aside, "starts"), starts)
         aside.replace(folder)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from cocomix.base.hooks import residual_at
 from cocomix.evaluation.language_model import shares, token_losses, windows_at_once
 from cocomix.modeling import CoCoMixForCausalLM, Concepts, Edit
+from cocomix.modeling.concept_edits import put_first
 from cocomix.models.replacement import vectors_replaced
 from cocomix.plumbing.device import device, send
 from cocomix.plumbing.distributed import totals
@@ -68,13 +69,9 @@ class PutLabelsFirst:
         certainty = concepts.logits.gather(-1, self.labels.clamp(min=0))
         turn = (certainty if self.turn is None else self.turn).masked_fill(self.labels == NO_LABEL, float("inf"))
         chosen = turn.argsort(-1)[..., : self.count]
-        put_first, certainty = self.labels.gather(-1, chosen), certainty.gather(-1, chosen)
-        put_first = put_first.gather(-1, certainty.argsort(-1, descending=True))
-        others_stay = ~(indices[..., :, None] == put_first[..., None, :]).any(-1)
-        ranking = torch.cat([put_first, indices], dim=-1)
-        is_in = torch.cat([put_first != NO_LABEL, others_stay], dim=-1)
-        first = is_in.int().argsort(dim=-1, descending=True, stable=True)[..., : indices.shape[-1]]
-        return concepts._replace(strengths=strengths, indices=ranking.gather(-1, first))
+        first, certainty = self.labels.gather(-1, chosen), certainty.gather(-1, chosen)
+        first = first.gather(-1, certainty.argsort(-1, descending=True))
+        return concepts._replace(strengths=strengths, indices=put_first(indices, first))
 
 
 class _Windows(NamedTuple):

@@ -153,6 +153,19 @@ ConceptEdits = Sequence[Edit] | Sequence[Sequence[Edit]]
 """Edits for all rows of a batch, or a list of edits for each row."""
 
 
+def put_first(indices: Tensor, first: Tensor) -> Tensor:
+    """Put other concepts before those of each position, which lose their last ones: int64 [..., k].
+
+    Args:
+        indices: concepts in the order of their places, int64 [..., k].
+        first: different concepts, int64 [..., m], negative: none.
+    """
+    is_other = ~(indices[..., :, None] == first[..., None, :]).any(-1)
+    ranking, stays = torch.cat([first, indices], dim=-1), torch.cat([first >= 0, is_other], dim=-1)
+    places = stays.int().argsort(dim=-1, descending=True, stable=True)[..., : indices.shape[-1]]
+    return ranking.gather(-1, places)
+
+
 def is_by_row(edits: ConceptEdits) -> bool:
     """Whether there is a list of edits for each row."""
     return any(isinstance(each, Sequence) for each in edits)

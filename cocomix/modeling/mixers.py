@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .concept_edits import ConceptEdits, Concepts, edited
+from .concept_edits import ConceptEdits, Concepts, edited, put_first
 from .configuration_cocomix import CoCoMixConfig
 from .kernels import predict, top_k
 
@@ -146,10 +146,7 @@ def _labels_first(predicted: _Predicted, labels: Tensor, rows: Tensor) -> _Predi
     shape = (*labels.shape[:2], -1)
     strengths, order = predicted.strengths.view(shape).sort(-1, descending=True)
     indices = predicted.indices.view(shape).gather(-1, order)
-    is_other = ~(indices[..., :, None] == labels[..., None, :]).any(-1)
-    ranking, stays = torch.cat([labels, indices], dim=-1), torch.cat([labels >= 0, is_other], dim=-1)
-    first = stays.int().argsort(dim=-1, descending=True, stable=True)[..., : indices.shape[-1]]
-    forced = torch.where(rows[:, None, None], ranking.gather(-1, first), indices)
+    forced = torch.where(rows[:, None, None], put_first(indices, labels), indices)
     return predicted._replace(strengths=strengths.flatten(0, 1), indices=forced.flatten(0, 1))
 
 

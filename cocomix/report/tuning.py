@@ -172,7 +172,8 @@ def _shared(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = {*get_args(Method), "forms"}
     pretrain = {key: value for key, value in params.get("pretrain", {}).items() if key not in own}
-    return {**params, "pretrain": pretrain, "evaluate": {"stride": params.get("evaluate", {}).get("stride")}}
+    shared = {key: value for key, value in params.items() if key != "distribution"}
+    return {**shared, "pretrain": pretrain, "evaluate": {"stride": params.get("evaluate", {}).get("stride")}}
 
 
 def _own(params: Mapping[str, Any], method: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from cocomix.params import (
     CocomixParams,
     Method,
     PretrainParams,
+    ScheduleParams,
     distillation,
     regresses,
 )
@@ -268,7 +269,12 @@ def labels(attribution: AttributionParams) -> str:
 
 def told_labels(attribution: AttributionParams) -> str:
     """Sentences on how to interpret the loss of a model with labels supplied."""
-    if attribution.score != "activation" and attribution.sign == "released":
+    if attribution.score == "activation":
+        return (
+            "They are what the autoencoder finds in the text so far, of which the model has read as much. The model "
+            "heeds its concepts where the loss is lower than with other text's labels."
+        )
+    if attribution.sign == "released":
         return (
             "They are concepts without which the base model would predict what follows better, so that the loss may "
             "well rise. The model makes use of its concepts where the loss moves otherwise than with other text's "
@@ -317,6 +323,14 @@ def variant(cocomix: CocomixParams) -> str:
         (cocomix.mixing == "none", "it predicts, but mixes nothing in"),
         (cocomix.mixing == "add", "what it predicts is added to the token's state, not interleaved"),
         (cocomix.mixing == "interleave_with_state", "the interleaved position also holds the token's state"),
+        (cocomix.predicts == "nothing", "an MLP, which nothing teaches, stands in place of the concepts"),
+        (cocomix.gate, "a learned number that starts at 0 multiplies what is mixed"),
+        (cocomix.forces_labels, f"labels are mixed in {cocomix.teacher_forcing:.0%} of the training windows"),
+        (cocomix.labels == "shuffled", "each window has the labels of another one"),
+        (cocomix.label_weights == "score", "labels weigh by their scores"),
+        (cocomix.label_offsets != [0], f"it learns the labels of the positions at {cocomix.label_offsets}"),
+        (cocomix.concept_schedule != ScheduleParams(), "the weight of the concept loss changes over the steps"),
+        (cocomix.kd.kl_weight > 0, f"distillation is added with weight {cocomix.kd.kl_weight:g}"),
         (cocomix.learned_scale, "a learned number scales what is mixed"),
         (not cocomix.concept_weight, "nothing teaches it what to predict: the weight of that loss is 0"),
         (cocomix.stop_gradient, "the language model's loss leaves the prediction alone"),

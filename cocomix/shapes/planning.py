@@ -320,7 +320,8 @@ def _pretrain(
     base_bytes = 4 * parameters_of(base).stored if runs_base(section) else 0.0
     positions, unpacked = (windows["train"] + windows["validation"]) * context, 0.0
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
-        unpacked += positions * params.attribution.k_attr * (2 if teacher.latents < 2**16 else 4)
+        label_bytes = (2 if teacher.latents < 2**16 else 4) + (2 if section.label_weights == "score" else 0)
+        unpacked += positions * params.attribution.k_attr * label_bytes
     if params.distribution.draws and reads_distribution(section):
         id_bytes = 2 if shape["vocab_size"] <= 2**16 else 4
         unique = _unique(params.distribution.draws, shape["vocab_size"])

@@ -77,7 +77,7 @@ class Distillation:
         return forward_flops(self._base, context) if self._base is not None else 0
 
     def _kept_in_window(self, context: int) -> int:
-        return context - 1 - round(self.params.leave_out * (context - 1))
+        return max(1, context - 1 - round(self.params.leave_out * (context - 1)))
 
     def _kept(self, entropies: Tensor) -> Tensor:
         """Whether a position keeps its divergence: bool [batch, context - 1]; entropies: [batch, context]."""

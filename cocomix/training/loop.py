@@ -35,7 +35,7 @@ from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.window_data import Batch, Drawn, WindowData
 from cocomix.training.objectives import Auxiliary, Objective
 from cocomix.training.order import WindowOrder
-from cocomix.training.schedule import factor, learning_rate
+from cocomix.training.schedule import factor, learning_rate, steps_with
 from cocomix.training.sharding import clip, distribute, last_micro_batch, made_whole, set_whole_state, whole_state
 from cocomix.training.tensorboard import tensorboard
 
@@ -222,8 +222,8 @@ class Training:
     def _batch(self, step: int) -> StepData:
         """The batch of a step (from 0)."""
         rows = self._order.batch(step)
-        share, places = self._objective.teacher_forcing, np.arange(len(rows))
-        forced = np.floor((places + 1) * share) > np.floor(places * share)  # evenly spread over the step's windows
+        share, places = self._objective.teacher_forcing, step * len(rows) + np.arange(len(rows))
+        forced = np.floor((places + 1) * share) > np.floor(places * share)  # evenly spread over the run's windows
         mine = slice(runtime().rank, None, runtime().world_size)
         parts = [self._train.batch(each) for each in _split(rows[mine], runtime().micro_batch)]
         if share:
@@ -244,7 +244,8 @@ class Training:
 
     def _flops(self, steps: int) -> int:
         """Training FLOPs of the first steps; without the base model's in those whose weight of distillation is 0."""
-        distilled = sum(self._weights_of(step).get("distillation", 0) > 0 for step in range(steps))
+        distillation = self._objective.weights.get("distillation")
+        distilled = min(steps, steps_with(distillation.schedule, self._params)) if distillation else 0
         student, base = (
             each(self._context) for each in (self._objective.training_flops, self._objective.distillation_flops)
         )

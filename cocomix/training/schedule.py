@@ -15,6 +15,11 @@ def learning_rate(params: TrainingParams, step: int) -> float:
     return params.learning_rate * (params.final_share + (1 - params.final_share) * cosine)
 
 
+def steps_with(schedule: ScheduleParams, params: TrainingParams) -> int:
+    """Number of steps, from the first one on, in which the factor of a loss weight is not 0."""
+    return math.ceil(schedule.until * params.steps)
+
+
 def factor(schedule: ScheduleParams, params: TrainingParams, step: int) -> float:
     """Factor of a loss weight in a step."""
     end = schedule.until * params.steps

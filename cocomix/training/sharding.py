@@ -30,9 +30,9 @@ class Root(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, *batch: Tensor) -> Any:
+    def forward(self, **batch: Any) -> Any:
         """Run the objective."""
-        return self.objective(*batch)
+        return self.objective(**batch)
 
 
 def distribute(objective: nn.Module) -> nn.Module:

@@ -78,7 +78,7 @@ def test_a_list_of_locks_that_dvc_left_torn_stops_no_flow(project: Project) -> N
         torn.write_text(content)
         project.run(sys.executable, "-m", "flows.plan")
         torn.write_text(content)
-        script = "from flows.reproduce import reproduce; assert reproduce('shapes', print).outcome == 'up to date'"
+        script = "from flows.reproduce import reproduce; assert reproduce('methods', print).outcome == 'up to date'"
         project.run(sys.executable, "-c", script)
 
 

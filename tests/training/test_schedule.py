@@ -3,7 +3,7 @@
 import pytest
 
 from cocomix.params import ScheduleParams, TrainingParams
-from cocomix.training.schedule import factor, learning_rate
+from cocomix.training.schedule import factor, learning_rate, steps_with
 
 PARAMS = TrainingParams(
     steps=8, batch_size=1, learning_rate=1e-2, eval_every=1, eval_windows=1, checkpoint_every=1, warmup_share=0.25
@@ -25,6 +25,7 @@ PARAMS = TrainingParams(
 def test_the_factor_of_a_weight_in_each_step(shape: str, until: float, expected: list[float]) -> None:
     schedule = ScheduleParams(shape=shape, until=until)  # type: ignore[arg-type]
     assert [factor(schedule, PARAMS, step) for step in range(8)] == pytest.approx(expected, abs=1e-6)
+    assert steps_with(schedule, PARAMS) == sum(each > 0 for each in expected)
 
 
 def test_the_factor_follows_the_learning_rate() -> None:
