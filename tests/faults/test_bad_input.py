@@ -199,7 +199,7 @@ def test_a_folder_in_the_place_of_parameters_is_refused_in_one_line(folder: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "usage: METHOD SEED, with a method of ntp, cocomix; got ''"),
+        ([], "usage: METHOD SEED, with a method of ntp, predicted, cocomix; got ''"),
         (["npt", "0"], "npt: not in pretrain.methods of params.yaml; did you mean 'ntp'?"),
         (["ntp", "-1"], "usage: METHOD SEED"),
         (["ntp", "\u00b2"], "usage: METHOD SEED"),

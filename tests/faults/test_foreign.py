@@ -21,7 +21,7 @@ from cocomix.shapes.methods import supervision
 from tests.stages.project import OUTS, Project, words
 
 ARTIFACTS = Path("artifacts")
-FORMS = {"hidden": {"predicts": "hidden"}, "cached": {"kd": {"source": "cached", "kl_weight": 1.0}}}
+FORMS = {"hidden": {"predicts": "hidden"}, "cached": {"mixing": "none", "kd": {"source": "cached", "kl_weight": 1.0}}}
 
 
 def stage(name: str) -> Callable[[], None]:

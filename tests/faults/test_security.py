@@ -77,7 +77,7 @@ def test_no_parameter_reaches_a_shell(project: Project, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("overrides", [{"pretrain.seeds": [SHELL]}, {"pretrain.methods": [SHELL]}])
 def test_what_becomes_part_of_a_command_can_hold_no_text(folder: Path, overrides: dict[str, object]) -> None:
     shutil.copy(ROOT / "params.yaml", folder)
-    with pytest.raises(UserError, match=r"overrides: pretrain\.(seeds|methods)\.0"):
+    with pytest.raises(UserError, match=r"overrides: pretrain(\.seeds\.0|: methods lists)"):
         override(overrides)
     assert (folder / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 

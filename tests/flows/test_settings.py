@@ -86,9 +86,3 @@ def test_methods_and_seeds_of_the_command_line_are_those_of_every_setting(monkey
     monkeypatch.chdir(ROOT)
     found = tasks([Setting("own", {"pretrain": {"methods": ["ntp", "pause"], "seeds": [5]}})], ["kd"])
     assert [(each.method, each.seed) for each in found] == [("kd", 5)]
-
-
-def test_the_shipped_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    for file in (ROOT / "sweeps").glob("*.yaml"):
-        assert tasks(settings(file, []))

@@ -397,23 +397,30 @@ def test_what_the_methods_have_in_common_is_said(folder: Path, match: str, says:
     assert says in " ".join(Page(html).text.split())
 
 
+RISES, FALLS = "the loss may well rise", "where the loss falls, the model uses its concepts"
+
+
 @pytest.mark.parametrize(
-    ("changes", "labels", "may_rise"),
+    ("changes", "labels", "follows"),
     [
-        ([], "would lower the base model's loss on the text that follows the most", True),
-        ([("sign: released", "sign: helpful")], "would raise the base model's loss on the text", False),
-        ([("scope: sequence", "scope: next_token")], "lower the base model's loss on the next token the most", True),
-        ([("score: gradient", "score: activation")], "labels of a position are those that are most active", False),
+        ([], "would lower the base model's loss on the text that follows the most", RISES),
+        ([("sign: released", "sign: helpful")], "would raise the base model's loss on the text", FALLS),
+        ([("scope: sequence", "scope: next_token")], "lower the base model's loss on the next token the most", RISES),
+        (
+            [("score: gradient", "score: activation")],
+            "labels of a position are those that are most active",
+            "heeds its concepts where the loss is lower than with other text's labels",
+        ),
     ],
 )
 def test_what_labels_are_is_said_and_what_follows_when_a_model_is_told_them(
-    folder: Path, changes: list[tuple[str, str]], labels: str, may_rise: bool
+    folder: Path, changes: list[tuple[str, str]], labels: str, follows: str
 ) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, *changes)
     text = " ".join(Page(html).text.split())
     assert labels in text
-    assert ("the loss may well rise" in text) is may_rise
-    assert ("where the loss falls, the model uses its concepts" in text) is not may_rise
+    assert follows in text
+    assert [each for each in (RISES, FALLS) if each in text] == [each for each in (RISES, FALLS) if each == follows]
     assert "cross-entropy 5.200 nats, where the frequencies of labels alone would give 6.030;" in text  # 8.7 bits
     assert "Its loss is 3.850 when the labels of each position are put among its concepts, 4.300 when" in text
 

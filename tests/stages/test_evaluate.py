@@ -18,10 +18,11 @@ from cocomix.attribution.labels import Labels, write_labels
 from cocomix.evaluation.downstream import DocumentScore, MetricValue, TaskScore
 from cocomix.evaluation.language_model import TextScore
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params, load
+from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.shapes.methods import METHODS, supervision
 from tests.conftest import CONTEXT, VOCAB
+from tests.shipped import paper_params
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 CONCEPTS = 16
@@ -40,7 +41,7 @@ def trained(tokens_folder: Path) -> None:
         work.finish({"latents": CONCEPTS, "k_attr": 1, "context": CONTEXT})
         work.publish()
     with Work("methods", Path("artifacts/methods"), {}, {}) as work:
-        pretrain = load(SHIPPED).pretrain
+        pretrain = paper_params().pretrain
         entries = {
             name: {
                 "kind": name,
@@ -71,7 +72,7 @@ def trained(tokens_folder: Path) -> None:
 
 def params(**changes: Any) -> Params:
     section = EvaluateParams(batch_size=8, intervention_windows=6).model_copy(update=changes)
-    return load(SHIPPED).model_copy(update={"evaluate": section})
+    return paper_params().model_copy(update={"evaluate": section})
 
 
 @pytest.fixture

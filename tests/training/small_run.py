@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ def main(folder: Path, method: str, stop_at: int | None) -> None:
     (folder / f"drawn-{runtime().rank}.json").write_text(json.dumps(drawn))
     if runtime().rank == 0:
         weights = {name: each.flatten().tolist() for name, each in objective.model.state_dict().items()}
-        found = {"curve": [asdict(row) for row in curve], "norms": norms, "weights": weights}
+        found = {"curve": [row.columns() for row in curve], "norms": norms, "weights": weights}
         (folder / "result.json").write_text(json.dumps(found))
 
 
