@@ -82,7 +82,8 @@ def encoder(folder: Path) -> None:
     from transformers import BertConfig, BertLMHeadModel
 
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertLMHeadModel(BertConfig(vocab_size=512, **shape)).save_pretrained(folder)  # type: ignore[arg-type]
+    config = BertConfig(vocab_size=512, initializer_range=0.5, **shape)  # type: ignore[arg-type]
+    BertLMHeadModel(config).save_pretrained(folder)
 
 
 MODELS: Mapping[str, Callable[[Path], None]] = {
