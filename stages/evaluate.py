@@ -29,7 +29,7 @@ from cocomix.plumbing.once import once
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.methods import read_method
-from cocomix.tokens.window_data import Labels, WindowData
+from cocomix.tokens.window_data import WindowData, WindowLabels
 from cocomix.tokens.windows import Split, Tokens
 from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -102,7 +102,7 @@ def run(params: Params, method: str, seed: int) -> None:
         if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
             of_windows = ConceptLabels(labels).unpack(tokens, "validation", work.scratch / "labels.npy")
             assert isinstance(listed.parameters, CocomixParams)
-            of_positions = Labels(of_windows, offsets=tuple(listed.parameters.label_offsets))
+            of_positions = WindowLabels(of_windows, offsets=tuple(listed.parameters.label_offsets))
             data = WindowData(tokens.windows("validation"), of_positions)
             concept_metrics = _concepts(model, data, key | learned, section, name, work)
         if runtime().rank == 0:

@@ -28,7 +28,7 @@ from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.methods import ListedMethod, read_method
 from cocomix.shapes.models import shape_of
-from cocomix.tokens.window_data import Labels, WindowData
+from cocomix.tokens.window_data import WindowData, WindowLabels
 from cocomix.tokens.windows import Split, Tokens
 from cocomix.training.distillation import Distillation
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
@@ -119,7 +119,9 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     (folder / "README.md").write_text(model_card(model, trained), encoding="utf-8")
 
 
-def labels_of(section: CocomixParams, labels: ConceptLabels, tokens: Tokens, split: Split, scratch: Path) -> Labels:
+def labels_of(
+    section: CocomixParams, labels: ConceptLabels, tokens: Tokens, split: Split, scratch: Path
+) -> WindowLabels:
     """The labels of a split, as a method learns them."""
     concepts = labels.unpack(tokens, split, scratch / f"labels-{split}.npy")
     scores, order = None, None
@@ -127,7 +129,7 @@ def labels_of(section: CocomixParams, labels: ConceptLabels, tokens: Tokens, spl
         scores = labels.unpack(tokens, split, scratch / f"scores-{split}.npy", "scores")
     if section.labels == "shuffled":
         order = np.random.default_rng(0).permutation(len(concepts))
-    return Labels(concepts, scores, tuple(section.label_offsets), order)
+    return WindowLabels(concepts, scores, tuple(section.label_offsets), order)
 
 
 def _objective(section: MethodParams, shape: dict[str, Any], teacher: Teacher) -> Objective:

@@ -7,22 +7,15 @@ from typing import Any
 import yaml
 
 from cocomix.params import Params
+from flows.preset import merged
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
 
 def paper_form() -> str:
     """The content of params.yaml in the paper's form and without forms: tests change single values of it."""
-    text = SHIPPED.read_text()
-    for old, new in {
-        "score: activation ": "score: gradient ",
-        "methods: [ntp, predicted, cocomix] ": "methods: [ntp, cocomix] ",
-        "mixing: add ": "mixing: interleave ",
-        "tied_scale: 0.01": "tied_scale: 0.75",
-        "teacher_forcing: 0.5": "teacher_forcing: 0.0",
-    }.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
+    presets = SHIPPED.parent / "presets"
+    text = merged(SHIPPED, presets / "default.yaml", presets / "paper-form.yaml").decode()
     return re.sub(r"(?m)^  forms: .*\n    predicted: .*$", "  forms: {}", text)
 
 

@@ -11,15 +11,12 @@ from cocomix.attribution.labelling import label_windows
 from cocomix.attribution.labels import Labels, label_type, write_labels
 from cocomix.attribution.positions_apart import check_positions_apart
 from cocomix.base.blocks import check_layer
-from cocomix.base.loading import micro_batch
 from cocomix.params import AttributionParams
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
-from cocomix.plumbing.progress import progress
-from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
-from cocomix.tokens.shards import window_shards
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.shards import write_shards
+from cocomix.tokens.windows import Split, Tokens
 
 
 def make_labels(
@@ -40,23 +37,12 @@ def make_labels(
     if params.scope == "next_token":
         window = torch.from_numpy(tokens.windows("validation")[:1].astype(np.int64))
         check_positions_apart(model, sae.config.layer, window.to(model.device))
-    shards = window_shards(tokens, params.shard_tokens)
-    work.expect(each.name for each in shards)
-    mine = shards[runtime().rank :: runtime().world_size]
-    missing = [shard for shard in mine if not work.has(shard.name)]
-    total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
-    with progress("attribution", total, "tokens", total - left) as bar:
-        for shard in missing:
-            per_batch = micro_batch(tokens.context)
-            parts = []
-            for start in range(shard.start, shard.stop, per_batch):
-                rows = tokens.windows(shard.split)[start : min(start + per_batch, shard.stop)]
-                parts.append(label_windows(model, sae, torch.from_numpy(rows.astype(np.int64)), params))
-                bar.advance(rows.size)
-            with work.write(shard.name) as pending:
-                pending.rows = shard.stop - shard.start
-                write_labels(pending.path, Labels(*(np.concatenate(each) for each in zip(*parts, strict=True))))
-    work.wait()
+
+    def compute(split: Split, windows: range) -> Labels:
+        rows = tokens.windows(split)[windows.start : windows.stop]
+        return label_windows(model, sae, torch.from_numpy(rows.astype(np.int64)), params)
+
+    write_shards(work, tokens, params.shard_tokens, compute, write_labels)
     return {
         "latents": sae.config.concepts,
         "layer": sae.config.layer,

@@ -19,8 +19,8 @@ from numpy.typing import DTypeLike, NDArray
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.columns import raw_column, rows_of
-from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
+from cocomix.tokens.shards import check_shards
 from cocomix.tokens.windows import Split, Tokens
 
 LARGEST_SCORE = float(np.finfo(np.float16).max)
@@ -89,15 +89,9 @@ class ConceptLabels:
         Raises:
             UserError: when the labels do not have the shape of the tokens' windows.
         """
-        windows = sum(map(self._artifact.rows, self._artifact.names(f"{split}-")))
-        expected = tokens.windows(split).shape
-        if (windows, self.context) != expected:
-            raise UserError(
-                f"{self._artifact.path}: labels {windows} windows of {self.context} tokens of the {split} split, "
-                f"{tokens.artifact.path} has {expected[0]} of {expected[1]}; run the stage 'attribution' again"
-            )
+        check_shards(self._artifact, self.context, tokens, split, "labels", "attribution")
         if runtime().rank == 0 and not target.exists():
-            self._unpack(split, (windows, self.context, self.k_attr), target, what)
+            self._unpack(split, (*tokens.windows(split).shape, self.k_attr), target, what)
         distributed.barrier()
         return np.load(distributed.see(target), mmap_mode="r")
 

@@ -4,37 +4,22 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from cocomix.base.loading import micro_batch
 from cocomix.distribution.draws import PackedDraws, pack, write_draws
 from cocomix.distribution.sampling import sample, uniforms
 from cocomix.params import DistributionParams
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.device import autocast
-from cocomix.plumbing.progress import progress
-from cocomix.plumbing.runtime import runtime
-from cocomix.tokens.shards import window_shards
+from cocomix.tokens.shards import write_shards
 from cocomix.tokens.windows import Split, Tokens
 
 
 def make_draws(work: Work, model: PreTrainedModel, tokens: Tokens, params: DistributionParams) -> None:
     """Write this process's shards of draws, and wait for the other processes."""
-    shards = window_shards(tokens, params.shard_tokens)
-    work.expect(each.name for each in shards)
-    mine = shards[runtime().rank :: runtime().world_size]
-    missing = [shard for shard in mine if not work.has(shard.name)]
-    total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
-    with progress("distribution", total, "tokens", total - left) as bar:
-        for shard in missing:
-            per_batch = micro_batch(tokens.context)
-            parts = []
-            for start in range(shard.start, shard.stop, per_batch):
-                windows = range(start, min(start + per_batch, shard.stop))
-                parts.append(draw_windows(model, tokens, shard.split, windows, params))
-                bar.advance(len(windows) * tokens.context)
-            with work.write(shard.name) as pending:
-                pending.rows = shard.stop - shard.start
-                write_draws(pending.path, PackedDraws(*(np.concatenate(each) for each in zip(*parts, strict=True))))
-    work.wait()
+
+    def compute(split: Split, windows: range) -> PackedDraws:
+        return draw_windows(model, tokens, split, windows, params)
+
+    write_shards(work, tokens, params.shard_tokens, compute, write_draws)
 
 
 @torch.no_grad()

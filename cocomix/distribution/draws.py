@@ -25,6 +25,7 @@ from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.columns import ragged_column, raw_column, rows_of, values_of
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
+from cocomix.tokens.shards import check_shards
 from cocomix.tokens.window_data import Drawn
 from cocomix.tokens.windows import Split, Tokens
 
@@ -144,13 +145,7 @@ class Draws:
         Raises:
             UserError: when the draws do not have the shape of the tokens' windows.
         """
-        windows = sum(map(self._artifact.rows, self._artifact.names(f"{split}-")))
-        expected = tokens.windows(split).shape
-        if (windows, self.context) != expected:
-            raise UserError(
-                f"{self._artifact.path}: has draws of {windows} windows of {self.context} tokens of the {split} split, "
-                f"{tokens.artifact.path} has {expected[0]} of {expected[1]}; run the stage 'distribution' again"
-            )
+        check_shards(self._artifact, self.context, tokens, split, "has draws of", "distribution")
         if runtime().rank == 0 and not folder.exists():
             self._unpack(split, folder)
         distributed.barrier()

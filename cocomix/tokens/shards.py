@@ -1,8 +1,20 @@
 """Files that hold something for every training and validation window, in the order of the windows."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+import numpy as np
+
+from cocomix.base.loading import micro_batch
+from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.windows import Split, Tokens
+
+Columns = TypeVar("Columns", bound=tuple)  # type: ignore[type-arg]
+"""A NamedTuple of arrays, in the order of the windows."""
 
 
 class WindowShard(NamedTuple):
@@ -25,3 +37,53 @@ def window_shards(tokens: Tokens, shard_tokens: int) -> list[WindowShard]:
         for windows in [len(tokens.windows(split))]
         for start in range(0, windows, shard_windows)
     ]
+
+
+def write_shards(
+    work: Work,
+    tokens: Tokens,
+    shard_tokens: int,
+    compute: Callable[[Split, range], Columns],
+    write: Callable[[Path, Columns], None],
+) -> None:
+    """Write this process's shards, a micro-batch of windows at a time, and wait for the other processes.
+
+    Args:
+        compute: the columns of the windows of a split that have these numbers.
+        write: writes one file.
+    """
+    shards = window_shards(tokens, shard_tokens)
+    work.expect(each.name for each in shards)
+    mine = shards[runtime().rank :: runtime().world_size]
+    missing = [shard for shard in mine if not work.has(shard.name)]
+    total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
+    with progress(work.stage, total, "tokens", total - left) as bar:
+        for shard in missing:
+            per_batch, parts = micro_batch(tokens.context), list[Columns]()
+            for start in range(shard.start, shard.stop, per_batch):
+                windows = range(start, min(start + per_batch, shard.stop))
+                parts.append(compute(shard.split, windows))
+                bar.advance(len(windows) * tokens.context)
+            with work.write(shard.name) as pending:
+                pending.rows = shard.stop - shard.start
+                write(pending.path, type(parts[0])(*(np.concatenate(each) for each in zip(*parts, strict=True))))
+    work.wait()
+
+
+def check_shards(artifact: Artifact, context: int, tokens: Tokens, split: Split, has: str, stage: str) -> None:
+    """Check that an artifact's shards are of all windows of a split.
+
+    Args:
+        context: tokens of a window, as the artifact says.
+        has: how an error says what it has, such as `has draws of`.
+        stage: that makes the artifact.
+
+    Raises:
+        UserError: when they are not.
+    """
+    windows, expected = sum(map(artifact.rows, artifact.names(f"{split}-"))), tokens.windows(split).shape
+    if (windows, context) != expected:
+        raise UserError(
+            f"{artifact.path}: {has} {windows} windows of {context} tokens of the {split} split, "
+            f"{tokens.artifact.path} has {expected[0]} of {expected[1]}; run the stage {stage!r} again"
+        )

@@ -47,7 +47,7 @@ class DrawsByWindow(Protocol):
 
 
 @dataclass(frozen=True)
-class Labels:
+class WindowLabels:
     """Concept labels of all windows of a split, as a model learns them."""
 
     concepts: NDArray[np.unsignedinteger]
@@ -90,7 +90,7 @@ class WindowData:
 
     windows: NDArray[np.unsignedinteger]
     """[windows, context]."""
-    labels: Labels | None = None
+    labels: WindowLabels | None = None
     draws: DrawsByWindow | None = None
 
     def batch(self, rows: NDArray[np.int64] | slice) -> Batch:

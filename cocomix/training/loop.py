@@ -229,7 +229,8 @@ class Training:
         if share:
             for part, here in zip(parts, _split(forced[mine], runtime().micro_batch), strict=True):
                 part["forced_rows"] = torch.from_numpy(here)
-        positions = {name: sum(self._positions(part)[name] for part in parts) for name in self._objective.weights}
+        counts = [self._positions(part) for part in parts]
+        positions = {name: sum(each[name] for each in counts) for name in self._objective.weights}
         return StepData(rows, [_sent(part) for part in parts], positions)
 
     def _positions(self, batch: Batch) -> dict[Auxiliary, int]:

@@ -5,7 +5,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.evaluation.text import EvaluationText
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
-from cocomix.tokens.window_data import Labels, WindowData
+from cocomix.tokens.window_data import WindowData, WindowLabels
 
 CONTEXT, VOCAB, CONCEPTS, K_ATTR = 12, 31, 24, 3
 SHAPE = {"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": 16, "n_layer": 3, "n_head": 2}
@@ -43,4 +43,4 @@ def data(text: EvaluationText) -> WindowData:
     labels = generator.permuted(np.tile(np.arange(CONCEPTS), (*text.windows.shape, 1)), axis=-1)[..., :K_ATTR]
     labels = np.where(np.arange(K_ATTR) < generator.integers(0, K_ATTR + 1, size=(*labels.shape[:2], 1)), labels, 65535)
     labels[:, -1] = 65535
-    return WindowData(text.windows, Labels(labels.astype(np.uint16)))
+    return WindowData(text.windows, WindowLabels(labels.astype(np.uint16)))

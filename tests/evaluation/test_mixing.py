@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cocomix.evaluation.mixing import MixingScore, PutLabelsFirst, score_mixing
 from cocomix.modeling import CoCoMixForCausalLM, Concepts
-from cocomix.tokens.window_data import Labels, WindowData
+from cocomix.tokens.window_data import WindowData, WindowLabels
 from tests.evaluation.conftest import K_ATTR, cocomix
 
 FAR = 3
@@ -47,7 +47,7 @@ def test_mixed_vectors_are_replaced(data: WindowData, changes: dict[str, object]
 
 def test_windows_are_taken_from_all_over_the_data(data: WindowData) -> None:
     model = cocomix()
-    chosen = WindowData(data.windows[[0, 3, 6]], Labels(data.labels.concepts[[0, 3, 6]]))  # type: ignore[index]
+    chosen = WindowData(data.windows[[0, 3, 6]], WindowLabels(data.labels.concepts[[0, 3, 6]]))  # type: ignore[index]
     expected, score = (score_mixing(model, each, 3, 64, "mixing") for each in (chosen, data))
     assert score.windows == 3
     assert score.as_it_is == pytest.approx(expected.as_it_is)
@@ -112,7 +112,7 @@ def test_labels_are_told_one_by_one(data: WindowData, changes: dict[str, object]
 
 def test_one_label_a_position_is_told_at_once(data: WindowData) -> None:
     assert data.labels is not None
-    first = WindowData(data.windows, Labels(data.labels.concepts[..., :1]))
+    first = WindowData(data.windows, WindowLabels(data.labels.concepts[..., :1]))
     score: MixingScore = score_mixing(cocomix(), first, 100, 8, "mixing")
     assert score.told_by_uncertainty == score.told_at_random
     assert len(score.told_at_random) == 2

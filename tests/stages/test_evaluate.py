@@ -110,7 +110,7 @@ def test_concepts_are_measured_where_they_are_predicted(trained: None) -> None:
 
 
 def test_what_mixing_does_is_not_measured_on_a_single_window(trained: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, first = stages.evaluate.WindowData, stages.evaluate.Labels
+    whole, first = stages.evaluate.WindowData, stages.evaluate.WindowLabels
     monkeypatch.setattr(
         stages.evaluate, "WindowData", lambda windows, labels: whole(windows[:1], first(labels.concepts[:1]))
     )

@@ -16,7 +16,7 @@ from cocomix.params import KdParams, MtpParams, ScheduleParams, TrainingParams
 from cocomix.plumbing import checkpoint
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
-from cocomix.tokens.window_data import Drawn, DrawsByWindow, Labels, WindowData
+from cocomix.tokens.window_data import Drawn, DrawsByWindow, WindowData, WindowLabels
 from cocomix.training import loop
 from cocomix.training.distillation import Distillation
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
@@ -105,7 +105,7 @@ def data(seed: int, labelled: bool, drawn: bool = False) -> WindowData:
     labels = generator.integers(0, 24, (40, 8, 3)).astype(np.uint16)
     labels[generator.random(labels.shape) < 0.3] = np.iinfo(np.uint16).max
     draws = Sampled(windows) if drawn else None
-    return WindowData(windows.astype(np.uint16), Labels(labels) if labelled else None, draws)
+    return WindowData(windows.astype(np.uint16), WindowLabels(labels) if labelled else None, draws)
 
 
 def training(objective: Objective, folder: Path, params: TrainingParams = PARAMS) -> Training:
