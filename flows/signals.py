@@ -86,6 +86,7 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
 
 def leave(number: int, _frame: FrameType | None = None) -> NoReturn:
     """Print the signal that ends this process, and end it."""
+    _handle(lambda *_: None)  # the terminal and the parent may both send one, and one line is enough
     line, status = _of(number)
     _say(line)
     os._exit(status)

@@ -13,7 +13,14 @@ END_CLAIM = "STAGE_END_CLAIM"
 
 
 def first_to_end() -> bool:
-    """Whether this is the first process of the job to fail or to be stopped: only the first one reports the cause."""
+    """Whether this is the first process of the job to fail or to be stopped: only the first one reports the cause.
+
+    From now on the process ignores signals. Ctrl-C often comes twice, from the terminal and from the launcher, and the
+    second one must not end the process before it has reported the cause.
+    """
+    with suppress(ValueError):  # not in the main thread, which alone handles signals
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, lambda *_: None)  # SIG_IGN prints a warning if a signal is pending
     claim = os.environ.get(END_CLAIM)
     with suppress(FileExistsError):
         if claim:

@@ -71,7 +71,6 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
         if runtime().rank == 0:
             reads.check()
     except Interrupted as stop:
-        interrupt.ignore()
         if first_to_end():
             print(f"{stop}; {KEPT}", file=sys.stderr)
         _leave(stop.exit_code)

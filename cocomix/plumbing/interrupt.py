@@ -92,12 +92,6 @@ def alive() -> None:
         held.touch()
 
 
-def ignore() -> None:
-    """Ignore further signals until the exit, so that an echo does not change the exit status."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
-
-
 def received() -> signal.Signals | None:
     """The signal that asked this process to stop, or None."""
     return _received

@@ -70,6 +70,17 @@ def test_a_command_that_a_closed_terminal_must_not_end_goes_on(folder: Path) -> 
         assert process.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
+def test_a_second_signal_while_a_command_ends_adds_no_line() -> None:
+    program = (
+        "import os, signal; from flows import signals; signals.end_at_once(); write = os.write;"
+        "os.write = lambda *line: (write(*line), signal.raise_signal(signal.SIGTERM));"
+        "signal.raise_signal(signal.SIGINT)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "stopped by SIGINT\n")
+
+
 SERVER = """
 import sys
 from cocomix.plumbing.errors import UserError

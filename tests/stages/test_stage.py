@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cocomix.plumbing.artifact import Artifact
+from stages.early import END_CLAIM
 from stages.stage import _machine_trouble, to_json
 from tests.faults.mounting import in_namespace
 
@@ -310,6 +311,20 @@ def test_a_folder_that_cannot_be_written_is_one_line() -> None:
     assert len(errors_in(done.stderr)) == 1
     assert "Read-only file system" in done.stderr
     assert "must be writable" in done.stderr
+
+
+@pytest.mark.parametrize("claim", [{}, {END_CLAIM: "claimed"}], ids=["alone", "one of several"])
+def test_a_second_signal_does_not_end_a_stage_before_it_has_said_why(claim: dict[str, str]) -> None:
+    program = (
+        "import os, signal; from stages import early; early.end_by_signals(); write = os.write;"
+        "os.write = lambda *line: (signal.raise_signal(signal.SIGTERM), write(*line));"
+        "signal.raise_signal(signal.SIGINT)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT | claim, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == "stopped by SIGINT while it started; the same command starts it again\n"
 
 
 def test_json_for_people_is_indented_and_ends_with_a_newline() -> None:
