@@ -46,7 +46,7 @@ def run(params: Params) -> None:
 def _say_what_is_little(params: CorpusParams, summary: CorpusSummary) -> None:
     kept = sum(size.bytes for size in summary.splits.values()) / 1e6
     if summary.limited and params.source != "installed-docs":
-        say(f"corpus: kept {kept:.1f} MB; the rest was left out, because corpus.megabytes is {params.megabytes}")
+        say(f"corpus: kept {kept:.3g} MB; the rest was left out, because corpus.megabytes is {params.megabytes}")
     for split in ("validation", "test"):
         documents = summary.splits[split].documents
         if documents < FEW_DOCUMENTS and params.source != "installed-docs":
