@@ -43,13 +43,13 @@ def run(params: Params) -> None:
     )
 
 
-def _say_what_is_little(params: CorpusParams, summary: CorpusSummary) -> None:
+def _say_what_is_little(section: CorpusParams, summary: CorpusSummary) -> None:
     kept = sum(size.bytes for size in summary.splits.values()) / 1e6
-    if summary.limited and params.source != "installed-docs":
-        say(f"corpus: kept {kept:.3g} MB; the rest was left out, because corpus.megabytes is {params.megabytes}")
+    if summary.limited and section.source != "installed-docs":
+        say(f"corpus: kept {kept:.3g} MB; the rest was left out, because corpus.megabytes is {section.megabytes}")
     for split in ("validation", "test"):
         documents = summary.splits[split].documents
-        if documents < FEW_DOCUMENTS and params.source != "installed-docs":
+        if documents < FEW_DOCUMENTS and section.source != "installed-docs":
             say(
                 f"corpus: the {split} split has {documents} documents: intervals over so few say little; raise "
                 f"corpus.{split}_share, or give text in more documents"
