@@ -20,7 +20,6 @@ from tests.training.test_loop import PARAMS, training
 
 def main(folder: Path, method: str, optimizer: str, steps: int, stop_at: int | None) -> None:
     os.environ |= {"COCOMIX_PRECISION": "fp32", "COCOMIX_DEVICE": "cpu"}
-    torch.Tensor.bfloat16 = torch.Tensor.clone  # type: ignore[method-assign]  # Muon multiplies in it: three digits
     distributed.join()
     objective = getattr(test_loop, method)()
     run = training(objective, folder, PARAMS.model_copy(update={"optimizer": optimizer, "steps": steps}))

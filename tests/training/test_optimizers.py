@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.plumbing import checkpoint
+from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.models import block_matrices, newton_schulz_flops
 from cocomix.training.objectives import MultiToken, Objective
 from cocomix.training.optimizers import Muon, optimizers
@@ -73,10 +74,8 @@ def test_adamw_has_all_parameters_where_muon_is_not_asked_for() -> None:
 @pytest.mark.parametrize("changes", [{}, {"muon_learning_rate": 3e-2, "weight_decay": 0.4, "decay": "all"}])
 @pytest.mark.parametrize("make", [ntp, cocomix])
 def test_the_steps_are_muon_and_adamw_written_out(
-    make: Callable[[], Objective], changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Objective], changes: dict[str, object], tmp_path: Path
 ) -> None:
-    # Muon multiplies in bf16, which keeps three digits; in fp32 it can be compared.
-    monkeypatch.setattr(Tensor, "bfloat16", Tensor.clone)
     params = MUON.model_copy(update={"steps": 5, "warmup_share": 0.4, **changes})
     objective = make()
     weights = {name: each.detach().double() for name, each in objective.named_parameters()}
@@ -115,6 +114,22 @@ def _newton_schulz(x: Tensor) -> Tensor:
         product = x @ x.T
         x = 3.4445 * x - 4.775 * product @ x + 2.0315 * product @ product @ x
     return x
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_muon_multiplies_in_the_precision_of_the_run(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCOMIX_PRECISION", precision)
+    runtime.cache_clear()
+    objective = ntp()
+    _, muon = optimizers(objective, MUON)
+    weight = objective.model.transformer.h[0].mlp.c_fc.weight
+    before, gradient = weight.detach().clone(), torch.randn(16, 64)
+    weight.grad = gradient.clone()
+    muon.step()
+    rate = muon.param_groups[1]["lr"]
+    update = (before * (1 - rate * 0.1) - weight) / (rate * 0.2 * math.sqrt(64))
+    error = (update - _newton_schulz(gradient.double())).abs().max()
+    assert error < 1e-4 if precision == "fp32" else 1e-3 < error < 0.1
 
 
 def test_a_checkpoint_has_one_state_for_each_parameter_of_both_optimisers(tmp_path: Path) -> None:
