@@ -26,8 +26,8 @@ from cocomix.params import KdParams, TrainingParams
 from cocomix.plumbing.device import attention, autocast, device, send
 from cocomix.tokens.window_data import Drawn, WindowData
 from cocomix.training.distillation import Distillation
-from cocomix.training.loop import adamw
 from cocomix.training.objectives import Objective
+from cocomix.training.optimizers import adamw
 
 CONTEXT, BATCH, WINDOWS, VOCAB, DRAWS = 128, 16, 512, 4096, 50
 PARAMS = TrainingParams(steps=1, batch_size=BATCH, learning_rate=2e-3, eval_every=1, eval_windows=1, checkpoint_every=1)
@@ -65,7 +65,7 @@ def draws(different: int) -> WindowDraws:
 
 def step(distillation: Distillation | None, read: WindowDraws | None = None) -> Callable[[], None]:
     objective = Objective(gpt2(208, 13), distillation).train()
-    optimizer = adamw(objective, PARAMS)
+    optimizer = adamw(objective.parameters(), PARAMS)
     windows = np.random.default_rng(1).integers(0, VOCAB, (WINDOWS, CONTEXT), np.uint16)
     data, order = WindowData(windows, draws=read), np.random.default_rng(2)
     kl_weight = torch.ones((), device=device()) if distillation else None

@@ -32,8 +32,8 @@ from cocomix.plumbing.device import attention, autocast, device, tf32
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.tokens.window_data import Batch
-from cocomix.training.loop import adamw
 from cocomix.training.objectives import ConceptMixing, Objective, Weighted
+from cocomix.training.optimizers import adamw
 
 ON_GPU = device().type == "cuda"
 CONTEXT, WINDOWS = (1024, 8) if ON_GPU else (256, 2)
@@ -80,7 +80,7 @@ def as_run(module: nn.Module) -> nn.Module:
 
 def our_step(objective: Objective, batch: Batch) -> Step:
     """The step of `cocomix.training.Training` with one micro-batch."""
-    optimizer = adamw(objective.train(), PARAMS)
+    optimizer = adamw(objective.train().parameters(), PARAMS)
     tokens, positions = batch["windows"][:, 1:].numel(), objective.positions(batch["windows"], batch.get("labels"))
     run = as_run(objective)
 

@@ -142,6 +142,21 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("prefixes: []", "prefixes: [64]", "sae: prefixes ([64]) are for matryoshka, which needs them; architecture i"),
         ("ema: null", "ema: 1.0", "sae.ema: 1.0: input should be less than 1"),
         (
+            "muon_learning_rate: null  #",
+            "muon_learning_rate: 2.0e-2  #",
+            "base.training: muon_learning_rate (0.02) must be null with optimizer: adamw",
+        ),
+        (
+            "schedule: cosine          #",
+            "schedule: linear          #",
+            "base.training.schedule: 'linear': input should be 'cosine' or 'warmup_stable_decay'",
+        ),
+        (
+            "optimizer: adamw          #",
+            "optimizer: sgd          #",
+            "base.training.optimizer: 'sgd': input should be 'adamw' or 'muon'",
+        ),
+        (
             "betas: [0.9, 0.95]        #",
             "betas: [1.0, 0.95]        #",
             "base.training.betas.0: 1.0: input should be less",

@@ -240,6 +240,18 @@ def further_tokens_flops(shape: Mapping[str, Any], context: int) -> int:
     return flops_per_token({**shape, "n_layer": 1}, context)
 
 
+def block_matrices(shape: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Rows and columns of the matrices of all blocks, with queries, keys and values as matrices of their own."""
+    d, inner = shape["n_embd"], shape.get("n_inner") or 4 * shape["n_embd"]
+    return [(d, d), (d, d), (d, d), (d, d), (d, inner), (inner, d)] * shape["n_layer"]
+
+
+def newton_schulz_flops(rows: int, columns: int) -> int:
+    """FLOPs of Muon's orthogonalisation of a matrix: five iterations, each of three matrix products."""
+    small, large = sorted((rows, columns))
+    return 5 * (2 * small * small * large + 2 * small**3 + 2 * small * small * large)
+
+
 def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes) -> int:
     """FLOPs of training on one text token: three forward passes, and what of the base model runs beside."""
     context = shape["n_positions"]

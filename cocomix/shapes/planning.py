@@ -10,14 +10,15 @@ of the base model's forward pass, f of them up to the layer, d its width, C late
     distribution F per training and validation token; 0 without draws
     explain      f + 2 d C per token read
     pretrain     3 times the model's forward pass per token, plus the base model's part
+    with Muon    also the orthogonalisation of each matrix of the blocks, per step, in base and pretrain
     evaluate     the model's forward pass per held-out token; for CoCoMix also the passes with changed concepts
     steer        for each edit, the model's forward pass per token of the text and of the continuation
 
 Training FLOPs are counted as in the metrics, without the validation losses. Disk is the size of the artifact, plus that
 of the work folder while the stage runs. Memory is a rough estimate for one process: weights, gradients and AdamW's two
-moments in fp32, 16 bytes per parameter; and activations kept for the backward pass, 34 bytes per layer, position and
-dimension (Korthikanti et al. 2022, arXiv 2205.05198, Eq. 2, without the attention matrix). Measured constants name
-their source.
+moments in fp32, 16 bytes per parameter, or 12 with Muon's one; and activations kept for the backward pass, 34 bytes per
+layer, position and dimension (Korthikanti et al. 2022, arXiv 2205.05198, Eq. 2, without the attention matrix). Measured
+constants name their source.
 """
 
 import math
@@ -30,6 +31,7 @@ from cocomix.params import (
     Params,
     SaeParams,
     Site,
+    TrainingParams,
     mixes_concepts,
     reads_distribution,
     runs_base,
@@ -41,8 +43,10 @@ from cocomix.shapes.models import (
     Shape,
     TeacherSizes,
     Vocabulary,
+    block_matrices,
     flops_per_token,
     gpt2_shape,
+    newton_schulz_flops,
     parameters_of,
     shape_of,
     shapes,
@@ -214,16 +218,35 @@ def _window_memory(shape: Shape) -> float:
     return 34 * d * positions + attention + concepts + 6 * context * shape["vocab_size"]
 
 
+class _Optimizing(NamedTuple):
+    """What the optimiser of a training run needs."""
+
+    flops: float
+    """Of all steps."""
+    state: float
+    """Bytes of its moments."""
+
+
+def _optimizing(training: TrainingParams, shape: Shape) -> _Optimizing:
+    stored = parameters_of(shape).stored
+    if training.optimizer == "adamw":
+        return _Optimizing(0, 8 * stored)
+    matrices = block_matrices(shape)
+    flops = sum(newton_schulz_flops(*each) for each in matrices)
+    return _Optimizing(training.steps * flops, 8 * stored - 4 * sum(rows * columns for rows, columns in matrices))
+
+
 def _base(params: Params, shape: Shape, whole: int, text: CorpusSize) -> StageNeeds:
     training, stored = params.base.training, parameters_of(shape).stored
     if params.base.source == "pretrained":
         return StageNeeds(flops=whole * text.tokens["validation"], disk=_saved(shape), memory=LIBRARIES + 8 * stored)
     tokens = training.steps * training.batch_size * shape["n_positions"]
+    optimizing = _optimizing(training, shape)
     return StageNeeds(
-        flops=3 * whole * tokens,
+        flops=3 * whole * tokens + optimizing.flops,
         disk=_saved(shape),
-        scratch=2 * 12 * stored,
-        memory=LIBRARIES + 16 * stored,
+        scratch=2 * (4 * stored + optimizing.state),
+        memory=LIBRARIES + 8 * stored + optimizing.state,
         window_memory=_window_memory(shape),
     )
 
@@ -318,7 +341,7 @@ def _pretrain(
     training, context = params.pretrain.training, shape["n_positions"]
     further = section.tokens - 1 if isinstance(section, MtpParams) else 0
     in_training = shape | {"n_layer": shape["n_layer"] + further}
-    stored = parameters_of(in_training).stored
+    stored, optimizing = parameters_of(in_training).stored, _optimizing(training, in_training)
     base_bytes = 4 * parameters_of(base).stored if runs_base(section) else 0.0
     positions, unpacked = (windows["train"] + windows["validation"]) * context, 0.0
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
@@ -329,10 +352,11 @@ def _pretrain(
         unique = _unique(params.distribution.draws, shape["vocab_size"])
         unpacked += positions * (3 + unique * (id_bytes + 1))
     return StageNeeds(
-        flops=training_flops(shape, section, teacher) * training.steps * training.batch_size * context,
+        flops=training_flops(shape, section, teacher) * training.steps * training.batch_size * context
+        + optimizing.flops,
         disk=_saved(shape),
-        scratch=2 * 12 * stored + unpacked,
-        memory=LIBRARIES + 16 * stored + base_bytes,
+        scratch=2 * (4 * stored + optimizing.state) + unpacked,
+        memory=LIBRARIES + 8 * stored + optimizing.state + base_bytes,
         window_memory=_window_memory(in_training),
     )
 

@@ -3,7 +3,7 @@
     for each step:
         windows of the step         a function of (seed, step): the same for any number of processes
         forward and backward        in micro-batches, gradients summed over them and over the processes
-        clip, AdamW                 linear warm-up, cosine decay; the next step's windows are prepared meanwhile
+        clip, update                by AdamW or Muon; the next step's windows are prepared meanwhile
         every eval_every steps      a row of the curve, written to curve.csv immediately
         every checkpoint_every      a checkpoint; also on SIGTERM or SIGINT
 
@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from cocomix.base.loading import micro_batch
@@ -34,8 +34,9 @@ from cocomix.plumbing.progress import progress, say
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.window_data import Batch, Drawn, WindowData
 from cocomix.training.objectives import Auxiliary, Objective
+from cocomix.training.optimizers import Muon, optimizers, update
 from cocomix.training.order import WindowOrder
-from cocomix.training.schedule import factor, learning_rate, steps_with
+from cocomix.training.schedule import factor, steps_with
 from cocomix.training.sharding import clip, distribute, last_micro_batch, made_whole, set_whole_state, whole_state
 from cocomix.training.tensorboard import tensorboard
 
@@ -133,7 +134,7 @@ class Training:
         # Evaluation has other batch shapes, which are not worth compiling.
         self._evaluated = self._run if isinstance(self._run, FSDPModule) else self._objective
         self._weights = [each for each in objective.parameters() if each.requires_grad]
-        self._optimizer = adamw(objective, params)
+        self._optimizers = optimizers(objective, params)
         self._order = WindowOrder(len(train.windows), params.batch_size, seed)
         self._step, self._seconds, self._saved_step = 0, 0.0, -1
         self._curve: list[TrainingCurveRow] = []
@@ -162,7 +163,7 @@ class Training:
                 loss, norm = self._train_step()
                 self._seconds += time.perf_counter() - started
                 self._step += 1
-                rate = self._optimizer.param_groups[0]["lr"]
+                rate = self._optimizers[0].param_groups[0]["lr"]
                 board({"step": self._step, "loss": loss, "gradient_norm": norm, "learning_rate": rate})
                 if self._step % self._params.eval_every == 0 or self._step == self._params.steps:
                     self._curve.append(self._evaluate())
@@ -204,10 +205,7 @@ class Training:
                 (total * scale).backward()
             loss += losses.tokens.detach()
         norm = clip(self._weights, self._params.clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self._params, self._step)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        update(self._optimizers, self._params, self._step)
         self._next = self._batch(self._step + 1) if self._step + 1 < self._params.steps else None
         # Everything above is queued on a GPU asynchronously; this is the only synchronisation of a step.
         own_loss, own_norm = torch.stack([loss, norm.float()]).tolist()
@@ -244,13 +242,14 @@ class Training:
         }
 
     def _flops(self, steps: int) -> int:
-        """Training FLOPs of the first steps; without the base model's in those whose weight of distillation is 0."""
+        """Training FLOPs of the first steps, with Muon's; without the base model's where distillation's weight is 0."""
         distillation = self._objective.weights.get("distillation")
         distilled = min(steps, steps_with(distillation.schedule, self._params)) if distillation else 0
         student, base = (
             each(self._context) for each in (self._objective.training_flops, self._objective.distillation_flops)
         )
-        return self._params.batch_size * self._context * (student * steps + base * distilled)
+        updates = steps * sum(each.flops for each in self._optimizers if isinstance(each, Muon))
+        return self._params.batch_size * self._context * (student * steps + base * distilled) + updates
 
     def _give_up(self, rows: NDArray[np.int64], what: str) -> NoReturn:
         checkpoint_file = checkpoint.newest(self._folder)
@@ -304,7 +303,7 @@ class Training:
         if self._saved_step == self._step:  # stopped just after a regular checkpoint
             return
         self._saved_step = self._step
-        model, optimizer = whole_state(self._objective, self._optimizer)
+        model, optimizer = whole_state(self._objective, self._optimizers)
         if runtime().rank != 0:
             return
         state = {
@@ -322,24 +321,11 @@ class Training:
         state = checkpoint.load(self._folder)
         if state is None:
             return
-        set_whole_state(self._objective, self._optimizer, state["model"], state["optimizer"])
+        set_whole_state(self._objective, self._optimizers, state["model"], state["optimizer"])
         self._step, self._seconds = state["step"], state["seconds"]
         self._curve = [TrainingCurveRow(**row) for row in json.loads(state["curve"])]
         self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
         say(f"going on from step {self._step}")
-
-
-def adamw(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, embeddings included; with `params.decay: all` also on biases and norms."""
-    weights = [each for each in model.parameters() if each.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [each for each in weights if each.ndim >= 2], "weight_decay": params.weight_decay},
-        {
-            "params": [each for each in weights if each.ndim < 2],
-            "weight_decay": params.weight_decay if params.decay == "all" else 0.0,
-        },
-    ]
-    return torch.optim.AdamW(groups, lr=params.learning_rate, betas=params.betas, fused=True)
 
 
 def write_curve(path: Path, curve: list[TrainingCurveRow]) -> None:

@@ -12,6 +12,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
+from cocomix.base.blocks import blocks_of
 from cocomix.base.flops import forward_flops
 from cocomix.base.hooks import residual_at
 from cocomix.modeling import CoCoMixForCausalLM
@@ -77,6 +78,10 @@ class Objective(nn.Module):
     def positions(self, windows: Tensor, labels: Tensor | None = None) -> dict[Auxiliary, int]:  # noqa: ARG002
         """Number of positions that each auxiliary loss is summed over."""
         return {"distillation": self.distillation.positions(windows)} if self.distillation else {}
+
+    def blocks_in_training(self) -> list[nn.Module]:
+        """The transformer blocks that are trained."""
+        return list(blocks_of(self.model))
 
     def training_flops(self, context: int) -> int:
         """FLOPs of training on one text token: the forward pass, and twice as many for the backward pass.
@@ -210,6 +215,10 @@ class MultiToken(Objective):
     def positions(self, windows: Tensor, labels: Tensor | None = None) -> dict[Auxiliary, int]:
         """Number of positions that each auxiliary loss is summed over."""
         return super().positions(windows, labels) | {"further_tokens": windows[:, 1:].numel()}
+
+    def blocks_in_training(self) -> list[nn.Module]:
+        """The transformer blocks that are trained, the further ones included."""
+        return [*super().blocks_in_training(), *self.blocks]
 
     def training_flops(self, context: int) -> int:
         """FLOPs per text token as in `Objective`, plus the further blocks, each with a pass of the head."""

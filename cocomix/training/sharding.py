@@ -1,5 +1,6 @@
-"""Distribute a model and its optimiser over processes, replicated (DDP) or sharded (FSDP2), and gather them again."""
+"""Distribute a model and its optimisers over processes, replicated (DDP) or sharded (FSDP2), and gather them again."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.plumbing import interrupt
@@ -38,7 +40,7 @@ class Root(nn.Module):
 def distribute(objective: nn.Module) -> nn.Module:
     """Wrap an objective so that its gradients are averaged over the processes; the weights are shared with it.
 
-    Where `runtime().sharding` is fsdp, the weights of `objective` become shards: create the optimiser after this call.
+    Where `runtime().sharding` is fsdp, the weights of `objective` become shards: create the optimisers after this call.
     """
     run: nn.Module = torch.compile(objective) if runtime().compile else objective  # type: ignore[assignment]
     if runtime().world_size == 1:
@@ -73,19 +75,21 @@ def clip(weights: list[nn.Parameter], largest: float) -> Tensor:
     return norm
 
 
-def whole_state(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The unsharded state dicts of both, complete in the first process; all processes must call this.
+def whole_state(objective: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The unsharded state dicts of the model, and of the optimisers together; all processes must call this.
+
+    They are complete in the first process.
 
     Unsharded tensors are not copied: save them before the next step. Shards are gathered one weight at a time onto the
     first process's CPU, a tied weight once.
     """
-    model, state = get_state_dict(objective, optimizer)
+    model, state = get_state_dict(objective, optimizers)
     first: dict[nn.Parameter, str] = {}
     for name, weight in objective.named_parameters(remove_duplicate=False):
         same = first.setdefault(weight, name)
         model[name] = model[same] if same != name else _gathered(model[name])
     moments: dict[str, dict[str, Any]] = state["state"]  # type: ignore[assignment]
-    # New mappings: the optimiser uses the original ones.
+    # New mappings: the optimisers use the original ones.
     whole = {name: {key: _gathered(value) for key, value in each.items()} for name, each in moments.items()}
     return model, {**state, "state": whole}
 
@@ -100,10 +104,10 @@ def _gathered(value: Any) -> Any:
 
 
 def set_whole_state(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, model: dict[str, Any], state: dict[str, Any]
+    objective: nn.Module, optimizers: Sequence[Optimizer], model: dict[str, Any], state: dict[str, Any]
 ) -> None:
     """Load the result of `whole_state`, with any number of processes and any `runtime().sharding`."""
-    set_state_dict(objective, optimizer, model_state_dict=model, optim_state_dict=state, options=WHOLE)
+    set_state_dict(objective, optimizers, model_state_dict=model, optim_state_dict=state, options=WHOLE)
 
 
 def made_whole(model: nn.Module) -> nn.Module:

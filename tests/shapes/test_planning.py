@@ -95,6 +95,22 @@ def test_multi_token_prediction_costs_further_blocks_and_heads_in_training_alone
     assert found["evaluate@mtp-0"] == found["evaluate@ntp-0"]
 
 
+def test_muon_keeps_one_moment_less_for_each_number_in_a_matrix_of_a_block_and_multiplies_matrices() -> None:
+    changes = {"methods": ["ntp", "mtp"], "match": "width"}
+    training = params().pretrain.training.model_dump() | {"optimizer": "muon"}
+    adamw, muon = needs(pretrain=changes), needs(pretrain=changes | {"training": training})
+    shape = params().pretrain.model
+    matrices = 12 * shape.d_model**2
+    for name, blocks in (("ntp", shape.n_layer), ("mtp", shape.n_layer + params().pretrain.mtp.tokens - 1)):
+        one, other = adamw[f"pretrain@{name}-0"], muon[f"pretrain@{name}-0"]
+        assert one.memory - other.memory == 4 * blocks * matrices
+        assert one.scratch - other.scratch == 2 * 4 * blocks * matrices
+        # 30 d^3 for each of four square matrices, 90 d^3 for each of two that are four times as long.
+        assert other.flops - one.flops == training["steps"] * blocks * 300 * shape.d_model**3
+        assert other.disk == one.disk
+    assert adamw["base"] == muon["base"]
+
+
 def test_distillation_costs_the_base_models_forward_pass_too() -> None:
     changes = {"methods": ["ntp", "kd"], "match": "width"}
     found, training = needs(pretrain=changes), params().pretrain.training

@@ -1,5 +1,9 @@
-"""A small training run, as a program for one or several processes: `python -m tests.training.small_run OUT METHOD`."""
+"""A small training run, as a program for one or several processes.
 
+python -m tests.training.small_run OUT METHOD [--optimizer muon] [--steps N] [--stop-at STEP]
+"""
+
+import argparse
 import json
 import os
 import sys
@@ -14,11 +18,11 @@ from tests.training import test_loop
 from tests.training.test_loop import PARAMS, training
 
 
-def main(folder: Path, method: str, stop_at: int | None) -> None:
+def main(folder: Path, method: str, optimizer: str, steps: int, stop_at: int | None) -> None:
     os.environ |= {"COCOMIX_PRECISION": "fp32", "COCOMIX_DEVICE": "cpu"}
     distributed.join()
     objective = getattr(test_loop, method)()
-    run = training(objective, folder, PARAMS)
+    run = training(objective, folder, PARAMS.model_copy(update={"optimizer": optimizer, "steps": steps}))
     step, norms, drawn = Training._train_step, list[float](), list[float]()
 
     def watched_step(self: Training) -> tuple[float, float]:
@@ -41,6 +45,12 @@ def main(folder: Path, method: str, stop_at: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("method")
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--steps", type=int, default=PARAMS.steps)
+    parser.add_argument("--stop-at", type=int)
+    main(**vars(parser.parse_args()))
     sys.stderr.flush()
     os._exit(0)  # as stages do: see cocomix.plumbing.distributed.join

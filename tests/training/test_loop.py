@@ -129,19 +129,21 @@ def test_the_loss_falls_and_the_curve_says_what_was_done(make: Callable[[], Obje
 
 
 @pytest.mark.parametrize(
-    ("make", "stop_at"),
+    ("make", "stop_at", "optimizer"),
     [
-        *itertools.product([ntp, cocomix], [1, 4, 6, 11]),
-        *itertools.product([kd, pause, hidden, mtp, forced], [6]),
-        (cached, 3),
-        (cached, 8),
+        *itertools.product([ntp, cocomix], [1, 4, 6, 11], ["adamw"]),
+        *itertools.product([kd, pause, hidden, mtp, forced], [6], ["adamw"]),
+        (cached, 3, "adamw"),
+        (cached, 8, "adamw"),
+        *itertools.product([cocomix, mtp], [1, 6], ["muon"]),
     ],
 )
 def test_a_run_that_died_goes_on_to_the_same_bits(
-    make: Callable[..., Objective], stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Objective], stop_at: int, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    params = PARAMS.model_copy(update={"optimizer": optimizer})
     undisturbed = make(dropout=0.1)
-    expected = training(undisturbed, tmp_path / "undisturbed").run("test")
+    expected = training(undisturbed, tmp_path / "undisturbed", params).run("test")
 
     class DiedError(Exception): ...
 
@@ -154,11 +156,11 @@ def test_a_run_that_died_goes_on_to_the_same_bits(
 
     monkeypatch.setattr(Training, "_train_step", dying_step)
     with pytest.raises(DiedError):
-        training(make(dropout=0.1), tmp_path / "killed").run("test")
+        training(make(dropout=0.1), tmp_path / "killed", params).run("test")
     monkeypatch.setattr(Training, "_train_step", step)
     resumed = make(dropout=0.1)
     torch.manual_seed(99)  # whatever the state of the generator
-    curve = training(resumed, tmp_path / "killed").run("test")
+    curve = training(resumed, tmp_path / "killed", params).run("test")
     assert timeless(curve) == timeless(expected)
     for name, weight in undisturbed.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name

@@ -76,7 +76,7 @@ def test_so_does_each_other_method(tmp_path: Path, method: str, sharding: str) -
 def test_a_run_goes_on_with_other_processes_and_another_sharding(
     alone: dict[str, Any], tmp_path: Path, first: tuple[int, str], second: tuple[int, str]
 ) -> None:
-    run(first[0], str(tmp_path), "cocomix", "7", sharding=first[1])
+    run(first[0], str(tmp_path), "cocomix", "--stop-at", "7", sharding=first[1])
     assert not (tmp_path / "result.json").exists()
     state = checkpoint.load(tmp_path)
     assert state is not None
@@ -84,3 +84,15 @@ def test_a_run_goes_on_with_other_processes_and_another_sharding(
     assert tied[0].data_ptr() == tied[1].data_ptr()  # one weight, saved once
     run(second[0], str(tmp_path), "cocomix", sharding=second[1])
     assert_same(result(tmp_path), alone)
+
+
+def test_muon_with_shards_goes_on_with_whole_matrices_as_one_process_trains(tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for each in (alone, together):
+        each.mkdir()
+    asked = ("cocomix", "--optimizer", "muon", "--steps", "6")
+    run(1, str(alone), *asked)
+    run(2, str(together), *asked, "--stop-at", "4", sharding="fsdp")
+    assert not (together / "result.json").exists()
+    run(2, str(together), *asked, sharding="ddp")
+    assert_same(result(together), result(alone))

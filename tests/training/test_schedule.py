@@ -3,11 +3,12 @@
 import pytest
 
 from cocomix.params import ScheduleParams, TrainingParams
-from cocomix.training.schedule import factor, learning_rate, steps_with
+from cocomix.training.schedule import factor, learning_rate, muon_learning_rate, steps_with
 
 PARAMS = TrainingParams(
     steps=8, batch_size=1, learning_rate=1e-2, eval_every=1, eval_windows=1, checkpoint_every=1, warmup_share=0.25
 )
+WHOLE_DECAY = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,26 @@ def test_the_factor_of_a_weight_in_each_step(shape: str, until: float, expected:
     assert steps_with(schedule, PARAMS) == sum(each > 0 for each in expected)
 
 
-def test_the_factor_follows_the_learning_rate() -> None:
-    schedule = ScheduleParams(shape="learning_rate")
-    for step in range(8):
-        assert factor(schedule, PARAMS, step) == pytest.approx(learning_rate(PARAMS, step) / 1e-2)
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [0.5, 1, 1, 0.91405765, 0.68905765, 0.41094235, 0.18594235, 0.1]),
+        ({"schedule": "warmup_stable_decay", "decay_share": 0.5}, [0.5, 1, 1, 1, 0.775, 0.55, 0.325, 0.1]),
+        ({"schedule": "warmup_stable_decay", "decay_share": 0.25, "final_share": 0}, [0.5, 1, 1, 1, 1, 1, 0.5, 0]),
+        ({"schedule": "warmup_stable_decay", "decay_share": 0}, [0.5, 1, 1, 1, 1, 1, 1, 1]),
+        ({"schedule": "warmup_stable_decay", "warmup_share": 0, "decay_share": 1, "final_share": 0.2}, WHOLE_DECAY),
+    ],
+)
+def test_the_learning_rate_in_each_step(changes: dict[str, object], expected: list[float]) -> None:
+    params = PARAMS.model_copy(update=changes)
+    steps = range(params.steps)
+    assert [learning_rate(params, step) / 1e-2 for step in steps] == pytest.approx(expected, abs=1e-6)
+    weights = ScheduleParams(shape="learning_rate")
+    assert [factor(weights, params, step) for step in steps] == pytest.approx(expected, abs=1e-6)
+    muon = params.model_copy(update={"optimizer": "muon", "muon_learning_rate": 3e-2})
+    assert [muon_learning_rate(muon, step) / 3e-2 for step in steps] == pytest.approx(expected, abs=1e-6)
+
+
+def test_muons_learning_rate_is_adamws_where_none_is_given() -> None:
+    params = PARAMS.model_copy(update={"optimizer": "muon"})
+    assert [muon_learning_rate(params, step) for step in range(8)] == [learning_rate(params, step) for step in range(8)]

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from cocomix.params import TrainingParams
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.window_data import WindowData
-from cocomix.training.loop import TrainingCurveRow, adamw
+from cocomix.training.loop import TrainingCurveRow
 from cocomix.training.objectives import ConceptMixing, Objective
+from cocomix.training.optimizers import adamw
 from cocomix.training.schedule import learning_rate
 from tests.training.test_loop import PARAMS, cocomix, data, ntp, training
 
@@ -39,7 +40,7 @@ class Run(NamedTuple):
 def run_of(objective: Objective, folder: Path, params: TrainingParams) -> Run:
     run, gradients = training(objective, folder, params), list[dict[str, Tensor]]()
     rows = [run._order.batch(step) for step in range(params.steps)]
-    run._optimizer.register_step_pre_hook(
+    run._optimizers[0].register_step_pre_hook(
         lambda *_: gradients.append(
             {name: each.grad.clone() for name, each in objective.named_parameters() if each.grad is not None}
         )
@@ -137,13 +138,13 @@ def test_each_step_drops_out_other_numbers(tmp_path: Path) -> None:
 
 
 def test_all_weights_decay_where_that_is_asked_for() -> None:
-    groups = adamw(cocomix(), PARAMS.model_copy(update={"decay": "all"})).param_groups
+    groups = adamw(cocomix().parameters(), PARAMS.model_copy(update={"decay": "all"})).param_groups
     assert {group["weight_decay"] for group in groups} == {PARAMS.weight_decay}
 
 
 def test_weight_decay_is_on_matrices_only() -> None:
     objective = cocomix()
-    decayed, kept = (group["params"] for group in adamw(objective, PARAMS).param_groups)
+    decayed, kept = (group["params"] for group in adamw(objective.parameters(), PARAMS).param_groups)
     assert all(each.ndim >= 2 for each in decayed)
     assert all(each.ndim == 1 for each in kept)
     assert len(decayed) + len(kept) == len(list(objective.parameters()))
