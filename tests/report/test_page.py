@@ -342,7 +342,7 @@ def test_a_form_is_a_method_of_its_own_with_its_name_its_look_and_its_cost(folde
     assert costs["ntp"] == 0 < costs["control"] < costs["predicted"] == costs["cocomix"]
     weights = {name: cells[2] for name, cells in rows(html, "Method", "models").items()}
     assert (weights["predicted"], weights["control"], weights["CoCoMix"]) == ("0.3", "none", "0.3")
-    assert "What predicted makes of them" in page.text
+    assert "How predicted predicts and uses them" in page.text
     for number in (1, 2):
         assert f"stroke: var(--form-{number})" in html
         assert html.count(f"--form-{number}: #") == 2
@@ -441,9 +441,9 @@ def test_the_same_metrics_give_the_same_bytes(folder: Path) -> None:
 
 def test_runs_of_methods_that_are_no_longer_asked_for_are_left_out(folder: Path) -> None:
     report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "What CoCoMix makes of them" in Path("artifacts/report/index.html").read_text()
+    assert "How CoCoMix predicts and uses them" in Path("artifacts/report/index.html").read_text()
     html, _ = report({"ntp": [4.0]})
-    assert "What CoCoMix makes of them" not in html
+    assert "How CoCoMix predicts and uses them" not in html
 
 
 def test_a_title_is_text_and_not_markup(folder: Path) -> None:
