@@ -4,6 +4,7 @@
 line that names the file, the key, the value, and what is allowed.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,8 +138,8 @@ class CorpusParams(Section):
     source: Literal["installed-docs", "files", "hub"]
     files: FilesParams = FilesParams()
     hub: HubParams = HubParams()
-    megabytes: Megabytes | None = None
-    """Most text to keep, in 10^6 UTF-8 bytes; null: all."""
+    megabytes: Megabytes | Literal["auto"] | None = None
+    """Most text to keep, in 10^6 UTF-8 bytes; null: all; auto: 7.6 of installed-docs, all of other sources."""
     validation_share: Fraction
     """Share of the documents (installed-docs: of the bytes, in whole packages) that becomes the validation split."""
     test_share: Fraction
@@ -152,6 +153,13 @@ class CorpusParams(Section):
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share + test_share must be below 1: nothing is left for training")
         return self
+
+    @property
+    def most_bytes(self) -> float:
+        """Most UTF-8 bytes of text to keep; infinite: all."""
+        if self.megabytes == "auto":
+            return 7.6e6 if self.source == "installed-docs" else math.inf
+        return math.inf if self.megabytes is None else self.megabytes * 1e6
 
 
 class TokenizeParams(Section):

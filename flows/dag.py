@@ -33,7 +33,7 @@ class Stage:
     changed: bool
     """Whether DVC finds changed parameters, inputs, code, command or outputs since its last run."""
     metrics: tuple[Path, ...]
-    """The metrics files that it writes."""
+    """The files in metrics/ that it writes."""
     gpu: bool
     """Whether it computes on a GPU if there is one: `meta: {gpu: true}` in dvc.yaml."""
     reads_keys_of: frozenset[str] = frozenset()
@@ -80,7 +80,11 @@ def read_dag(params: bytes | None = None) -> dict[str, Stage]:
                     name=stage.addressing,
                     needs=tuple(sorted(each.addressing for each in graph.successors(stage))),
                     changed=stage.addressing in status,
-                    metrics=tuple(Path(out.fs_path).relative_to(root) for out in stage.outs if out.metric),
+                    metrics=tuple(
+                        path
+                        for out in stage.outs
+                        if (path := Path(out.fs_path).relative_to(root)).parts[0] == "metrics"
+                    ),
                     gpu=bool((stage.meta or {}).get("gpu")),
                     reads_keys_of=frozenset(
                         each.addressing for each in graph.successors(stage) if only_keys(stage, each)

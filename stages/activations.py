@@ -19,7 +19,7 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         about = collect(work, load_base(base, tokens.context), tokens, params.activations)
-        (work.side / "activations.json").write_bytes(
+        (work.side / "metrics.json").write_bytes(
             to_json(
                 {
                     "train_tokens": about["tokens"]["train"],
@@ -37,7 +37,7 @@ def run(params: Params) -> None:
         {"base": base, "tokens": tokens.artifact},
         params.activations.model_dump(),
         compute,
-        {"activations.json": Path("metrics/activations.json")},
+        {"metrics.json": Path("metrics/activations.json")},
     )
 
 

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cocomix.corpus.build import build, fingerprint
+from cocomix.corpus.build import CorpusSummary, build, fingerprint
 from cocomix.corpus.splits import SPLITS
-from cocomix.params import Params
+from cocomix.params import CorpusParams, Params
 from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.progress import say
 from stages.stage import ARTIFACTS, main, produce, to_json
+
+FEW_DOCUMENTS = 30
 
 
 def run(params: Params) -> None:
@@ -22,7 +25,9 @@ def run(params: Params) -> None:
                 (work.scratch / name).replace(pending.path)
                 pending.rows = summary.splits[split].documents
         sizes = {str(split): summary.splits[split]._asdict() for split in SPLITS}
-        metrics = sizes | {"sources": summary.sources, "dropped": dict(summary.dropped)}
+        _say_what_is_little(params.corpus, summary)
+        dropped = {"dropped": dict(summary.dropped), "limited": summary.limited}
+        metrics = sizes | {"sources": summary.sources} | dropped
         (work.side / "metrics.json").write_bytes(to_json(metrics))
         section = params.corpus
         hub = section.hub.model_dump(include={"dataset", "config", "revision"}) if section.source == "hub" else {}
@@ -36,6 +41,19 @@ def run(params: Params) -> None:
         compute,
         side={"metrics.json": Path("metrics/corpus.json")},
     )
+
+
+def _say_what_is_little(section: CorpusParams, summary: CorpusSummary) -> None:
+    kept = sum(size.bytes for size in summary.splits.values()) / 1e6
+    if summary.limited and section.source != "installed-docs":
+        say(f"corpus: kept {kept:.3g} MB; the rest was left out, because corpus.megabytes is {section.megabytes}")
+    for split in ("validation", "test"):
+        documents = summary.splits[split].documents
+        if documents < FEW_DOCUMENTS and section.source != "installed-docs":
+            say(
+                f"corpus: the {split} split has {documents} documents: intervals over so few say little; raise "
+                f"corpus.{split}_share, or give text in more documents"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage `report`: a page, a table for the terminal and a metrics file, from the metrics of the other stages."""
+"""Stage `report`: a page, a table for the terminal, and files for DVC, from the metrics of the other stages."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from cocomix.report.facts import (
     run_files,
 )
 from cocomix.report.figures import accuracies, differences, learning_curves, loss_given_labels
-from cocomix.report.numbers import numbers
+from cocomix.report.numbers import headline, numbers, write_curves
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
 from cocomix.report.tuning import Tuning, decisive, own_weight, read_sweep, sweep_files, tuning
 from cocomix.report.usage import StageUsage, stage_usages
@@ -89,6 +89,8 @@ def run(params: Params) -> None:
             with work.write(name) as pending:
                 pending.path.write_text(content, encoding="utf-8")
         (work.side / "metrics.json").write_bytes(to_json(numbers(pipeline, results, spent, usages, sweeps, tuned)))
+        (work.side / "headline.json").write_bytes(to_json(headline(pipeline, results)))
+        write_curves(work.side / "curves.csv", runs)
         return {}
 
     produce(
@@ -108,7 +110,11 @@ def run(params: Params) -> None:
             "evaluate": params.evaluate.model_dump(include={"stride", "task_limit"}),
         },
         compute,
-        {"metrics.json": Path("metrics/compare.json")},
+        {
+            "metrics.json": Path("metrics/compare.json"),
+            "headline.json": Path("metrics/headline.json"),
+            "curves.csv": Path("plots/curves.csv"),
+        },
     )
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,8 +105,8 @@ def produce(
         inputs: artifacts, or digests of other inputs, by name: see `check_origins`.
         params: the parameters that the result depends on, as JSON values.
         compute: does the work in the given `Work`, and returns the facts for the manifest's `about`.
-        side: see `Work`. Files for metrics/ get the keys `artifact`, the artifact's digest, and `usage`, the resources
-            used.
+        side: see `Work`. A file `metrics.json` gets the keys `artifact`, the artifact's digest, and `usage`, the
+            resources used.
 
     Raises:
         UserError: when the inputs do not belong together, or a declared file is missing at the end.
@@ -123,8 +123,8 @@ def produce(
             peak_memory = distributed.maximum(_peak_memory())
             if runtime().rank == 0:
                 work.confirm_inputs()
-                names = [name for name, place in (side or {}).items() if "metrics" in place.parts]
-                _complete(work, names, peak_memory, work.digest(about))
+                if "metrics.json" in (side or {}):
+                    _complete(work.side / "metrics.json", work, peak_memory, work.digest(about))
                 work.finish(about)
         else:
             say(f"{stage}: already computed, publishing it")
@@ -155,17 +155,15 @@ def _peak_memory() -> int:
     return max(started, peak_memory())
 
 
-def _complete(work: Work, metrics: Sequence[str], peak_memory: int, digest: str) -> None:
-    """Add to metrics files the keys that all of them have."""
+def _complete(metrics: Path, work: Work, peak_memory: int, digest: str) -> None:
+    """Add to a stage's metrics the keys that all of them have."""
     usage = {
         "seconds": float((work.path / "seconds").read_text()),
         "peak_memory": peak_memory,
         "bytes": sum(each.bytes for each in work.records().values()),
         "processes": runtime().world_size,
     }
-    for name in metrics:
-        path = work.side / name
-        path.write_bytes(to_json(json.loads(path.read_bytes()) | {"artifact": digest, "usage": usage}))
+    metrics.write_bytes(to_json(json.loads(metrics.read_bytes()) | {"artifact": digest, "usage": usage}))
 
 
 def to_json(content: object) -> bytes:

@@ -6,6 +6,7 @@ so the shipped parameters take milliseconds. `cocomix.params` checks ranges of v
 
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,10 +169,8 @@ def _check_evaluate(params: Params) -> None:
 
 
 def _check_steer(params: Params) -> None:
-    if params.corpus.megabytes is not None:
-        check_validation_windows(
-            params, int(params.corpus.megabytes * 1e6 / BYTES_OF_A_TOKEN / params.tokenize.context)
-        )
+    if math.isfinite(params.corpus.most_bytes):
+        check_validation_windows(params, int(params.corpus.most_bytes / BYTES_OF_A_TOKEN / params.tokenize.context))
     windows = _validation_windows_here(params)
     if windows is not None and params.steer.windows > windows:
         from cocomix.corpus.build import fingerprint

@@ -25,6 +25,8 @@ class CorpusSummary(NamedTuple):
     """Packages, files or datasets read."""
     dropped: Mapping[str, int]
     """Number of dropped items by kind."""
+    limited: bool
+    """Whether corpus.megabytes left out the rest of the source."""
 
 
 class AssignedDocument(NamedTuple):
@@ -56,12 +58,14 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
         UserError: when nothing is left, or a split stays empty.
     """
     dropped: Counter[str] = Counter()
-    limit = float("inf") if params.megabytes is None else params.megabytes * 1e6
+    limited = False
+    left = params.most_bytes
     parts = folder / "parts"
     match params.source:
         case "installed-docs":
-            found = read_installed_docs(parts, limit)
+            found = read_installed_docs(parts, left)
             sources, assigned = len(found.groups), _assigned_by_package(found, params, dropped)
+            limited = found.limited
         case "files":
             rows = stretches(read_rows(params.files), lambda row: len(row.content))
             documents = in_parts(partial(_documents, params.files.text_field), rows, parts)
@@ -74,8 +78,8 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
     first_beyond: AssignedDocument | None = None
     with CorpusWriter(folder) as writer:
         for each in assigned:
-            limit -= each.size
-            if limit < 0:
+            left -= each.size
+            if left < 0:
                 first_beyond = each
                 break
             writer.add(*each)
@@ -90,7 +94,7 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
             more_text = f"raise corpus.megabytes ({params.megabytes})" if first_beyond else "give more text"
             share = "" if split == "train" else f", or raise corpus.{split}_share"
             raise UserError(f"corpus: no document for the {split} split ({total} in all): {more_text}{share}")
-    return CorpusSummary(sizes, sources, dropped)
+    return CorpusSummary(sizes, sources, dropped, limited or first_beyond is not None)
 
 
 def _documents(field: str, rows: Stretch[FileRow]) -> Iterator[Document]:

@@ -61,6 +61,8 @@ class InstalledDocs(NamedTuple):
     """Paragraphs dropped because they differ from an earlier one in names and numbers only."""
     short: int
     """Documents dropped as too short."""
+    limited: bool
+    """Whether the limit left out further text."""
 
 
 def versions() -> str:
@@ -85,6 +87,7 @@ def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDo
     groups: dict[str, list[Document]] = {}
     seen: set[str] = set()
     repeated = short = 0
+    limited = False
     with progress("corpus", len(origins), "files") as bar:
         for (source, group), found in _read(origins, parts, bar):
             kept = []
@@ -101,12 +104,13 @@ def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDo
             if limit < 0:
                 if not groups:
                     raise none_fits(source, size)
+                limited = True
                 break
             if len(text) >= _MIN_CHARACTERS:
                 groups.setdefault(group, []).append(Document(source, group, text))
             elif text:
                 short += 1
-    return InstalledDocs(groups, repeated, short)
+    return InstalledDocs(groups, repeated, short, limited)
 
 
 def split_groups(sizes: Mapping[str, int], validation_share: float, test_share: float) -> dict[str, Split]:

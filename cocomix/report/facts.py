@@ -57,6 +57,8 @@ class CorpusFacts(StageFacts):
     validation: SplitText
     test: SplitText
     sources: int
+    limited: bool
+    """Whether corpus.megabytes left out text."""
 
 
 class SplitTokens(Facts):

@@ -1,16 +1,54 @@
-"""All numbers of the report, for `dvc metrics show` and `dvc metrics diff`."""
+"""The numbers of the report: all of them, and the few that DVC shows and compares."""
 
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cocomix.report.comparison import MethodResult
 from cocomix.report.concepts import mean_concepts
 from cocomix.report.costs import Cost, SupervisionStage
-from cocomix.report.facts import Pipeline
+from cocomix.report.facts import Pipeline, Run
 from cocomix.report.tuning import Tuning
 from cocomix.report.usage import StageUsage
 from cocomix.report.wording import loss_weight
 from cocomix.steering.averages import Sweep
+
+DECIMALS = 4
+
+
+def headline(pipeline: Pipeline, results: Sequence[MethodResult]) -> dict[str, Any]:
+    """Losses in nats per token, and shares: JSON values, rounded, for `dvc metrics show` and `dvc metrics diff`.
+
+    `saved_tokens` is the share of the baseline's tokens that a method did not need to reach the baseline's final loss;
+    null: not all of its runs reached it.
+    """
+    return {
+        "base": {"validation_loss": round(pipeline.base.validation_loss, DECIMALS)},
+        "sae": {"fvu": round(pipeline.sae.fvu, DECIMALS)},
+        **{each.method: _headline_of(each) for each in results},
+    }
+
+
+def _headline_of(result: MethodResult) -> dict[str, float | None]:
+    found: dict[str, float | None] = {
+        f"{split}_loss": round(result.corpora[split].loss.mean, DECIMALS) for split in ("validation", "test")
+    }
+    if result.saving:
+        spent = result.saving.spent
+        found["saved_tokens"] = round(spent.tokens_saved.mean, DECIMALS) if spent else None
+    return found
+
+
+def write_curves(path: Path, runs: Mapping[str, Sequence[Run]]) -> None:
+    """Write the learning curves of all runs as one table, for `dvc plots`: one row per run and point."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "seed", "tokens", "validation_loss"])
+        for method, some in runs.items():
+            for run in some:
+                points = zip(run.curve.tokens, run.curve.loss, strict=True)
+                writer.writerows([method, run.seed, int(tokens), loss] for tokens, loss in points)
 
 
 def numbers(

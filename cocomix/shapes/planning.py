@@ -120,11 +120,13 @@ def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
     Raises:
         UserError: when neither the source nor corpus.megabytes gives a size.
     """
-    limit = math.inf if params.corpus.megabytes is None else params.corpus.megabytes * 1e6
     known = INSTALLED_DOCS_BYTES if params.corpus.source == "installed-docs" else corpus_bytes
-    total = min(limit, math.inf if known is None else known)
+    total = min(params.corpus.most_bytes, math.inf if known is None else known)
     if math.isinf(total):
-        raise UserError("corpus.megabytes: null: how large a dataset of the hub is shows when it is read; set a limit")
+        given = params.corpus.megabytes or "null"
+        raise UserError(
+            f"corpus.megabytes: {given}: the size of a dataset of the hub is not known before it is read; set a limit"
+        )
     shares = {"validation": params.corpus.validation_share, "test": params.corpus.test_share}
     shares = {"train": 1 - sum(shares.values())} | shares
     trained = params.tokenize.source == "train"

@@ -91,11 +91,22 @@ def test_the_same_texts_give_the_same_bytes_in_row_groups_of_even_size(out: Path
 
 def test_megabytes_caps_the_text(out: Path) -> None:
     write_jsonl("a.jsonl", TEXTS)
-    build(params_of(["a.jsonl"], megabytes=0.01), out)
+    assert build(params_of(["a.jsonl"], megabytes=0.01), out).limited
     kept = [row["text"] for row in rows_of(out)]
     size = sum(len(text) for text in kept)
     assert 10_000 - 60 < size <= 10_000
     assert sorted(kept) == sorted(TEXTS[: len(kept)])
+
+
+def test_files_are_read_whole_unless_megabytes_is_given(out: Path) -> None:
+    write_jsonl("a.jsonl", ["x" * 8_000_000, *TEXTS])
+    params = CorpusParams(
+        source="files", files=FilesParams(paths=["a.jsonl"]), megabytes="auto", validation_share=0.2, test_share=0.2
+    )
+    found = build(params, out)
+    assert sum(size.documents for size in found.splits.values()) == len(TEXTS) + 1
+    assert not found.limited
+    assert params.model_copy(update={"source": "installed-docs"}).most_bytes == 7.6e6
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def write_pipeline() -> None:
     write_steering(["cocomix_set", "cocomix_scale", "base_set"])
     split = {"documents": 71, "bytes": 115868, "tokens": 30030, "windows": 234, "bytes_per_token": 3.858}
     splits = dict.fromkeys(("train", "validation", "test"), split)
-    _write("corpus", splits | {"sources": 226, "dropped": {}})
+    _write("corpus", splits | {"sources": 226, "dropped": {}, "limited": True})
     _write("tokenize", splits | {"vocab_size": 4096})
     _write("base", {"parameters": 1330, "tokens": 10000, "flops": 2.3e10, "seconds": 1, "validation_loss": 4.49})
     _write("activations", {"train_tokens": 15000, "validation_tokens": 655, "d_model": 128})

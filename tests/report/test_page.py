@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import shutil
@@ -665,7 +666,7 @@ def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
     assert stages["pretrain"] == ["1", "not recorded"]
 
 
-def test_every_number_of_the_page_is_for_dvc_too(folder: Path) -> None:
+def test_every_number_of_the_page_is_in_a_file_too(folder: Path) -> None:
     report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
     numbers = json.loads(Path("metrics/compare.json").read_text())
     assert set(numbers) == {"artifact", "pipeline", "methods", "tuning", "supervision", "steering", "stages", "usage"}
@@ -676,6 +677,35 @@ def test_every_number_of_the_page_is_for_dvc_too(folder: Path) -> None:
     assert cocomix["tasks"]["hellaswag"]["value"]["mean"] == 0.9
     assert cocomix["concepts"]["mixing"]["zeroed"] == 4.5
     assert cocomix["corpora"]["validation"]["loss"] == {"mean": 3.05, "low": 3.0, "high": 3.1}
+
+
+def test_dvc_compares_few_numbers_and_no_times(folder: Path) -> None:
+    report({"ntp": [4.0, 4.1], "kd": [4.2, 4.2], "cocomix": [3.0, 3.1]})
+    found = json.loads(Path("metrics/headline.json").read_text())
+    saved = found["cocomix"].pop("saved_tokens")
+    assert found == {
+        "base": {"validation_loss": 4.49},
+        "sae": {"fvu": 0.041},
+        "ntp": {"validation_loss": 4.05, "test_loss": 4.05},
+        "kd": {"validation_loss": 4.2, "test_loss": 4.2, "saved_tokens": None},
+        "cocomix": {"validation_loss": 3.05, "test_loss": 3.05},
+    }
+    compared = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]["down_to_baseline"]
+    assert saved == pytest.approx(compared["spent"]["tokens_saved"]["mean"], abs=1e-4)
+
+
+def test_one_table_has_all_learning_curves(folder: Path) -> None:
+    report({"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]})
+    with Path("plots/curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(each["method"], each["seed"]) for each in rows} == {
+        ("ntp", "0"),
+        ("ntp", "1"),
+        ("cocomix", "0"),
+        ("cocomix", "1"),
+    }
+    (curve,) = [each for each in rows if each["method"] == "ntp" and each["seed"] == "1"][-1:]
+    assert float(curve["validation_loss"]) == 4.1
 
 
 def test_the_stage_needs_no_torch() -> None:

@@ -101,6 +101,18 @@ def test_text_files_become_windows_that_read_back_as_the_text(project: Path) -> 
     )
 
 
+def test_a_limit_and_splits_of_few_documents_are_named(project: Path) -> None:
+    write_data(0.05)
+    change("corpus", megabytes=0.04)
+    status, printed = run("corpus")
+    assert status == 0
+    assert "MB; the rest was left out, because corpus.megabytes is 0.04\n" in printed
+    assert "corpus: kept 0.03" in printed
+    documents = json.loads(Path("metrics/corpus.json").read_text())["test"]["documents"]
+    assert documents < 30
+    assert f"corpus: the test split has {documents} documents: intervals over so few say little" in printed
+
+
 def test_bad_input_is_one_line_and_status_2(project: Path) -> None:
     assert run("corpus")[0] == 2
     write_data(0.05)
