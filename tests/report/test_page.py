@@ -641,7 +641,7 @@ def test_draws_that_distillation_reads_are_described_and_priced(folder: Path) ->
     assert "including the base model and the sampled distribution. After" in " ".join(summary.split())
 
 
-def test_a_method_without_supervision_owes_none(folder: Path) -> None:
+def test_a_method_without_supervision_has_no_supervision_cost(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "pause": [3.9]})
     assert "supervision costs" not in html
 
