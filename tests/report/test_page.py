@@ -254,7 +254,7 @@ def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(fold
     html, summary = report(FOUR)
     page = Page(html)
     for text in (" ".join(page.text.split()), " ".join(summary.split())):
-        positions = [text.index(f"{each} c") for each in ("CoCoMix", "Knowledge distillation")]
+        positions = [text.index(f"{each} reached") for each in ("CoCoMix", "Knowledge distillation")]
         assert positions == sorted(positions)
         assert "Pause tokens did not reach" in text
         assert "distillation includes the base model's forward pass" in text
