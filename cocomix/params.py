@@ -565,7 +565,7 @@ class CocomixParams(Section):
     """shuffled: a control in which each window has the labels of another window."""
     teacher_forcing: Share = 0.0
     """Share of the training windows in which a position's labels take the first places among the concepts that are
-    mixed, if any are: the model learns to heed them, and can be steered better."""
+    mixed, if any are: the model learns to use them, and can be steered better."""
     label_weights: Literal["equal", "score"] = "equal"
     """Weights of a position's labels in the concept loss: equal, or proportional to the magnitudes of their scores."""
     label_offsets: Annotated[list[Annotated[int, Field(ge=0, le=64)]], Field(min_length=1)] = [0]

@@ -213,7 +213,7 @@ def summary(params: Params, results: Sequence[MethodResult], tuned: Tuning | Non
     """The text that `make run` prints at the end: a table and the answers."""
     header = ["method", "width", "parameters (active)", "tokens", "training", "validation loss", "test loss"]
     has_savings = any(each.saving for each in results)
-    rows = [[*header, "test perplexity", *["to NTP's final loss"] * has_savings]]
+    rows = [[*header, "test perplexity", *["tokens to reach NTP's final loss"] * has_savings]]
     for each in results:
         training, saving = each.runs[0].training, each.saving
         needs = "not reached" if saving else ""

@@ -313,7 +313,8 @@ def test_a_whole_number_and_a_bare_exponent_are_fine_as_float(tmp_path: Path) ->
 
 
 def test_a_key_given_twice_is_an_error_with_its_line(tmp_path: Path) -> None:
-    line = paper_form().splitlines().index("  k: 32                       # active at a time (paper: 32)") + 2
+    lines = paper_form().splitlines()
+    line = next(number for number, each in enumerate(lines, 1) if each.startswith("  k: 32 ")) + 1
     assert loaded(tmp_path, "  k: 32 ", "  k: 32\n  k: 33 ") == f":{line}: not valid YAML: the key 'k' is given twice"
 
 

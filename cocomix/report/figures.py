@@ -146,7 +146,7 @@ def _dots(
 def loss_given_labels(method: str, mixing: MixingFacts, look: Look) -> str:
     """The loss of a model by the number of labels supplied to it."""
     fall = f"from {mixing.told_by_uncertainty[0]:.3f} to {mixing.told_by_uncertainty[-1]:.3f}"
-    title = f"Loss when {name_of(method)} is told the labels of each position, one by one: {fall} nats a token."
+    title = f"Loss of {name_of(method)} when the labels of each position are fed, one by one: {fall} nats a token."
     with drawing(f"told-{method}", title, 4.6, 2.9) as made:
         axes, color = made.axes, look.color
         count = len(mixing.told_by_uncertainty) - 1
@@ -154,7 +154,7 @@ def loss_given_labels(method: str, mixing: MixingFacts, look: Look) -> str:
         axes.plot(range(count + 1), mixing.told_at_random, "s:", color=MUTED, label="in random order")
         axes.plot([count], [mixing.told_others], "x", color=INK, label="other text's labels", markersize=7)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("labels told at each position")
+        axes.set_xlabel("labels fed at each position")
         axes.set_ylabel("loss (nats a token)")
         axes.margins(y=0.12)
         axes.grid(visible=True)

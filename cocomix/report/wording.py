@@ -125,26 +125,25 @@ def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
     saving, ours, theirs = result.saving, result.runs[0].training, baseline.runs[0].training
     assert saving is not None
     cost = ours.flops_per_token / theirs.flops_per_token
-    compute = f"A token costs it {cost:.2f} times the training FLOPs"
+    compute = f"It needs {cost:.2f} times the training FLOPs per token"
     if saving.spent:
         headline = (
-            f"{name} came down to the final validation loss of {other} after {si(saving.spent.tokens.mean)} of "
+            f"{name} reached the final validation loss of {other} after {si(saving.spent.tokens.mean)} of "
             f"{si(theirs.tokens)} tokens, {saving.spent.tokens_saved.mean:.0%} fewer."
         )
-        compute += f", so that it had spent {saving.spent.flops_ratio.mean:.2f} times the compute of {other} by then"
+        compute += f", and had spent {saving.spent.flops_ratio.mean:.2f} times the compute of {other} by then"
         compute += _with_supervision(result, saving.spent)
     elif saving.reached == saving.seeds:
         headline = (
-            f"{name} came down to the final validation loss of {other} before it was first evaluated: how soon was "
-            "not measured."
+            f"{name} reached the final validation loss of {other} before its first evaluation, so the number of "
+            "tokens was not measured."
         )
     elif saving.reached:
         headline = (
-            f"{name} came down to the final validation loss of {other} in only {saving.reached} of "
-            f"{saving.seeds} seeds."
+            f"{name} reached the final validation loss of {other} in only {saving.reached} of {saving.seeds} seeds."
         )
     else:
-        headline = f"{name} did not come down to the final validation loss of {other}."
+        headline = f"{name} did not reach the final validation loss of {other}."
     return Answer(headline, f"{compute}. {_last(result, baseline)}")
 
 
@@ -154,7 +153,7 @@ def _with_supervision(result: MethodResult, spent: TrainingToReach) -> str:
     parts = {"base": "the base model", "sae": "the autoencoder", "attribution": "the labels"}
     parts |= {"distribution": "the sampled distribution"}
     made = [part for stage, part in parts.items() if stage in result.sources]
-    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times with the making of {listing(made)}"
+    return f"; {spent.flops_ratio_with_supervision.mean:.2f} times including {listing(made)}"
 
 
 def _last(result: MethodResult, baseline: MethodResult) -> str:
@@ -219,7 +218,7 @@ def _counted(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
     said = {
         "includes the base model's forward pass": whole,
         "includes the base model's forward pass to the regressed layer": to_layer,
-        "is without the making of the concepts unless it is said": labelled,
+        "excludes the cost of the concept labels unless stated": labelled,
     }
     return [f"The training compute of {listing(map(inside, some))} {what}." for what, some in said.items() if some]
 
@@ -249,13 +248,13 @@ def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
         all_of = "all models" if len(trained) > 1 else "the model"
         return f"The hidden states of {all_of} are {width.d_model} wide, in {width.n_head} heads."
     alike = {
-        "stored": "hold about as many parameters as",
-        "active": "hold about as many active parameters as",
-        "flops": "need about as many training FLOPs a token as",
+        "stored": "stored parameters",
+        "active": "active parameters",
+        "flops": "training FLOPs per token",
     }[pretrain.match]
     listed = listing(f"{inside(method)} ({sizes[method]})" for method in matched)
     own = f" ({sizes['cocomix']})" if "cocomix" in sizes else f" of width {pretrain.model.d_model}, not trained here"
-    return f"Models of {listed} have the hidden width with which they {alike} CoCoMix{own}."
+    return f"Models of {listed} have the hidden width that matches the {alike} of CoCoMix{own}."
 
 
 def labels(attribution: AttributionParams) -> str:
@@ -271,18 +270,18 @@ def told_labels(attribution: AttributionParams) -> str:
     """Sentences on how to interpret the loss of a model with labels supplied."""
     if attribution.score == "activation":
         return (
-            "They are what the autoencoder finds in the text so far, of which the model has read as much. The model "
-            "heeds its concepts where the loss is lower than with other text's labels."
+            "They are what the autoencoder finds in the text so far, which the model has read too. The model uses its "
+            "concepts if the loss is lower than with other text's labels."
         )
     if attribution.sign == "released":
         return (
-            "They are concepts without which the base model would predict what follows better, so that the loss may "
-            "well rise. The model makes use of its concepts where the loss moves otherwise than with other text's "
-            "labels; it does not follow that it would be better with better predictions of labels."
+            "Without these concepts the base model would predict the following text better, so the loss may well rise. "
+            "The model uses its concepts if the loss changes differently than with other text's labels. This does not "
+            "show that better predictions of labels would improve the model."
         )
     return (
-        "They know something of the text that follows: where the loss falls, the model uses its concepts; it does not "
-        "follow that it would be better with better predictions of labels."
+        "They contain information about the following text. Where the loss falls, the model uses its concepts. This "
+        "does not show that better predictions of labels would improve the model."
     )
 
 
@@ -320,20 +319,20 @@ def variant(cocomix: CocomixParams) -> str:
     """How this CoCoMix differs from the released code; empty: in nothing that changes the method."""
     differs = [
         (cocomix.predicts == "hidden", f"it predicts the base model's hidden state ({cocomix.hidden_loss} distance)"),
-        (cocomix.mixing == "none", "it predicts, but mixes nothing in"),
-        (cocomix.mixing == "add", "what it predicts is added to the token's state, not interleaved"),
+        (cocomix.mixing == "none", "it predicts concepts but mixes nothing"),
+        (cocomix.mixing == "add", "the prediction is added to the token's state, not interleaved"),
         (cocomix.mixing == "interleave_with_state", "the interleaved position also holds the token's state"),
-        (cocomix.predicts == "nothing", "an MLP, which nothing teaches, stands in place of the concepts"),
-        (cocomix.gate, "a learned number that starts at 0 multiplies what is mixed"),
-        (cocomix.forces_labels, f"labels are mixed in {cocomix.teacher_forcing:.0%} of the training windows"),
+        (cocomix.predicts == "nothing", "an MLP without a loss of its own replaces the concepts"),
+        (cocomix.gate, "a learned number, initially 0, multiplies the mixed vector"),
+        (cocomix.forces_labels, f"true labels are fed in {cocomix.teacher_forcing:.0%} of the training windows"),
         (cocomix.labels == "shuffled", "each window has the labels of another one"),
         (cocomix.label_weights == "score", "labels weigh by their scores"),
         (cocomix.label_offsets != [0], f"it learns the labels of the positions at {cocomix.label_offsets}"),
         (cocomix.concept_schedule != ScheduleParams(), "the weight of the concept loss changes over the steps"),
         (cocomix.kd.kl_weight > 0, f"distillation is added with weight {cocomix.kd.kl_weight:g}"),
-        (cocomix.learned_scale, "a learned number scales what is mixed"),
-        (not cocomix.concept_weight, "nothing teaches it what to predict: the weight of that loss is 0"),
-        (cocomix.stop_gradient, "the language model's loss leaves the prediction alone"),
+        (cocomix.learned_scale, "a learned number scales the mixed vector"),
+        (not cocomix.concept_weight, "the loss of its prediction has weight 0"),
+        (cocomix.stop_gradient, "the language model's loss has no gradient through the prediction"),
         (cocomix.concept_head == "equations", "its head neither normalises nor rescales"),
     ]
     return "; ".join(text for holds, text in differs if holds)

@@ -81,8 +81,8 @@ def cocomix_shape(
 ) -> Shape:
     """The shape of a CoCoMix model, or of one of its ablations.
 
-    Where nothing is predicted, an MLP is as wide as gives the model the cost, by `match`, of the one that predicts
-    concepts; with `match` width, its stored parameters.
+    With predicts: nothing, the MLP is widened to match the model that predicts concepts, in the cost that `match`
+    names; with `match` width, in stored parameters.
     """
     shape = gpt2_shape(model, tokens) | {
         "predicts": cocomix.predicts,
@@ -155,8 +155,8 @@ def shape_of(method: str, shape: Shape | None) -> Shape:
     """
     if shape is None:
         raise UserError(
-            f"pretrain.match: flops: a token costs the base model of {method} more than all of CoCoMix's training on "
-            "it, so that no width is left to match; another match may be: stored, active, width"
+            f"pretrain.match: flops: {method} cannot match CoCoMix's training FLOPs per token: its teacher alone costs "
+            "more; allowed here: stored, active, width"
         )
     return shape
 

@@ -209,7 +209,7 @@ class Training:
         self._next = self._batch(self._step + 1) if self._step + 1 < self._params.steps else None
         # Everything above is queued on a GPU asynchronously; this is the only synchronisation of a step.
         own_loss, own_norm = torch.stack([loss, norm.float()]).tolist()
-        # A value that is not finite in one process makes the sum so in all, and all stop.
+        # Summing makes a NaN or infinity in one process visible in all.
         sum_loss, sum_norm = distributed.totals(own_loss, own_norm)
         if not math.isfinite(sum_loss + sum_norm):
             self._give_up(batch.rows, "loss" if not math.isfinite(sum_loss) else "gradient")

@@ -47,6 +47,6 @@ def test_the_command_for_agreement_prints_the_documented_table(
     monkeypatch.setattr(agreement, "PER_WINDOW", 1)
     agreement.main([*command[3:-1], "4"])
     printed = capsys.readouterr().out.splitlines()
-    shown = DOCS.partition("same scope. Of the models above:")[2].split("```")[1].strip().splitlines()
+    shown = DOCS.partition("same scope. For the models above:")[2].split("```")[1].strip().splitlines()
     assert shown[0] == printed[0]
     assert [each[:37].rstrip() for each in shown] == [each[:37].rstrip() for each in printed]

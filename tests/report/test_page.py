@@ -134,13 +134,13 @@ def test_the_final_gap_is_of_the_split_that_chose_nothing(folder: Path) -> None:
     for name in ("index.html", "summary.txt"):
         text = " ".join(Path("artifacts/report", name).read_text().split())
         assert "test loss is 3.250 against 4.500, 1.250 nats lower" in text
-        assert "came down to the final validation loss of next-token prediction after 7.00" in text
+        assert "reached the final validation loss of next-token prediction after 7.00" in text
         assert "Loss weights were compared on the validation split; the final losses are of the test split." in text
 
 
 def test_a_method_that_falls_short_is_said_to(folder: Path) -> None:
     html, summary = report({"ntp": [4.0], "cocomix": [4.5]})
-    assert "did not come down to the final validation loss of next-token prediction" in " ".join(summary.split())
+    assert "did not reach the final validation loss of next-token prediction" in " ".join(summary.split())
     assert "0.500 nats higher" in html
     assert "not reached" in summary
 
@@ -152,7 +152,7 @@ def test_nothing_is_said_to_be_saved_where_only_some_seeds_got_there(folder: Pat
     html, summary = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [1.0, 4.5, 4.8]})  # their mean is below 4
     assert line_to_dot not in html
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
-        assert "CoCoMix came down to the final validation loss of next-token prediction in only 1 of 3 seeds." in text
+        assert "CoCoMix reached the final validation loss of next-token prediction in only 1 of 3 seeds." in text
         assert "fewer" not in text
     assert summary.splitlines()[2].endswith("  in 1 of 3 seeds")
     assert rows(html, "Method", "efficiency")["CoCoMix"] == ["not in every seed in 10.0 k tokens", "1 of 3"]
@@ -167,7 +167,7 @@ def test_nothing_is_said_to_be_saved_where_the_first_evaluation_came_too_late(fo
     run(load())
     html, summary = (Path("artifacts/report", name).read_text() for name in ("index.html", "summary.txt"))
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
-        assert "before it was first evaluated: how soon was not measured. A token costs it" in text
+        assert "before its first evaluation, so the number of tokens was not measured. It needs" in text
         assert "fewer" not in text
     assert summary.splitlines()[2].endswith("  before the first evaluation")
     assert rows(html, "Method", "efficiency")["CoCoMix"] == ["before the first evaluation", "1 of 1"]
@@ -207,9 +207,9 @@ def test_a_method_that_is_better_than_the_one_it_is_about_is_named_first_of_all(
 
 def test_what_was_made_for_a_method_is_what_it_learns_from(folder: Path) -> None:
     _, summary = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "with the making of the base model, the autoencoder and the labels. After" in " ".join(summary.split())
+    assert "including the base model, the autoencoder and the labels. After" in " ".join(summary.split())
     _, summary = report({"ntp": [4.0], "cocomix": [3.0]}, ("predicts: concepts ", "predicts: hidden "))
-    assert "with the making of the base model. After" in " ".join(summary.split())
+    assert "including the base model. After" in " ".join(summary.split())
 
 
 def test_several_seeds_show_their_spread(folder: Path) -> None:
@@ -254,13 +254,13 @@ def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(fold
     html, summary = report(FOUR)
     page = Page(html)
     for text in (" ".join(page.text.split()), " ".join(summary.split())):
-        positions = [text.index(f"{each} c") for each in ("CoCoMix", "Knowledge distillation")]
+        positions = [text.index(f"{each} reached") for each in ("CoCoMix", "Knowledge distillation")]
         assert positions == sorted(positions)
-        assert "Pause tokens did not come down" in text
+        assert "Pause tokens did not reach" in text
         assert "distillation includes the base model's forward pass" in text
         widths = "next-token prediction (208, in 13 heads) and knowledge distillation (208, in 13 heads)"
         assert f"{widths} have the hidden width" in text
-        assert "they hold about as many parameters as CoCoMix (192, in 6 heads)" in text
+        assert "matches the stored parameters of CoCoMix (192, in 6 heads)" in text
     assert html.count('class="headline"') == 1
 
 
@@ -307,7 +307,7 @@ def test_without_the_baseline_the_methods_are_still_ranked(folder: Path) -> None
         assert "CoCoMix ended at a test loss of 3.000, pause tokens at 4.200." in text
         assert "Next-token prediction, with which they would be compared, was not trained." in text
     assert "nothing to compare it with" not in html
-    assert "to NTP's final loss" not in summary
+    assert "tokens to reach NTP's final loss" not in summary
     assert "not reached" not in summary
 
 
@@ -315,7 +315,7 @@ def test_a_variant_of_cocomix_is_called_one(folder: Path) -> None:
     changes = [("mixing: interleave ", "mixing: add "), ("predicts: concepts ", "predicts: hidden ")]
     html, summary = report({"ntp": [4.0], "cocomix": [3.0]}, *changes)
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
-        assert "a variant of CoCoMix: it predicts the base model's hidden state (l2 distance); what it" in text
+        assert "a variant of CoCoMix: it predicts the base model's hidden state (l2 distance); the prediction" in text
         assert "forward pass to the regressed layer" in text
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
     assert "a variant of CoCoMix" not in html
@@ -331,10 +331,10 @@ def test_a_form_is_a_method_of_its_own_with_its_name_its_look_and_its_cost(folde
     assert max(page.ids.values()) == 1
     assert list(rows(html, "Perplexity"))[1:] == ["Next-token prediction", "predicted", "control", "CoCoMix"]
     for text in (" ".join(page.text.split()), " ".join(summary.split())):
-        places = [text.index(f"{name} came down to") for name in ("CoCoMix", "predicted", "control")]
+        places = [text.index(f"{name} reached") for name in ("CoCoMix", "predicted", "control")]
         assert places == sorted(places)
         assert "predicted is CoCoMix with mixing: none. control is CoCoMix with predicts: nothing, kd.kl_wei" in text
-        assert "compute of predicted and CoCoMix is without the making of the concepts" in text
+        assert "compute of predicted and CoCoMix excludes the cost of the concept labels" in text
         assert "compute of control includes the base model's forward pass." in text
         assert "a variant of CoCoMix" not in text
     methods = json.loads(Path("metrics/compare.json").read_text())["methods"]
@@ -343,7 +343,7 @@ def test_a_form_is_a_method_of_its_own_with_its_name_its_look_and_its_cost(folde
     assert costs["ntp"] == 0 < costs["control"] < costs["predicted"] == costs["cocomix"]
     weights = {name: cells[2] for name, cells in rows(html, "Method", "models").items()}
     assert (weights["predicted"], weights["control"], weights["CoCoMix"]) == ("0.3", "none", "0.3")
-    assert "What predicted makes of them" in page.text
+    assert "How predicted predicts and uses them" in page.text
     for number in (1, 2):
         assert f"stroke: var(--form-{number})" in html
         assert html.count(f"--form-{number}: #") == 2
@@ -352,8 +352,8 @@ def test_a_form_is_a_method_of_its_own_with_its_name_its_look_and_its_cost(folde
 def test_what_a_form_learns_from_is_paid_without_cocomix_too(folder: Path) -> None:
     html, summary = report({"ntp": [4.0], "predicted": [3.9]}, ("forms: {}", "forms: {predicted: {mixing: none}}"))
     text = " ".join(summary.split())
-    assert "predicted came down to the final validation loss of next-token prediction" in text
-    assert "hold about as many parameters as CoCoMix of width 192, not trained here" in text
+    assert "predicted reached the final validation loss of next-token prediction" in text
+    assert "matches the stored parameters of CoCoMix of width 192, not trained here" in text
     assert 'id="supervision"' in html
 
 
@@ -389,8 +389,8 @@ def test_weights_and_start_are_said_beside_the_papers(folder: Path) -> None:
     [
         ("width", "The hidden states of all models are 208 wide, in 13 heads"),
         ("stored", "Models of next-token prediction (208, in 13 heads) have the hidden width"),
-        ("active", "hold about as many active parameters as CoCoMix (192, in 6 heads)."),
-        ("flops", "need about as many training FLOPs a token as"),
+        ("active", "matches the active parameters of CoCoMix (192, in 6 heads)."),
+        ("flops", "matches the training FLOPs per token of"),
     ],
 )
 def test_what_the_methods_have_in_common_is_said(folder: Path, match: str, says: str) -> None:
@@ -398,7 +398,7 @@ def test_what_the_methods_have_in_common_is_said(folder: Path, match: str, says:
     assert says in " ".join(Page(html).text.split())
 
 
-RISES, FALLS = "the loss may well rise", "where the loss falls, the model uses its concepts"
+RISES, FALLS = "the loss may well rise", "Where the loss falls, the model uses its concepts"
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ RISES, FALLS = "the loss may well rise", "where the loss falls, the model uses i
         (
             [("score: gradient", "score: activation")],
             "labels of a position are those that are most active",
-            "heeds its concepts where the loss is lower than with other text's labels",
+            "uses its concepts if the loss is lower than with other text's labels",
         ),
     ],
 )
@@ -442,9 +442,9 @@ def test_the_same_metrics_give_the_same_bytes(folder: Path) -> None:
 
 def test_runs_of_methods_that_are_no_longer_asked_for_are_left_out(folder: Path) -> None:
     report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "What CoCoMix makes of them" in Path("artifacts/report/index.html").read_text()
+    assert "How CoCoMix predicts and uses them" in Path("artifacts/report/index.html").read_text()
     html, _ = report({"ntp": [4.0]})
-    assert "What CoCoMix makes of them" not in html
+    assert "How CoCoMix predicts and uses them" not in html
 
 
 def test_a_title_is_text_and_not_markup(folder: Path) -> None:
@@ -638,10 +638,10 @@ def test_draws_that_distillation_reads_are_described_and_priced(folder: Path) ->
     )
     assert "50 tokens drawn from the base model's distribution at each position, 33.3 different ones" in html
     assert list(rows(html, "Stage")) == ["Stage", "base", "distribution"]
-    assert "with the making of the base model and the sampled distribution. After" in " ".join(summary.split())
+    assert "including the base model and the sampled distribution. After" in " ".join(summary.split())
 
 
-def test_a_method_without_supervision_owes_none(folder: Path) -> None:
+def test_a_method_without_supervision_has_no_supervision_cost(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "pause": [3.9]})
     assert "supervision costs" not in html
 

@@ -83,7 +83,7 @@ function described(position, value) {
 function showLegend(values, most) {
   const legend = byId("legend");
   if (state.concept === null) {
-    legend.replaceChildren("tint: what mixing is worth for the next token, up to ", el("b", {}, `${most.toFixed(1)} nats`));
+    legend.replaceChildren("tint: gain from mixing for the next token, up to ", el("b", {}, `${most.toFixed(1)} nats`));
     return;
   }
   const mixed = state.positions.filter(mixedAt).length;
