@@ -635,6 +635,23 @@ def _agrees(form: Any) -> bool:
     return True
 
 
+class InitParams(Section):
+    """The weights from which the language models start."""
+
+    source: Literal["scratch", "pretrained"] = "scratch"
+    """scratch: random ones; pretrained: those of a causal language model, which also gives all of them their shape."""
+    path: str | None = None
+    """Hub id or folder of a GPT-2."""
+    revision: str | None = None
+    """Commit or tag of the hub id; required with one, as in `HubParams`."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.source == "pretrained" and not self.path:
+            raise ValueError("source is pretrained, which needs path: a hub id or a folder")
+        return self
+
+
 class PretrainParams(Section):
     """The language models that are compared."""
 
@@ -644,7 +661,9 @@ class PretrainParams(Section):
     match: Match
     """What ntp, kd and mtp share with cocomix, by choice of their width. width: the width of `model`; stored:
     parameters; active: parameters that one token uses (paper); flops: training FLOPs per token."""
+    init: InitParams = InitParams()
     model: ModelParams
+    """With `init.source: pretrained`, only its dropout is used."""
     training: TrainingParams
     ntp: NtpParams
     kd: KdParams
@@ -667,6 +686,12 @@ class PretrainParams(Section):
     def listed(self) -> dict[str, MethodParams]:
         """The parameters of each of `methods`."""
         return {name: self.section(name) for name in self.methods}
+
+    @property
+    def concept_layers(self) -> dict[str, int]:
+        """The layer at which each method and form that has one predicts, by its key."""
+        layers = {"cocomix.concept_layer": self.cocomix.concept_layer, "pause.layer": self.pause.layer}
+        return layers | {f"forms.{name}.concept_layer": form.concept_layer for name, form in self.forms.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -691,11 +716,16 @@ class PretrainParams(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        layers = {"cocomix.concept_layer": self.cocomix.concept_layer, "pause.layer": self.pause.layer}
-        layers |= {f"forms.{name}.concept_layer": form.concept_layer for name, form in self.forms.items()}
-        for key, layer in layers.items():
-            if layer >= self.model.n_layer:
-                raise ValueError(f"{key} ({layer}) must be below model.n_layer ({self.model.n_layer})")
+        if self.init.source == "pretrained":
+            if self.match != "width":
+                raise ValueError(
+                    f"match ({self.match}) must be width with init.source: pretrained, whose model gives all methods "
+                    "its width"
+                )
+        else:
+            for key, layer in self.concept_layers.items():
+                if layer >= self.model.n_layer:
+                    raise ValueError(f"{key} ({layer}) must be below model.n_layer ({self.model.n_layer})")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if len(set(values)) < len(values):  # type: ignore[arg-type]
                 raise ValueError(f"{name} lists a value twice: {values}")

@@ -1,6 +1,7 @@
 """The model card: README.md of a model's folder, as the Hugging Face hub shows it."""
 
 from math import exp
+from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import ModelCardData
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 
 from cocomix.modeling.configuration_cocomix import CoCoMixConfig
 from cocomix.models.accounting import parameters
-from cocomix.params import Method
+from cocomix.params import InitParams, Method
 from cocomix.tokens.windows import TextOrigin
 
 
@@ -27,6 +28,8 @@ class Trained(NamedTuple):
     """FLOPs of the whole training."""
     validation_loss: float
     """Nats per token, at the end of the learning curve."""
+    init: InitParams = InitParams()
+    """The weights from which it started."""
 
 
 def model_card(model: PreTrainedModel, trained: Trained) -> str:
@@ -35,6 +38,7 @@ def model_card(model: PreTrainedModel, trained: Trained) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["gpt2", "pretraining", trained.kind],
+        base_model=_hub_model(trained.init),
         datasets=[trained.text.dataset] if trained.text.dataset else None,
     )
     stored, active = parameters(model)
@@ -54,7 +58,7 @@ vocabulary of {config.vocab_size}. {stored:,} parameters, of which {active:,} wo
 
 | | |
 |---|---|
-| Data | {_data(trained.text)}, in windows of {trained.context} tokens |
+{_start(trained.init)}| Data | {_data(trained.text)}, in windows of {trained.context} tokens |
 | Tokens seen | {trained.tokens:,} |
 | Training FLOPs | {trained.flops:.3g} |
 | Validation loss | {trained.validation_loss:.4f} nats a token (perplexity {exp(trained.validation_loss):.2f}) |
@@ -104,6 +108,19 @@ def _what(config: object, kind: Method) -> str:
         "none": "Nothing of it is mixed into the hidden states.",
     }[config.mixing]
     return f"A GPT-2 that after block {config.concept_layer} {vector}. {mixed} A model of {paper}."
+
+
+def _start(init: InitParams) -> str:
+    """A row of the table on training; empty: the weights were random."""
+    if init.source == "scratch":
+        return ""
+    name = _hub_model(init)
+    return f"| Went on from | {f'`{name}`, revision `{init.revision}`' if name else 'a GPT-2 of a local folder'} |\n"
+
+
+def _hub_model(init: InitParams) -> str | None:
+    """The hub id of the model that it went on from; None: a folder, or there is none."""
+    return None if init.source == "scratch" or Path(str(init.path)).is_dir() else init.path
 
 
 def _data(text: TextOrigin) -> str:

@@ -7,7 +7,11 @@ from cocomix.plumbing.device import attention
 from cocomix.shapes.models import Shape
 
 
-def config_of(shape: Shape) -> GPT2Config:
-    """The configuration of a shape, with the attention implementation for this machine."""
+def config_of(shape: Shape, context: int | None = None) -> GPT2Config:
+    """The configuration of a shape, with the attention implementation for this machine.
+
+    Args:
+        context: tokens of the windows that the model will read; None: as many as it has positions.
+    """
     kind = CoCoMixConfig if "concept_layer" in shape else GPT2Config
-    return kind(**shape, attn_implementation=attention(shape["n_positions"]))
+    return kind(**shape, attn_implementation=attention(context or shape["n_positions"]))

@@ -77,14 +77,17 @@ def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
 
 
 def cocomix_shape(
-    model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes, match: Match
+    trunk: Shape, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes, match: Match
 ) -> Shape:
     """The shape of a CoCoMix model, or of one of its ablations.
 
     Where nothing is predicted, an MLP is as wide as gives the model the cost, by `match`, of the one that predicts
     concepts; with `match` width, its stored parameters.
+
+    Args:
+        trunk: the shape of the model without concepts.
     """
-    shape = gpt2_shape(model, tokens) | {
+    shape = trunk | {
         "predicts": cocomix.predicts,
         "mixing": cocomix.mixing,
         "concept_layer": cocomix.concept_layer,
@@ -102,16 +105,16 @@ def cocomix_shape(
         return shape
 
     def cost(**changes: object) -> int:
-        return _cost(shape | changes, cocomix, match, teacher)
+        return _cost(shape | changes, cocomix, match, teacher, tokens.context)
 
     narrow = cost(mlp_width=1)
     wanted, unit = cost(predicts="concepts") - narrow, cost(mlp_width=2) - narrow
     return shape | {"mlp_width": max(1, 1 + round(wanted / unit))}
 
 
-def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> Shape:
+def pause_shape(trunk: Shape, pause: PauseParams) -> Shape:
     """The shape of a model with a pause vector after each token."""
-    return gpt2_shape(model, tokens) | {
+    return trunk | {
         "predicts": "nothing",
         "mixing": pause.mixing,
         "concept_layer": pause.layer,
@@ -120,30 +123,37 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
     }
 
 
-def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) -> dict[str, Shape | None]:
+def shapes(
+    params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes, pretrained: Shape | None = None
+) -> dict[str, Shape | None]:
     """The shape of each method and form; the widths of `ntp`, `kd` and `mtp` follow from `params.match` to `cocomix`.
 
     None for `kd` if the base model's forward pass alone costs as much as the FLOPs to match: see `shape_of`.
+
+    Args:
+        pretrained: the shape of the model from which all go on (`pretrained_shape`); None: they start from scratch.
     """
-    model = params.model
-    cocomix = cocomix_shape(model, params.cocomix, tokens, teacher, params.match)
-    target = _cost(cocomix, params.cocomix, params.match, teacher)
+    trunk = pretrained or gpt2_shape(params.model, tokens)
+    cocomix = cocomix_shape(trunk, params.cocomix, tokens, teacher, params.match)
+    target = _cost(cocomix, params.cocomix, params.match, teacher, tokens.context)
 
     def matched(section: MethodParams) -> Shape | None:
         def cost(model: ModelParams) -> int:
-            return _cost(gpt2_shape(model, tokens), section, params.match, teacher)
+            return _cost(gpt2_shape(model, tokens), section, params.match, teacher, tokens.context)
 
+        if params.match == "width":
+            return trunk
         if params.match == "flops" and base_flops(section, teacher) >= target:
             return None
-        return gpt2_shape(model if params.match == "width" else widened(model, cost, target), tokens)
+        return gpt2_shape(widened(params.model, cost, target), tokens)
 
     return {
         "ntp": matched(params.ntp),
         "kd": matched(params.kd),
-        "pause": pause_shape(model, params.pause, tokens),
+        "pause": pause_shape(trunk, params.pause),
         "mtp": matched(params.mtp),
         "cocomix": cocomix,
-        **{name: cocomix_shape(model, form, tokens, teacher, params.match) for name, form in params.forms.items()},
+        **{name: cocomix_shape(trunk, form, tokens, teacher, params.match) for name, form in params.forms.items()},
     }
 
 
@@ -240,9 +250,8 @@ def further_tokens_flops(shape: Mapping[str, Any], context: int) -> int:
     return flops_per_token({**shape, "n_layer": 1}, context)
 
 
-def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes) -> int:
+def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes, context: int) -> int:
     """FLOPs of training on one text token: three forward passes, and what of the base model runs beside."""
-    context = shape["n_positions"]
     forward = flops_per_token(shape, context)
     if isinstance(section, MtpParams):
         forward += (section.tokens - 1) * further_tokens_flops(shape, context)
@@ -268,8 +277,8 @@ def _mixer_flops(shape: Mapping[str, Any]) -> int:
             return 2 * 2 * d * shape.get("mlp_width", 0)
 
 
-def _cost(shape: Shape, section: MethodParams, match: Match, teacher: TeacherSizes) -> int:
+def _cost(shape: Shape, section: MethodParams, match: Match, teacher: TeacherSizes, context: int) -> int:
     if match == "flops":
-        return training_flops(shape, section, teacher)
+        return training_flops(shape, section, teacher, context)
     counted = parameters_of(shape)
     return counted.active if match == "active" else counted.stored

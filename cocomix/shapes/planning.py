@@ -21,6 +21,7 @@ their source.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cocomix.params import (
@@ -48,6 +49,7 @@ from cocomix.shapes.models import (
     shapes,
     training_flops,
 )
+from cocomix.shapes.pretrained import pretrained_shape
 
 INSTALLED_DOCS_BYTES = 13e6
 """Text in the documentation of some 200 packages, where corpus.megabytes sets no limit."""
@@ -134,11 +136,12 @@ def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
     return CorpusSize(sizes, {split: size / bytes_per_token for split, size in sizes.items()}, vocab_size)
 
 
-def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
+def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] | None = None) -> dict[str, StageNeeds]:
     """Estimate the needs of each stage, by its name in dvc.yaml.
 
     Args:
         text: `measured_corpus` or `estimated_corpus`.
+        pretrained: the configuration of the model of `pretrain.init`; None: `pretrain.model` is assumed.
     """
     words = Words(text.vocab_size, params.tokenize.context)
     windows = {split: tokens // words.context for split, tokens in text.tokens.items()}
@@ -171,7 +174,8 @@ def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
         "methods": StageNeeds(disk=2000),
         "report": StageNeeds(disk=5e4, memory=100e6),
     }
-    models = shapes(params.pretrain, words, teacher)
+    start = None if pretrained is None else pretrained_shape(pretrained, params.pretrain, words)
+    models = shapes(params.pretrain, words, teacher, start)
     listed = params.pretrain.listed
     steered = [shape_of(name, models[name]) for name, section in listed.items() if mixes_concepts(section)]
     found["steer"] = _steer(params, steered, base)
@@ -201,9 +205,9 @@ def _saved(shape: Shape) -> float:
     return 4 * parameters_of(shape).stored + TOKENIZER_BYTES * shape["vocab_size"] + code
 
 
-def _window_memory(shape: Shape) -> float:
+def _window_memory(shape: Shape, context: int) -> float:
     """Memory per window: the blocks' activations, attention matrices where they are materialised, and logits."""
-    context, d, layers = shape["n_positions"], shape["n_embd"], shape["n_layer"]
+    d, layers = shape["n_embd"], shape["n_layer"]
     interleaved = shape.get("mixing") in ("interleave", "interleave_with_state")
     above = layers - shape["concept_layer"] if interleaved else 0
     positions = context * (layers + above)
@@ -222,7 +226,7 @@ def _base(params: Params, shape: Shape, whole: int, text: CorpusSize) -> StageNe
         disk=_saved(shape),
         scratch=2 * 12 * stored,
         memory=LIBRARIES + 16 * stored,
-        window_memory=_window_memory(shape),
+        window_memory=_window_memory(shape, params.tokenize.context),
     )
 
 
@@ -313,7 +317,7 @@ def _explain(params: Params, teacher: TeacherSizes, words: Vocabulary, text: Cor
 def _pretrain(
     params: Params, section: MethodParams, shape: Shape, base: Shape, teacher: TeacherSizes, windows: dict[str, float]
 ) -> StageNeeds:
-    training, context = params.pretrain.training, shape["n_positions"]
+    training, context = params.pretrain.training, params.tokenize.context
     further = section.tokens - 1 if isinstance(section, MtpParams) else 0
     in_training = shape | {"n_layer": shape["n_layer"] + further}
     stored = parameters_of(in_training).stored
@@ -327,16 +331,16 @@ def _pretrain(
         unique = _unique(params.distribution.draws, shape["vocab_size"])
         unpacked += positions * (3 + unique * (id_bytes + 1))
     return StageNeeds(
-        flops=training_flops(shape, section, teacher) * training.steps * training.batch_size * context,
+        flops=training_flops(shape, section, teacher, context) * training.steps * training.batch_size * context,
         disk=_saved(shape),
         scratch=2 * 12 * stored + unpacked,
         memory=LIBRARIES + 16 * stored + base_bytes,
-        window_memory=_window_memory(in_training),
+        window_memory=_window_memory(in_training, context),
     )
 
 
 def _evaluate(params: Params, shape: Shape, text: CorpusSize) -> StageNeeds:
-    section, context = params.evaluate, shape["n_positions"]
+    section, context = params.evaluate, params.tokenize.context
     overlap = context / section.stride if section.stride else 1
     tokens = (text.tokens["validation"] + text.tokens["test"]) * overlap
     disk = 2e3

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.models.card import Trained, model_card
-from cocomix.params import Method
+from cocomix.params import InitParams, Method
 from cocomix.tokens.windows import TextOrigin
 from tests.modeling.conftest import tiny
 
@@ -19,6 +19,11 @@ HUB = TextOrigin("hub", "someone/texts", revision="abc123")
 
 def trained(method: Method, text: TextOrigin = DOCS) -> Trained:
     return Trained(f"{method}-0", method, text, context=48, tokens=2_048_000, flops=1.5e12, validation_loss=2.0)
+
+
+def going_on(path: str, revision: str | None = None) -> str:
+    init = InitParams(source="pretrained", path=path, revision=revision)
+    return model_card(tiny(), trained("cocomix")._replace(init=init))
 
 
 def plain() -> PreTrainedModel:
@@ -37,6 +42,16 @@ def test_the_card_says_what_the_model_was_trained_on_and_what_came_of_it() -> No
     text = ModelCard(model_card(tiny(), trained("cocomix", HUB))).text
     for fact in ("someone/texts", "abc123", "2,048,000", "1.5e+12", "2.0000 nats", "perplexity 7.39", "2502.08524"):
         assert fact in text
+
+
+def test_the_card_says_from_which_model_it_went_on_and_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    card = ModelCard(going_on("someone/model", "abc123"))
+    assert card.data.base_model == "someone/model"
+    assert "| Went on from | `someone/model`, revision `abc123` |" in card.text
+    local = going_on(str(tmp_path))
+    assert "| Went on from | a GPT-2 of a local folder |" in local
+    assert str(tmp_path) not in local
+    assert "Went on from" not in model_card(tiny(), trained("cocomix"))
 
 
 def test_each_method_and_ablation_is_described_in_its_own_words() -> None:

@@ -24,6 +24,7 @@ from cocomix.shapes.models import (
     TeacherSizes,
     base_flops,
     cocomix_shape,
+    gpt2_shape,
     pause_shape,
     shape_of,
     shapes,
@@ -151,11 +152,11 @@ def test_further_tokens_cost_a_block_and_a_head_each_in_training_alone(tokens: T
     deeper = shape | {"n_layer": shape["n_layer"] + 2}
     heads = 2 * 2 * shape["n_embd"] * shape["vocab_size"]
     expected = 3 * (flops_per_token(config_of(deeper), tokens.context) + heads)
-    assert training_flops(shape, mtp, SOURCES) == expected
+    assert training_flops(shape, mtp, SOURCES, tokens.context) == expected
     assert matched(tokens, "stored")["mtp"] == matched(tokens, "stored")["ntp"]
     found = matched(tokens, "flops")
-    assert training_flops(found["mtp"], mtp, SOURCES) == pytest.approx(
-        training_flops(found["cocomix"], COCOMIX, SOURCES), rel=0.12
+    assert training_flops(found["mtp"], mtp, SOURCES, tokens.context) == pytest.approx(
+        training_flops(found["cocomix"], COCOMIX, SOURCES, tokens.context), rel=0.12
     )
 
 
@@ -182,9 +183,9 @@ def test_training_counts_the_base_model_as_long_as_it_runs(tokens: Tokens) -> No
 
 def controls(tokens: Tokens, match: Match, **changes: object) -> tuple[Shape, Shape]:
     """Of the control and of what it is a control of."""
-    model = ModelParams(d_model=64, n_layer=4, n_head=2)
+    trunk = gpt2_shape(ModelParams(d_model=64, n_layer=4, n_head=2), tokens)
     both = (COCOMIX.model_copy(update=changes | {"predicts": each}) for each in ("nothing", "concepts"))
-    control, concepts = (cocomix_shape(model, each, tokens, SOURCES, match) for each in both)
+    control, concepts = (cocomix_shape(trunk, each, tokens, SOURCES, match) for each in both)
     return control, concepts
 
 
@@ -218,9 +219,9 @@ def test_the_mlp_of_the_control_counts_for_the_width_of_the_baselines(tokens: To
 
 
 def test_shapes_are_configurations_of_their_methods(tokens: Tokens) -> None:
-    model = ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1)
-    cocomix = config_of(cocomix_shape(model, COCOMIX, tokens, SOURCES, "stored"))
-    pause = config_of(pause_shape(model, PauseParams(layer=3, mixing="interleave"), tokens))
+    trunk = gpt2_shape(ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1), tokens)
+    cocomix = config_of(cocomix_shape(trunk, COCOMIX, tokens, SOURCES, "stored"))
+    pause = config_of(pause_shape(trunk, PauseParams(layer=3, mixing="interleave")))
     assert isinstance(cocomix, CoCoMixConfig)
     assert isinstance(pause, CoCoMixConfig)
     assert (cocomix.predicts, cocomix.num_concepts, cocomix.concept_layer) == ("concepts", 512, 2)
