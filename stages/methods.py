@@ -11,7 +11,7 @@ from cocomix.base.flops import forward_flops
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.shapes.methods import METHODS, supervision
-from cocomix.shapes.models import TeacherSizes, shapes
+from cocomix.shapes.models import TeacherSizes, dimensions, shapes
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -50,7 +50,7 @@ def run(params: Params) -> None:
         with work.write(METHODS) as pending:
             pending.path.write_bytes(to_json(entries))
         sizes = {
-            "widths": {name: shape["n_embd"] for name, shape in found.items() if shape},
+            "widths": {name: dimensions(shape).d_model for name, shape in found.items() if shape},
             "context": tokens.context,
             "latents": teacher.latents,
             "base_flops": teacher.base_flops,

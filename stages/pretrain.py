@@ -27,7 +27,7 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.methods import ListedMethod, read_method
-from cocomix.shapes.models import shape_of
+from cocomix.shapes.models import dimensions, shape_of
 from cocomix.tokens.window_data import WindowData, WindowLabels
 from cocomix.tokens.windows import Split, Tokens
 from cocomix.training.distillation import Distillation
@@ -137,7 +137,7 @@ def _objective(section: MethodParams, shape: dict[str, Any], teacher: Teacher) -
     model = AutoModelForCausalLM.from_config(config_of(shape))
 
     def base_model() -> PreTrainedModel:
-        return load_base(teacher.base, shape["n_positions"])
+        return load_base(teacher.base, dimensions(shape).context)
 
     taught = distillation(section)
     beside = Distillation(taught, base_model() if taught.source == "online" else None) if taught else None
@@ -157,8 +157,8 @@ def _metrics(method: str, seed: int, objective: Objective, curve: list[TrainingC
     return {
         "method": method,
         "seed": seed,
-        "d_model": objective.model.config.n_embd,
-        "n_head": objective.model.config.n_head,
+        "d_model": objective.model.config.hidden_size,
+        "n_head": objective.model.config.num_attention_heads,
         "parameters": parameters(objective.model)._asdict(),
         "tokens": last.tokens,
         "flops_per_token": round(last.flops / last.tokens),
