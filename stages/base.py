@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cocomix.base.families import check_base
 from cocomix.check.external import outside
@@ -17,7 +17,7 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.pretrained import load_model
-from cocomix.shapes.models import gpt2_shape
+from cocomix.shapes.models import plain_shape
 from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
 from cocomix.tokens.window_data import WindowData
 from cocomix.tokens.windows import Tokens
@@ -49,7 +49,7 @@ def run(params: Params) -> None:
 
 def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedModel, list[TrainingCurveRow]]:
     torch.manual_seed(params.base.seed)
-    model = GPT2LMHeadModel(config_of(gpt2_shape(params.base.model, tokens)))
+    model = AutoModelForCausalLM.from_config(config_of(plain_shape(params.base.model, tokens)))
     data = (WindowData(tokens.windows("train")), WindowData(tokens.windows("validation")))
     objective = Objective(model)
     curve = Training(objective, *data, params.base.training, params.base.seed, scratch).run("base")

@@ -13,7 +13,7 @@ from cocomix.params import Params, PretrainParams
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.pretrained import load_config
 from cocomix.shapes.methods import METHODS, supervision
-from cocomix.shapes.models import Shape, TeacherSizes, shapes
+from cocomix.shapes.models import Shape, TeacherSizes, dimensions, shapes
 from cocomix.shapes.pretrained import check_pretrained, pretrained_shape
 from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
 from cocomix.tokens.windows import Tokens
@@ -54,7 +54,7 @@ def run(params: Params) -> None:
         with work.write(METHODS) as pending:
             pending.path.write_bytes(to_json(entries))
         sizes = {
-            "widths": {name: shape["n_embd"] for name, shape in found.items() if shape},
+            "widths": {name: dimensions(shape).d_model for name, shape in found.items() if shape},
             "context": tokens.context,
             "latents": teacher.latents,
             "base_flops": teacher.base_flops,
@@ -81,7 +81,7 @@ def _pretrained(section: PretrainParams, tokens: Tokens) -> Shape | None:
     check_pretrained(config, section, tokens.context)
     check_vocabulary(key, name, config["vocab_size"], tokens)
     check_tokenizer(key, name, init.revision, tokens)
-    return pretrained_shape(config, section, tokens)
+    return pretrained_shape(config, section.model.dropout, tokens)
 
 
 if __name__ == "__main__":

@@ -162,8 +162,8 @@ def _metrics(method: str, seed: int, objective: Objective, curve: list[TrainingC
     return {
         "method": method,
         "seed": seed,
-        "d_model": objective.model.config.n_embd,
-        "n_head": objective.model.config.n_head,
+        "d_model": objective.model.config.hidden_size,
+        "n_head": objective.model.config.num_attention_heads,
         "parameters": parameters(objective.model)._asdict(),
         "tokens": last.tokens,
         "flops_per_token": round(last.flops / last.tokens),

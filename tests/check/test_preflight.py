@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen3Config
 
 from cocomix.check.preflight import preflight
 from cocomix.params import Params
@@ -78,7 +78,10 @@ def files(folder: Path) -> Path:
     Path("file.bin").write_text("no text")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, vocab_size=64).save_pretrained("short")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=128, vocab_size=64).save_pretrained("small")
-    LlamaConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, vocab_size=64).save_pretrained("llama")
+    OPTConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, vocab_size=64).save_pretrained("opt")
+    llama = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 64}
+    LlamaConfig(**llama, tie_word_embeddings=True).save_pretrained("llama")
+    Qwen3Config(**llama, tie_word_embeddings=True, use_sliding_window=True).save_pretrained("sliding")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, tie_word_embeddings=False).save_pretrained("untied")
     Path("torn").mkdir()
     Path("torn/config.json").write_text("{")
@@ -167,7 +170,12 @@ def files(folder: Path) -> Path:
             "pretrain.init.path: 'gpt2': no such folder; a hub id may change under its name: set pretrain.init.r",
         ),
         (init("torn"), "pretrain.init.path: 'torn': no model can be loaded from this folder: "),
-        (init("llama"), "pretrain.init.path: 'llama': a llama; allowed: models of the class GPT2LMHeadModel (gpt2)"),
+        (init("opt"), "pretrain.init.path: 'opt': opt; allowed: gpt2, llama, qwen3"),
+        (init("sliding"), "pretrain.init.path: 'sliding': has use_sliding_window: True; allowed: False"),
+        (
+            init("llama", model={"dropout": 0.1}),
+            "pretrain.init.path: 'llama': llama; pretrain.model.dropout (0.1) must be 0",
+        ),
         (init("untied"), "pretrain.init.path: 'untied': has tie_word_embeddings: False; allowed: True"),
         (init("short"), "pretrain.init.path: 'short' has a context of 64; tokenize.context is 128"),
         (
@@ -205,6 +213,7 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
         {"explain": {"labeller": "model", "model": {"name": "nobody/never-cached", "revision": COMMIT}}},
         {"base": {"source": "train", "pretrained": "nobody/never-cached"}},
         init("small"),
+        init("llama"),
         init("nobody/never-cached", COMMIT),
         published("lens", "sae-lens", **RELU),
         published("sparse-32", "sparsify", normalize="none") | base("small"),

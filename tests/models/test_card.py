@@ -49,7 +49,7 @@ def test_the_card_says_from_which_model_it_went_on_and_names_no_folder_of_this_m
     assert card.data.base_model == "someone/model"
     assert "| Went on from | `someone/model`, revision `abc123` |" in card.text
     local = going_on(str(tmp_path))
-    assert "| Went on from | a GPT-2 of a local folder |" in local
+    assert "| Went on from | a model of a local folder |" in local
     assert str(tmp_path) not in local
     assert "Went on from" not in model_card(tiny(), trained("cocomix"))
 

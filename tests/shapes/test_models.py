@@ -24,8 +24,8 @@ from cocomix.shapes.models import (
     TeacherSizes,
     base_flops,
     cocomix_shape,
-    gpt2_shape,
     pause_shape,
+    plain_shape,
     shape_of,
     shapes,
     training_flops,
@@ -183,7 +183,7 @@ def test_training_counts_the_base_model_as_long_as_it_runs(tokens: Tokens) -> No
 
 def controls(tokens: Tokens, match: Match, **changes: object) -> tuple[Shape, Shape]:
     """Of the control and of what it is a control of."""
-    trunk = gpt2_shape(ModelParams(d_model=64, n_layer=4, n_head=2), tokens)
+    trunk = plain_shape(ModelParams(d_model=64, n_layer=4, n_head=2), tokens)
     both = (COCOMIX.model_copy(update=changes | {"predicts": each}) for each in ("nothing", "concepts"))
     control, concepts = (cocomix_shape(trunk, each, tokens, SOURCES, match) for each in both)
     return control, concepts
@@ -219,7 +219,7 @@ def test_the_mlp_of_the_control_counts_for_the_width_of_the_baselines(tokens: To
 
 
 def test_shapes_are_configurations_of_their_methods(tokens: Tokens) -> None:
-    trunk = gpt2_shape(ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1), tokens)
+    trunk = plain_shape(ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1), tokens)
     cocomix = config_of(cocomix_shape(trunk, COCOMIX, tokens, SOURCES, "stored"))
     pause = config_of(pause_shape(trunk, PauseParams(layer=3, mixing="interleave")))
     assert isinstance(cocomix, CoCoMixConfig)

@@ -29,18 +29,17 @@ def params(**changes: Any) -> Params:
 
 
 def test_the_shape_is_the_models_and_its_vocabulary_that_of_the_tokens() -> None:
-    pretrain = params(model={"d_model": 8, "n_layer": 1, "n_head": 1, "dropout": 0.2}).pretrain
-    config = config_of(pretrained_shape(CONFIG, pretrain, TOKENS))
+    config = config_of(pretrained_shape(CONFIG, 0.2, TOKENS))
     assert (config.n_embd, config.n_layer, config.n_head, config.n_positions, config.n_inner) == (48, 5, 3, 1024, 100)
     assert (config.vocab_size, config.layer_norm_epsilon, config.resid_pdrop) == (64, 1e-3, 0.2)
     assert config.activation_function == "gelu_pytorch_tanh"
-    other = pretrained_shape(CONFIG | {"activation_function": "relu"}, pretrain, TOKENS)
+    other = pretrained_shape(CONFIG | {"activation_function": "relu"}, 0.2, TOKENS)
     assert config_of(other).activation_function == "relu"
 
 
 def test_every_method_has_it() -> None:
     pretrain = params(forms={"predicted": {"mixing": "none"}}).pretrain
-    trunk = pretrained_shape(CONFIG, pretrain, TOKENS)
+    trunk = pretrained_shape(CONFIG, 0.0, TOKENS)
     for name, shape in shapes(pretrain, TOKENS, TEACHER, trunk).items():
         assert shape is not None, name
         assert shape.items() >= trunk.items(), name
@@ -62,7 +61,7 @@ def test_a_plan_counts_the_models_shape_and_the_windows_context() -> None:
         dict.fromkeys(("train", "validation", "test"), 4e6), {"train": 1e6, "validation": 2e5, "test": 2e5}, 64
     )
     asked = params(methods=["ntp"])
-    shape = pretrained_shape(CONFIG, asked.pretrain, Words(64, asked.tokenize.context))
+    shape = pretrained_shape(CONFIG, 0.0, Words(64, asked.tokenize.context))
     found = stage_needs(asked, text, CONFIG)["pretrain@ntp-0"]
     as_long = stage_needs(asked, text, CONFIG | {"n_positions": 4096})["pretrain@ntp-0"]
     assert found.memory >= 16 * parameters_of(config_of(shape)).stored
