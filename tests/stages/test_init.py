@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config
 
 import stages.methods
 import stages.pretrain
@@ -39,21 +39,29 @@ def going_on(*changes: Mapping[str, Any]) -> Params:
     return parameters(EXAMPLE, small, *changes)
 
 
+_SHAPE = {"vocab_size": VOCAB, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0}
+_QWEN3 = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+_QWEN3 |= {"intermediate_size": 32, "max_position_embeddings": 20, "tie_word_embeddings": True}
+CONFIGS = {
+    "gpt2": GPT2Config(**_SHAPE, n_embd=24, n_layer=4, n_head=2, n_positions=20),
+    "qwen3": Qwen3Config(**_SHAPE, **_QWEN3),
+}
+
+
 @pytest.fixture
-def pretrained(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> GPT2LMHeadModel:
-    """A random GPT-2 in the folder `pretrained`, with the tokenizer of the tokens."""
+def pretrained(request: pytest.FixtureRequest, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    """A random GPT-2, or model of the given family, in the folder `pretrained`, with the tokenizer of the tokens."""
     monkeypatch.setenv("COCOMIX_PRECISION", "fp32")
     runtime.cache_clear()
     torch.manual_seed(5)
-    config = GPT2Config(n_embd=24, n_layer=4, n_head=2, n_positions=20, vocab_size=VOCAB, initializer_range=0.2)
-    config.bos_token_id = config.eos_token_id = 0
-    model = GPT2LMHeadModel(config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[getattr(request, "param", "gpt2")])
     model.save_pretrained("pretrained")
     PreTrainedTokenizerFast.from_pretrained(artifacts / "tokens/tokenizer").save_pretrained("pretrained")
     return model
 
 
-def test_every_method_of_the_example_takes_the_shape_and_starts_with_the_loss(pretrained: GPT2LMHeadModel) -> None:
+@pytest.mark.parametrize("pretrained", CONFIGS, indirect=True)
+def test_every_method_of_the_example_takes_the_shape_and_starts_with_the_loss(pretrained: PreTrainedModel) -> None:
     params = going_on({"pretrain": {"training": {"steps": 1, "learning_rate": 1e-9, "eval_windows": 24}}})
     assert params.pretrain.methods == EXAMPLE["pretrain"]["methods"]
     expected = score_text(pretrained, split_text(Tokens(), "validation"), 8, "the pretrained model").whole.loss
@@ -62,14 +70,15 @@ def test_every_method_of_the_example_takes_the_shape_and_starts_with_the_loss(pr
         stages.pretrain.run(params, method, 0)
         folder = Path(f"artifacts/models/{method}-0")
         model = AutoModelForCausalLM.from_pretrained(folder)
-        assert (model.config.n_embd, model.config.n_layer, model.config.n_positions) == (24, 4, 20)
+        shape = model.config.hidden_size, model.config.num_hidden_layers, model.config.max_position_embeddings
+        assert shape == (24, 4, 20)
         assert "| Went on from | a model of a local folder |" in (folder / "README.md").read_text()
         found = json.loads(Path(f"metrics/pretrain/{method}-0.json").read_text())
         assert found["validation_loss"] == pytest.approx(expected, abs=1e-4)
         assert found["parameters"]["stored"] == sum(each.numel() for each in model.parameters())
 
 
-def test_a_training_that_died_goes_on_to_the_same_bits(pretrained: GPT2LMHeadModel) -> None:
+def test_a_training_that_died_goes_on_to_the_same_bits(pretrained: PreTrainedModel) -> None:
     params = going_on({"pretrain": {"training": {"steps": 6, "checkpoint_every": 2}}})
     stages.methods.run(params)
     with stopped_beyond(4 * 8 * 16), pytest.raises(Interrupted):
@@ -83,20 +92,20 @@ def test_a_training_that_died_goes_on_to_the_same_bits(pretrained: GPT2LMHeadMod
     assert model.read_bytes() == resumed
 
 
-def test_other_weights_in_the_folder_are_other_work(pretrained: GPT2LMHeadModel) -> None:
+def test_other_weights_in_the_folder_are_other_work(pretrained: PreTrainedModel) -> None:
     params = going_on()
     stages.methods.run(params)
     stages.pretrain.run(params, "ntp", 0)
     model = Path("artifacts/models/ntp-0/model.safetensors")
     first = model.read_bytes()
     with torch.no_grad():
-        pretrained.transformer.wte.weight.mul_(2)
+        pretrained.get_input_embeddings().weight.mul_(2)
     pretrained.save_pretrained("pretrained")
     stages.pretrain.run(params, "ntp", 0)
     assert model.read_bytes() != first
 
 
-def test_the_stages_read_what_dvc_yaml_says(pretrained: GPT2LMHeadModel, read: Read) -> None:
+def test_the_stages_read_what_dvc_yaml_says(pretrained: PreTrainedModel, read: Read) -> None:
     params = going_on({"pretrain": {"methods": [*METHODS]}})
     stages.methods.run(read.watch(params))
     assert "pretrain.init.path" in read.keys
@@ -107,7 +116,7 @@ def test_the_stages_read_what_dvc_yaml_says(pretrained: GPT2LMHeadModel, read: R
         assert undeclared(read.keys, "pretrain", method) == set()
 
 
-def test_a_model_of_other_tokens_is_refused_before_any_training(pretrained: GPT2LMHeadModel) -> None:
+def test_a_model_of_other_tokens_is_refused_before_any_training(pretrained: PreTrainedModel) -> None:
     path = Path("pretrained/tokenizer.json")
     path.write_text(path.read_text().replace('"w1"', '"other"'))
     with pytest.raises(
@@ -116,8 +125,6 @@ def test_a_model_of_other_tokens_is_refused_before_any_training(pretrained: GPT2
         r"and tokenize\.revision to pretrain\.init\.revision$",
     ):
         stages.methods.run(going_on())
-    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=4, n_head=2, n_positions=20, vocab_size=50)).save_pretrained(
-        "pretrained"
-    )
+    GPT2Config(n_embd=8, n_layer=4, n_head=2, n_positions=20, vocab_size=50).save_pretrained("pretrained")
     with pytest.raises(UserError, match=r"'pretrained' has a vocabulary of 50; the tokens need 64"):
         stages.methods.run(going_on())
