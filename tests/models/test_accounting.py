@@ -76,7 +76,7 @@ def test_parameters_are_those_that_are_stored_and_can_be_counted_before_a_model_
 
 def test_active_parameters_leave_out_the_compress_rows_that_a_token_does_not_read(variant: dict[str, object]) -> None:
     stored, active = parameters(tiny(**variant))
-    mixes_concepts = "predicts" not in variant and variant["mixing"] != "none"
+    mixes_concepts = "predicts" not in variant and variant.get("mixing") != "none"
     assert stored - active == (40 - 5) * 32 * mixes_concepts
 
 

@@ -132,11 +132,12 @@ def test_baselines_on_llama_have_the_size_of_cocomix_to_within_a_step_of_the_wid
     params = asked(match)
     llama = {"backbone": "llama", "n_kv_head": 2, "qk_norm": True, "d_model": 192, "n_head": 4}
     params = params.model_copy(update={"model": params.model.model_copy(update=llama)})
-    found = shapes(params, words, SOURCES)
+    teacher = SOURCES._replace(latents=4096)
+    found = shapes(params, words, teacher)
 
     def cost(name: str, section: MethodParams) -> int:
         if match == "flops":
-            return training_flops(found[name], section, SOURCES)
+            return training_flops(found[name], section, teacher)
         return getattr(parameters_of(config_of(found[name])), match)
 
     assert found["ntp"]["hidden_size"] > 192
