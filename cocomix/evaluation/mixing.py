@@ -108,7 +108,7 @@ def score_mixing(
     sample = np.unique(np.linspace(0, count - 1, windows).astype(np.int64))
     turns = np.random.default_rng(0).random((len(sample), context, m), dtype=np.float32)
     mine = shares(len(sample), windows_at_once(batch_size, context, model.config))
-    total = torch.zeros(model.config.n_embd, dtype=torch.float64)
+    total = torch.zeros(model.config.hidden_size, dtype=torch.float64)
     for rows in Summing(kept and kept.with_name(f"{kept.name}-mean"), mine, total.numpy()):
         total += _mixed_vectors(model, data, sample[rows]).sum((0, 1)).cpu()
     mean = torch.tensor(totals(*total.tolist()), dtype=torch.float32, device=device()) / (len(sample) * context)

@@ -267,4 +267,4 @@ def concept_rows(mask: Tensor | None, keys: int, queries: int, device: torch.dev
     if mask is not None:
         return mask[:, :, 1::2]
     last_seen = torch.arange(1, 2 * queries, 2, device=device)
-    return torch.arange(keys, device=device) <= last_seen[:, None]
+    return (torch.arange(keys, device=device) <= last_seen[:, None])[None, None]

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from cocomix.models.card import Trained, model_card
 from cocomix.params import InitParams, Method
 from cocomix.tokens.windows import TextOrigin
-from tests.modeling.conftest import tiny
+from tests.modeling.conftest import LLAMA, tiny
 
 DOCS = TextOrigin("installed-docs")
 HUB = TextOrigin("hub", "someone/texts", revision="abc123")
@@ -56,20 +56,28 @@ def test_the_card_says_from_which_model_it_went_on_and_names_no_folder_of_this_m
 
 def test_each_method_and_ablation_is_described_in_its_own_words() -> None:
     kinds = [tiny(), tiny(mixing="add"), tiny(mixing="none"), tiny(predicts="hidden"), tiny(predicts="nothing")]
-    kinds.append(tiny(predicts="nothing", mlp_width=8))
+    kinds += [tiny(predicts="nothing", mlp_width=8), tiny(**LLAMA)]
     cards = [model_card(model, trained("cocomix")) for model in kinds]
     cards += [model_card(plain(), trained("ntp")), model_card(plain(), trained("kd"))]
     assert len(set(cards)) == len(cards)
 
 
-@pytest.mark.parametrize("model", [tiny(), plain()], ids=["cocomix", "ntp"])
+def test_the_card_names_the_backbone_and_its_heads() -> None:
+    card = ModelCard(model_card(tiny(**LLAMA), trained("cocomix")))
+    assert "llama" in card.data.tags
+    assert "A Llama that after block 2 predicts concepts" in card.text
+    assert "4 heads of queries, 2 of keys and values" in card.text
+    assert "A GPT-2 that after block 2" in model_card(tiny(), trained("cocomix"))
+
+
+@pytest.mark.parametrize("model", [tiny(), tiny("llama"), plain()], ids=["cocomix", "cocomix-llama", "ntp"])
 def test_the_ways_to_load_are_programs_and_only_a_model_of_our_own_needs_our_code(model: PreTrainedModel) -> None:
     text = model_card(model, trained("cocomix"))
     programs = [each.split("```")[0] for each in text.split("```python\n")[1:]]
     for program in programs:
         compile(program, "README.md", "exec")
     ours = "trust_remote_code" in text
-    assert ours == (len(programs) == 2) == (model.config.model_type == "cocomix")
+    assert ours == (len(programs) == 2) == (model.config.model_type != "gpt2")
 
 
 @pytest.mark.parametrize(
