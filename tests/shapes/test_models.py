@@ -137,7 +137,7 @@ def test_baselines_on_llama_have_the_size_of_cocomix_to_within_a_step_of_the_wid
 
     def cost(name: str, section: MethodParams) -> int:
         if match == "flops":
-            return training_flops(found[name], section, teacher)
+            return training_flops(found[name], section, teacher, words.context)
         return getattr(parameters_of(config_of(found[name])), match)
 
     assert found["ntp"]["hidden_size"] > 192
