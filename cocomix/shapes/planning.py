@@ -204,7 +204,7 @@ def _to_layer(blocks: float, base: Shape, layer: int) -> int:
 
 
 def _saved(shape: Shape) -> float:
-    code = 50e3 if "concept_layer" in shape else 4e3
+    code = 70e3 if "concept_layer" in shape else 4e3
     return 4 * parameters_of(shape).stored + TOKENIZER_BYTES * shape["vocab_size"] + code
 
 
