@@ -17,16 +17,16 @@ from cocomix.modeling.configuration_cocomix import (
 )
 from cocomix.modeling.modeling_cocomix import CoCoMixForCausalLM, CoCoMixLanguageModel, CoCoMixLlamaForCausalLM
 
-for config, body, language_model in (
+for _config, _model, _language_model in (
     (CoCoMixConfig, CoCoMixModel, CoCoMixForCausalLM),
     (CoCoMixLlamaConfig, CoCoMixLlamaModel, CoCoMixLlamaForCausalLM),
 ):
-    AutoConfig.register(config.model_type, config)
-    AutoModel.register(config, body)
-    AutoModelForCausalLM.register(config, language_model)
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+    AutoModelForCausalLM.register(_config, _language_model)
     # Saved models include the files that define them, so that `trust_remote_code` loads them without this package.
-    config.register_for_auto_class()
-    language_model.register_for_auto_class("AutoModelForCausalLM")
+    _config.register_for_auto_class()
+    _language_model.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
     "Ablate",
