@@ -25,7 +25,7 @@ from cocomix.explore.continuation import Sampling, checked_temperature, continua
 from cocomix.explore.edit_syntax import Written, parse_edit
 from cocomix.explore.load import default_model, load_extractor, load_labels, load_model
 from cocomix.explore.terminal import Stream, meanings, side_by_side, table_of
-from cocomix.modeling import CoCoMixConfig
+from cocomix.modeling import ConceptFields
 from cocomix.plumbing.artifact import MANIFEST
 from cocomix.plumbing.checked import port_number, whole_number
 from cocomix.plumbing.distributed import stand_alone
@@ -130,7 +130,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
     return Sampling(options.tokens, 0.0 if options.greedy else options.temperature, options.seed)
 
 
-def _edits(options: argparse.Namespace, config: CoCoMixConfig) -> list[Written]:
+def _edits(options: argparse.Namespace, config: ConceptFields) -> list[Written]:
     if options.before_selection and options.base:
         raise UserError("--before-selection: the base model's edits are of active latents; leave it or --base out")
     if options.edit and config.mixing == "none" and (options.command is steer or not options.base):

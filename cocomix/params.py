@@ -184,18 +184,36 @@ class TokenizeParams(Section):
         return self
 
 
-class ModelParams(Section):
-    """The shape of a GPT-2."""
+Backbone = Literal["gpt2", "llama"]
 
+
+class ModelParams(Section):
+    """The shape of a plain language model."""
+
+    backbone: Backbone = "gpt2"
+    """llama: RMSNorm, rotary positions, SwiGLU, and the two options below, which are of llama only."""
     d_model: Size
     n_layer: Layers
     n_head: Size
+    n_kv_head: Size | None = None
+    """Heads of keys and values, each read by n_head / n_kv_head heads of queries; null: n_head."""
+    qk_norm: bool = False
+    """Whether each head's queries and keys are normalised."""
     dropout: Share = 0.0
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.d_model % self.n_head:
             raise ValueError(f"d_model ({self.d_model}) must be a multiple of n_head ({self.n_head})")
+        if self.backbone == "gpt2" and (self.n_kv_head or self.qk_norm):
+            raise ValueError("n_kv_head and qk_norm are of backbone: llama; with gpt2, they must be null and false")
+        if self.backbone == "llama":
+            if self.d_model // self.n_head % 2:
+                raise ValueError(f"d_model ({self.d_model}) must be an even multiple of n_head ({self.n_head})")
+            if self.n_head % (self.n_kv_head or 1):
+                raise ValueError(f"n_head ({self.n_head}) must be a multiple of n_kv_head ({self.n_kv_head})")
+            if self.dropout:
+                raise ValueError(f"dropout ({self.dropout:g}) must be 0 with backbone: llama")
         return self
 
 
@@ -667,6 +685,23 @@ def _agrees(form: Any) -> bool:
     return True
 
 
+class InitParams(Section):
+    """The weights from which the language models start."""
+
+    source: Literal["scratch", "pretrained"] = "scratch"
+    """scratch: random ones; pretrained: those of a causal language model, which also gives all of them their shape."""
+    path: str | None = None
+    """Hub id or folder of a GPT-2, Llama or Qwen3."""
+    revision: str | None = None
+    """Commit or tag of the hub id; required with one, as in `HubParams`."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.source == "pretrained" and not self.path:
+            raise ValueError("source is pretrained, which needs path: a hub id or a folder")
+        return self
+
+
 class PretrainParams(Section):
     """The language models that are compared."""
 
@@ -676,7 +711,9 @@ class PretrainParams(Section):
     match: Match
     """What ntp, kd and mtp share with cocomix, by choice of their width. width: the width of `model`; stored:
     parameters; active: parameters that one token uses (paper); flops: training FLOPs per token."""
+    init: InitParams = InitParams()
     model: ModelParams
+    """With `init.source: pretrained`, only its dropout is used."""
     training: TrainingParams
     ntp: NtpParams
     kd: KdParams
@@ -699,6 +736,12 @@ class PretrainParams(Section):
     def listed(self) -> dict[str, MethodParams]:
         """The parameters of each of `methods`."""
         return {name: self.section(name) for name in self.methods}
+
+    @property
+    def concept_layers(self) -> dict[str, int]:
+        """The layer at which each method and form that has one predicts, by its key."""
+        layers = {"cocomix.concept_layer": self.cocomix.concept_layer, "pause.layer": self.pause.layer}
+        return layers | {f"forms.{name}.concept_layer": form.concept_layer for name, form in self.forms.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -723,11 +766,16 @@ class PretrainParams(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        layers = {"cocomix.concept_layer": self.cocomix.concept_layer, "pause.layer": self.pause.layer}
-        layers |= {f"forms.{name}.concept_layer": form.concept_layer for name, form in self.forms.items()}
-        for key, layer in layers.items():
-            if layer >= self.model.n_layer:
-                raise ValueError(f"{key} ({layer}) must be below model.n_layer ({self.model.n_layer})")
+        if self.init.source == "pretrained":
+            if self.match != "width":
+                raise ValueError(
+                    f"match ({self.match}) must be width with init.source: pretrained, whose model gives all methods "
+                    "its width"
+                )
+        else:
+            for key, layer in self.concept_layers.items():
+                if layer >= self.model.n_layer:
+                    raise ValueError(f"{key} ({layer}) must be below model.n_layer ({self.model.n_layer})")
         for name, values in (("methods", self.methods), ("seeds", self.seeds)):
             if len(set(values)) < len(values):  # type: ignore[arg-type]
                 raise ValueError(f"{name} lists a value twice: {values}")

@@ -32,6 +32,25 @@ if TYPE_CHECKING:
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 
+def load_config(key: str, name: str, revision: str | None, *, local: bool = False) -> "PreTrainedConfig":
+    """Load the configuration of a model.
+
+    Args:
+        key: the parameter that holds `name`, for errors.
+        name: hub id or folder.
+        local: whether to download nothing.
+
+    Raises:
+        UserError: in one line, when none is found.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, local_files_only=local)
+    except Exception as error:  # any kind: the libraries that read the files raise it
+        raise unreadable(key, name, "model", error) from None
+
+
 def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | Literal['auto']") -> "PreTrainedModel":
     """Load a causal language model.
 

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cocomix.check.preflight import preflight
+from cocomix.check.preflight import init_config, preflight
 from cocomix.corpus.files import find_files
 from cocomix.params import FILE, Params
 from cocomix.plumbing.checked import mapping, parse
@@ -105,7 +105,8 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     content, params = _asked(preset)
     stages = dag.read_dag(content)
     why = reasons(stages)
-    needs = stage_needs(params, _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no"))
+    text = _text(params, up_to_date=why["corpus"].runs == why["tokenize"].runs == "no")
+    needs = stage_needs(params, text, init_config(params))
     rates = _measured_rates(stages, content)
     return [
         _planned(stage, why[name], needs.get(name, StageNeeds()), params, rates, gpu) for name, stage in stages.items()
@@ -162,7 +163,7 @@ def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str
     ran_with = [nested(stage.ran_with) for stage in stages.values()]
     try:
         params = parse(Params, mapping(with_values(content, ran_with, "dvc.lock"), "dvc.lock"), "dvc.lock")
-        needs = stage_needs(params, _text(params, up_to_date=True))
+        needs = stage_needs(params, _text(params, up_to_date=True), init_config(params))
     except (UserError, FileNotFoundError):  # dvc.lock is from an older pipeline, or nothing has run yet
         return {}
     found: dict[str, tuple[float, Rate]] = {}

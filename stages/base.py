@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cocomix.base.families import check_base
 from cocomix.check.external import outside
@@ -15,11 +15,10 @@ from cocomix.models.configs import config_of
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
-from cocomix.plumbing.progress import say
 from cocomix.plumbing.runtime import runtime
-from cocomix.pretrained import load_model, load_tokenizer
-from cocomix.shapes.models import gpt2_shape
-from cocomix.tokens.comparison import difference
+from cocomix.pretrained import load_model
+from cocomix.shapes.models import plain_shape
+from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
 from cocomix.tokens.window_data import WindowData
 from cocomix.tokens.windows import Tokens
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
@@ -50,7 +49,7 @@ def run(params: Params) -> None:
 
 def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedModel, list[TrainingCurveRow]]:
     torch.manual_seed(params.base.seed)
-    model = GPT2LMHeadModel(config_of(gpt2_shape(params.base.model, tokens)))
+    model = AutoModelForCausalLM.from_config(config_of(plain_shape(params.base.model, tokens)))
     data = (WindowData(tokens.windows("train")), WindowData(tokens.windows("validation")))
     objective = Objective(model)
     curve = Training(objective, *data, params.base.training, params.base.seed, scratch).run("base")
@@ -60,36 +59,13 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
 def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
     source = str(params.base.pretrained)
     model = load_model("base.pretrained", source, params.base.revision, torch.float32)
-    if model.config.vocab_size < tokens.vocab_size:
-        raise UserError(
-            f"base.pretrained: {source!r} has a vocabulary of {model.config.vocab_size}; the tokens need "
-            f"{tokens.vocab_size}: use its tokenizer (tokenize.pretrained)"
-        )
+    check_vocabulary("base.pretrained", source, model.config.vocab_size, tokens)
     try:
         check_base(model.requires_grad_(False).eval(), tokens.context)
     except UserError as error:
         raise UserError(f"base.pretrained: {source!r}: {error}") from None
-    _check_tokenizer(params, tokens)
+    check_tokenizer("base.pretrained", source, params.base.revision, tokens)
     return model
-
-
-def _check_tokenizer(params: Params, tokens: Tokens) -> None:
-    """Check that the base model's tokenizer, if it has one, made the tokens."""
-    source, made = str(params.base.pretrained), tokens.artifact.manifest.params
-    advice = f"set tokenize.source: pretrained, tokenize.pretrained: {source}, and tokenize.revision to base.revision"
-    try:
-        theirs = load_tokenizer("base.pretrained", source, params.base.revision)
-    except UserError as error:
-        if made.get("source") == "pretrained":
-            name = made["pretrained"]
-            say(f"{error}; that of tokenize.pretrained ({name}) is taken to be its own: nothing can be compared")
-            return
-        raise UserError(
-            f"{error}; a tokenizer that was trained here (tokenize.source: train) is not that of this model: set "
-            "tokenize.source: pretrained, and tokenize.pretrained to the model's own"
-        ) from None
-    if found := difference(tokens, theirs):
-        raise UserError(f"base.pretrained: {source!r} has another tokenizer than the tokens: {found}; {advice}")
 
 
 def _save(

@@ -21,7 +21,7 @@ from cocomix.evaluation.language_model import TextScore, score_text
 from cocomix.evaluation.mixing import MixingScore, score_mixing
 from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks
 from cocomix.evaluation.text import EvaluationText, split_text
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.params import CocomixParams, EvaluateParams, Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.device import attention
@@ -99,7 +99,7 @@ def run(params: Params, method: str, seed: int) -> None:
         # A task that is listed both by itself and in a group counts once.
         on_tasks = list({each.task: each for task in tasks for each in score_task(task)}.values())
         concept_metrics = None
-        if isinstance(model, CoCoMixForCausalLM) and model.config.predicts == "concepts":
+        if isinstance(model, CoCoMixLanguageModel) and model.config.predicts == "concepts":
             of_windows = ConceptLabels(labels).unpack(tokens, "validation", work.scratch / "labels.npy")
             assert isinstance(listed.parameters, CocomixParams)
             of_positions = WindowLabels(of_windows, offsets=tuple(listed.parameters.label_offsets))
@@ -140,7 +140,12 @@ def _without_documents(score: TaskScore) -> dict[str, Any]:
 
 
 def _concepts(
-    model: CoCoMixForCausalLM, data: WindowData, key: Mapping[str, str], section: EvaluateParams, name: str, work: Work
+    model: CoCoMixLanguageModel,
+    data: WindowData,
+    key: Mapping[str, str],
+    section: EvaluateParams,
+    name: str,
+    work: Work,
 ) -> dict[str, Any]:
     """Write concepts.parquet and examples.parquet; return the metrics."""
 

@@ -8,10 +8,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cocomix.base.flops import forward_flops
-from cocomix.params import Params
+from cocomix.check.external import outside
+from cocomix.params import Params, PretrainParams
 from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.pretrained import load_config
 from cocomix.shapes.methods import METHODS, supervision
-from cocomix.shapes.models import TeacherSizes, shapes
+from cocomix.shapes.models import Shape, TeacherSizes, dimensions, shapes
+from cocomix.shapes.pretrained import check_pretrained, pretrained_shape
+from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -37,7 +41,7 @@ def run(params: Params) -> None:
             base_flops=forward_flops(model, tokens.context),
             base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),
         )
-        found = shapes(section, tokens, teacher)
+        found = shapes(section, tokens, teacher, _pretrained(section, tokens))
         entries = {
             name: {
                 "kind": section.kind(name),
@@ -50,7 +54,7 @@ def run(params: Params) -> None:
         with work.write(METHODS) as pending:
             pending.path.write_bytes(to_json(entries))
         sizes = {
-            "widths": {name: shape["n_embd"] for name, shape in found.items() if shape},
+            "widths": {name: dimensions(shape).d_model for name, shape in found.items() if shape},
             "context": tokens.context,
             "latents": teacher.latents,
             "base_flops": teacher.base_flops,
@@ -59,10 +63,25 @@ def run(params: Params) -> None:
         (work.side / "metrics.json").write_bytes(to_json(sizes))
         return {}
 
-    used = section.model_dump(mode="json", exclude={"seeds", "training"})
-    inputs = {"tokens": tokens.artifact, "base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
+    unused = {"seeds", "training"} | ({"init"} if section.init.source == "scratch" else set())
+    used = section.model_dump(mode="json", exclude=unused)
+    read = {"tokens": tokens.artifact, "base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
+    inputs: dict[str, Artifact | str] = {**read, **outside("pretrain.init.path", params)}
     side = {"metrics.json": Path("metrics/methods.json")}
     produce("methods", ARTIFACTS / "methods", inputs, used, compute, side)
+
+
+def _pretrained(section: PretrainParams, tokens: Tokens) -> Shape | None:
+    """The shape of the model from which the methods go on; None: they start from scratch."""
+    init = section.init
+    if init.source == "scratch":
+        return None
+    key, name = "pretrain.init.path", str(init.path)
+    config = load_config(key, name, init.revision).to_dict()
+    check_pretrained(config, section, tokens.context)
+    check_vocabulary(key, name, config["vocab_size"], tokens)
+    check_tokenizer(key, name, init.revision, tokens)
+    return pretrained_shape(config, section.model.dropout, tokens)
 
 
 if __name__ == "__main__":

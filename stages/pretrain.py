@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
+from cocomix.check.external import outside
 from cocomix.distribution.draws import Draws
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
-from cocomix.models.configs import config_of
+from cocomix.models.start import new_model
 from cocomix.params import (
     CocomixParams,
     MethodParams,
@@ -54,6 +54,9 @@ def run(params: Params, method: str, seed: int) -> None:
         "training": training_params.model_dump(),
         kind: own.model_dump(mode="json"),
     }
+    init = params.pretrain.init
+    if init.source == "pretrained":
+        used["init"] = init.model_dump()
 
     def data(split: Split, scratch: Path) -> WindowData:
         labels, draws = None, None
@@ -64,8 +67,7 @@ def run(params: Params, method: str, seed: int) -> None:
         return WindowData(tokens.windows(split), labels, draws)
 
     def compute(work: Work) -> dict[str, Any]:
-        torch.manual_seed(seed)
-        objective = _objective(own, shape, teacher)
+        objective = _objective(own, new_model(shape, tokens.context, init, seed), teacher, tokens.context)
         train, validation = data("train", work.scratch), data("validation", work.scratch)
         training = Training(objective, train, validation, training_params, seed, work.scratch)
         curve = training.run(name)
@@ -73,7 +75,7 @@ def run(params: Params, method: str, seed: int) -> None:
             with work.write_folder() as folder:
                 last = curve[-1]
                 trained = Trained(
-                    name, kind, tokens.origin, tokens.context, last.tokens, last.flops, last.validation_loss
+                    name, kind, tokens.origin, tokens.context, last.tokens, last.flops, last.validation_loss, init
                 )
                 write_model(folder, objective.model, tokens.tokenizer(), trained)
             write_curve(work.side / "curve.csv", curve)
@@ -85,7 +87,11 @@ def run(params: Params, method: str, seed: int) -> None:
         "metrics.json": Path("metrics/pretrain") / f"{name}.json",
         "curve.csv": Path("plots/pretrain") / f"{name}.csv",
     }
-    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, f"supervision.{method}": listed.supervision}
+    inputs: dict[str, Artifact | str] = {
+        "tokens": tokens.artifact,
+        f"supervision.{method}": listed.supervision,
+        **outside("pretrain.init.path", params),
+    }
     produce(f"pretrain@{name}", ARTIFACTS / "models" / name, inputs, used, compute, side)
 
 
@@ -132,12 +138,11 @@ def labels_of(
     return WindowLabels(concepts, scores, tuple(section.label_offsets), order)
 
 
-def _objective(section: MethodParams, shape: dict[str, Any], teacher: Teacher) -> Objective:
-    """A new model with the training objective of a method."""
-    model = AutoModelForCausalLM.from_config(config_of(shape))
+def _objective(section: MethodParams, model: PreTrainedModel, teacher: Teacher, context: int) -> Objective:
+    """A model with the training objective of a method."""
 
     def base_model() -> PreTrainedModel:
-        return load_base(teacher.base, shape["n_positions"])
+        return load_base(teacher.base, context)
 
     taught = distillation(section)
     beside = Distillation(taught, base_model() if taught.source == "online" else None) if taught else None
@@ -157,8 +162,8 @@ def _metrics(method: str, seed: int, objective: Objective, curve: list[TrainingC
     return {
         "method": method,
         "seed": seed,
-        "d_model": objective.model.config.n_embd,
-        "n_head": objective.model.config.n_head,
+        "d_model": objective.model.config.hidden_size,
+        "n_head": objective.model.config.num_attention_heads,
         "parameters": parameters(objective.model)._asdict(),
         "tokens": last.tokens,
         "flops_per_token": round(last.flops / last.tokens),

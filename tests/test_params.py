@@ -115,9 +115,35 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ),
         ("stride: null", "stride: 128", "evaluate.stride (128) must be below tokenize.context (128): a window's first"),
         (
-            "d_model: 128, n_layer: 4, n_head: 4",
-            "d_model: 128, n_layer: 4, n_head: 5",
+            "    n_head: 4",
+            "    n_head: 5",
             "base.model: d_model (128) must be",
+        ),
+        ("backbone: gpt2, ", "backbone: gpt3, ", "pretrain.model.backbone: 'gpt3': input should be 'gpt2' or 'llama'"),
+        (
+            "n_kv_head: null, ",
+            "n_kv_head: 2, ",
+            "pretrain.model: n_kv_head and qk_norm are of backbone: llama; with gpt2,",
+        ),
+        (
+            "qk_norm: false, ",
+            "qk_norm: true, ",
+            "pretrain.model: n_kv_head and qk_norm are of backbone: llama; with gpt2,",
+        ),
+        (
+            "gpt2, d_model: 192",
+            "llama, d_model: 198",
+            "pretrain.model: d_model (198) must be an even multiple of n_head",
+        ),
+        (
+            "{backbone: gpt2, d_model: 192, n_layer: 4, n_head: 6, n_kv_head: null",
+            "{backbone: llama, d_model: 192, n_layer: 4, n_head: 6, n_kv_head: 4",
+            "pretrain.model: n_head (6) must be a multiple of n_kv_head (4)",
+        ),
+        (
+            "{backbone: gpt2, d_model: 192, n_layer: 4, n_head: 6, n_kv_head: null, qk_norm: false, dropout: 0.0}",
+            "{backbone: llama, d_model: 192, n_layer: 4, n_head: 6, dropout: 0.1}",
+            "pretrain.model: dropout (0.1) must be 0 with backbone: llama",
         ),
         ("[resid_post_2]", "[resid_post_4]", "activations.sites: the block of resid_post_4 (4) must be below base."),
         ("[resid_post_2]", "[mlp_2]", "activations.sites.0: 'mlp_2': allowed: resid_post, resid_mid, attn_out, "),

@@ -59,6 +59,11 @@ def _label_model(params: Params) -> str | None:
     return _named(section.model.name) if section.labeller == "model" else None
 
 
+def _init(params: Params) -> str | None:
+    section = params.pretrain.init
+    return _named(section.path) if section.source == "pretrained" else None
+
+
 def _corpora(params: Params) -> str | None:
     corpora = params.evaluate.corpora
     if not corpora:
@@ -84,6 +89,7 @@ _DIGESTS: Mapping[str, Callable[[Params], str | None]] = {
     "base.pretrained": _base,
     "sae.published.path": _autoencoder,
     "explain.model.name": _label_model,
+    "pretrain.init.path": _init,
     "evaluate.corpora": _corpora,
     "evaluate.tasks_dir": _tasks,
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocomix.params import LAYERS, Params, Site
 from cocomix.plumbing.errors import UserError
+from cocomix.shapes.pretrained import check_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -35,6 +36,7 @@ def preflight(params: Params) -> None:
     _check_base(params)
     _check_sae(params)
     _check_labeller(params)
+    init_config(params)
     _check_evaluate(params)
     _check_steer(params)
 
@@ -50,6 +52,22 @@ def check_place(artifacts: Path) -> None:
             f"{artifacts}: must be a folder, not a link or a file; to have it on another disk, mount that here, or put "
             "the whole project there"
         )
+
+
+def init_config(params: Params) -> dict[str, Any] | None:
+    """The configuration of the model of `pretrain.init`; None: there is none, or it is not on this machine.
+
+    Raises:
+        UserError: when it cannot be read, or the methods cannot go on from it.
+    """
+    init = params.pretrain.init
+    if init.source == "scratch":
+        return None
+    config = _config("pretrain.init.path", str(init.path), init.revision)
+    if config is None:
+        return None
+    check_pretrained(config.to_dict(), params.pretrain, params.tokenize.context)
+    return config.to_dict()
 
 
 def check_validation_windows(params: Params, windows: int) -> None:
@@ -222,15 +240,13 @@ def _is_folder(key: str, name: str, revision: str | None) -> bool:
 def _config(key: str, name: str, revision: str | None) -> "PreTrainedConfig | None":
     """The configuration of a model in a folder or in the hub's cache; None: not on this machine."""
     is_folder = _is_folder(key, name, revision)
-    from transformers import AutoConfig
-
-    from cocomix.pretrained import unreadable
+    from cocomix.pretrained import load_config
 
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # of any type: it comes from whichever library reads the files
+        return load_config(key, name, revision, local=True)
+    except UserError:
         if is_folder:
-            raise unreadable(key, name, "model", error) from None
+            raise
         return None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cocomix.base.hooks import residual_at
 from cocomix.evaluation.language_model import shares, windows_at_once
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.plumbing.device import device, send
 from cocomix.plumbing.distributed import totals
 from cocomix.plumbing.parts import Summing
@@ -65,7 +65,7 @@ class ConceptScores:
 
 @torch.no_grad()
 def score_concepts(
-    model: CoCoMixForCausalLM, data: WindowData, batch_size: int, task: str, kept: Path | None = None
+    model: CoCoMixLanguageModel, data: WindowData, batch_size: int, task: str, kept: Path | None = None
 ) -> ConceptScores:
     """Score the concept predictions of `model` against the labels of `data`; blocks above the mixer are not computed.
 
@@ -85,7 +85,7 @@ def score_concepts(
         for rows in summing:
             batch = data.batch(rows)
             ids, wanted = send(batch["windows"]), send(batch["labels"])
-            logits = model.transformer.mixer(residual_at(model, ids, config.concept_layer)).concept_logits
+            logits = model.base_model.mixer(residual_at(model, ids, config.concept_layer)).concept_logits
             loss_here, labelled_here = float(concept_loss(logits, wanted)), int(labelled_positions(wanted))
             top = logits.topk(max(k, wanted.shape[-1]))
             strengths, indices, wanted = top.values.cpu(), top.indices.cpu(), wanted.cpu()
@@ -118,8 +118,8 @@ def score_concepts(
     return ConceptScores(score, each)
 
 
-def _compress_norms(model: CoCoMixForCausalLM) -> NDArray[np.float32]:
-    weight: Tensor = model.get_parameter("transformer.mixer.compress.weight")
+def _compress_norms(model: CoCoMixLanguageModel) -> NDArray[np.float32]:
+    weight: Tensor = model.base_model.mixer.compress.weight
     return weight.norm(dim=1).cpu().numpy()
 
 

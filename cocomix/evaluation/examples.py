@@ -7,7 +7,7 @@ import torch
 
 from cocomix.base.hooks import residual_at
 from cocomix.evaluation.language_model import windows_at_once
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.plumbing.device import device, send
 from cocomix.tokens.window_data import WindowData
 from cocomix.training.losses import NO_LABEL
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
 
 @torch.no_grad()
-def choose_examples(model: CoCoMixForCausalLM, data: WindowData) -> list[Example]:
+def choose_examples(model: CoCoMixLanguageModel, data: WindowData) -> list[Example]:
     """Choose evenly spaced windows and the position at three quarters of each; no selection by content."""
     assert data.labels is not None
     model.eval().to(device())
@@ -44,7 +44,7 @@ def choose_examples(model: CoCoMixForCausalLM, data: WindowData) -> list[Example
     for start in range(0, len(rows), at_once):
         batch = data.batch(rows[start : start + at_once])
         ids, labels = batch["windows"], batch["labels"]
-        mixture = model.transformer.mixer(residual_at(model, send(ids), model.config.concept_layer))
+        mixture = model.base_model.mixer(residual_at(model, send(ids), model.config.concept_layer))
         best = mixture.concept_logits[:, position].float().softmax(-1).topk(m)
         examples += [
             Example(

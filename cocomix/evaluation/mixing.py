@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cocomix.base.hooks import residual_at
 from cocomix.evaluation.language_model import shares, token_losses, windows_at_once
-from cocomix.modeling import CoCoMixForCausalLM, Concepts, Edit
+from cocomix.modeling import CoCoMixLanguageModel, Concepts, Edit
 from cocomix.modeling.concept_edits import put_first
 from cocomix.models.replacement import vectors_replaced
 from cocomix.plumbing.device import device, send
@@ -91,7 +91,7 @@ class _Windows(NamedTuple):
 
 @torch.no_grad()
 def score_mixing(
-    model: CoCoMixForCausalLM, data: WindowData, windows: int, batch_size: int, task: str, kept: Path | None = None
+    model: CoCoMixLanguageModel, data: WindowData, windows: int, batch_size: int, task: str, kept: Path | None = None
 ) -> MixingScore:
     """Score the effect of mixing on the loss of `model`, on about `windows` windows evenly spaced in `data`.
 
@@ -108,7 +108,7 @@ def score_mixing(
     sample = np.unique(np.linspace(0, count - 1, windows).astype(np.int64))
     turns = np.random.default_rng(0).random((len(sample), context, m), dtype=np.float32)
     mine = shares(len(sample), windows_at_once(batch_size, context, model.config))
-    total = torch.zeros(model.config.n_embd, dtype=torch.float64)
+    total = torch.zeros(model.config.hidden_size, dtype=torch.float64)
     for rows in Summing(kept and kept.with_name(f"{kept.name}-mean"), mine, total.numpy()):
         total += _mixed_vectors(model, data, sample[rows]).sum((0, 1)).cpu()
     mean = torch.tensor(totals(*total.tolist()), dtype=torch.float32, device=device()) / (len(sample) * context)
@@ -130,7 +130,7 @@ def score_mixing(
     return MixingScore(len(sample), as_it_is, zeroed, shuffled, averaged, by_uncertainty, at_random, told_others)
 
 
-def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[float]:
+def _losses(model: CoCoMixLanguageModel, some: _Windows, mean: Tensor) -> list[float]:
     """Summed losses: unchanged, zeroed, shuffled, mean; with all labels, others' labels, 1 to m - 1 in both orders."""
     m = some.labels.shape[-1]
 
@@ -153,8 +153,8 @@ def _losses(model: CoCoMixForCausalLM, some: _Windows, mean: Tensor) -> list[flo
     ]
 
 
-def _mixed_vectors(model: CoCoMixForCausalLM, data: WindowData, rows: NDArray[np.int64]) -> Tensor:
+def _mixed_vectors(model: CoCoMixLanguageModel, data: WindowData, rows: NDArray[np.int64]) -> Tensor:
     """The vectors that `model` mixes in these windows: [batch, context, d_model]."""
     ids = send(data.batch(rows)["windows"])
-    vector: Tensor = model.transformer.mixer(residual_at(model, ids, model.config.concept_layer)).vector
+    vector: Tensor = model.base_model.mixer(residual_at(model, ids, model.config.concept_layer)).vector
     return vector

@@ -9,7 +9,7 @@ from cocomix import pretrained
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
 from cocomix.explain.atlas import Atlas
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel, ConceptFields
 from cocomix.params import AttributionParams, CocomixParams, load
 from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.checked import parse
@@ -33,7 +33,7 @@ def default_model(artifacts: Path) -> Path:
     return artifacts / "models" / f"{name}-{pretrain.seeds[0]}"
 
 
-def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFast]:
+def load_model(folder: Path) -> tuple[CoCoMixLanguageModel, PreTrainedTokenizerFast]:
     """Load a CoCoMix model in fp32 for inference on this process's device, and its tokenizer.
 
     Raises:
@@ -45,14 +45,14 @@ def load_model(folder: Path) -> tuple[CoCoMixForCausalLM, PreTrainedTokenizerFas
         Artifact(folder).verified()
     model = pretrained.load_model("--model", str(folder), None, torch.float32)
     config = model.config
-    if not isinstance(config, CoCoMixConfig) or config.predicts != "concepts":
-        predicts = f" that predicts {config.predicts}" if isinstance(config, CoCoMixConfig) else ""
+    if not isinstance(config, ConceptFields) or config.predicts != "concepts":
+        predicts = f" that predicts {config.predicts}" if isinstance(config, ConceptFields) else ""
         raise UserError(f"{folder}: a {config.model_type} model{predicts}; concepts need one that predicts concepts")
     tokenizer = pretrained.load_tokenizer("--model", str(folder), None)
     return model.requires_grad_(False).eval().to(device()), tokenizer
 
 
-def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
+def load_extractor(artifacts: Path, model: CoCoMixLanguageModel) -> Extractor:
     """Load the base model and the autoencoder that define the concepts of `model`, and the attribution parameters.
 
     Raises:

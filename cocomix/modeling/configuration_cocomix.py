@@ -1,14 +1,15 @@
-"""Configuration of the CoCoMix language model."""
+"""Configurations of the CoCoMix language model: one for each backbone, with the same fields of concepts."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import GPT2Config
+from transformers import GPT2Config, LlamaConfig
 
 
-@strict
-class CoCoMixConfig(GPT2Config):
-    """A GPT-2 configuration with a head at one layer whose prediction is mixed into the hidden states.
+@dataclass(init=False, repr=False, eq=False)  # the library makes these of the whole configuration
+class ConceptFields:
+    """What a configuration says of the head at one layer whose prediction is mixed into the hidden states.
 
     The method is CoCoMix (arXiv 2502.08524); its ablations are values of these fields.
 
@@ -37,7 +38,6 @@ class CoCoMixConfig(GPT2Config):
         mlp_width: hidden width of the MLP that computes the vector, with `predicts: nothing`; 0: a learned vector.
     """
 
-    model_type = "cocomix"
     keys_to_ignore_at_inference = [
         "past_key_values",
         "last_hidden_state",
@@ -62,9 +62,10 @@ class CoCoMixConfig(GPT2Config):
 
     def __post_init__(self, **kwargs: object) -> None:
         """Check the fields against each other."""
-        super().__post_init__(**kwargs)
-        if not 1 <= self.concept_layer < self.n_layer:
-            raise ValueError(f"concept_layer ({self.concept_layer}) must be from 1 to n_layer - 1 ({self.n_layer - 1})")
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        last: int = self.num_hidden_layers - 1  # type: ignore[attr-defined]
+        if not 1 <= self.concept_layer <= last:
+            raise ValueError(f"concept_layer ({self.concept_layer}) must be from 1 to num_hidden_layers - 1 ({last})")
         if not 1 <= self.concept_k <= self.num_concepts:
             raise ValueError(f"concept_k ({self.concept_k}) must be from 1 to num_concepts ({self.num_concepts})")
         if self.mlp_width < 0 or (self.mlp_width and self.predicts != "nothing"):
@@ -83,10 +84,45 @@ class CoCoMixConfig(GPT2Config):
                 f"stop_gradient must be false with predicts ({self.predicts}) and mixing ({self.mixing}): the language "
                 "model's loss does not reach a prediction"
             )
-        if self.add_cross_attention:
-            raise ValueError("add_cross_attention must be false: there is nothing else to attend to")
 
     @property
     def interleaves(self) -> bool:
         """Whether the blocks above `concept_layer` have two positions per token."""
         return self.mixing in ("interleave", "interleave_with_state")
+
+
+@strict
+class CoCoMixConfig(ConceptFields, GPT2Config):
+    """A GPT-2 configuration with the fields of concepts."""
+
+    model_type = "cocomix"
+
+    def __post_init__(self, **kwargs: object) -> None:
+        """Check the fields against each other."""
+        super().__post_init__(**kwargs)
+        if self.add_cross_attention:
+            raise ValueError("add_cross_attention must be false: there is nothing else to attend to")
+
+
+@strict
+class CoCoMixLlamaConfig(ConceptFields, LlamaConfig):
+    """A Llama configuration with the fields of concepts.
+
+    Args:
+        qk_norm: whether each head's queries and keys are normalised, as in Qwen3.
+    """
+
+    model_type = "cocomix_llama"
+    attribute_map = {"layer_norm_epsilon": "rms_norm_eps"}
+
+    tie_word_embeddings: bool = True
+    qk_norm: bool = False
+
+    def __post_init__(self, **kwargs: object) -> None:
+        """Check the fields against each other."""
+        super().__post_init__(**kwargs)
+        if self.mlp_bias:
+            raise ValueError("mlp_bias must be false: the blocks have none")
+
+
+AnyCoCoMixConfig = CoCoMixConfig | CoCoMixLlamaConfig

@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
 
 from .concept_edits import ConceptEdits, Concepts, edited, put_first
-from .configuration_cocomix import CoCoMixConfig
+from .configuration_cocomix import AnyCoCoMixConfig
 from .kernels import predict, top_k
 
 
@@ -46,7 +48,7 @@ class Gate(nn.Module):
         return self.weight * vector
 
 
-def _gate(config: CoCoMixConfig) -> nn.Module:
+def _gate(config: AnyCoCoMixConfig) -> nn.Module:
     return Gate() if config.gate else nn.Identity()
 
 
@@ -58,15 +60,15 @@ class ConceptHead(nn.Module):
     `equations`: z = M h and c = W TopK(z) + b, with b = `pre_bias` (paper Eq. 2 and 3).
     """
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: AnyCoCoMixConfig) -> None:
         super().__init__()
         self.config = config
-        self.predictor = nn.Linear(config.n_embd, config.num_concepts)
+        self.predictor = nn.Linear(config.hidden_size, config.num_concepts)
         if config.mixing != "none" or config.concept_head == "released":
-            self.pre_bias = nn.Parameter(torch.zeros(config.n_embd))
+            self.pre_bias = nn.Parameter(torch.zeros(config.hidden_size))
         if config.mixing != "none":
             # A row per concept, so that only the rows of the predicted concepts are read.
-            self.compress = nn.EmbeddingBag(config.num_concepts, config.n_embd, mode="sum")
+            self.compress = nn.EmbeddingBag(config.num_concepts, config.hidden_size, mode="sum")
             if config.learned_scale:
                 self.scale = nn.Parameter(torch.ones(1))
         self.gate = _gate(config)
@@ -153,16 +155,16 @@ def _labels_first(predicted: _Predicted, labels: Tensor, rows: Tensor) -> _Predi
 class HiddenHead(nn.Module):
     """Predict the base model's hidden state, normalised, and project the prediction (paper section 3.4, Fig. 6b)."""
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: AnyCoCoMixConfig) -> None:
         super().__init__()
         self.config = config
-        self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        inner = 4 * config.n_embd
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        inner = 4 * config.hidden_size
         self.predictor = nn.Sequential(
-            nn.Linear(config.n_embd, inner), nn.GELU("tanh"), nn.Linear(inner, config.base_width)
+            nn.Linear(config.hidden_size, inner), nn.GELU("tanh"), nn.Linear(inner, config.base_width)
         )
         if config.mixing != "none":
-            self.compress = nn.Linear(config.base_width, config.n_embd)
+            self.compress = nn.Linear(config.base_width, config.hidden_size)
         self.gate = _gate(config)
 
     def forward(self, hidden: Tensor) -> Mixture:
@@ -177,13 +179,13 @@ class HiddenHead(nn.Module):
 class Mlp(nn.Module):
     """An MLP computes the vector from the hidden state: a control with the size of a concept head, without concepts."""
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: AnyCoCoMixConfig) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon),
-            nn.Linear(config.n_embd, config.mlp_width),
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon),
+            nn.Linear(config.hidden_size, config.mlp_width),
             nn.GELU("tanh"),
-            nn.Linear(config.mlp_width, config.n_embd),
+            nn.Linear(config.mlp_width, config.hidden_size),
         )
         self.gate = _gate(config)
 
@@ -195,11 +197,48 @@ class Mlp(nn.Module):
 class PauseVector(nn.Module):
     """The same learned vector at every position (pause tokens, arXiv 2310.02226; paper Fig. 6f)."""
 
-    def __init__(self, config: CoCoMixConfig) -> None:
+    def __init__(self, config: AnyCoCoMixConfig) -> None:
         super().__init__()
-        self.vector = nn.Parameter(torch.zeros(config.n_embd))
+        self.vector = nn.Parameter(torch.zeros(config.hidden_size))
         self.gate = _gate(config)
 
     def forward(self, hidden: Tensor) -> Mixture:
         """Expand the vector to hidden's shape [batch, seq, d_model]."""
         return Mixture(self.gate(self.vector).expand_as(hidden))
+
+
+Mixer = ConceptHead | HiddenHead | Mlp | PauseVector
+MODULES = ["ConceptHead", "HiddenHead", "Mlp", "PauseVector"]
+"""Their names, of modules that are kept on one device."""
+
+
+def mixer_of(config: AnyCoCoMixConfig) -> Mixer:
+    """The head that the configuration asks for."""
+    match config.predicts:
+        case "concepts":
+            return ConceptHead(config)
+        case "hidden":
+            return HiddenHead(config)
+        case _:
+            return Mlp(config) if config.mlp_width else PauseVector(config)
+
+
+@torch.no_grad()
+def init_mixer(module: nn.Module, config: AnyCoCoMixConfig) -> None:
+    """Initialise what of `module` is a head's own; the library initialises its linear layers and norms."""
+    if isinstance(module, PauseVector):
+        init.normal_(module.vector, mean=0.0, std=config.initializer_range)
+    if isinstance(module, Gate):
+        init.zeros_(module.weight)
+    if isinstance(module, nn.EmbeddingBag):  # `compress`: keeps this where the rest of the head is loaded
+        init.normal_(module.weight, mean=0.0, std=config.initializer_range)
+    if isinstance(module, ConceptHead):
+        if hasattr(module, "pre_bias"):
+            init.zeros_(module.pre_bias)
+        if hasattr(module, "scale"):
+            init.ones_(module.scale)
+        if config.concept_init == "tied":
+            rows = F.normalize(torch.randn_like(module.predictor.weight), dim=1)
+            init.copy_(module.predictor.weight, rows)
+            if hasattr(module, "compress"):
+                init.copy_(module.compress.weight, config.tied_scale * rows)

@@ -1,14 +1,15 @@
 """The model card: README.md of a model's folder, as the Hugging Face hub shows it."""
 
 from math import exp
+from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import ModelCardData
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from cocomix.modeling.configuration_cocomix import CoCoMixConfig
+from cocomix.modeling.configuration_cocomix import ConceptFields
 from cocomix.models.accounting import parameters
-from cocomix.params import Method
+from cocomix.params import InitParams, Method
 from cocomix.tokens.windows import TextOrigin
 
 
@@ -27,18 +28,21 @@ class Trained(NamedTuple):
     """FLOPs of the whole training."""
     validation_loss: float
     """Nats per token, at the end of the learning curve."""
+    init: InitParams = InitParams()
+    """The weights from which it started."""
 
 
 def model_card(model: PreTrainedModel, trained: Trained) -> str:
     """The card: YAML metadata for the hub, then Markdown; without a date, so that equal runs give equal bytes."""
+    config, positions = model.config, model.config.max_position_embeddings
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["gpt2", "pretraining", trained.kind],
+        tags=[_backbone(config).lower().replace("-", ""), "pretraining", trained.kind],
+        base_model=_hub_model(trained.init),
         datasets=[trained.text.dataset] if trained.text.dataset else None,
     )
     stored, active = parameters(model)
-    config = model.config
     return f"""---
 {head.to_yaml()}
 ---
@@ -47,14 +51,14 @@ def model_card(model: PreTrainedModel, trained: Trained) -> str:
 
 {_what(config, trained.kind)}
 
-{config.n_layer} blocks of width {config.n_embd} with {config.n_head} heads; {config.n_positions} positions; a
+{config.num_hidden_layers} blocks of width {config.hidden_size} with {_heads(config)}; {positions} positions; a
 vocabulary of {config.vocab_size}. {stored:,} parameters, of which {active:,} work on a token.
 
 ## Training
 
 | | |
 |---|---|
-| Data | {_data(trained.text)}, in windows of {trained.context} tokens |
+{_start(trained.init)}| Data | {_data(trained.text)}, in windows of {trained.context} tokens |
 | Tokens seen | {trained.tokens:,} |
 | Training FLOPs | {trained.flops:.3g} |
 | Validation loss | {trained.validation_loss:.4f} nats a token (perplexity {exp(trained.validation_loss):.2f}) |
@@ -81,14 +85,24 @@ filtered in what it says.
 """
 
 
-def _what(config: object, kind: Method) -> str:
+def _backbone(config: PreTrainedConfig) -> str:
+    return "GPT-2" if config.model_type in ("gpt2", "cocomix") else "Llama"
+
+
+def _heads(config: PreTrainedConfig) -> str:
+    heads = config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", heads)
+    return f"{heads} heads" if shared == heads else f"{heads} heads of queries, {shared} of keys and values"
+
+
+def _what(config: PreTrainedConfig, kind: Method) -> str:
     paper = "[LLM Pretraining with Continuous Concepts](https://arxiv.org/abs/2502.08524)"
-    if not isinstance(config, CoCoMixConfig):
+    if not isinstance(config, ConceptFields):
         also = {
             "kd": " and to match the distribution of a base model (knowledge distillation)",
             "mtp": " and, by further heads, tokens after it (multi-token prediction)",
         }.get(kind, "")
-        return f"A GPT-2 trained to predict the next token{also}: a baseline of {paper}."
+        return f"A {_backbone(config)} trained to predict the next token{also}: a baseline of {paper}."
     vector = {
         "concepts": f"predicts concepts, latents of another model's sparse autoencoder ({config.num_concepts} of them,"
         f" the {config.concept_k} strongest of which make one vector)",
@@ -103,7 +117,20 @@ def _what(config: object, kind: Method) -> str:
         "add": "The vector is added to the token's hidden state.",
         "none": "Nothing of it is mixed into the hidden states.",
     }[config.mixing]
-    return f"A GPT-2 that after block {config.concept_layer} {vector}. {mixed} A model of {paper}."
+    return f"A {_backbone(config)} that after block {config.concept_layer} {vector}. {mixed} A model of {paper}."
+
+
+def _start(init: InitParams) -> str:
+    """A row of the table on training; empty: the weights were random."""
+    if init.source == "scratch":
+        return ""
+    name = _hub_model(init)
+    return f"| Went on from | {f'`{name}`, revision `{init.revision}`' if name else 'a model of a local folder'} |\n"
+
+
+def _hub_model(init: InitParams) -> str | None:
+    """The hub id of the model that it went on from; None: a folder, or there is none."""
+    return None if init.source == "scratch" or Path(str(init.path)).is_dir() else init.path
 
 
 def _data(text: TextOrigin) -> str:
@@ -114,7 +141,7 @@ def _data(text: TextOrigin) -> str:
     return "The documentation of installed Python packages" if docs else "Local text files"
 
 
-def _loading(config: object) -> str:
+def _loading(config: PreTrainedConfig) -> str:
     def snippet(first: str, keywords: str) -> str:
         return f"""```python
 {first}from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -126,7 +153,7 @@ prompt = tokenizer("The model", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40, do_sample=True)[0]))
 ```"""
 
-    if not isinstance(config, CoCoMixConfig):
+    if not isinstance(config, ConceptFields):
         return snippet("", "")
     return f"""With the `cocomix` package:
 

@@ -6,18 +6,18 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from cocomix.modeling.mixers import Mixture
-from cocomix.modeling.modeling_cocomix import CoCoMixForCausalLM
+from cocomix.modeling.modeling_cocomix import CoCoMixLanguageModel
 
 
 @contextmanager
-def vectors_replaced(model: CoCoMixForCausalLM, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def vectors_replaced(model: CoCoMixLanguageModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside, the model mixes `change(vector)` instead of its vectors [batch, seq, d_model]."""
 
     def replace(_mixer: nn.Module, _args: object, mixture: Mixture) -> Mixture:
         assert mixture.vector is not None
         return mixture._replace(vector=change(mixture.vector))
 
-    hook = model.transformer.mixer.register_forward_hook(replace)
+    hook = model.base_model.mixer.register_forward_hook(replace)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.base.loading import micro_batch
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.modeling.concept_edits import Scale
 from cocomix.plumbing import distributed
 from cocomix.plumbing.parts import Advance, in_parts
@@ -71,7 +71,7 @@ class _Reading(NamedTuple):
 
 @torch.no_grad()
 def measure_predictions(
-    model: CoCoMixForCausalLM,
+    model: CoCoMixLanguageModel,
     ids: Tensor,
     labels: Tensor,
     promoted: int,
@@ -111,13 +111,13 @@ def measure_predictions(
     return [ConceptPredictions(*each, effects.get(concept, [])) for concept, each in enumerate(counts)]
 
 
-def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -> _Reading:
+def _read(model: CoCoMixLanguageModel, ids: Tensor, labels: Tensor, places: int) -> _Reading:
     concepts, seq = model.config.num_concepts, ids.shape[1]
     predictions, right = ids.new_zeros(2, concepts)
     strengths, at = torch.full((places, concepts), -torch.inf, device=ids.device), ids.new_zeros(places, concepts)
     chosen, hidden = [], []
     for rows in torch.split(torch.arange(len(ids), device=ids.device), micro_batch(seq)):
-        body = model.transformer(ids[rows], use_cache=False)
+        body = model.base_model(ids[rows], use_cache=False)
         top = body.concept_logits.float().topk(model.config.concept_k)
         predictions += top.indices.flatten().bincount(minlength=concepts)
         is_label = (top.indices[..., None] == labels[rows, :, None]).any(3)
@@ -134,7 +134,7 @@ def _read(model: CoCoMixForCausalLM, ids: Tensor, labels: Tensor, places: int) -
 
 
 def _doubled(
-    model: CoCoMixForCausalLM, ids: Tensor, seen: _Reading, promoted: int, kept: Path, task: str
+    model: CoCoMixLanguageModel, ids: Tensor, seen: _Reading, promoted: int, kept: Path, task: str
 ) -> dict[int, list[Promoted]]:
     """Effects of doubling, for each concept that was predicted."""
     windows, there = seen.places[:DOUBLED] // ids.shape[1], seen.strengths[:DOUBLED] > -torch.inf
@@ -147,7 +147,7 @@ def _doubled(
         of, rows = concepts[number], windows[place, concepts[number]]
         edits = [[Scale(each, 2.0)] for each in of.tolist()]
         here = (seen.chosen[rows] == of[:, None, None]).any(2)
-        hidden = model.transformer(ids[rows], use_cache=False, concept_edits=edits).last_hidden_state
+        hidden = model.base_model(ids[rows], use_cache=False, concept_edits=edits).last_hidden_state
         change = _shares(model, hidden[here]) - _shares(model, seen.hidden[rows][here])
         weights = F.one_hot(number[here.nonzero()[:, 0]], len(concepts)).float()
         largest = ((weights / weights.sum(0)).T @ change).topk(min(promoted, change.shape[1]))
@@ -167,6 +167,6 @@ def _doubled(
     return effects
 
 
-def _shares(model: CoCoMixForCausalLM, hidden: Tensor) -> Tensor:
+def _shares(model: CoCoMixLanguageModel, hidden: Tensor) -> Tensor:
     """The next-token distribution, float32 [n, vocab]."""
     return model.lm_head(hidden).softmax(1, torch.float32)  # type: ignore[no-any-return]

@@ -239,14 +239,16 @@ def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
 
 
 def matching(results: Sequence[MethodResult], pretrain: PretrainParams) -> str:
-    """Sentence about the models' widths and attention heads, and how they were matched."""
+    """Sentences about the models' widths and attention heads, how they were matched, and where they started."""
     trained = {each.method: each.runs[0].training for each in results}
+    init = pretrain.init
+    start = f"All go on from the pretrained model {init.path}. " if init.source == "pretrained" else ""
     sizes = {method: f"{each.d_model}, in {each.n_head} heads" for method, each in trained.items()}
     matched = [method for method in sizes if method in ("ntp", "kd", "mtp")]
     if pretrain.match == "width" or not matched:
         width = next(iter(trained.values()))
         all_of = "all models" if len(trained) > 1 else "the model"
-        return f"The hidden states of {all_of} are {width.d_model} wide, in {width.n_head} heads."
+        return f"{start}The hidden states of {all_of} are {width.d_model} wide, in {width.n_head} heads."
     alike = {
         "stored": "stored parameters",
         "active": "active parameters",

@@ -5,9 +5,11 @@ It does not import torch, so that planning a run is fast.
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any, NamedTuple, Protocol
 
 from cocomix.params import (
+    Backbone,
     CocomixParams,
     Match,
     MethodParams,
@@ -59,8 +61,78 @@ class TeacherSizes(NamedTuple):
     """FLOPs per token up to the concepts' layer: the cost of predicting its hidden state besides the student."""
 
 
-def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
-    """The shape of a GPT-2 for these tokens."""
+class Dimensions(NamedTuple):
+    """The dimensions of a model, under the names of `ModelParams`."""
+
+    backbone: Backbone
+    d_model: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    inner: int
+    """Width between the matrices of an MLP."""
+    qk_norm: bool
+    context: int
+    """Positions."""
+
+
+def dimensions(shape: Mapping[str, Any]) -> Dimensions:
+    """The dimensions of a shape, or of a whole configuration."""
+    if "n_embd" in shape:
+        d, heads = shape["n_embd"], shape["n_head"]
+        inner = shape.get("n_inner") or 4 * d
+        return Dimensions("gpt2", d, shape["n_layer"], heads, heads, d // heads, inner, False, shape["n_positions"])
+    return Dimensions(
+        "llama",
+        shape["hidden_size"],
+        shape["num_hidden_layers"],
+        shape["num_attention_heads"],
+        shape["num_key_value_heads"],
+        shape["head_dim"],
+        shape["intermediate_size"],
+        shape.get("qk_norm", shape.get("model_type") == "qwen3"),
+        shape["max_position_embeddings"],
+    )
+
+
+def deepened(shape: Shape, blocks: int) -> Shape:
+    """A shape with so many blocks more."""
+    name = "n_layer" if "n_layer" in shape else "num_hidden_layers"
+    return shape | {name: shape[name] + blocks}
+
+
+def plain_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
+    """The shape of a plain language model for these tokens."""
+    return _gpt2_shape(model, tokens) if model.backbone == "gpt2" else _llama_shape(model, tokens)
+
+
+def _llama_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
+    return {
+        "vocab_size": tokens.vocab_size,
+        "max_position_embeddings": tokens.context,
+        "hidden_size": model.d_model,
+        "intermediate_size": swiglu_width(model.d_model),
+        "num_hidden_layers": model.n_layer,
+        "num_attention_heads": model.n_head,
+        "num_key_value_heads": model.n_kv_head or model.n_head,
+        "head_dim": model.d_model // model.n_head,
+        "qk_norm": model.qk_norm,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokens.eos_id,
+        "eos_token_id": tokens.eos_id,
+    }
+
+
+def swiglu_width(d_model: int) -> int:
+    """Width between the three matrices of a SwiGLU: 8/3 `d_model`, rounded up to a multiple of 8.
+
+    They then have as many parameters as the two matrices of an MLP of width 4 `d_model` (arXiv 2002.05202).
+    """
+    return 8 * ceil(d_model / 3)
+
+
+def _gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
     return {
         "vocab_size": tokens.vocab_size,
         "n_positions": tokens.context,
@@ -77,14 +149,17 @@ def gpt2_shape(model: ModelParams, tokens: Vocabulary) -> Shape:
 
 
 def cocomix_shape(
-    model: ModelParams, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes, match: Match
+    trunk: Shape, cocomix: CocomixParams, tokens: Vocabulary, teacher: TeacherSizes, match: Match
 ) -> Shape:
     """The shape of a CoCoMix model, or of one of its ablations.
 
     With predicts: nothing, the MLP is widened to match the model that predicts concepts, in the cost that `match`
     names; with `match` width, in stored parameters.
+
+    Args:
+        trunk: the shape of the model without concepts.
     """
-    shape = gpt2_shape(model, tokens) | {
+    shape = trunk | {
         "predicts": cocomix.predicts,
         "mixing": cocomix.mixing,
         "concept_layer": cocomix.concept_layer,
@@ -102,16 +177,16 @@ def cocomix_shape(
         return shape
 
     def cost(**changes: object) -> int:
-        return _cost(shape | changes, cocomix, match, teacher)
+        return _cost(shape | changes, cocomix, match, teacher, tokens.context)
 
     narrow = cost(mlp_width=1)
     wanted, unit = cost(predicts="concepts") - narrow, cost(mlp_width=2) - narrow
     return shape | {"mlp_width": max(1, 1 + round(wanted / unit))}
 
 
-def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> Shape:
+def pause_shape(trunk: Shape, pause: PauseParams) -> Shape:
     """The shape of a model with a pause vector after each token."""
-    return gpt2_shape(model, tokens) | {
+    return trunk | {
         "predicts": "nothing",
         "mixing": pause.mixing,
         "concept_layer": pause.layer,
@@ -120,30 +195,37 @@ def pause_shape(model: ModelParams, pause: PauseParams, tokens: Vocabulary) -> S
     }
 
 
-def shapes(params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes) -> dict[str, Shape | None]:
+def shapes(
+    params: PretrainParams, tokens: Vocabulary, teacher: TeacherSizes, pretrained: Shape | None = None
+) -> dict[str, Shape | None]:
     """The shape of each method and form; the widths of `ntp`, `kd` and `mtp` follow from `params.match` to `cocomix`.
 
     None for `kd` if the base model's forward pass alone costs as much as the FLOPs to match: see `shape_of`.
+
+    Args:
+        pretrained: the shape of the model from which all go on (`pretrained_shape`); None: they start from scratch.
     """
-    model = params.model
-    cocomix = cocomix_shape(model, params.cocomix, tokens, teacher, params.match)
-    target = _cost(cocomix, params.cocomix, params.match, teacher)
+    trunk = pretrained or plain_shape(params.model, tokens)
+    cocomix = cocomix_shape(trunk, params.cocomix, tokens, teacher, params.match)
+    target = _cost(cocomix, params.cocomix, params.match, teacher, tokens.context)
 
     def matched(section: MethodParams) -> Shape | None:
         def cost(model: ModelParams) -> int:
-            return _cost(gpt2_shape(model, tokens), section, params.match, teacher)
+            return _cost(plain_shape(model, tokens), section, params.match, teacher, tokens.context)
 
+        if params.match == "width":
+            return trunk
         if params.match == "flops" and base_flops(section, teacher) >= target:
             return None
-        return gpt2_shape(model if params.match == "width" else widened(model, cost, target), tokens)
+        return plain_shape(widened(params.model, cost, target), tokens)
 
     return {
         "ntp": matched(params.ntp),
         "kd": matched(params.kd),
-        "pause": pause_shape(model, params.pause, tokens),
+        "pause": pause_shape(trunk, params.pause),
         "mtp": matched(params.mtp),
         "cocomix": cocomix,
-        **{name: cocomix_shape(model, form, tokens, teacher, params.match) for name, form in params.forms.items()},
+        **{name: cocomix_shape(trunk, form, tokens, teacher, params.match) for name, form in params.forms.items()},
     }
 
 
@@ -165,33 +247,41 @@ def widened(model: ModelParams, cost: Callable[[ModelParams], int], target: int)
     """`model` at the width whose cost is nearest to `target`.
 
     The head dimension is a multiple of 8, between half and twice that of `model`, and as near to it as the width
-    allows; widths that no such dimension divides are skipped.
+    allows. As many heads of queries read a head of keys as in `model`. Widths that allow neither are skipped.
 
     Args:
         cost: increases with the width.
     """
-    usual = model.d_model // model.n_head
+    usual, group = model.d_model // model.n_head, model.n_head // (model.n_kv_head or model.n_head)
     allowed = [each for each in range(8, max(8, 2 * usual) + 1, 8) if 2 * each >= usual]
     dims = sorted(allowed, key=lambda each: abs(each - usual))
 
     def at(width: int) -> ModelParams:
-        dim = next(each for each in dims if width % each == 0)
-        return model.model_copy(update={"d_model": width, "n_head": width // dim})
+        heads = width // next(each for each in dims if width % (group * each) == 0)
+        n_kv_head = model.n_kv_head and heads // group
+        return model.model_copy(update={"d_model": width, "n_head": heads, "n_kv_head": n_kv_head})
 
-    most = 8 * dims[0]
+    most = 8 * dims[0] * group
     while cost(at(most)) < target:
         most *= 2
-    widths = [each for each in range(8, most + 1, 8) if any(each % dim == 0 for dim in dims)]
+    widths = [each for each in range(8, most + 1, 8) if any(each % (group * dim) == 0 for dim in dims)]
     above = bisect_left(widths, target, key=lambda each: cost(at(each)))
     return min(map(at, widths[max(0, above - 1) : above + 1]), key=lambda each: abs(cost(each) - target))
 
 
 def parameters_of(shape: Mapping[str, Any]) -> Parameters:
-    """Count the parameters of a GPT-2 or CoCoMix model without building it; `shape` may be a whole configuration."""
-    d, layers, inner = shape["n_embd"], shape["n_layer"], shape.get("n_inner") or 4 * shape["n_embd"]
-    norm = 2 * d
-    block = 2 * norm + (3 * d * d + 3 * d) + (d * d + d) + (d * inner + inner) + (inner * d + d)
-    stored = (shape["vocab_size"] + shape["n_positions"]) * d + layers * block + norm
+    """Count the parameters of a plain or CoCoMix model without building it; `shape` may be a whole configuration."""
+    size = dimensions(shape)
+    d, inner = size.d_model, size.inner
+    norm = 2 * d  # of the concept head too, on every backbone
+    stored = shape["vocab_size"] * d
+    if size.backbone == "gpt2":
+        block = 2 * norm + (3 * d * d + 3 * d) + (d * d + d) + (d * inner + inner) + (inner * d + d)
+        stored += size.context * d + size.n_layer * block + norm
+    else:
+        heads = 2 * d * (size.n_head + size.n_kv_head) * size.head_dim
+        block = 2 * d + heads + 3 * d * inner + size.qk_norm * 2 * size.head_dim
+        stored += size.n_layer * block + d
     if "concept_layer" not in shape:
         return Parameters(stored, stored)
     mixes, latents = shape["mixing"] != "none", shape["num_concepts"]
@@ -217,11 +307,13 @@ def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
     A training step costs three times as much. With interleaving, every token has two of 2 x context positions above
     the concept layer; the last block computes one of the two.
     """
-    d, layers, inner = shape["n_embd"], shape["n_layer"], shape.get("n_inner") or 4 * shape["n_embd"]
+    size = dimensions(shape)
+    d, layers, queries, keys = size.d_model, size.n_layer, size.n_head * size.head_dim, size.n_kv_head * size.head_dim
+    mlp = (2 if size.backbone == "gpt2" else 3) * d * size.inner
 
     def block(length: int) -> int:
-        projections = 2 * (3 * d * d + d * d + 2 * d * inner)
-        attention = 2 * 2 * length * d
+        projections = 2 * (2 * d * queries + 2 * d * keys + mlp)
+        attention = 2 * 2 * length * queries
         return projections + attention
 
     head = 2 * d * shape["vocab_size"]
@@ -229,7 +321,7 @@ def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
         return layers * block(context) + head
     if shape["mixing"] not in ("interleave", "interleave_with_state"):
         return layers * block(context) + _mixer_flops(shape) + head
-    keys_and_values_of_the_token = 2 * 2 * d * d
+    keys_and_values_of_the_token = 2 * 2 * d * keys
     last = block(2 * context) + keys_and_values_of_the_token
     below, above = shape["concept_layer"], layers - shape["concept_layer"]
     return below * block(context) + (above - 1) * 2 * block(2 * context) + last + _mixer_flops(shape) + head
@@ -237,13 +329,16 @@ def flops_per_token(shape: Mapping[str, Any], context: int) -> int:
 
 def further_tokens_flops(shape: Mapping[str, Any], context: int) -> int:
     """FLOPs of a forward pass for one further token of multi-token prediction: a block and the head."""
-    return flops_per_token({**shape, "n_layer": 1}, context)
+    return flops_per_token(deepened(dict(shape), 1 - dimensions(shape).n_layer), context)
 
 
 def block_matrices(shape: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Rows and columns of the matrices of all blocks, with queries, keys and values as matrices of their own."""
-    d, inner = shape["n_embd"], shape.get("n_inner") or 4 * shape["n_embd"]
-    return [(d, d), (d, d), (d, d), (d, d), (d, inner), (inner, d)] * shape["n_layer"]
+    size = dimensions(shape)
+    d, queries, keys = size.d_model, size.n_head * size.head_dim, size.n_kv_head * size.head_dim
+    attention = [(d, queries), (d, keys), (d, keys), (queries, d)]
+    mlp = [(d, size.inner), (size.inner, d)] if size.backbone == "gpt2" else 3 * [(d, size.inner)]
+    return (attention + mlp) * size.n_layer
 
 
 def newton_schulz_flops(rows: int, columns: int) -> int:
@@ -252,9 +347,8 @@ def newton_schulz_flops(rows: int, columns: int) -> int:
     return 5 * (2 * small * small * large + 2 * small**3 + 2 * small * small * large)
 
 
-def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes) -> int:
+def training_flops(shape: Mapping[str, Any], section: MethodParams, teacher: TeacherSizes, context: int) -> int:
     """FLOPs of training on one text token: three forward passes, and what of the base model runs beside."""
-    context = shape["n_positions"]
     forward = flops_per_token(shape, context)
     if isinstance(section, MtpParams):
         forward += (section.tokens - 1) * further_tokens_flops(shape, context)
@@ -270,7 +364,7 @@ def base_flops(section: MethodParams, teacher: TeacherSizes) -> int:
 
 
 def _mixer_flops(shape: Mapping[str, Any]) -> int:
-    d, mixes = shape["n_embd"], shape["mixing"] != "none"
+    d, mixes = dimensions(shape).d_model, shape["mixing"] != "none"
     match shape["predicts"]:
         case "concepts":
             return 2 * d * (shape["num_concepts"] + mixes * shape["concept_k"])
@@ -280,8 +374,8 @@ def _mixer_flops(shape: Mapping[str, Any]) -> int:
             return 2 * 2 * d * shape.get("mlp_width", 0)
 
 
-def _cost(shape: Shape, section: MethodParams, match: Match, teacher: TeacherSizes) -> int:
+def _cost(shape: Shape, section: MethodParams, match: Match, teacher: TeacherSizes, context: int) -> int:
     if match == "flops":
-        return training_flops(shape, section, teacher)
+        return training_flops(shape, section, teacher, context)
     counted = parameters_of(shape)
     return counted.active if match == "active" else counted.stored

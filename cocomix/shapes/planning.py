@@ -22,6 +22,7 @@ constants name their source.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cocomix.params import (
@@ -44,14 +45,17 @@ from cocomix.shapes.models import (
     TeacherSizes,
     Vocabulary,
     block_matrices,
+    deepened,
+    dimensions,
     flops_per_token,
-    gpt2_shape,
     newton_schulz_flops,
     parameters_of,
+    plain_shape,
     shape_of,
     shapes,
     training_flops,
 )
+from cocomix.shapes.pretrained import pretrained_shape
 
 INSTALLED_DOCS_BYTES = 13e6
 """Text in the documentation of some 200 packages, where corpus.megabytes sets no limit."""
@@ -140,20 +144,22 @@ def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
     return CorpusSize(sizes, {split: size / bytes_per_token for split, size in sizes.items()}, vocab_size)
 
 
-def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
+def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] | None = None) -> dict[str, StageNeeds]:
     """Estimate the needs of each stage, by its name in dvc.yaml.
 
     Args:
         text: `measured_corpus` or `estimated_corpus`.
+        pretrained: the configuration of the model of `pretrain.init`; None: `pretrain.model` is assumed.
     """
     words = Words(text.vocab_size, params.tokenize.context)
     windows = {split: tokens // words.context for split, tokens in text.tokens.items()}
     total = sum(text.bytes.values())
-    base = gpt2_shape(params.base.model, words)
+    base = plain_shape(params.base.model, words)
     whole = flops_per_token(base, words.context)
-    blocks = whole - 2 * base["n_embd"] * words.vocab_size
+    width = params.base.model.d_model
+    blocks = whole - 2 * width * words.vocab_size
     site = Site.parse(params.sae.site or params.activations.sites[0])
-    teacher = TeacherSizes(params.sae.concepts, base["n_embd"], whole, _to_layer(blocks, base, site.layer))
+    teacher = TeacherSizes(params.sae.concepts, width, whole, _to_layer(blocks, base, site.layer))
     stored = {
         "train": min(params.activations.tokens, windows["train"] * words.context),
         "validation": min(params.activations.validation_tokens, windows["validation"] * words.context),
@@ -170,14 +176,15 @@ def stage_needs(params: Params, text: CorpusSize) -> dict[str, StageNeeds]:
         ),
         "base": _base(params, base, whole, text),
         "activations": _activations(params, base, blocks, stored),
-        "sae": _saes(params, base["n_embd"], words, teacher.base_flops_to_layer, stored),
+        "sae": _saes(params, width, words, teacher.base_flops_to_layer, stored),
         "attribution": _attribution(params, teacher, base, windows, words),
         "distribution": _distribution(params, base, whole, windows, words),
         "explain": _explain(params, teacher, words, text),
         "methods": StageNeeds(disk=2000),
         "report": StageNeeds(disk=5e4, memory=100e6),
     }
-    models = shapes(params.pretrain, words, teacher)
+    start = None if pretrained is None else pretrained_shape(pretrained, params.pretrain.model.dropout, words)
+    models = shapes(params.pretrain, words, teacher, start)
     listed = params.pretrain.listed
     steered = [shape_of(name, models[name]) for name, section in listed.items() if mixes_concepts(section)]
     found["steer"] = _steer(params, steered, base)
@@ -199,21 +206,22 @@ def _by_vocabulary(points: tuple[tuple[int, float], ...], vocab_size: int) -> fl
 
 
 def _to_layer(blocks: float, base: Shape, layer: int) -> int:
-    return int(blocks * layer / base["n_layer"])
+    return int(blocks * layer / dimensions(base).n_layer)
 
 
 def _saved(shape: Shape) -> float:
-    code = 50e3 if "concept_layer" in shape else 4e3
+    code = 70e3 if "concept_layer" in shape else 4e3
     return 4 * parameters_of(shape).stored + TOKENIZER_BYTES * shape["vocab_size"] + code
 
 
-def _window_memory(shape: Shape) -> float:
+def _window_memory(shape: Shape, context: int) -> float:
     """Memory per window: the blocks' activations, attention matrices where they are materialised, and logits."""
-    context, d, layers = shape["n_positions"], shape["n_embd"], shape["n_layer"]
+    size = dimensions(shape)
+    d, layers = size.d_model, size.n_layer
     interleaved = shape.get("mixing") in ("interleave", "interleave_with_state")
     above = layers - shape["concept_layer"] if interleaved else 0
     positions = context * (layers + above)
-    attention = 10 * shape["n_head"] * context**2 * (layers + 3 * above) if context <= 512 else 0
+    attention = 10 * size.n_head * context**2 * (layers + 3 * above) if context <= 512 else 0
     concepts = 6 * context * shape["num_concepts"] if shape.get("predicts") == "concepts" else 0
     return 34 * d * positions + attention + concepts + 6 * context * shape["vocab_size"]
 
@@ -240,20 +248,20 @@ def _base(params: Params, shape: Shape, whole: int, text: CorpusSize) -> StageNe
     training, stored = params.base.training, parameters_of(shape).stored
     if params.base.source == "pretrained":
         return StageNeeds(flops=whole * text.tokens["validation"], disk=_saved(shape), memory=LIBRARIES + 8 * stored)
-    tokens = training.steps * training.batch_size * shape["n_positions"]
+    tokens = training.steps * training.batch_size * dimensions(shape).context
     optimizing = _optimizing(training, shape)
     return StageNeeds(
         flops=3 * whole * tokens + optimizing.flops,
         disk=_saved(shape),
         scratch=2 * (4 * stored + optimizing.state),
         memory=LIBRARIES + 8 * stored + optimizing.state,
-        window_memory=_window_memory(shape),
+        window_memory=_window_memory(shape, params.tokenize.context),
     )
 
 
 def _activations(params: Params, base: Shape, blocks: float, stored: dict[str, float]) -> StageNeeds:
-    section = params.activations
-    row = base["n_embd"] * (1 if section.dtype == "int8" else 2) + ORIGIN_BYTES
+    section, width = params.activations, dimensions(base).d_model
+    row = width * (1 if section.dtype == "int8" else 2) + ORIGIN_BYTES
     rows = stored["validation"] + section.keep * stored["train"]
     to_last = _to_layer(blocks, base, max(Site.parse(each).layer for each in section.sites))
     made, coding = (4, 16) if section.dtype == "int8" else (2, 4)  # bytes of a number
@@ -261,7 +269,7 @@ def _activations(params: Params, base: Shape, blocks: float, stored: dict[str, f
     return StageNeeds(
         flops=to_last * rows,
         disk=row * rows * len(section.sites),
-        memory=LIBRARIES + 4 * parameters_of(base).stored + gathered * section.shard_tokens * base["n_embd"],
+        memory=LIBRARIES + 4 * parameters_of(base).stored + gathered * section.shard_tokens * width,
     )
 
 
@@ -338,9 +346,9 @@ def _explain(params: Params, teacher: TeacherSizes, words: Vocabulary, text: Cor
 def _pretrain(
     params: Params, section: MethodParams, shape: Shape, base: Shape, teacher: TeacherSizes, windows: dict[str, float]
 ) -> StageNeeds:
-    training, context = params.pretrain.training, shape["n_positions"]
+    training, context = params.pretrain.training, params.tokenize.context
     further = section.tokens - 1 if isinstance(section, MtpParams) else 0
-    in_training = shape | {"n_layer": shape["n_layer"] + further}
+    in_training = deepened(shape, further)
     stored, optimizing = parameters_of(in_training).stored, _optimizing(training, in_training)
     base_bytes = 4 * parameters_of(base).stored if runs_base(section) else 0.0
     positions, unpacked = (windows["train"] + windows["validation"]) * context, 0.0
@@ -352,17 +360,17 @@ def _pretrain(
         unique = _unique(params.distribution.draws, shape["vocab_size"])
         unpacked += positions * (3 + unique * (id_bytes + 1))
     return StageNeeds(
-        flops=training_flops(shape, section, teacher) * training.steps * training.batch_size * context
+        flops=training_flops(shape, section, teacher, context) * training.steps * training.batch_size * context
         + optimizing.flops,
         disk=_saved(shape),
         scratch=2 * (4 * stored + optimizing.state) + unpacked,
         memory=LIBRARIES + 8 * stored + optimizing.state + base_bytes,
-        window_memory=_window_memory(in_training),
+        window_memory=_window_memory(in_training, context),
     )
 
 
 def _evaluate(params: Params, shape: Shape, text: CorpusSize) -> StageNeeds:
-    section, context = params.evaluate, shape["n_positions"]
+    section, context = params.evaluate, params.tokenize.context
     overlap = context / section.stride if section.stride else 1
     tokens = (text.tokens["validation"] + text.tokens["test"]) * overlap
     disk = 2e3
@@ -380,7 +388,7 @@ def _evaluate(params: Params, shape: Shape, text: CorpusSize) -> StageNeeds:
 def _steer(params: Params, steered: list[Shape], base: Shape) -> StageNeeds:
     if not steered:
         return StageNeeds()
-    section, context = params.steer, base["n_positions"]
+    section, context = params.steer, dimensions(base).context
     edits, seeds = section.concepts * len(section.strengths), len(params.pretrain.seeds)
     tokens = section.windows * (context + section.prompt_tokens + section.new_tokens)
     two_edits_of_each_model = 2 * seeds * sum(flops_per_token(each, context) for each in steered)

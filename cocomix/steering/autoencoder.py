@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocomix.base.hooks import residual_edited
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.modeling.concept_edits import ConceptEdits, Concepts, edited, is_by_row
 from cocomix.plumbing.device import no_autocast
 from cocomix.sae.autoencoder import SparseAutoencoder
@@ -70,7 +70,7 @@ def editing(
         model: a CoCoMix model, whose predicted concepts are edited, or a base model.
         sae: the autoencoder through which a base model is edited.
     """
-    if isinstance(model, CoCoMixForCausalLM):
+    if isinstance(model, CoCoMixLanguageModel):
         yield {"concept_edits": edits}
     else:
         assert sae

@@ -19,7 +19,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from cocomix.attribution.labelling import activation_scores
 from cocomix.base.loading import micro_batch
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.modeling.concept_edits import Edit
 from cocomix.plumbing.parts import Advance, in_parts
 from cocomix.sae.autoencoder import SparseAutoencoder
@@ -126,7 +126,7 @@ class _Measurements(NamedTuple):
 
 
 @torch.no_grad()
-def sample_concepts(models: Sequence[CoCoMixForCausalLM], text: Tensor, count: int, seed: int = 0) -> list[int]:
+def sample_concepts(models: Sequence[CoCoMixLanguageModel], text: Tensor, count: int, seed: int = 0) -> list[int]:
     """Sample concepts that every model mixes somewhere in a text [windows, context].
 
     The result has fewer than `count` if there are not as many. Concepts that are never predicted are left out, since
@@ -139,7 +139,7 @@ def sample_concepts(models: Sequence[CoCoMixForCausalLM], text: Tensor, count: i
     return [shared[each] for each in order.tolist()]
 
 
-def _mixed(model: CoCoMixForCausalLM, text: Tensor) -> list[int]:
+def _mixed(model: CoCoMixLanguageModel, text: Tensor) -> list[int]:
     found: list[int] = torch.unique(model.concepts(text).indices).tolist()
     return found
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.attribution.labelling import label_windows
 from cocomix.base.loading import longest_context, micro_batch
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.models.replacement import vectors_replaced
 from cocomix.params import AttributionParams
 from cocomix.plumbing.errors import UserError
@@ -54,7 +54,7 @@ class Position(NamedTuple):
 
 @torch.no_grad()
 def concepts(
-    model: CoCoMixForCausalLM,
+    model: CoCoMixLanguageModel,
     text: str | list[int],
     tokenizer: PreTrainedTokenizerFast,
     extractor: Extractor | None = None,
@@ -132,7 +132,7 @@ def unicode_text(text: str) -> str:
 
 
 @torch.no_grad()
-def information_gain(model: CoCoMixForCausalLM, ids: Tensor) -> Tensor:
+def information_gain(model: CoCoMixLanguageModel, ids: Tensor) -> Tensor:
     """Gain from the mixed vector at each position for the next token's loss; the other positions mix as usual.
 
     It is the next token's loss with zeros for that vector minus the unchanged loss, in nats: [seq - 1].
@@ -141,18 +141,18 @@ def information_gain(model: CoCoMixForCausalLM, ids: Tensor) -> Tensor:
         ids: int64 [seq], at least 1.
     """
     every = torch.arange(len(ids) - 1, device=ids.device)
-    hidden = model.transformer(ids[None], use_cache=False).last_hidden_state[0, :-1]
+    hidden = model.base_model(ids[None], use_cache=False).last_hidden_state[0, :-1]
     as_it_is = _losses(model, hidden, ids[1:])
     without = torch.empty_like(as_it_is)
     for start in range(0, len(every), size := micro_batch(len(ids))):
         places = every[start : start + size]
         with vectors_replaced(model, partial(_zeroed, places=places)):
-            hidden = model.transformer(ids.expand(len(places), -1), use_cache=False).last_hidden_state
+            hidden = model.base_model(ids.expand(len(places), -1), use_cache=False).last_hidden_state
         without[places] = _losses(model, hidden[every[: len(places)], places], ids[places + 1])
     return without - as_it_is
 
 
-def _losses(model: CoCoMixForCausalLM, hidden: Tensor, following: Tensor) -> Tensor:
+def _losses(model: CoCoMixLanguageModel, hidden: Tensor, following: Tensor) -> Tensor:
     """The loss of each next token, [n], from hidden states [n, d_model]."""
     return nn.functional.cross_entropy(model.lm_head(hidden).float(), following, reduction="none")
 

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import say
+from cocomix.pretrained import load_tokenizer
 from cocomix.tokens.windows import Tokens
 
 if TYPE_CHECKING:
@@ -42,6 +45,55 @@ def difference(tokens: Tokens, theirs: "PreTrainedTokenizerBase") -> str | None:
             at = next((at for at, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1]), 0)
             return f"{text[:40]!r}.. is {here[at : at + 4]}.. here and {there[at : at + 4]}.. there, from token {at}"
     return None
+
+
+def check_vocabulary(key: str, name: str, size: int, tokens: Tokens) -> None:
+    """Check that a model has an embedding for each of the tokens.
+
+    Args:
+        key: the parameter that holds `name`.
+        name: hub id or folder of the model.
+        size: entries of the model's vocabulary.
+
+    Raises:
+        UserError: in one line, when it has fewer.
+    """
+    if size < tokens.vocab_size:
+        raise UserError(
+            f"{key}: {name!r} has a vocabulary of {size}; the tokens need {tokens.vocab_size}: "
+            "use its tokenizer (tokenize.pretrained)"
+        )
+
+
+def check_tokenizer(key: str, name: str, revision: str | None, tokens: Tokens) -> None:
+    """Check that the tokenizer of a model, if it has one, made the tokens.
+
+    A model without a tokenizer is taken, at the user's word, if that of the tokens was pretrained too.
+
+    Args:
+        key: the parameter that holds `name`, such as base.pretrained; its revision is beside it.
+        name: hub id or folder of the model.
+
+    Raises:
+        UserError: in one line, which says what to set.
+    """
+    made, its_revision = tokens.artifact.manifest.params, f"{key.rpartition('.')[0]}.revision"
+    try:
+        theirs = load_tokenizer(key, name, revision)
+    except UserError as error:
+        if made.get("source") == "pretrained":
+            ours = made["pretrained"]
+            say(f"{error}; that of tokenize.pretrained ({ours}) is taken to be its own: nothing can be compared")
+            return
+        raise UserError(
+            f"{error}; a tokenizer that was trained here (tokenize.source: train) is not that of this model: set "
+            "tokenize.source: pretrained, and tokenize.pretrained to the model's own"
+        ) from None
+    if found := difference(tokens, theirs):
+        advice = (
+            f"set tokenize.source: pretrained, tokenize.pretrained: {name}, and tokenize.revision to {its_revision}"
+        )
+        raise UserError(f"{key}: {name!r} has another tokenizer than the tokens: {found}; {advice}")
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

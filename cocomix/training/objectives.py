@@ -8,14 +8,13 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from cocomix.base.blocks import blocks_of
 from cocomix.base.flops import forward_flops
 from cocomix.base.hooks import residual_at
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.models.accounting import flops_per_token
 from cocomix.params import HiddenDistance, MtpParams, ScheduleParams
 from cocomix.shapes.models import further_tokens_flops
@@ -52,7 +51,7 @@ class Objective(nn.Module):
     `kl_weight`, float32 []: the present weight of distillation, or None to leave it out.
     """
 
-    def __init__(self, model: GPT2LMHeadModel | CoCoMixForCausalLM, distillation: Distillation | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, distillation: Distillation | None = None) -> None:
         super().__init__()
         self.model = model
         self.distillation = distillation
@@ -65,7 +64,7 @@ class Objective(nn.Module):
 
     def forward(self, windows: Tensor, drawn: Drawn | None = None, kl_weight: Tensor | None = None) -> Losses:
         """Compute the losses; windows: token ids, int64 [batch, context]."""
-        hidden = self.model.transformer(windows, use_cache=False).last_hidden_state
+        hidden = self.model.base_model(windows, use_cache=False).last_hidden_state
         return self._token_losses(hidden, windows, drawn, kl_weight)
 
     def _token_losses(self, hidden: Tensor, windows: Tensor, drawn: Drawn | None, kl_weight: Tensor | None) -> Losses:
@@ -100,7 +99,7 @@ class ConceptMixing(Objective):
 
     def __init__(
         self,
-        model: CoCoMixForCausalLM,
+        model: CoCoMixLanguageModel,
         concept_weight: Weighted,
         distillation: Distillation | None = None,
         teacher_forcing: float = 0.0,
@@ -126,7 +125,7 @@ class ConceptMixing(Objective):
             label_weights: float32, of `labels`; those of a position sum to 1. None: equal.
             forced_rows: windows whose labels are mixed in first, bool [batch]; None: none.
         """
-        output = self.model.transformer(
+        output = self.model.base_model(
             windows,
             concept_labels=labels,
             concept_label_weights=label_weights,
@@ -152,7 +151,7 @@ class HiddenMixing(Objective):
 
     def __init__(
         self,
-        model: CoCoMixForCausalLM,
+        model: CoCoMixLanguageModel,
         base: PreTrainedModel,
         layer: int,
         distance: HiddenDistance,
@@ -166,7 +165,7 @@ class HiddenMixing(Objective):
 
     def forward(self, windows: Tensor, drawn: Drawn | None = None, kl_weight: Tensor | None = None) -> Losses:
         """Compute the losses; windows: token ids, int64 [batch, context]."""
-        output = self.model.transformer(windows, use_cache=False)
+        output = self.model.base_model(windows, use_cache=False)
         with torch.no_grad():
             wanted = residual_at(self._base[0], windows, self._layer)
         losses = self._token_losses(output.last_hidden_state, windows, drawn, kl_weight)
@@ -189,23 +188,28 @@ class MultiToken(Objective):
     each token after it; the final norm and the head are shared. Further blocks are trained, and not part of the model.
     """
 
-    def __init__(self, model: GPT2LMHeadModel, params: MtpParams) -> None:
+    def __init__(self, model: PreTrainedModel, params: MtpParams) -> None:
         super().__init__(model)
         self.weights["further_tokens"] = Weighted(params.weight, params.schedule)
-        layers = model.config.n_layer
-        self.blocks = nn.ModuleList(GPT2Block(model.config, layer_idx=layers) for _ in range(params.tokens - 1))
-        self.blocks.apply(model._init_weights)  # type: ignore[arg-type]
+        block, last = type(blocks_of(model)[-1]), model.config.num_hidden_layers - 1
+        self.blocks = nn.ModuleList(block(model.config, layer_idx=last) for _ in range(params.tokens - 1))
+        self.blocks.apply(model._init_weights)
 
     def forward(self, windows: Tensor, drawn: Drawn | None = None, kl_weight: Tensor | None = None) -> Losses:
         """Compute the losses; windows: token ids, int64 [batch, context]."""
-        body = self.model.transformer
+        body = self.model.base_model
         output = body(windows, use_cache=False, output_hidden_states=True)
         losses = self._token_losses(output.last_hidden_state, windows, drawn, kl_weight)
         trunk = output.hidden_states[-2]
-        mask = create_causal_mask(self.model.config, trunk, None, None, None)
+        given = {"attention_mask": create_causal_mask(self.model.config, trunk, None, None, None)}
+        is_llama = hasattr(body, "rotary_emb")
+        if is_llama:
+            positions = torch.arange(trunk.shape[1], device=trunk.device)[None]
+            given["position_embeddings"] = body.rotary_emb(trunk, positions)
+        final_norm = body.norm if is_llama else body.ln_f
         further = torch.zeros((), device=windows.device)
         for skipped, block in enumerate(self.blocks, start=1):
-            hidden = body.ln_f(block(trunk, attention_mask=mask))
+            hidden = final_norm(block(trunk, **given))
             predicted = windows.shape[1] - 1 - skipped
             loss = fused_next_token_loss(hidden[:, :-skipped], self.model.lm_head.weight, windows[:, skipped:])
             further = further + loss * (windows.shape[1] - 1) / predicted  # each token's loss counts as a mean

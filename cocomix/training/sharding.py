@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocomix.plumbing import interrupt
 from cocomix.plumbing.device import device
@@ -49,7 +49,7 @@ def distribute(objective: nn.Module) -> nn.Module:
         return DistributedDataParallel(run, gradient_as_bucket_view=True)
     mesh = init_device_mesh(device().type, (runtime().world_size,))
     for block in objective.modules():
-        if isinstance(block, GPT2Block):
+        if isinstance(block, GradientCheckpointingLayer):
             fully_shard(block, mesh=mesh)
     root = Root(run)
     fully_shard(root, mesh=mesh)

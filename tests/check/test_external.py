@@ -24,6 +24,10 @@ NAMES: dict[str, tuple[dict[str, Any], str]] = {
         "in.pt",
     ),
     "explain.model.name": ({"explain": {"labeller": "model", "model": {"name": "in"}}}, "in/deep/chat.jinja"),
+    "pretrain.init.path": (
+        {"pretrain": {"match": "width", "init": {"source": "pretrained", "path": "in"}}},
+        "in/model.safetensors",
+    ),
     "evaluate.corpora": ({"evaluate": {"corpora": {"more": {"paths": ["in/*.txt"]}}}}, "in/a.txt"),
     "evaluate.tasks_dir": (
         {"evaluate": {"tasks": ["wikitext"], "tasks_dir": "in"}},
@@ -76,6 +80,7 @@ def test_installed_documentation_is_known_by_its_versions(folder: Path, monkeypa
         {"base": {"source": "train", "pretrained": "in"}},
         {"corpus": {"source": "hub", "hub": {"dataset": "a/b", "revision": "1"}, "files": {"paths": ["in/*.txt"]}}},
         {"explain": {"model": {"name": "in"}}},
+        {"pretrain": {"init": {"source": "scratch", "path": "in"}}},
         {"evaluate": {"tasks_dir": "in"}},
     ],
 )
@@ -101,16 +106,17 @@ def test_what_is_named_and_not_there_is_refused(folder: Path, key: str, message:
 def test_the_file_has_the_sections_of_the_parameters(folder: Path) -> None:
     content = json.loads(external.to_json(dict.fromkeys(external.KEYS)))
     assert content["sae"] == {"published": {"path": None}}
-    assert list(content) == ["corpus", "tokenize", "base", "sae", "explain", "evaluate"]
+    assert list(content) == ["corpus", "tokenize", "base", "sae", "explain", "pretrain", "evaluate"]
 
 
 def test_every_stage_that_reads_outside_depends_on_its_key() -> None:
     stages: dict[str, dict[str, Any]] = read_yaml(ROOT / "dvc.yaml")["stages"]
     named = {
-        key: name
+        (key, name)
         for name, stage in stages.items()
         for each in stage["params"]
         if isinstance(each, dict)
         for key in each.get(str(external.FILE), [])
     }
-    assert named == {key: key.partition(".")[0] for key in external.KEYS}
+    of_the_section = {(key, key.partition(".")[0]) for key in external.KEYS}
+    assert named == of_the_section | {("pretrain.init.path", "methods")}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from transformers import GPT2Config
+from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen3Config
 
 from cocomix.check.preflight import preflight
 from cocomix.params import Params
@@ -32,6 +32,12 @@ def params(changes: dict[str, Any]) -> Params:
 
 def base(name: str, revision: str | None = None, **more: Any) -> dict[str, Any]:
     return {"base": {"source": "pretrained", "pretrained": name, "revision": revision}, **more}
+
+
+def init(path: str, revision: str | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "pretrain": {"match": "width", "init": {"source": "pretrained", "path": path, "revision": revision}, **more}
+    }
 
 
 def published(path: str, format: str, **more: Any) -> dict[str, Any]:
@@ -72,6 +78,11 @@ def files(folder: Path) -> Path:
     Path("file.bin").write_text("no text")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, vocab_size=64).save_pretrained("short")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=128, vocab_size=64).save_pretrained("small")
+    OPTConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, vocab_size=64).save_pretrained("opt")
+    llama = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 64}
+    LlamaConfig(**llama, tie_word_embeddings=True).save_pretrained("llama")
+    Qwen3Config(**llama, tie_word_embeddings=True, use_sliding_window=True).save_pretrained("sliding")
+    GPT2Config(n_embd=32, n_layer=3, n_head=2, tie_word_embeddings=False).save_pretrained("untied")
     Path("torn").mkdir()
     Path("torn/config.json").write_text("{")
     Path("empty").mkdir()
@@ -153,6 +164,24 @@ def files(folder: Path) -> Path:
             {"explain": {"labeller": "model", "model": {"name": "torn"}}},
             "explain.model.name: 'torn': no model can be loaded from this folder",
         ),
+        (init("./nowhere"), "pretrain.init.path: './nowhere': no such folder, and no id of the hub"),
+        (
+            init("gpt2"),
+            "pretrain.init.path: 'gpt2': no such folder; a hub id may change under its name: set pretrain.init.r",
+        ),
+        (init("torn"), "pretrain.init.path: 'torn': no model can be loaded from this folder: "),
+        (init("opt"), "pretrain.init.path: 'opt': opt; allowed: gpt2, llama, qwen3"),
+        (init("sliding"), "pretrain.init.path: 'sliding': has use_sliding_window: True; allowed: False"),
+        (
+            init("llama", model={"dropout": 0.1}),
+            "pretrain.init.path: 'llama': llama; pretrain.model.dropout (0.1) must be 0",
+        ),
+        (init("untied"), "pretrain.init.path: 'untied': has tie_word_embeddings: False; allowed: True"),
+        (init("short"), "pretrain.init.path: 'short' has a context of 64; tokenize.context is 128"),
+        (
+            init("small", cocomix={"concept_layer": 3}),
+            "pretrain.init.path: 'small' has 3 blocks; pretrain.cocomix.concept_layer (3) must be below that",
+        ),
         (
             {"evaluate": {"corpora": {"more": {"paths": ["no*"]}}}},
             "evaluate.corpora.more.paths: 'no*' matches no file",
@@ -183,6 +212,9 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
         {"tokenize": {"source": "pretrained", "pretrained": "nobody/never-cached", "revision": COMMIT}},
         {"explain": {"labeller": "model", "model": {"name": "nobody/never-cached", "revision": COMMIT}}},
         {"base": {"source": "train", "pretrained": "nobody/never-cached"}},
+        init("small"),
+        init("llama"),
+        init("nobody/never-cached", COMMIT),
         published("lens", "sae-lens", **RELU),
         published("sparse-32", "sparsify", normalize="none") | base("small"),
         published("openai.pt", "openai"),

@@ -12,20 +12,20 @@ from torch.nn import functional as F
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StaticCache
 from transformers.utils import is_flash_attn_2_available
 
-from cocomix.modeling import CoCoMixCache, CoCoMixForCausalLM
-from cocomix.modeling.modeling_cocomix import _PairLayer
-from tests.modeling.conftest import MAIN, VARIANTS, ids, named, tiny
+from cocomix.modeling import CoCoMixCache, CoCoMixLanguageModel
+from cocomix.modeling.body import _PairLayer
+from tests.modeling.conftest import LLAMA, MAIN, VARIANTS, ids, named, precise, tiny, tolerance
 
 NEW = 12
 PLAIN = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
 
 
-@pytest.fixture(params=[*MAIN, {"predicts": "nothing", "mlp_width": 20, "gate": True}], ids=named)
-def model(request: pytest.FixtureRequest, attention: str) -> CoCoMixForCausalLM:
+@pytest.fixture(params=[*MAIN, {"predicts": "nothing", "mlp_width": 20, "gate": True}, LLAMA], ids=named)
+def model(request: pytest.FixtureRequest, attention: str) -> CoCoMixLanguageModel:
     return tiny(**request.param, attn_implementation=attention)
 
 
-def greedy(model: CoCoMixForCausalLM, prompt: Tensor, steps: int = NEW) -> Tensor:
+def greedy(model: CoCoMixLanguageModel, prompt: Tensor, steps: int = NEW) -> Tensor:
     """One full forward pass a token."""
     for _ in range(steps):
         prompt = torch.cat([prompt, model(prompt, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
@@ -50,7 +50,7 @@ class Gumbel(LogitsProcessor):
 def test_logits_from_a_cache_equal_the_full_forward_for_any_chunks_and_padding(
     chunks: list[int], variant: dict[str, object], attention: str, padding: int
 ) -> None:
-    model, tokens = tiny(**variant, attn_implementation=attention).double(), ids(2, sum(chunks))
+    model, tokens = precise(tiny(**variant, attn_implementation=attention)), ids(2, sum(chunks))
     mask = torch.ones_like(tokens)
     mask[1, : min(padding, chunks[0] - 1)] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -65,10 +65,10 @@ def test_logits_from_a_cache_equal_the_full_forward_for_any_chunks_and_padding(
         )
         rows.append(output.logits)
     full = model(tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    torch.testing.assert_close(torch.cat(rows, dim=1)[mask.bool()], full[mask.bool()], atol=1e-10, rtol=1e-8)
+    torch.testing.assert_close(torch.cat(rows, dim=1)[mask.bool()], full[mask.bool()], **tolerance(model))
 
 
-def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward(model: CoCoMixForCausalLM) -> None:
+def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward(model: CoCoMixLanguageModel) -> None:
     generated = model.generate(ids(3, 4), **PLAIN)
     assert generated.tolist() == greedy(model, ids(3, 4)).tolist()
     assert len({tuple(row[4:]) for row in generated.tolist()}) == 3  # the prompts are read
@@ -85,7 +85,7 @@ def test_continuous_batching_is_refused_where_a_token_is_two_positions() -> None
     ids=lambda each: next(iter(each)),
 )
 def test_other_generation_with_a_cache_equals_generation_without(
-    model: CoCoMixForCausalLM, options: dict[str, Any]
+    model: CoCoMixLanguageModel, options: dict[str, Any]
 ) -> None:
     of_the_cache = ("prefill_chunk_size", "cache_implementation")
     without = {key: value for key, value in options.items() if key not in of_the_cache}
@@ -93,7 +93,7 @@ def test_other_generation_with_a_cache_equals_generation_without(
     assert model.generate(ids(3, 8), **PLAIN, **options).tolist() == expected.tolist()
 
 
-def test_sampling_with_a_cache_draws_the_same_tokens_from_the_same_seed(model: CoCoMixForCausalLM) -> None:
+def test_sampling_with_a_cache_draws_the_same_tokens_from_the_same_seed(model: CoCoMixLanguageModel) -> None:
     def sample(use_cache: bool) -> Tensor:
         torch.manual_seed(1)
         return model.generate(ids(3, 5), **(PLAIN | {"do_sample": True}), top_k=0, use_cache=use_cache)
@@ -101,7 +101,7 @@ def test_sampling_with_a_cache_draws_the_same_tokens_from_the_same_seed(model: C
     assert sample(True).tolist() == sample(False).tolist()
 
 
-def test_sampling_with_given_noise_takes_the_tokens_of_the_full_forward(model: CoCoMixForCausalLM) -> None:
+def test_sampling_with_given_noise_takes_the_tokens_of_the_full_forward(model: CoCoMixLanguageModel) -> None:
     expected, noise = ids(2, 5), Gumbel()
     for _ in range(NEW):
         scores = noise(expected, model(expected, use_cache=False).logits[:, -1])
@@ -111,7 +111,7 @@ def test_sampling_with_given_noise_takes_the_tokens_of_the_full_forward(model: C
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_left_padded_rows_generate_what_they_generate_alone(model: CoCoMixForCausalLM, beams: int) -> None:
+def test_left_padded_rows_generate_what_they_generate_alone(model: CoCoMixLanguageModel, beams: int) -> None:
     prompts, options = [ids(1, 3, seed=1), ids(1, 7, seed=2)], PLAIN | {"num_beams": beams}
     alone = [model.generate(each, **options)[0, -NEW:] for each in prompts]
     padded = torch.stack([F.pad(each[0], (7 - each.shape[1], 0)) for each in prompts])
@@ -120,7 +120,7 @@ def test_left_padded_rows_generate_what_they_generate_alone(model: CoCoMixForCau
     assert together[:, -NEW:].tolist() == torch.stack(alone).tolist()
 
 
-def test_a_returned_cache_can_be_gone_on_from(model: CoCoMixForCausalLM) -> None:
+def test_a_returned_cache_can_be_gone_on_from(model: CoCoMixLanguageModel) -> None:
     first = model.generate(ids(2, 5), **(PLAIN | {"max_new_tokens": 4}), return_dict_in_generate=True)
     rest = model.generate(first.sequences, **(PLAIN | {"max_new_tokens": 8}), past_key_values=first.past_key_values)
     assert rest.tolist() == greedy(model, ids(2, 5)).tolist()
@@ -130,7 +130,7 @@ def test_a_returned_cache_can_be_gone_on_from(model: CoCoMixForCausalLM) -> None
 
 
 def test_prompt_lookup_gives_the_greedy_tokens_also_after_guesses_that_were_wrong(
-    model: CoCoMixForCausalLM, monkeypatch: pytest.MonkeyPatch
+    model: CoCoMixLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cropped: list[int] = []
     crop = DynamicCache.crop  # of CoCoMixCache too
@@ -140,7 +140,7 @@ def test_prompt_lookup_gives_the_greedy_tokens_also_after_guesses_that_were_wron
     assert any(cropped)
 
 
-def test_assistance_by_another_model_gives_the_greedy_tokens(model: CoCoMixForCausalLM) -> None:
+def test_assistance_by_another_model_gives_the_greedy_tokens(model: CoCoMixLanguageModel) -> None:
     prompt = ids(1, 6)
     assistant = tiny(n_layer=3, concept_layer=1)
     assert model.generate(prompt, **PLAIN, assistant_model=assistant).tolist() == greedy(model, prompt).tolist()
@@ -188,7 +188,7 @@ def test_a_cache_is_read_also_where_none_is_to_be_returned() -> None:
 
 
 @pytest.mark.parametrize("chunks", [[9], [1, 8], [4, 3, 2]])
-def test_logits_from_a_static_cache_equal_the_full_forward(model: CoCoMixForCausalLM, chunks: list[int]) -> None:
+def test_logits_from_a_static_cache_equal_the_full_forward(model: CoCoMixLanguageModel, chunks: list[int]) -> None:
     tokens, cache = ids(2, 9), StaticCache(config=model.config, max_cache_len=24)
     rows = [model(some, past_key_values=cache, use_cache=True).logits for some in tokens.split(chunks, dim=1)]
     full = model(tokens, use_cache=False).logits
@@ -215,7 +215,7 @@ def test_without_interleaving_the_librarys_caches_will_do() -> None:
 @pytest.mark.skipif(
     not (torch.cuda.is_available() and is_flash_attn_2_available()), reason="needs flash-attn and a GPU"
 )
-@pytest.mark.parametrize("change", MAIN, ids=named)
+@pytest.mark.parametrize("change", [*MAIN, LLAMA], ids=named)
 def test_flash_attention_gives_the_logits_of_sdpa_with_padding_and_from_a_cache(change: dict[str, object]) -> None:
     tokens = ids(2, 12).cuda()
     mask = torch.ones_like(tokens)

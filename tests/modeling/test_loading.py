@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    Qwen3Config,
+    pipeline,
+)
 
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixModel
+from cocomix.modeling import CoCoMixConfig, CoCoMixLlamaForCausalLM, CoCoMixModel
 from cocomix.models.card import Trained
 from cocomix.tokens.tokenizer import load_trained, train_tokenizer
 from cocomix.tokens.windows import TextOrigin
 from stages.pretrain import write_model
-from tests.modeling.conftest import VARIANTS, ids, named, tiny
+from tests.modeling.conftest import LLAMA, VARIANTS, ids, named, tiny
 
 MODELING = Path(__file__).parents[2] / "cocomix" / "modeling"
 
@@ -52,10 +60,11 @@ def test_a_saved_model_says_the_same(tmp_path: Path, variant: dict[str, object])
     model = tiny(**variant)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert isinstance(loaded, CoCoMixForCausalLM)
-    assert all(getattr(loaded.config, field) == value for field, value in variant.items())
+    assert type(loaded) is type(model)
+    unlike = {"_name_or_path": None, "dtype": None}
+    assert loaded.config.to_dict() | unlike == model.config.to_dict() | unlike
     torch.testing.assert_close(loaded(ids(2, 8)).logits, model(ids(2, 8)).logits, atol=0, rtol=0)
-    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize(
@@ -103,6 +112,18 @@ def test_what_of_the_concept_head_is_not_in_the_folder_begins_anew(tmp_path: Pat
         assert loaded(ids(2, 8)).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_a_plain_llama_goes_on_as_one_that_predicts_concepts(tmp_path: Path, qk_norm: bool) -> None:
+    config = tiny("llama", qk_norm=qk_norm, n_kv_head=2, mixing="none").config
+    shape = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "initializer_range")
+    fields = {name: getattr(config, name) for name in (*shape, "num_attention_heads", "num_key_value_heads")}
+    kind = Qwen3Config if qk_norm else LlamaConfig
+    plain = AutoModelForCausalLM.from_config(kind(**fields, tie_word_embeddings=True)).eval()
+    plain.save_pretrained(tmp_path)
+    model = CoCoMixLlamaForCausalLM.from_pretrained(tmp_path, config=config)
+    torch.testing.assert_close(model(ids(2, 8)).logits, plain(ids(2, 8)).logits, atol=0, rtol=0)
+
+
 def test_a_gate_that_is_not_in_the_folder_begins_at_zero(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path)
     for _ in range(3):
@@ -122,6 +143,7 @@ def test_a_model_saved_before_there_were_gates_and_mlps_has_neither(tmp_path: Pa
 def test_a_model_loads_without_the_package_and_computes_the_same_bits(tmp_path: Path) -> None:
     chosen = [{}, {"mixing": "add", "concept_head": "equations"}, {"predicts": "hidden"}, {"predicts": "nothing"}]
     chosen += [{"mixing": "interleave", "gate": True}, {"predicts": "nothing", "mlp_width": 20, "mixing": "add"}]
+    chosen += [{**LLAMA, "mixing": "interleave"}, {"backbone": "llama", "concept_head": "equations"}]
     assert all(any(change.items() <= each.items() for each in VARIANTS) for change in chosen)
     expected = {}
     for change in chosen:
@@ -167,9 +189,9 @@ def options_of(options: dict[str, object]) -> dict[str, object]:
     return {key: value for key, value in options.items() if key != "return_full_text"}
 
 
-@pytest.mark.parametrize("change", [{}, {"mixing": "add"}], ids=named)
+@pytest.mark.parametrize("change", [{}, {"mixing": "add"}, LLAMA], ids=named)
 def test_embeddings_can_be_resized_and_stay_tied(change: dict[str, object]) -> None:
     model = tiny(**change)
     model.resize_token_embeddings(70)
     assert model(ids(1, 4)).logits.shape[-1] == 70
-    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.lm_head.weight is model.get_input_embeddings().weight

@@ -8,9 +8,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from cocomix.modeling import CoCoMixForCausalLM
 from cocomix.training.losses import NO_LABEL, concept_loss, hidden_loss, next_token_loss
 from cocomix.training.objectives import ConceptMixing, HiddenMixing, Objective, Weighted
-from tests.modeling.conftest import MAIN, ids, named, tiny
+from tests.modeling.conftest import LLAMA, MAIN, ids, named, tiny
 
-ABLATIONS = [*MAIN, {"mixing": "none"}, {"mixing": "none", "concept_head": "equations"}, {"predicts": "hidden"}]
+ABLATIONS = [
+    *MAIN,
+    {"mixing": "none"},
+    {"mixing": "none", "concept_head": "equations"},
+    {"predicts": "hidden"},
+    {"backbone": "llama"},
+]
 TOKENS = ids(2, 9)
 
 
@@ -83,7 +89,7 @@ def test_without_a_weight_on_the_concepts_every_parameter_still_has_a_gradient(v
     gradients(total(*objective_of(model, weight=0.0)), model)
 
 
-@pytest.mark.parametrize("change", [{}, {"mixing": "add"}, {"predicts": "hidden"}], ids=named)
+@pytest.mark.parametrize("change", [{}, {"mixing": "add"}, {"predicts": "hidden"}, {"backbone": "llama"}], ids=named)
 def test_the_models_training_forward_compiles_to_one_graph_and_gives_the_same(
     change: dict[str, object], attention: str
 ) -> None:
@@ -101,7 +107,7 @@ def test_the_models_training_forward_compiles_to_one_graph_and_gives_the_same(
             torch.testing.assert_close(each, other, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("change", [*MAIN, {"mixing": "none"}], ids=named)
+@pytest.mark.parametrize("change", [*MAIN, {"mixing": "none"}, LLAMA], ids=named)
 def test_the_objective_compiles_to_one_graph_and_gives_the_same(change: dict[str, object]) -> None:
     torch._dynamo.reset()
     model = without_dropout(tiny(**change, n_layer=2, concept_layer=1))
@@ -146,11 +152,12 @@ def test_activation_checkpointing_changes_neither_loss_nor_gradient(variant: dic
     assert_all_close(gradients(loss, model), expected_gradients, 1e-4)
 
 
-def test_activation_checkpointing_recomputes_each_block_and_keeps_no_cache() -> None:
-    model, runs = without_dropout(tiny()), []
+@pytest.mark.parametrize("change", [{}, LLAMA], ids=named)
+def test_activation_checkpointing_recomputes_each_block_and_keeps_no_cache(change: dict[str, object]) -> None:
+    model, runs = without_dropout(tiny(**change)), []
     model.activation_checkpointing_enable()
-    for number, block in enumerate(model.transformer.h):
-        block.ln_1.register_forward_hook(lambda *_, number=number: runs.append(number))
+    for number, block in enumerate(model.base_model.blocks):
+        block.mlp.register_forward_pre_hook(lambda *_, number=number: runs.append(number))
     output = model(TOKENS, labels=TOKENS, use_cache=True)
     output.loss.backward()
     assert runs == [0, 1, 2, 3, 3, 2, 1, 0]

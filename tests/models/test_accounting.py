@@ -1,10 +1,15 @@
 import pytest
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from cocomix.base.flops import forward_flops
 from cocomix.modeling import CoCoMixConfig
 from cocomix.models.accounting import flops_per_token, parameters, parameters_of
+from cocomix.models.configs import config_of
+from cocomix.params import ModelParams
+from cocomix.shapes.models import plain_shape
+from cocomix.shapes.planning import Words
 from tests.modeling.conftest import ids, tiny, variant
 
 __all__ = ["variant"]
@@ -20,8 +25,12 @@ def counted(model: PreTrainedModel, context: int) -> int:
     tokens = ids(2, context)
     with FlopCounterMode(display=False) as counter:
         model.requires_grad_(False)(tokens, use_cache=False)
-    config, mixer = model.config, getattr(model.transformer, "mixer", None)
-    bag = 2 * config.concept_k * config.n_embd if isinstance(getattr(mixer, "compress", None), nn.EmbeddingBag) else 0
+    config, mixer = model.config, getattr(model.base_model, "mixer", None)
+    bag = (
+        2 * config.concept_k * config.hidden_size
+        if isinstance(getattr(mixer, "compress", None), nn.EmbeddingBag)
+        else 0
+    )
     return counter.get_total_flops() + tokens.numel() * bag
 
 
@@ -35,6 +44,19 @@ def test_flops_of_each_variant_are_those_that_torch_counts(variant: dict[str, ob
 def test_flops_of_a_gpt2_are_those_that_torch_counts(change: dict[str, int]) -> None:
     model = plain(**change).eval()
     assert flops_per_token(model.config, 16) * 2 * 16 == counted(model, 16)
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"n_kv_head": 2}, {"n_kv_head": 1, "qk_norm": True}])
+def test_parameters_and_flops_of_a_plain_llama_are_counted_from_its_shape(options: dict[str, object]) -> None:
+    params = ModelParams(backbone="llama", d_model=40, n_layer=3, n_head=4, **options)
+    config = config_of(plain_shape(params, Words(61, 48)))
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert model.config.model_type == ("qwen3" if "qk_norm" in options else "llama")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert parameters_of(model.config) == parameters(model)
+    assert flops_per_token(model.config, 16) * 2 * 16 == counted(model, 16)
+    assert forward_flops(model, 16) == flops_per_token(model.config, 16)
 
 
 def test_training_costs_three_forward_passes() -> None:
@@ -54,7 +76,7 @@ def test_parameters_are_those_that_are_stored_and_can_be_counted_before_a_model_
 
 def test_active_parameters_leave_out_the_compress_rows_that_a_token_does_not_read(variant: dict[str, object]) -> None:
     stored, active = parameters(tiny(**variant))
-    mixes_concepts = "predicts" not in variant and variant["mixing"] != "none"
+    mixes_concepts = "predicts" not in variant and variant.get("mixing") != "none"
     assert stored - active == (40 - 5) * 32 * mixes_concepts
 
 

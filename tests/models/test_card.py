@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.models.card import Trained, model_card
-from cocomix.params import Method
+from cocomix.params import InitParams, Method
 from cocomix.tokens.windows import TextOrigin
-from tests.modeling.conftest import tiny
+from tests.modeling.conftest import LLAMA, tiny
 
 DOCS = TextOrigin("installed-docs")
 HUB = TextOrigin("hub", "someone/texts", revision="abc123")
@@ -19,6 +19,11 @@ HUB = TextOrigin("hub", "someone/texts", revision="abc123")
 
 def trained(method: Method, text: TextOrigin = DOCS) -> Trained:
     return Trained(f"{method}-0", method, text, context=48, tokens=2_048_000, flops=1.5e12, validation_loss=2.0)
+
+
+def going_on(path: str, revision: str | None = None) -> str:
+    init = InitParams(source="pretrained", path=path, revision=revision)
+    return model_card(tiny(), trained("cocomix")._replace(init=init))
 
 
 def plain() -> PreTrainedModel:
@@ -39,22 +44,40 @@ def test_the_card_says_what_the_model_was_trained_on_and_what_came_of_it() -> No
         assert fact in text
 
 
+def test_the_card_says_from_which_model_it_went_on_and_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    card = ModelCard(going_on("someone/model", "abc123"))
+    assert card.data.base_model == "someone/model"
+    assert "| Went on from | `someone/model`, revision `abc123` |" in card.text
+    local = going_on(str(tmp_path))
+    assert "| Went on from | a model of a local folder |" in local
+    assert str(tmp_path) not in local
+    assert "Went on from" not in model_card(tiny(), trained("cocomix"))
+
+
 def test_each_method_and_ablation_is_described_in_its_own_words() -> None:
     kinds = [tiny(), tiny(mixing="add"), tiny(mixing="none"), tiny(predicts="hidden"), tiny(predicts="nothing")]
-    kinds.append(tiny(predicts="nothing", mlp_width=8))
+    kinds += [tiny(predicts="nothing", mlp_width=8), tiny(**LLAMA)]
     cards = [model_card(model, trained("cocomix")) for model in kinds]
     cards += [model_card(plain(), trained("ntp")), model_card(plain(), trained("kd"))]
     assert len(set(cards)) == len(cards)
 
 
-@pytest.mark.parametrize("model", [tiny(), plain()], ids=["cocomix", "ntp"])
+def test_the_card_names_the_backbone_and_its_heads() -> None:
+    card = ModelCard(model_card(tiny(**LLAMA), trained("cocomix")))
+    assert "llama" in card.data.tags
+    assert "A Llama that after block 2 predicts concepts" in card.text
+    assert "4 heads of queries, 2 of keys and values" in card.text
+    assert "A GPT-2 that after block 2" in model_card(tiny(), trained("cocomix"))
+
+
+@pytest.mark.parametrize("model", [tiny(), tiny("llama"), plain()], ids=["cocomix", "cocomix-llama", "ntp"])
 def test_the_ways_to_load_are_programs_and_only_a_model_of_our_own_needs_our_code(model: PreTrainedModel) -> None:
     text = model_card(model, trained("cocomix"))
     programs = [each.split("```")[0] for each in text.split("```python\n")[1:]]
     for program in programs:
         compile(program, "README.md", "exec")
     ours = "trust_remote_code" in text
-    assert ours == (len(programs) == 2) == (model.config.model_type == "cocomix")
+    assert ours == (len(programs) == 2) == (model.config.model_type != "gpt2")
 
 
 @pytest.mark.parametrize(

@@ -398,6 +398,19 @@ def test_what_the_methods_have_in_common_is_said(folder: Path, match: str, says:
     assert says in " ".join(Page(html).text.split())
 
 
+def test_models_that_go_on_from_a_pretrained_one_are_said_to(folder: Path) -> None:
+    changes = [("match: stored", "match: width"), ("source: scratch ", "source: pretrained ")]
+    html, summary = report(
+        {"ntp": [4.0], "cocomix": [3.0]},
+        *changes,
+        ("path: null                # hub id or folder of the model", "path: gpt2"),
+    )
+    said = "All go on from the pretrained model gpt2. The hidden states of all models are"
+    assert said in " ".join(Page(html).text.split())
+    assert said in " ".join(summary.split())
+    assert "of the shape of gpt2; " in " ".join(Page(html).text.split())
+
+
 RISES, FALLS = "the loss may well rise", "Where the loss falls, the model uses its concepts"
 
 

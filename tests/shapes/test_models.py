@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixLlamaConfig, CoCoMixLlamaForCausalLM
 from cocomix.models.accounting import flops_per_token, parameters_of
 from cocomix.models.configs import config_of
 from cocomix.params import (
     CocomixParams,
     KdParams,
     Match,
+    MethodParams,
     ModelParams,
     MtpParams,
     NtpParams,
@@ -24,12 +25,17 @@ from cocomix.shapes.models import (
     TeacherSizes,
     base_flops,
     cocomix_shape,
+    deepened,
+    dimensions,
     pause_shape,
+    plain_shape,
     shape_of,
     shapes,
+    swiglu_width,
     training_flops,
     widened,
 )
+from cocomix.shapes.planning import Words
 from cocomix.tokens.windows import Tokens
 from tests.training.test_loop import PARAMS
 
@@ -97,6 +103,65 @@ def test_no_other_width_with_heads_of_about_the_size_comes_nearer(n_head: int, d
             assert abs(cost(found) - target) <= abs(12 * width**2 - target)
 
 
+@settings(max_examples=100)
+@given(st.integers(1, 4), st.integers(1, 4), st.sampled_from([8, 16, 32, 64]), st.integers(0, 10**8))
+def test_a_widened_llama_has_as_many_heads_of_queries_for_one_of_keys_and_is_the_nearest_such(
+    n_kv_head: int, group: int, dim: int, target: int
+) -> None:
+    n_head = n_kv_head * group
+    model = ModelParams(backbone="llama", d_model=n_head * dim, n_layer=2, n_head=n_head, n_kv_head=n_kv_head)
+
+    def cost(shape: ModelParams) -> int:
+        return parameters_of(config_of(plain_shape(shape, Words(61, 32)))).stored
+
+    def at(width: int) -> int:
+        return cost(model.model_copy(update={"d_model": width, "n_head": group, "n_kv_head": 1}))
+
+    found = widened(model, cost, target)
+    head = found.d_model // found.n_head
+    assert (head % 8, found.n_head) == (0, group * found.n_kv_head)
+    assert dim / 2 <= head <= 2 * dim
+    for width in range(8, 2 * found.d_model, 8):
+        if any(width % (group * each) == 0 for each in range(8, 2 * dim + 1, 8) if 2 * each >= dim):
+            assert abs(cost(found) - target) <= abs(at(width) - target)
+
+
+@pytest.mark.parametrize("match", ["stored", "active", "flops"])
+def test_baselines_on_llama_have_the_size_of_cocomix_to_within_a_step_of_the_width(match: Match) -> None:
+    words = Words(512, 64)
+    params = asked(match)
+    llama = {"backbone": "llama", "n_kv_head": 2, "qk_norm": True, "d_model": 192, "n_head": 4}
+    params = params.model_copy(update={"model": params.model.model_copy(update=llama)})
+    teacher = SOURCES._replace(latents=4096)
+    found = shapes(params, words, teacher)
+
+    def cost(name: str, section: MethodParams) -> int:
+        if match == "flops":
+            return training_flops(found[name], section, teacher, words.context)
+        return getattr(parameters_of(config_of(found[name])), match)
+
+    assert found["ntp"]["hidden_size"] > 192
+    assert found["ntp"]["num_attention_heads"] == 2 * found["ntp"]["num_key_value_heads"]
+    assert cost("ntp", params.ntp) == pytest.approx(cost("cocomix", params.cocomix), rel=0.12)
+    assert isinstance(config_of(found["cocomix"]), CoCoMixLlamaConfig)
+    built = CoCoMixLlamaForCausalLM(config_of(found["cocomix"]))
+    assert sum(each.numel() for each in built.parameters()) == parameters_of(built.config).stored
+
+
+@pytest.mark.parametrize(("d_model", "width"), [(8, 24), (128, 344), (192, 512), (4096, 10928)])
+def test_a_swiglu_is_as_wide_as_gives_it_the_parameters_of_an_mlp_of_four_times_the_width(
+    d_model: int, width: int
+) -> None:
+    assert swiglu_width(d_model) == width
+    assert 0 <= 3 * d_model * width - 8 * d_model**2 < 3 * 8 * d_model
+
+
+def test_a_shape_with_more_blocks_is_the_same_otherwise() -> None:
+    for backbone in ("gpt2", "llama"):
+        shape = plain_shape(ModelParams(backbone=backbone, d_model=64, n_layer=4, n_head=2), Words(61, 32))
+        assert dimensions(deepened(shape, 2)) == dimensions(shape)._replace(n_layer=6)
+
+
 def test_an_unmatched_baseline_is_as_wide_as_the_model(tokens: Tokens) -> None:
     found = matched(tokens, "width")
     assert [found[method]["n_embd"] for method in ("ntp", "kd", "pause", "cocomix")] == [64] * 4
@@ -151,11 +216,11 @@ def test_further_tokens_cost_a_block_and_a_head_each_in_training_alone(tokens: T
     deeper = shape | {"n_layer": shape["n_layer"] + 2}
     heads = 2 * 2 * shape["n_embd"] * shape["vocab_size"]
     expected = 3 * (flops_per_token(config_of(deeper), tokens.context) + heads)
-    assert training_flops(shape, mtp, SOURCES) == expected
+    assert training_flops(shape, mtp, SOURCES, tokens.context) == expected
     assert matched(tokens, "stored")["mtp"] == matched(tokens, "stored")["ntp"]
     found = matched(tokens, "flops")
-    assert training_flops(found["mtp"], mtp, SOURCES) == pytest.approx(
-        training_flops(found["cocomix"], COCOMIX, SOURCES), rel=0.12
+    assert training_flops(found["mtp"], mtp, SOURCES, tokens.context) == pytest.approx(
+        training_flops(found["cocomix"], COCOMIX, SOURCES, tokens.context), rel=0.12
     )
 
 
@@ -182,9 +247,9 @@ def test_training_counts_the_base_model_as_long_as_it_runs(tokens: Tokens) -> No
 
 def controls(tokens: Tokens, match: Match, **changes: object) -> tuple[Shape, Shape]:
     """Of the control and of what it is a control of."""
-    model = ModelParams(d_model=64, n_layer=4, n_head=2)
+    trunk = plain_shape(ModelParams(d_model=64, n_layer=4, n_head=2), tokens)
     both = (COCOMIX.model_copy(update=changes | {"predicts": each}) for each in ("nothing", "concepts"))
-    control, concepts = (cocomix_shape(model, each, tokens, SOURCES, match) for each in both)
+    control, concepts = (cocomix_shape(trunk, each, tokens, SOURCES, match) for each in both)
     return control, concepts
 
 
@@ -218,9 +283,9 @@ def test_the_mlp_of_the_control_counts_for_the_width_of_the_baselines(tokens: To
 
 
 def test_shapes_are_configurations_of_their_methods(tokens: Tokens) -> None:
-    model = ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1)
-    cocomix = config_of(cocomix_shape(model, COCOMIX, tokens, SOURCES, "stored"))
-    pause = config_of(pause_shape(model, PauseParams(layer=3, mixing="interleave"), tokens))
+    trunk = plain_shape(ModelParams(d_model=64, n_layer=4, n_head=2, dropout=0.1), tokens)
+    cocomix = config_of(cocomix_shape(trunk, COCOMIX, tokens, SOURCES, "stored"))
+    pause = config_of(pause_shape(trunk, PauseParams(layer=3, mixing="interleave")))
     assert isinstance(cocomix, CoCoMixConfig)
     assert isinstance(pause, CoCoMixConfig)
     assert (cocomix.predicts, cocomix.num_concepts, cocomix.concept_layer) == ("concepts", 512, 2)

@@ -7,16 +7,13 @@ import pytest
 from tokenizers import AddedToken, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cocomix.params import Params, load
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
-from cocomix.tokens.comparison import difference
+from cocomix.tokens.comparison import check_tokenizer, difference
 from cocomix.tokens.tokenizer import load_trained, train_tokenizer
 from cocomix.tokens.windows import Tokens
-from stages.base import _check_tokenizer
 from tests.conftest import CONTEXT
 
-REPOSITORY = Path(__file__).parents[2]
 TEXTS = [f"The {number}th sentence says that {word}s are {word}." for number in range(50) for word in ("good", "bad")]
 
 
@@ -107,20 +104,16 @@ def test_what_makes_other_ids_of_a_text_is_found(tokens: Tokens, change: Any) ->
     assert CHANGES[change] in found
 
 
-def params(path: str) -> Params:
-    content = load(REPOSITORY / "params.yaml").model_dump()
-    content["base"] |= {"source": "pretrained", "pretrained": path}
-    return Params.model_validate(content)
-
-
 def test_a_base_model_of_another_tokenizer_is_refused_and_what_to_set_is_said(tokens: Tokens) -> None:
     theirs = tokens.tokenizer()
     theirs.save_pretrained("same")
     lower_case(theirs)
     theirs.save_pretrained("other")
-    _check_tokenizer(params("same"), tokens)
-    with pytest.raises(UserError, match=r"'other' has another tokenizer than the tokens: .*pretrained: other"):
-        _check_tokenizer(params("other"), tokens)
+    check_tokenizer("base.pretrained", "same", None, tokens)
+    with pytest.raises(
+        UserError, match=r"'other' has another tokenizer than the tokens: .*pretrained: other, .* to base\.revision"
+    ):
+        check_tokenizer("base.pretrained", "other", None, tokens)
 
 
 def test_a_base_model_without_a_tokenizer_is_taken_at_the_word_of_the_parameters_alone(
@@ -128,7 +121,7 @@ def test_a_base_model_without_a_tokenizer_is_taken_at_the_word_of_the_parameters
 ) -> None:
     Path("bare").mkdir()
     with pytest.raises(UserError, match=r"base\.pretrained: 'bare': no tokenizer .* set tokenize\.source: pretrained"):
-        _check_tokenizer(params("bare"), tokens)
+        check_tokenizer("base.pretrained", "bare", None, tokens)
     tokens.artifact.manifest.params.update({"source": "pretrained", "pretrained": "somewhere"})
-    _check_tokenizer(params("bare"), tokens)
+    check_tokenizer("base.pretrained", "bare", None, tokens)
     assert "that of tokenize.pretrained (somewhere) is taken to be its own" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM, CoCoMixLlamaConfig, CoCoMixLlamaForCausalLM
 from cocomix.params import KdParams, MtpParams, ScheduleParams, TrainingParams
 from cocomix.plumbing import checkpoint
 from cocomix.plumbing.errors import UserError
@@ -45,6 +45,14 @@ def cocomix(dropout: float = 0.0) -> ConceptMixing:
     shape = SHAPE | {"num_concepts": 24, "concept_layer": 1, "concept_k": 4}
     config = CoCoMixConfig(**shape, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
     return ConceptMixing(CoCoMixForCausalLM(config), Weighted(0.3))
+
+
+def llama() -> ConceptMixing:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 32, "max_position_embeddings": 8, "hidden_size": 16, "intermediate_size": 48}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": 0}
+    config = CoCoMixLlamaConfig(**shape, qk_norm=True, num_concepts=24, concept_layer=1, concept_k=4)
+    return ConceptMixing(CoCoMixLlamaForCausalLM(config), Weighted(0.3))
 
 
 def base() -> GPT2LMHeadModel:

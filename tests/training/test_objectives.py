@@ -1,16 +1,20 @@
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from cocomix.base.hooks import residual_at
 from cocomix.base.loading import prepared
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.modeling.concept_edits import Concepts
-from cocomix.params import KdParams, MtpParams
+from cocomix.models.configs import config_of
+from cocomix.params import KdParams, ModelParams, MtpParams
+from cocomix.shapes.models import plain_shape
+from cocomix.shapes.planning import Words
 from cocomix.training.distillation import Distillation
 from cocomix.training.losses import NO_LABEL, concept_loss, distillation_loss, hidden_loss
 from cocomix.training.objectives import ConceptMixing, HiddenMixing, Losses, MultiToken, Objective, Weighted
@@ -27,6 +31,11 @@ def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gpt2(**shape: Any) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**SHAPE | shape)).eval()
+
+
+def llama() -> PreTrainedModel:
+    params = ModelParams(backbone="llama", d_model=16, n_layer=3, n_head=2, n_kv_head=1, qk_norm=True)
+    return AutoModelForCausalLM.from_config(config_of(plain_shape(params, Words(32, 8)))).eval()
 
 
 def cocomix(**options: Any) -> CoCoMixForCausalLM:
@@ -145,18 +154,26 @@ def test_without_its_weight_distillation_is_left_out_and_the_base_model_does_not
     assert Objective(model, Distillation(KdParams(kl_weight=0.5), base))(windows).auxiliary == {}
 
 
-def test_multi_token_prediction_adds_the_mean_loss_of_each_further_token_through_a_block_of_its_own() -> None:
-    model = gpt2(n_layer=3)
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_multi_token_prediction_adds_the_mean_loss_of_each_further_token_through_a_block_of_its_own(
+    make: Callable[[], PreTrainedModel],
+) -> None:
+    model = make()
     objective = MultiToken(model, MtpParams(tokens=3, weight=0.5)).eval()
     windows = torch.randint(0, 32, (3, 8))
-    body = model.transformer
-    trunk = body.drop(body.wte(windows) + body.wpe(torch.arange(8)))
-    mask = torch.full((8, 8), -torch.inf).triu(1)[None, None]
-    for block in body.h[:-1]:
-        trunk = block(trunk, attention_mask=mask)
+    body, given = model.base_model, {"attention_mask": torch.full((8, 8), -torch.inf).triu(1)[None, None]}
+    if make is gpt2:
+        trunk = body.drop(body.wte(windows) + body.wpe(torch.arange(8)))
+        blocks, norm = body.h, body.ln_f
+    else:
+        trunk = body.embed_tokens(windows)
+        blocks, norm = body.layers, body.norm
+        given["position_embeddings"] = body.rotary_emb(trunk, torch.arange(8)[None])
+    for block in blocks[:-1]:
+        trunk = block(trunk, **given)
     further = 0.0
     for skipped, block in enumerate(objective.blocks, start=1):
-        logits = model.lm_head(body.ln_f(block(trunk, attention_mask=mask)))[:, : -1 - skipped]
+        logits = model.lm_head(norm(block(trunk, **given)))[:, : -1 - skipped]
         each = F.cross_entropy(logits.flatten(0, 1), windows[:, 1 + skipped :].flatten(), reduction="none")
         further = further + each.mean()
     found = objective(windows)

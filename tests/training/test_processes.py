@@ -54,11 +54,11 @@ def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], 
         ("kd", "fsdp"),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
-            for each in [("kd", "ddp"), ("hidden", "ddp"), ("hidden", "fsdp")]
+            for each in [("kd", "ddp"), ("hidden", "ddp"), ("hidden", "fsdp"), ("llama", "fsdp")]
         ),
     ],
 )
-def test_so_does_each_other_method(tmp_path: Path, method: str, sharding: str) -> None:
+def test_so_does_each_other_method_and_backbone(tmp_path: Path, method: str, sharding: str) -> None:
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         run(processes, str(tmp_path / str(processes)), method, sharding=sharding)
