@@ -4,8 +4,9 @@ import os
 import sys
 
 if sys.argv[0] == "-m":  # a stage starts
-    from stages.early import end_by_signals, end_with_dvc
+    from stages.early import end_by_signals, end_with_dvc, note_start
 
+    note_start()
     end_by_signals()
     end_with_dvc()
     os.environ["TQDM_DISABLE"] = "1"  # disables libraries' bars; ours set `disable` themselves

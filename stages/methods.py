@@ -4,10 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from cocomix.base.flops import forward_flops
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.shapes.methods import METHODS, supervision
@@ -29,13 +25,11 @@ def run(params: Params) -> None:
     section = params.pretrain
 
     def compute(work: Work) -> Mapping[str, Any]:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.file("config.json").parent))
         teacher = TeacherSizes(
             latents=sae.about["concepts"],
-            base_width=model.config.hidden_size,
-            base_flops=forward_flops(model, tokens.context),
-            base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),
+            base_width=base.about["d_model"],
+            base_flops=base.about["flops"],
+            base_flops_to_layer=base.about["flops_to_layer"][sae.about["layer"] - 1],
         )
         found = shapes(section, tokens, teacher)
         entries = {
