@@ -11,9 +11,10 @@ positions only with @4: or @4:9 or @4. Run from the project's folder, or name --
 """
 
 import argparse
+import gc
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cocomix.explore.start import address_of, default_model, listening
@@ -48,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """Run a command at the terminal."""
-    _start_loading(options.model)
-    from rich.console import Console
+    with _loading(options.model):
+        from rich.console import Console
 
-    from cocomix.explore.commands import generate, show_concepts, steer
+        from cocomix.explore.commands import generate, show_concepts, steer
 
     command = {"concepts": show_concepts, "generate": generate, "steer": steer}[options.command]
     command(options, Console(highlight=False, markup=False, emoji=False))
@@ -61,25 +62,34 @@ def _explore(options: argparse.Namespace) -> None:
     """Open the port, load the models, and serve until Ctrl-C; a browser that comes early waits."""
     with listening(options.port) as opened, suppress(KeyboardInterrupt):
         print(f"{address_of(opened)} (Ctrl-C ends it)", flush=True)
-        _start_loading(options.model)
-        try:
-            from cocomix.explore.server import serve
-        except ModuleNotFoundError as error:
-            raise UserError(f"explore needs {error.name}: pip install 'cocomix[pipeline]'") from None
-        from cocomix.explore.session import Session
+        with _loading(options.model):
+            try:
+                from cocomix.explore.server import serve
+            except ModuleNotFoundError as error:
+                raise UserError(f"explore needs {error.name}: pip install 'cocomix[pipeline]'") from None
+            from cocomix.explore.session import Session
 
-        session = Session(options.model, options.artifacts)
+            session = Session(options.model, options.artifacts)
         say("ready")
         serve(session, opened)
 
 
-def _start_loading(model: Path) -> None:
-    """Say what takes the next seconds; transformers says nothing of its own."""
+@contextmanager
+def _loading(model: Path) -> Iterator[None]:
+    """A context for what takes seconds, which it announces; transformers says nothing of its own.
+
+    Garbage collection is off: it would look through millions of new objects, none of which is garbage.
+    """
     say(f"loading {model} ...")
+    gc.disable()
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Functions that all stages share: start, end, and making an artifact."""
 
 import errno
+import gc
 import json
 import os
 import re
@@ -67,6 +68,8 @@ def main(run: Callable[[Params], None]) -> NoReturn:
     The exit status is 0, 2 after bad input or a full disk (with a one-line message), or 128 + the signal that stopped
     it.
     """
+    gc.freeze()  # what was imported is no garbage
+    gc.enable()
     _check_settings()
     try:
         params = load()
