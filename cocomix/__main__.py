@@ -78,7 +78,8 @@ def _explore(options: argparse.Namespace) -> None:
 def _loading(model: Path) -> Iterator[None]:
     """A context for what takes seconds, which it announces; transformers says nothing of its own.
 
-    Garbage collection is off: it would look through millions of new objects, none of which is garbage.
+    Garbage collection is off, and afterwards leaves out what was loaded: it would look through millions of objects,
+    also at the end of the program, and none of them is garbage.
     """
     say(f"loading {model} ...")
     gc.disable()
@@ -89,6 +90,7 @@ def _loading(model: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 
