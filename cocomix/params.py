@@ -7,6 +7,7 @@ line that names the file, the key, the value, and what is allowed.
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -22,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.checked import mapping, parse, read_file
 from cocomix.plumbing.errors import suggestion
 
 FILE = Path("params.yaml")
@@ -1001,4 +1002,9 @@ def load(path: Path = FILE) -> Params:
     Raises:
         UserError: one line that names the file, the key, the value and what is allowed.
     """
-    return parse(Params, read_yaml(path), str(path))
+    return _parsed(read_file(path), str(path))
+
+
+@lru_cache(maxsize=1)  # a stage looks several times whether its parameters are still the same
+def _parsed(content: bytes, source: str) -> Params:
+    return parse(Params, mapping(content, source), source)

@@ -1,5 +1,10 @@
 """Stage `activations`: store the base model's activations, shuffled."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,4 +47,4 @@ def run(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    main(run, shared=True)
+    main(run)

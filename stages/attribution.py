@@ -1,5 +1,10 @@
 """Stage `attribution`: label every training and validation position with its concepts."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -47,4 +52,4 @@ def run(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    main(run, shared=True)
+    main(run)

@@ -1,5 +1,10 @@
 """Stage `base`: train or load the base model, a language model whose hidden states the concepts describe."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cocomix.base.families import check_base
+from cocomix.base.flops import sizes
 from cocomix.check.external import outside
 from cocomix.evaluation.language_model import LanguageModelScore, score_text
 from cocomix.evaluation.text import split_text
@@ -27,7 +33,7 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
-    """Make artifacts/base, a Hugging Face folder."""
+    """Make artifacts/base, a Hugging Face folder; its manifest tells the model's `sizes`."""
     tokens = Tokens(ARTIFACTS / "tokens")
 
     def compute(work: Work) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def run(params: Params) -> None:
         score = score_text(model, text, batch_size, "base: validation", kept=kept)
         if runtime().rank == 0:
             _save(model, curve, score.whole, tokens, work)
-        return {"d_model": model.config.hidden_size, "n_layer": model.config.num_hidden_layers}
+        return sizes(model, tokens.context)
 
     side = {"metrics.json": Path("metrics/base.json"), "curve.csv": Path("plots/base.csv")}
     inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, **outside("base.pretrained", params)}
@@ -89,4 +95,4 @@ def _save(
 
 
 if __name__ == "__main__":
-    main(run, shared=True)
+    main(run)

@@ -1,5 +1,10 @@
 """Stage `distribution`: draw tokens from the base model's distribution at each training and validation position."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -56,4 +61,4 @@ def _draw(work: Work, base: Artifact, tokens: Tokens, params: Params) -> dict[st
 
 
 if __name__ == "__main__":
-    main(run, shared=True)
+    main(run)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -10,6 +11,19 @@ from typing import NoReturn
 
 END_CLAIM = "STAGE_END_CLAIM"
 """Environment variable with a file's path; the process that creates the file is the first to end early."""
+
+STARTED = "STAGE_STARTED"
+"""Environment variable with the monotonic time in seconds at which the stage, or its launcher, started."""
+
+
+def note_start() -> None:
+    """Note when the stage starts, unless its launcher has."""
+    os.environ.setdefault(STARTED, str(time.monotonic()))
+
+
+def started() -> float:
+    """The monotonic time of the stage's start, in seconds; now, if it is not noted."""
+    return float(os.environ.get(STARTED, time.monotonic()))
 
 
 def first_to_end() -> bool:

@@ -1,5 +1,10 @@
 """Stage `evaluate`: evaluate one trained language model: `python -m stages.evaluate METHOD SEED`."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -173,4 +178,4 @@ def _concepts(
 
 
 if __name__ == "__main__":
-    main(lambda params: run(params, *matrix_item(sys.argv[1:], params)), shared=True)
+    main(lambda params: run(params, *matrix_item(sys.argv[1:], params)))

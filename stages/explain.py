@@ -1,5 +1,10 @@
 """Stage `explain`: make the atlas of concepts."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -38,4 +43,4 @@ def run(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    main(run, shared=True)
+    main(run)

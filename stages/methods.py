@@ -4,18 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from cocomix.base.flops import forward_flops
 from cocomix.check.external import outside
 from cocomix.params import Params, PretrainParams
 from cocomix.plumbing.artifact import Artifact, Work
-from cocomix.pretrained import load_config
 from cocomix.shapes.methods import METHODS, supervision
 from cocomix.shapes.models import Shape, TeacherSizes, dimensions, shapes
 from cocomix.shapes.pretrained import check_pretrained, pretrained_shape
-from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -33,13 +27,11 @@ def run(params: Params) -> None:
     section = params.pretrain
 
     def compute(work: Work) -> Mapping[str, Any]:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.file("config.json").parent))
         teacher = TeacherSizes(
             latents=sae.about["concepts"],
-            base_width=model.config.hidden_size,
-            base_flops=forward_flops(model, tokens.context),
-            base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),
+            base_width=base.about["d_model"],
+            base_flops=base.about["flops"],
+            base_flops_to_layer=base.about["flops_to_layer"][sae.about["layer"] - 1],
         )
         found = shapes(section, tokens, teacher, _pretrained(section, tokens))
         entries = {
@@ -76,6 +68,9 @@ def _pretrained(section: PretrainParams, tokens: Tokens) -> Shape | None:
     init = section.init
     if init.source == "scratch":
         return None
+    from cocomix.pretrained import load_config  # imports torch
+    from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
+
     key, name = "pretrain.init.path", str(init.path)
     config = load_config(key, name, init.revision).to_dict()
     check_pretrained(config, section, tokens.context)

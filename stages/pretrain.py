@@ -1,5 +1,10 @@
 """Stage `pretrain`: train one language model, by one method and seed: `python -m stages.pretrain METHOD SEED`."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,4 +181,4 @@ def _metrics(method: str, seed: int, objective: Objective, curve: list[TrainingC
 
 
 if __name__ == "__main__":
-    main(lambda params: run(params, *matrix_item(sys.argv[1:], params)), shared=True)
+    main(lambda params: run(params, *matrix_item(sys.argv[1:], params)))

@@ -30,7 +30,7 @@ from cocomix.report.figures import accuracies, differences, learning_curves, los
 from cocomix.report.numbers import headline, numbers, write_curves
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
 from cocomix.report.tuning import Tuning, decisive, own_weight, read_sweep, sweep_files, tuning
-from cocomix.report.usage import StageUsage, stage_usages
+from cocomix.report.usage import StageUsage, stage_usages, startup_share
 from cocomix.report.wording import (
     answers,
     caveats,
@@ -199,6 +199,7 @@ def page(
         if sweeps
         else None,
         stages=usages,
+        startup_share=startup_share(usages),
         settings=yaml.safe_dump({"pretrain": params.pretrain.model_dump(mode="json")}, sort_keys=False).strip(),
     )
 

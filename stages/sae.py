@@ -1,5 +1,10 @@
 """Stage `sae`: train the sparse autoencoder on the activations, or load a published one, and evaluate it."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,4 +134,4 @@ def _published(section: SaeParams, store: ActivationStore, base: Artifact) -> Sp
 
 
 if __name__ == "__main__":
-    main(run, shared=True)
+    main(run)

@@ -1,6 +1,7 @@
 """Functions that all stages share: start, end, and making an artifact."""
 
 import errno
+import gc
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.progress import say
 from cocomix.plumbing.runtime import runtime
 from stages import CODE
-from stages.early import end_now, first_to_end
+from stages.early import end_now, first_to_end, started
 from stages.launch import launch
 from stages.reads import Reads
 
@@ -34,33 +35,45 @@ KEPT = f"what is finished is kept in {ARTIFACTS}/.work, and the same command goe
 
 _reads: Reads | None = None
 """The inputs that this process found at its start; None if a stage is called from another program."""
+_shared = False
+"""Whether several processes may share the work of this stage."""
 
 Compute = Callable[[Work], Mapping[str, Any]]
 
 
-def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
-    """Run a stage as a program, and exit.
+def share_work() -> None:
+    """Start `runtime().processes` processes of this stage, wait for them, and exit with their status.
 
-    Args:
-        run: the stage.
-        shared: whether several processes can share the work. Then `runtime().processes` processes are started here,
-            unless this process is already one of several.
+    It returns in each of these processes, and where one process works alone. A stage calls it before its imports: the
+    launcher needs none of them, and they take seconds.
+    """
+    global _shared
+    _shared = True
+    _check_settings()
+    if "RANK" in os.environ:
+        return
+    try:
+        load()
+        check_place(ARTIFACTS)
+        processes = _processes()
+    except Exception as error:
+        _end_after(error)
+    if processes > 1:
+        sys.exit(launch(processes))
+
+
+def main(run: Callable[[Params], None]) -> NoReturn:
+    """Run a stage as a program, and exit. It is one process, unless the stage has called `share_work`.
 
     The exit status is 0, 2 after bad input or a full disk (with a one-line message), or 128 + the signal that stopped
     it.
     """
-    try:
-        distributed.check_variables() if shared else distributed.stand_alone()
-        runtime()
-    except UserError as error:  # here, because the error handling below needs the runtime settings
-        if first_to_end():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    gc.freeze()  # what was imported is no garbage
+    gc.enable()
+    _check_settings()
     try:
         params = load()
         check_place(ARTIFACTS)
-        if shared and "RANK" not in os.environ and (processes := _processes()) > 1:
-            sys.exit(launch(processes))
         _share_cores()
         keep_freed_memory()
         if runtime().world_size > 1:
@@ -75,20 +88,36 @@ def main(run: Callable[[Params], None], *, shared: bool = False) -> NoReturn:
             print(f"{stop}; {KEPT}", file=sys.stderr)
         _leave(stop.exit_code)
     except Exception as error:
-        trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
-        if runtime().world_size > 1:
-            if trouble is None or isinstance(error, distributed.LostError) or distributed.is_broken_connection(error):
-                # A collective fails when another process ends. That process reports the cause, and the launcher stops
-                # this one during the sleep.
-                time.sleep(1)
-            if interrupt.received() or not first_to_end():
-                time.sleep(1)  # so that the launcher sees the first failure's exit status first
-                _leave(1)
-        if trouble is None:
-            raise
-        print(f"error: {trouble}", file=sys.stderr)
-        _leave(2)
+        _end_after(error)
     _leave(0)
+
+
+def _check_settings() -> None:
+    """End the process with one line if its environment is wrong; the handling of other errors needs the settings."""
+    try:
+        distributed.check_variables() if _shared else distributed.stand_alone()
+        runtime()
+    except UserError as error:
+        if first_to_end():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _end_after(error: Exception) -> NoReturn:
+    """End the process with one line, or raise the error if it is in the program."""
+    trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
+    if runtime().world_size > 1:
+        if trouble is None or isinstance(error, distributed.LostError) or distributed.is_broken_connection(error):
+            # A collective fails when another process ends. That process reports the cause, and the launcher stops
+            # this one during the sleep.
+            time.sleep(1)
+        if interrupt.received() or not first_to_end():
+            time.sleep(1)  # so that the launcher sees the first failure's exit status first
+            _leave(1)
+    if trouble is None:
+        raise error
+    print(f"error: {trouble}", file=sys.stderr)
+    _leave(2)
 
 
 def produce(
@@ -117,6 +146,7 @@ def produce(
         if _reads:
             work.confirm_inputs = _reads.check_files
         if not work.finished:
+            _add(work.path / "startup_seconds", time.monotonic() - started())
             with _timed(work.path / "seconds"):
                 about = compute(work)
             work.wait()
@@ -135,13 +165,18 @@ def produce(
 @contextmanager
 def _timed(path: Path) -> Iterator[None]:
     """Add the time spent inside to the seconds in a file; a killed process's time is lost."""
-    started = time.monotonic()
+    began = time.monotonic()
     try:
         yield
     finally:
-        if runtime().rank == 0:
-            before = float(path.read_text()) if path.exists() else 0.0
-            write_atomically(path, f"{before + time.monotonic() - started:.3f}".encode())
+        _add(path, time.monotonic() - began)
+
+
+def _add(path: Path, seconds: float) -> None:
+    """Add to the seconds in a file, from rank 0 only."""
+    if runtime().rank == 0:
+        before = float(path.read_text()) if path.exists() else 0.0
+        write_atomically(path, f"{before + seconds:.3f}".encode())
 
 
 def _peak_memory() -> int:
@@ -159,6 +194,7 @@ def _complete(metrics: Path, work: Work, peak_memory: int, digest: str) -> None:
     """Add to a stage's metrics the keys that all of them have."""
     usage = {
         "seconds": float((work.path / "seconds").read_text()),
+        "startup_seconds": float((work.path / "startup_seconds").read_text()),
         "peak_memory": peak_memory,
         "bytes": sum(each.bytes for each in work.records().values()),
         "processes": runtime().world_size,

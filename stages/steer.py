@@ -1,5 +1,10 @@
 """Stage `steer`: measure the CoCoMix models' concept predictions and the effect of edits, also on the base model."""
 
+if __name__ == "__main__":
+    from stages.stage import share_work
+
+    share_work()
+
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -187,4 +192,4 @@ def _write_plot(path: Path, sweeps: Sequence[Sweep]) -> None:
 
 
 if __name__ == "__main__":
-    main(run, shared=True)
+    main(run)

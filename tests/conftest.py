@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from cocomix.base.flops import sizes
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import Progress
@@ -114,7 +115,7 @@ def base_folder(tokens_folder: Path) -> Path:
     config.bos_token_id = config.eos_token_id = 0
     with Work("base", Path("artifacts/base"), {}, {}) as work:
         with work.write_folder() as target:
-            GPT2LMHeadModel(config).save_pretrained(target)
-        work.finish({})
+            (model := GPT2LMHeadModel(config)).save_pretrained(target)
+        work.finish(sizes(model, CONTEXT))
         work.publish()
     return Path("artifacts/base")

@@ -1,5 +1,7 @@
 """FLOPs of a base model's forward pass, counted from its modules, for any family."""
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -18,6 +20,21 @@ def forward_flops(model: PreTrainedModel, context: int, layers: int | None = Non
     blocks = blocks_of(model)[:layers]
     flops = sum(_matrix_flops(block) + context * _attention_flops(block, model.config) for block in blocks)
     return flops + (2 * model.get_output_embeddings().weight.numel() if layers is None else 0)
+
+
+def sizes(model: PreTrainedModel, context: int) -> dict[str, Any]:
+    """What other stages need to know of a base model without loading it, as JSON values.
+
+    `d_model`; `n_layer`; `flops`, the `forward_flops` of the whole model; `flops_to_layer`, those of its first 1, 2, ..
+    blocks.
+    """
+    layers = len(blocks_of(model))
+    return {
+        "d_model": model.config.hidden_size,
+        "n_layer": layers,
+        "flops": forward_flops(model, context),
+        "flops_to_layer": [forward_flops(model, context, layer) for layer in range(1, layers + 1)],
+    }
 
 
 def _matrix_flops(block: nn.Module) -> int:

@@ -224,12 +224,13 @@ class Atlas(Artifact):
     @cached_property
     def texts(self) -> list[str]:
         """The text of each token, by id."""
-        texts: list[Any] = pq.read_table(self.file(VOCABULARY), columns=["text"])["text"].to_pylist()
+        # ParquetFile here and below, since read_table imports pandas.
+        texts: list[Any] = pq.ParquetFile(self.file(VOCABULARY)).read(columns=["text"])["text"].to_pylist()
         return texts
 
     @cached_property
     def _table(self) -> pa.Table:
-        table = pq.read_table(self.file(CONCEPTS))
+        table = pq.ParquetFile(self.file(CONCEPTS)).read()
         if len(table) != len(self):
             raise UserError(f"{self.path}: has {len(table)} of its {len(self)} concepts; {self._remedy}")
         return table

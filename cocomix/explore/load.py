@@ -10,7 +10,7 @@ from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
 from cocomix.explain.atlas import Atlas
 from cocomix.modeling import CoCoMixLanguageModel, ConceptFields
-from cocomix.params import AttributionParams, CocomixParams, load
+from cocomix.params import AttributionParams, CocomixParams
 from cocomix.plumbing.artifact import MANIFEST, Artifact
 from cocomix.plumbing.checked import parse
 from cocomix.plumbing.device import device
@@ -21,18 +21,6 @@ from cocomix.shapes.methods import supervision
 from cocomix.steering.reading import Extractor
 
 
-def default_model(artifacts: Path) -> Path:
-    """The folder of the first seed's CoCoMix model; if only forms of it are listed, of the first form's."""
-    pretrain = load().pretrain
-    named = [
-        name
-        for name, section in pretrain.listed.items()
-        if isinstance(section, CocomixParams) and section.predicts == "concepts"
-    ]
-    name = "cocomix" if "cocomix" in named or not named else named[0]
-    return artifacts / "models" / f"{name}-{pretrain.seeds[0]}"
-
-
 def load_model(folder: Path) -> tuple[CoCoMixLanguageModel, PreTrainedTokenizerFast]:
     """Load a CoCoMix model in fp32 for inference on this process's device, and its tokenizer.
 
@@ -41,14 +29,20 @@ def load_model(folder: Path) -> tuple[CoCoMixLanguageModel, PreTrainedTokenizerF
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model there (no config.json); name a folder such as artifacts/models/cocomix-0")
-    if (folder / MANIFEST).is_file():
+    ours = (folder / MANIFEST).is_file()
+    if ours:
         Artifact(folder).verified()
     model = pretrained.load_model("--model", str(folder), None, torch.float32)
     config = model.config
     if not isinstance(config, ConceptFields) or config.predicts != "concepts":
         predicts = f" that predicts {config.predicts}" if isinstance(config, ConceptFields) else ""
         raise UserError(f"{folder}: a {config.model_type} model{predicts}; concepts need one that predicts concepts")
-    tokenizer = pretrained.load_tokenizer("--model", str(folder), None)
+    # A tokenizer of others is tried first, in a process that imports transformers again.
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(folder)
+        if ours
+        else pretrained.load_tokenizer("--model", str(folder), None)
+    )
     return model.requires_grad_(False).eval().to(device()), tokenizer
 
 

@@ -11,7 +11,6 @@ import json
 import socket
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -31,10 +30,10 @@ from cocomix.explore import limits
 from cocomix.explore.as_json import plain
 from cocomix.explore.calls import Continuation
 from cocomix.explore.session import Session
+from cocomix.explore.start import HOST
 from cocomix.plumbing.errors import UserError
 
 STATIC = Path(__file__).with_name("static")
-HOST = "127.0.0.1"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -151,26 +150,9 @@ async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
         stop.set()
 
 
-def serve(session: Session, port: int, announce: Callable[[str], None]) -> None:
-    """Serve requests until Ctrl-C.
-
-    Args:
-        port: 0 for any free port.
-        announce: called with the address when the server listens.
-
-    Raises:
-        UserError: when the port is taken.
-    """
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((HOST, port))
-        except OSError as error:
-            raise UserError(f"--port {port}: {error.strerror}; 0 takes one that is free") from None
-        listening.listen()
-        announce(f"http://{HOST}:{listening.getsockname()[1]}/")
-        with suppress(KeyboardInterrupt):  # uvicorn raises it again after the shutdown
-            _Server(settings(session), session).run(sockets=[listening])
+def serve(session: Session, opened: socket.socket) -> None:
+    """Serve requests on a listening socket until Ctrl-C, which is raised again after the shutdown."""
+    _Server(settings(session), session).run(sockets=[opened])
 
 
 def settings(session: Session) -> uvicorn.Config:

@@ -27,6 +27,9 @@ class Usage(Facts):
     """Resources that a stage used."""
 
     seconds: float
+    """Of the work, without the start of the process."""
+    startup_seconds: float | None = None
+    """From the start of the process to its work; None in files from before stages recorded it."""
     peak_memory: int
     """Maximum over the processes, in bytes."""
     bytes: int

@@ -36,13 +36,28 @@ def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
     ]
 
 
+def startup_share(usages: Sequence[StageUsage]) -> float | None:
+    """The share of starting in the time of all stages; None: not all of them recorded it."""
+    known = [each.usage for each in usages if each.usage]
+    startup = _sum([each.startup_seconds for each in known])
+    if len(known) < len(usages) or startup is None:
+        return None
+    return startup / (startup + sum(each.seconds for each in known))
+
+
 def _together(usages: Sequence[Usage | None]) -> Usage | None:
     known = [each for each in usages if each]
     if len(known) < len(usages):
         return None
     return Usage(
         seconds=sum(each.seconds for each in known),
+        startup_seconds=_sum([each.startup_seconds for each in known]),
         peak_memory=max(each.peak_memory for each in known),
         bytes=sum(each.bytes for each in known),
         processes=max(each.processes for each in known),
     )
+
+
+def _sum(seconds: Sequence[float | None]) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None

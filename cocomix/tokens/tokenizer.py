@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from cocomix.plumbing.errors import UserError
-from cocomix.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -71,6 +70,8 @@ def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast
         UserError: when no tokenizer is found, or it has no fast implementation or no end-of-document token.
     """
     from transformers import PreTrainedTokenizerFast
+
+    from cocomix.pretrained import load_tokenizer  # imports torch
 
     tokenizer = load_tokenizer("tokenize.pretrained", name, revision)
     if not tokenizer.is_fast:

@@ -7,7 +7,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cocomix.base.flops import forward_flops
+from cocomix.base.flops import forward_flops, sizes
 from cocomix.base.hooks import residual_at
 from cocomix.models.accounting import flops_per_token
 from tests.base.conftest import SHAPE, families
@@ -37,3 +37,11 @@ def test_the_flops_of_heads_wider_than_the_stream_are_counted(ids: torch.Tensor)
 def test_the_flops_of_a_gpt2_are_those_of_the_model_that_is_trained() -> None:
     model = families()[0]
     assert forward_flops(model, 7) == flops_per_token(model.config, 7)
+
+
+def test_the_sizes_are_those_of_each_number_of_blocks() -> None:
+    model = families()[0]
+    layers, found = model.config.num_hidden_layers, sizes(model, 7)
+    assert (found["d_model"], found["n_layer"]) == (model.config.hidden_size, layers)
+    assert found["flops"] == forward_flops(model, 7)
+    assert found["flops_to_layer"] == [forward_flops(model, 7, layer) for layer in range(1, layers + 1)]

@@ -12,8 +12,8 @@ from cocomix.__main__ import main as command
 from cocomix.distribution.draws import Draws
 from cocomix.explain.atlas import Atlas
 from cocomix.explore.export import write_page
-from cocomix.explore.load import default_model
 from cocomix.explore.session import Session
+from cocomix.explore.start import default_model
 from cocomix.params import load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
@@ -31,7 +31,7 @@ READ = [
     ("base", "model.safetensors", "activations"),
     ("base", "model.safetensors", "attribution"),
     ("base", "model.safetensors", "distribution"),
-    ("base", "config.json", "methods"),
+    ("base", "config.json", "activations"),
     ("activations", "*/train-*", "sae"),
     ("sae", "sae.safetensors", "attribution"),
     ("sae", "config.json", "explain"),

@@ -12,8 +12,8 @@ import pytest
 
 from cocomix.__main__ import main as command
 from cocomix.attribution import agreement
-from cocomix.explore.load import default_model
 from cocomix.explore.session import Session
+from cocomix.explore.start import default_model
 from cocomix.params import load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError

@@ -671,11 +671,11 @@ def test_examples_show_text_and_names_of_concepts_as_text(folder: Path) -> None:
 def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
     report({"ntp": [4.0]})
     path = Path("metrics/sae.json")
-    usage = {"seconds": 61.0, "peak_memory": 900_000_000, "bytes": 1_100_000, "processes": 2}
+    usage = {"seconds": 61.0, "startup_seconds": 8.0, "peak_memory": 900_000_000, "bytes": 1_100_000, "processes": 2}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"usage": usage}))
     run(load())
     stages = rows(Path("artifacts/report/index.html").read_text(), "Stage")
-    assert stages["sae"] == ["1", "61 s", "1.10 MB", "900 MB", "2"]
+    assert stages["sae"] == ["1", "8 s", "61 s", "1.10 MB", "900 MB", "2"]
     assert stages["pretrain"] == ["1", "not recorded"]
 
 

@@ -194,7 +194,7 @@ def test_a_base_model_dearer_than_cocomix_leaves_distillation_no_width_of_equal_
     )
     found = matched(tokens, "flops", dear)
     assert [method for method, shape in found.items() if shape is None] == ["kd"]  # a key for DVC, which misses others
-    with pytest.raises(UserError, match=r"^pretrain\.match: flops: a token costs the base model of kd more than"):
+    with pytest.raises(UserError, match=r"^pretrain\.match: flops: kd cannot match CoCoMix's training FLOPs"):
         shape_of("kd", found["kd"])
     assert matched(tokens, "flops", dear._replace(base_flops=dear.base_flops - 1))["kd"]
     assert matched(tokens, "stored", dear)["kd"]

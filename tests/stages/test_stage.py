@@ -129,14 +129,18 @@ def test_the_metrics_say_what_the_stage_took(arguments: tuple[str, ...], count: 
     assert took["bytes"] == 12 * 20_000
     assert took["peak_memory"] > 2**20
     assert took["processes"] == count
+    assert took["startup_seconds"] > 0.01
 
 
 def test_the_seconds_of_a_stopped_process_count_too() -> None:
     with start(*ALONE) as process:
         wait_until(lambda: finished_files() >= 6)
         process.terminate()
+    (first,) = Path("artifacts/.work/toy").glob("*/startup_seconds")
+    started = float(first.read_text())
     assert run(*ALONE).returncode == 0
     assert usage()["seconds"] >= 0.02 * 12
+    assert usage()["startup_seconds"] > started
 
 
 def test_bad_input_is_one_line_and_status_2() -> None:

@@ -6,8 +6,9 @@ python -m toy_stage alone|shared [RANK TROUBLE|lockstep|save N|blind|lose]
 import sys
 
 if __name__ == "__main__":  # as stages/__init__.py does
-    from stages.early import end_by_signals, end_with_dvc
+    from stages.early import end_by_signals, end_with_dvc, note_start
 
+    note_start()
     end_by_signals()
     end_with_dvc()
 
@@ -26,7 +27,7 @@ from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
 from stages import launch
-from stages.stage import main, produce
+from stages.stage import main, produce, share_work
 
 FILES = 12
 OUT = Path("artifacts/toy")
@@ -108,4 +109,6 @@ def get_into(trouble: list[str]) -> None:
 
 if __name__ == "__main__":
     launch.GRACE_SECONDS = float(os.environ.get("TOY_GRACE", launch.GRACE_SECONDS))
-    main(run, shared=sys.argv[1] == "shared")
+    if sys.argv[1] == "shared":
+        share_work()
+    main(run)
