@@ -17,6 +17,9 @@ from cocomix.plumbing.runtime import runtime
 def device() -> torch.device:
     """The device of this process, from `runtime().device`; each of several processes uses its own GPU.
 
+    A GPU that is asked for by its number becomes torch's current one: pinned memory, kernels of torch.compile, and what
+    torch says of memory and of the GPU itself belong to that.
+
     Raises:
         UserError: when the requested device is not available.
     """
@@ -30,6 +33,8 @@ def device() -> torch.device:
     there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": (chosen.index or 0) < gpus}
     if not there[chosen.type]:
         raise UserError(f"device: torch {torch.__version__} finds no {name} on this machine; try auto or cpu")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     return chosen
 
 

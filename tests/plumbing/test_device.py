@@ -27,7 +27,10 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("COCOMIX_DEVICE", asked)
     monkeypatch.setenv("LOCAL_RANK", local_rank)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert device() == torch.device(taken)
+    assert current == ([torch.device(asked)] if ":" in asked else [])
 
 
 @pytest.mark.parametrize(("asked", "gpus"), [("cuda", 0), ("cuda:2", 2), ("mps", 0)])
