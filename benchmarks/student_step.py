@@ -35,6 +35,7 @@ from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.tokens.window_data import Batch
 from cocomix.training.loop import adamw
 from cocomix.training.objectives import ConceptMixing, Objective, Weighted
+from cocomix.training.whole_windows import whole_windows
 
 CONCEPT_WEIGHT = 0.1
 PARAMS = TrainingParams(steps=1, batch_size=1, learning_rate=6e-4, eval_every=1, eval_windows=1, checkpoint_every=1)
@@ -111,7 +112,7 @@ def our_step(objective: Objective, batch: Batch) -> Step:
     run = as_run(objective)
 
     def step() -> None:
-        with autocast():
+        with whole_windows(objective.model), autocast():
             losses = run(**batch)
         total: torch.Tensor = losses.tokens / tokens
         for name, loss in losses.auxiliary.items():

@@ -1,5 +1,6 @@
 """Part `attention`: which kernel each block's attention takes, in training and in evaluation."""
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.gpu.setting import Setting
 from benchmarks.student_step import Shape, cocomix_model
 from cocomix.plumbing.device import autocast, device
 from cocomix.training.objectives import ConceptMixing, Objective, Weighted
+from cocomix.training.whole_windows import whole_windows
 
 
 def measurements(setting: Setting) -> dict[str, Measurement]:
@@ -43,12 +45,11 @@ def kernels(steps: Shape, method: str, *, mixed: bool = True) -> dict[str, str]:
     for number, block in enumerate(model.transformer.h):  # type: ignore[arg-type, union-attr]
         block.register_forward_pre_hook(lambda *_, number=number: seen.enter(f"block {number}"))
         block.register_forward_hook(lambda *_: seen.enter(None))
-    with seen:
-        if mixed:
-            with autocast():
-                run()
-        else:
-            run()
+    as_run = (whole_windows(model), autocast()) if mixed else ()  # type: ignore[arg-type]
+    with seen, ExitStack() as stack:
+        for each in as_run:
+            stack.enter_context(each)
+        run()
     return {block: ", ".join(sorted(names)) for block, names in seen.found.items()}
 
 

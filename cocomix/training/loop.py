@@ -38,6 +38,7 @@ from cocomix.training.order import WindowOrder
 from cocomix.training.schedule import factor, learning_rate, steps_with
 from cocomix.training.sharding import clip, distribute, last_micro_batch, made_whole, set_whole_state, whole_state
 from cocomix.training.tensorboard import tensorboard
+from cocomix.training.whole_windows import whole_windows
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class Training:
         total = self._params.steps * step_tokens
         with (
             tf32(),
+            whole_windows(self._objective.model),
             tensorboard(task, self._step) as board,
             progress(task, total, "tokens", done=self._step * step_tokens, lockstep=True) as bar,
         ):
@@ -352,7 +354,7 @@ def write_curve(path: Path, curve: list[TrainingCurveRow]) -> None:
 
 def _as_tensor(weight: float | None) -> Tensor | None:
     """A weight, which changes from step to step, as what compiled code takes without compiling again; None for 0."""
-    return torch.tensor(weight, device=device()) if weight else None
+    return torch.full((), weight, device=device()) if weight else None  # torch.tensor would wait for a GPU
 
 
 def _sent(batch: Batch) -> Batch:
