@@ -117,6 +117,7 @@ class Training:
                 "set COCOMIX_PROCESSES"
             )
         self._params, self._seed, self._folder = params, seed, folder
+        train.read_at_random()
         self._train, self._context = train, train.windows.shape[1]
         spread = np.linspace(0, len(validation.windows), params.eval_windows, endpoint=False).astype(np.int64)
         self._validation, self._eval_rows = validation, np.unique(spread)
