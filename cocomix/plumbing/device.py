@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.gpus import gpu_named
-from cocomix.plumbing.runtime import runtime
+from cocomix.plumbing.runtime import LOGITS, runtime
 
 
 def device() -> torch.device:
@@ -94,6 +94,16 @@ def peak_flops() -> float | None:
         return None
     gpu = gpu_named(torch.cuda.get_device_name())
     return gpu.peak if gpu else None
+
+
+def most_logits() -> int:
+    """Maximum logits in memory during an evaluation: `LOGITS`; on a GPU at least what fills a sixteenth of it in fp32.
+
+    The losses take two or three tensors of this size.
+    """
+    if device().type != "cuda":
+        return LOGITS
+    return max(LOGITS, torch.cuda.get_device_properties(device()).total_memory // (16 * 4))
 
 
 def attention(context: int) -> str:

@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from cocomix.plumbing.device import autocast, bf16, device
+from cocomix.plumbing import device as device_module
+from cocomix.plumbing.device import autocast, bf16, device, most_logits
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import LOGITS
 
 
 def test_the_device_that_was_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +56,17 @@ def test_matrix_products_have_the_precision_that_was_asked_for(
     monkeypatch.setenv("COCOMIX_PRECISION", precision)
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
+
+
+@pytest.mark.parametrize(("memory", "most"), [(141e9, 141e9 // 64), (4e9, LOGITS)])
+def test_an_evaluation_computes_as_many_logits_at_once_as_a_gpu_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, memory: float, most: float
+) -> None:
+    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
+    assert most_logits() == LOGITS
+    monkeypatch.setattr(device_module, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=int(memory)))
+    assert most_logits() == most
 
 
 @pytest.mark.parametrize("supported", [True, False])
