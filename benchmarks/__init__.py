@@ -5,6 +5,7 @@ alike. Times are CPU seconds of one thread unless stated otherwise.
 """
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -73,8 +74,17 @@ def peak(benchmark: str, way: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def reset_peak_memory() -> None:
+    """On a GPU, free what nothing refers to, and count the peak from here; does nothing without one."""
+    if on_gpu():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def own_peak(work: Callable[[], object]) -> int:
     """Peak bytes of this process during `work`, beyond its peak before; on a GPU, of tensors."""
+    reset_peak_memory()
     before = peak_memory()
     work()
     return peak_memory() - before

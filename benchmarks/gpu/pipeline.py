@@ -9,10 +9,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-import torch
 import yaml
 
-from benchmarks import on_gpu
+from benchmarks import reset_peak_memory
 from benchmarks.gpu.parts import Measurement
 from benchmarks.gpu.setting import Setting, merge, values_of
 from cocomix.params import load
@@ -57,8 +56,7 @@ def run(project: Path, stage: str) -> dict[str, Any]:
     """Run a stage in this process. Returns its losses, its seconds, and its peak memory: on a GPU, of tensors there."""
     os.chdir(project)
     name, *item = stage.split()
-    if on_gpu():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak_memory()
     started = time.perf_counter()
     program = importlib.import_module(f"stages.{name}")
     program.run(load(), *(int(each) if each.isdigit() else each for each in item))

@@ -1,11 +1,8 @@
 """Part `published`: our training step against the formulation of the released code (`benchmarks.student_step`)."""
 
-import gc
 from functools import partial
 
-import torch
-
-from benchmarks import on_gpu, own_peak
+from benchmarks import own_peak
 from benchmarks.gpu.parts import Measurement
 from benchmarks.gpu.setting import Setting, Sizes
 from benchmarks.student_step import STEPS, Blocks, Shape, times, two_steps
@@ -33,12 +30,5 @@ def shape(sizes: Sizes) -> Shape:
 
 def peaks(steps: Shape) -> dict[str, int]:
     """Peak bytes of each alternative; only a GPU's are each one's own."""
-    found = {}
-    for name in STEPS:
-        if on_gpu():
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        with tf32():
-            found[name] = own_peak(partial(two_steps, steps, name))
-    return found
+    with tf32():
+        return {name: own_peak(partial(two_steps, steps, name)) for name in STEPS}

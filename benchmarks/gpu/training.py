@@ -1,6 +1,5 @@
 """Part `training`: steps of the training loop at the paper's smallest size, in the largest micro-batch that fits."""
 
-import gc
 import tempfile
 import warnings
 from collections import Counter
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks import on_gpu
+from benchmarks import on_gpu, reset_peak_memory
 from benchmarks.gpu.parts import Measurement
 from benchmarks.gpu.setting import Setting, params_of, settings
 from cocomix.attribution.labels import label_type
@@ -62,20 +61,25 @@ def train(setting: Setting, method: str) -> dict[str, object]:
 
 
 def largest_micro_batch(setting: Setting, params: Params, method: str) -> tuple[int, Training, list[TrainingCurveRow]]:
-    """The largest micro-batch that fits, of the batch and its halves; and the run with it, and its curve."""
-    micro_batch, steps = setting.sizes.batch, setting.sizes.steps
+    """The largest micro-batch that fits, of the batch and its halves; and the run with it, and its curve.
+
+    The search begins with what was found before, in this part or another.
+    """
+    kept, steps = setting.folder / f"micro-batch-{method}", setting.sizes.steps
+    micro_batch = int(kept.read_text()) if kept.exists() else setting.sizes.batch
     while True:
+        reset_peak_memory()
+        torch.compiler.reset()  # a second size would be compiled for all sizes
         try:
             with settings(micro_batch=micro_batch), tempfile.TemporaryDirectory(dir=setting.folder) as folder:
                 run = training(params, objective_of(params, method), setting.sizes.batch, steps, Path(folder))
-                return micro_batch, run, run.run(method)
+                rows = run.run(method)
+            kept.write_text(str(micro_batch))
+            return micro_batch, run, rows
         except torch.OutOfMemoryError:
             if micro_batch == 1:
                 raise
             micro_batch //= 2
-        gc.collect()  # not within the handler, where the error still holds the tensors
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def objective_of(params: Params, method: str) -> Objective:

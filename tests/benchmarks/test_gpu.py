@@ -9,10 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+import benchmarks.gpu.training
 from benchmarks.gpu import kernels
 from benchmarks.gpu.parts import Found, Part, rounded, run_parts
 from benchmarks.gpu.setting import TOY, Setting, params_of, settings
+from benchmarks.gpu.training import largest_micro_batch
 from cocomix.plumbing.runtime import runtime
 
 Works = dict[str, Callable[[], object]]
@@ -127,3 +130,19 @@ def test_so_do_those_that_take_minutes(tmp_path: Path) -> None:
     stopped = parts["interruption"]["results"]["sigterm"]
     assert stopped["status"] == 143
     assert stopped["went_on_from"] in stopped["saved"]
+
+
+def test_the_micro_batch_is_halved_until_it_fits_and_then_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tried: list[str] = []
+
+    def training(*_args: Any) -> Any:
+        tried.append(os.environ["COCOMIX_MICRO_BATCH"])
+        if int(tried[-1]) > 1:
+            raise torch.OutOfMemoryError
+        return SimpleNamespace(run=lambda _method: ["row"])
+
+    monkeypatch.setattr(benchmarks.gpu.training, "training", training)
+    for _ in range(2):
+        micro_batch, _, rows = largest_micro_batch(Setting(TOY, tmp_path), params_of(TOY.student), "ntp")
+        assert (micro_batch, rows) == (1, ["row"])
+    assert tried == ["4", "2", "1", "1"]
