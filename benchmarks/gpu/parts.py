@@ -49,6 +49,7 @@ def run_parts(
         seconds: of all parts together.
         changed: called after each measurement with what was found so far, by part.
     """
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # by which torch.cuda.is_available() does not begin CUDA here
     report: dict[str, Found] = {}
     shares = sum(part.share for part in parts)
     end = time.monotonic()

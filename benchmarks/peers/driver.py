@@ -31,7 +31,11 @@ class Setting(NamedTuple):
 
 
 FOLDER = Path(sys.argv[-1])
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device() -> str:
+    """Where all train."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def setting() -> Setting:
@@ -43,12 +47,12 @@ def setting() -> Setting:
 
 def batches(size: int) -> Iterator[Tensor]:
     """The training activations in their order, on the device: [size, d_model] each."""
-    yield from torch.split(torch.from_numpy(np.load(FOLDER / "train.npy")).to(DEVICE), size)
+    yield from torch.split(torch.from_numpy(np.load(FOLDER / "train.npy")).to(device()), size)
 
 
 def now() -> float:
     """CPU seconds of this process; on a GPU, seconds by the clock once it has done what it was given."""
-    if DEVICE == "cpu":
+    if device() == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
@@ -67,7 +71,7 @@ def train(step: Callable[[int, Tensor], object], batch_size: int) -> list[float]
 @torch.no_grad()
 def finish(seconds: list[float], reconstruct: Callable[[Tensor], Tensor]) -> None:
     """Measure what was trained, and print the result."""
-    x = torch.from_numpy(np.load(FOLDER / "held_out.npy")).to(DEVICE)
+    x = torch.from_numpy(np.load(FOLDER / "held_out.npy")).to(device())
     error = torch.cat([reconstruct(part) - part for part in torch.split(x, 1024)])
     fvu = error.square().sum() / (x - x.mean(0)).square().sum()
     print(json.dumps({"seconds": seconds, "fvu": float(fvu)}))

@@ -146,3 +146,17 @@ def test_the_micro_batch_is_halved_until_it_fits_and_then_kept(monkeypatch: pyte
         micro_batch, _, rows = largest_micro_batch(Setting(TOY, tmp_path), params_of(TOY.student), "ntp")
         assert (micro_batch, rows) == (1, ["row"])
     assert tried == ["4", "2", "1", "1"]
+
+
+def test_importing_the_parts_does_not_begin_cuda_which_no_forked_process_could_use_then() -> None:
+    program = (
+        "import torch\n"
+        "def fail(*_): raise AssertionError('CUDA was asked for')\n"
+        "torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = fail\n"
+        "import importlib, benchmarks\n"
+        "from benchmarks.gpu.__main__ import PARTS\n"
+        "benchmarks.set_up()\n"
+        "for part in PARTS: importlib.import_module(f'benchmarks.gpu.{part.name}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
