@@ -5,6 +5,7 @@ alike. Times are CPU seconds of one thread unless stated otherwise.
 """
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -38,15 +39,33 @@ def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
     """Median times of each piece of work: each runs once unmeasured, then all run in turns `repeats` times."""
     for work in works.values():
         work()
+        wait_for_gpu()
     taken: dict[str, list[Seconds]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
             cpu, wall = time.process_time(), time.perf_counter()
             work()
+            wait_for_gpu()
             taken[name].append(Seconds(time.process_time() - cpu, time.perf_counter() - wall))
     return {
         name: Seconds(*(statistics.median(each) for each in zip(*runs, strict=True))) for name, runs in taken.items()
     }
+
+
+def on_gpu() -> bool:
+    """Whether the measured work runs on a GPU."""
+    return device().type == "cuda"
+
+
+def wait_for_gpu() -> None:
+    """Wait until a GPU has done what it was given; does nothing without one."""
+    if on_gpu():
+        torch.cuda.synchronize()
+
+
+def measured(seconds: Mapping[str, Seconds]) -> dict[str, float]:
+    """The seconds to compare: of CPU, since other programs may share it; on a GPU, which is ours alone, wall-clock."""
+    return {name: each.wall if on_gpu() else each.cpu for name, each in seconds.items()}
 
 
 def peak(benchmark: str, way: str) -> int:
@@ -55,8 +74,17 @@ def peak(benchmark: str, way: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def reset_peak_memory() -> None:
+    """On a GPU, free what nothing refers to, and count the peak from here; does nothing without one."""
+    if on_gpu():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def own_peak(work: Callable[[], object]) -> int:
     """Peak bytes of this process during `work`, beyond its peak before; on a GPU, of tensors."""
+    reset_peak_memory()
     before = peak_memory()
     work()
     return peak_memory() - before
@@ -71,7 +99,7 @@ def report(benchmark: str, ratios: Mapping[str, float]) -> None:
             print(f"{name:40} {ratio:8.3f}")
         return
     machine = {
-        "processor": torch.cuda.get_device_name() if device().type == "cuda" else _processor(),
+        "processor": torch.cuda.get_device_name() if on_gpu() else _processor(),
         "system": platform.platform(),
         "torch": torch.__version__,
         "bf16": bf16(),

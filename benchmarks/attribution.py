@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks import medians, own_peak, peak, report, set_up
+from benchmarks import measured, medians, own_peak, peak, report, set_up
 from benchmarks.as_published import PublishedTeacher
 from cocomix.attribution.labelling import label_windows
 from cocomix.base.loading import prepared
@@ -31,7 +31,6 @@ from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 
 PARAMS = AttributionParams(k_attr=4, score="gradient", sign="released", shard_tokens=1)
 NEXT_TOKEN = PARAMS.model_copy(update={"scope": "next_token"})
-ON_GPU = device().type == "cuda"
 
 
 class Shape(NamedTuple):
@@ -92,8 +91,7 @@ def times(shape: Shape, repeats: int, *, published: bool) -> dict[str, float]:
     if published:
         teacher = PublishedTeacher(shape.base().to(device()), sae, sae.config.layer, PARAMS.k_attr)
         works["published"] = lambda: teacher(ids)
-    seconds = medians(works, repeats)
-    return {name: each.wall if ON_GPU else each.cpu for name, each in seconds.items()}
+    return measured(medians(works, repeats))
 
 
 def one_pass(way: str) -> None:

@@ -1,6 +1,7 @@
 """The training step of the autoencoder, against specialised libraries.
 
-d128, d768          our tokens per CPU second divided by the fastest library's, at 128 x 4096 and 768 x 32768
+d128, d768          our tokens per CPU second (on a GPU, per second) divided by the fastest library's, at 128 x 4096 and
+                    768 x 32768
 fvu_over_peer       held-out fraction of variance unexplained after the same tokens divided by the lowest of the
                     libraries, at 128 x 4096
 d768_fvu_over_peer  the same at 768 x 32768, after a few steps only
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from benchmarks import report
 from benchmarks.peers.driver import Setting
+from cocomix.plumbing.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PEERS = ("sparsify", "dictionary-learning", "sae-lens")
@@ -59,10 +61,12 @@ def activations(rows: int, d_model: int) -> Tensor:
 def run(name: str, python: str, folder: Path) -> Trained:
     """Train with a library in its own interpreter."""
     script = ROOT / f"benchmarks/peers/with_{name.replace('-', '_')}.py"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SPARSIFY_DISABLE_TRITON": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if not torch.cuda.is_available():
+        environment["SPARSIFY_DISABLE_TRITON"] = "1"
     done = subprocess.run([python, str(script), str(folder)], capture_output=True, text=True, env=environment)
     if done.returncode:
-        sys.exit(f"error: {name}: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     result = json.loads(done.stdout.splitlines()[-1])
     batch_size: int = json.loads((folder / "setting.json").read_text())["batch_size"]
     return Trained(batch_size / statistics.median(result["seconds"]), result["fvu"])
@@ -110,4 +114,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

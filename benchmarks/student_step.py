@@ -18,12 +18,13 @@ computation. The released code compiles its models by default: `COCOMIX_COMPILE=
 import argparse
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks import medians, own_peak, peak, report, set_up
+from benchmarks import measured, medians, on_gpu, own_peak, peak, report, set_up
 from benchmarks.as_published import PublishedStudent, PublishedTeacher, student_loss
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.models.accounting import flops_per_token
@@ -34,43 +35,69 @@ from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.tokens.window_data import Batch
 from cocomix.training.objectives import ConceptMixing, Objective, Weighted
 from cocomix.training.optimizers import adamw
+from cocomix.training.whole_windows import whole_windows
 
-ON_GPU = device().type == "cuda"
-CONTEXT, WINDOWS = (1024, 8) if ON_GPU else (256, 2)
-MEMORY_WINDOWS = 8 if ON_GPU else 4
-VOCAB, LATENTS, K, K_ATTR = 50257, 32768, 32, 4
 CONCEPT_WEIGHT = 0.1
 PARAMS = TrainingParams(steps=1, batch_size=1, learning_rate=6e-4, eval_every=1, eval_windows=1, checkpoint_every=1)
 
 Step = Callable[[], None]
 
 
-def gpt2(d_model: int, n_layer: int, n_head: int) -> dict[str, object]:
-    return {
-        "n_embd": d_model,
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_positions": CONTEXT,
-        "vocab_size": VOCAB,
-        "activation_function": "gelu_pytorch_tanh",
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    }
+class Blocks(NamedTuple):
+    """Size of a GPT-2's blocks."""
+
+    d_model: int
+    n_layer: int
+    n_head: int
 
 
-STUDENT = gpt2(512, 8, 8)
-COCOMIX = STUDENT | {"num_concepts": LATENTS, "concept_k": K, "concept_layer": 3}
-TEACHER = gpt2(768, 12, 12) | {"activation_function": "gelu_new"}
+class Shape(NamedTuple):
+    """Sizes of the students and of the base model that labels; by default the paper's."""
+
+    student: Blocks = Blocks(512, 8, 8)
+    teacher: Blocks = Blocks(768, 12, 12)
+    concept_layer: int = 3
+    vocab: int = 50257
+    latents: int = 32768
+    k: int = 32
+    k_attr: int = 4
+    context: int = 1024
+    windows: int = 8
+    """Windows of a step."""
+
+    def gpt2(self, blocks: Blocks) -> dict[str, object]:
+        """Keyword arguments of a configuration."""
+        return {
+            "n_embd": blocks.d_model,
+            "n_layer": blocks.n_layer,
+            "n_head": blocks.n_head,
+            "n_positions": self.context,
+            "vocab_size": self.vocab,
+            "activation_function": "gelu_pytorch_tanh",
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "attn_implementation": attention(self.context),
+        }
+
+    def ntp(self) -> GPT2Config:
+        return GPT2Config(**self.gpt2(self.student))
+
+    def cocomix(self) -> CoCoMixConfig:
+        own = {"num_concepts": self.latents, "concept_k": self.k, "concept_layer": self.concept_layer}
+        return CoCoMixConfig(**self.gpt2(self.student), **own)
+
+    def data(self) -> Batch:
+        """Random windows and labels."""
+        ids = torch.randint(self.vocab, (self.windows, self.context), device=device())
+        labels = torch.randint(self.latents, (self.windows, self.context, self.k_attr), device=device())
+        return Batch(windows=ids, labels=labels)
 
 
-def cocomix_model() -> CoCoMixForCausalLM:
-    return CoCoMixForCausalLM(CoCoMixConfig(**COCOMIX, attn_implementation=attention(CONTEXT))).to(device())
-
-
-def data(windows: int) -> Batch:
-    ids = torch.randint(VOCAB, (windows, CONTEXT), device=device())
-    return Batch(windows=ids, labels=torch.randint(LATENTS, (windows, CONTEXT, K_ATTR), device=device()))
+def cocomix_model(shape: Shape) -> CoCoMixForCausalLM:
+    return CoCoMixForCausalLM(shape.cocomix()).to(device())
 
 
 def as_run(module: nn.Module) -> nn.Module:
@@ -85,7 +112,7 @@ def our_step(objective: Objective, batch: Batch) -> Step:
     run = as_run(objective)
 
     def step() -> None:
-        with autocast():
+        with whole_windows(objective.model), autocast():
             losses = run(**batch)
         total: torch.Tensor = losses.tokens / tokens
         for name, loss in losses.auxiliary.items():
@@ -96,30 +123,32 @@ def our_step(objective: Objective, batch: Batch) -> Step:
     return step
 
 
-def ntp(windows: int) -> Step:
-    config = GPT2Config(**STUDENT, attn_implementation=attention(CONTEXT))
-    return our_step(Objective(GPT2LMHeadModel(config).to(device())), Batch(windows=data(windows)["windows"]))
+def ntp(shape: Shape) -> Step:
+    model = GPT2LMHeadModel(shape.ntp()).to(device())
+    return our_step(Objective(model), Batch(windows=shape.data()["windows"]))
 
 
-def ours(windows: int) -> Step:
-    return our_step(ConceptMixing(cocomix_model(), Weighted(CONCEPT_WEIGHT)), data(windows))
+def ours(shape: Shape) -> Step:
+    return our_step(ConceptMixing(cocomix_model(shape), Weighted(CONCEPT_WEIGHT)), shape.data())
 
 
-def published_student(windows: int) -> Step:
+def published_student(shape: Shape) -> Step:
     """The as-published step with given labels."""
-    batch, step = data(windows), _published_step()
+    batch, step = shape.data(), _published_step(shape)
     return lambda: step(batch["windows"], batch["labels"])
 
 
-def published(windows: int) -> Step:
+def published(shape: Shape) -> Step:
     """The as-published step including its labels."""
-    student_step = _published_step()
-    base = GPT2LMHeadModel(GPT2Config(**TEACHER, attn_implementation=attention(CONTEXT)))
-    sae = SparseAutoencoder(SaeConfig(d_model=768, latents=LATENTS, k=K, normalize="token", layer=6))
+    student_step, layer = _published_step(shape), shape.teacher.n_layer // 2
+    base = GPT2LMHeadModel(GPT2Config(**shape.gpt2(shape.teacher) | {"activation_function": "gelu_new"}))
+    sae = SparseAutoencoder(
+        SaeConfig(d_model=shape.teacher.d_model, latents=shape.latents, k=shape.k, normalize="token", layer=layer)
+    )
     for weight in (sae.encoder, sae.decoder):
         nn.init.normal_(weight)
-    teacher = as_run(PublishedTeacher(base, sae, layer=6, k_attr=K_ATTR).to(device()))
-    ids = data(windows)["windows"]
+    teacher = as_run(PublishedTeacher(base, sae, layer, shape.k_attr).to(device()))
+    ids = shape.data()["windows"]
 
     def step() -> None:
         labels, _attribution = teacher(ids)  # kept until the step ends, as released
@@ -128,8 +157,8 @@ def published(windows: int) -> Step:
     return step
 
 
-def _published_step() -> Callable[[torch.Tensor, torch.Tensor], None]:
-    student = PublishedStudent.of(cocomix_model()).train()
+def _published_step(shape: Shape) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    student = PublishedStudent.of(cocomix_model(shape)).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=6e-4, betas=PARAMS.betas, weight_decay=0.1, fused=True)
     run = as_run(student)
 
@@ -146,11 +175,9 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), PARAMS.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if ON_GPU:
-        torch.cuda.synchronize()
 
 
-STEPS: dict[str, Callable[[int], Step]] = {
+STEPS: dict[str, Callable[[Shape], Step]] = {
     "ours": ours,
     "published": published,
     "published_student": published_student,
@@ -158,12 +185,11 @@ STEPS: dict[str, Callable[[int], Step]] = {
 }
 
 
-def times(repeats: int) -> dict[str, float]:
+def times(shape: Shape, repeats: int) -> dict[str, float]:
     """The ratios of time, from CPU seconds, or on a GPU from wall-clock seconds."""
     with tf32():
-        seconds = medians({name: make(WINDOWS) for name, make in STEPS.items()}, repeats)
-    taken = {name: each.wall if ON_GPU else each.cpu for name, each in seconds.items()}
-    flops = [flops_per_token(config, CONTEXT) for config in (CoCoMixConfig(**COCOMIX), GPT2Config(**STUDENT))]
+        taken = measured(medians({name: make(shape) for name, make in STEPS.items()}, repeats))
+    flops = [flops_per_token(config, shape.context) for config in (shape.cocomix(), shape.ntp())]
     return {
         "with_labels": taken["published"] / taken["ours"],
         "student_only": taken["published_student"] / taken["ours"],
@@ -171,9 +197,9 @@ def times(repeats: int) -> dict[str, float]:
     }
 
 
-def two_steps(name: str) -> None:
+def two_steps(shape: Shape, name: str) -> None:
     """The workload of the memory measurement."""
-    step = STEPS[name](MEMORY_WINDOWS)
+    step = STEPS[name](shape)
     for _ in range(2):
         step()
 
@@ -184,17 +210,18 @@ if __name__ == "__main__":
     parser.add_argument("--peak", choices=STEPS)
     arguments, rest = parser.parse_known_args()
     torch.manual_seed(0)
+    shape = Shape() if on_gpu() else Shape(context=256, windows=4 if arguments.peak else 2)
     if arguments.peak:
         torch.set_num_threads(1)
         with tf32():
-            print(own_peak(lambda: two_steps(arguments.peak)))
+            print(own_peak(lambda: two_steps(shape, arguments.peak)))
         sys.exit()
     sys.argv[1:] = rest
     set_up()
     memory = {name: peak("student_step", name) for name in ("ours", "published", "published_student")}
     report(
         "student_step",
-        times(arguments.repeats)
+        times(shape, arguments.repeats)
         | {
             "peak_memory": memory["ours"] / memory["published"],
             "peak_memory_student_only": memory["ours"] / memory["published_student"],

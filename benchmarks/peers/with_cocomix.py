@@ -2,13 +2,12 @@
 
 import itertools
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from driver import batches, finish, setting
+from driver import batches, finish, now, setting
 from torch import Tensor
 
 from cocomix.params import SaeParams, Site
@@ -23,7 +22,7 @@ asked: list[float] = []
 def in_order(_split: str, size: int, **_order: Any) -> Iterator[Tensor]:
     """The batches, noting when each is asked for."""
     for x in batches(size):
-        asked.append(time.process_time())
+        asked.append(now())
         yield x
 
 

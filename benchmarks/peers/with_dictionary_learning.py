@@ -1,7 +1,7 @@
 """dictionary_learning: its TopKTrainer."""
 
 from dictionary_learning.trainers.top_k import TopKTrainer
-from driver import finish, setting, train
+from driver import device, finish, setting, train
 
 S = setting()
 trainer = TopKTrainer(
@@ -15,6 +15,6 @@ trainer = TopKTrainer(
     warmup_steps=S.warmup_steps,
     decay_start=S.steps - S.decay_steps,
     seed=0,
-    device="cpu",
+    device=device(),
 )
 finish(train(trainer.update, S.batch_size), trainer.ae)

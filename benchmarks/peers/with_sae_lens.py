@@ -1,13 +1,13 @@
 """SAELens: its TopKTrainingSAE and SAETrainer."""
 
-from driver import batches, finish, setting, train
+from driver import batches, device, finish, setting, train
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 S = setting()
-sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=S.d_model, d_sae=S.latents, k=S.k))
+sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=S.d_model, d_sae=S.latents, k=S.k, device=device()))
 config = SAETrainerConfig(
     total_training_samples=S.steps * S.batch_size,
     train_batch_size_samples=S.batch_size,

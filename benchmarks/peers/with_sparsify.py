@@ -1,16 +1,16 @@
 """EleutherAI's sparsify: its SparseCoder, in the order of its Trainer (which wants a language model), with Adam."""
 
 import torch
-from driver import finish, setting, train
+from driver import device, finish, setting, train
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 S = setting()
-sae = SparseCoder(S.d_model, SparseCoderConfig(num_latents=S.latents, k=S.k))
+sae = SparseCoder(S.d_model, SparseCoderConfig(num_latents=S.latents, k=S.k), device=device())
 optimizer = torch.optim.Adam(sae.parameters(), lr=S.learning_rate)
 schedule = get_linear_schedule_with_warmup(optimizer, S.warmup_steps, S.steps)
-since_fired = torch.zeros(S.latents, dtype=torch.long)
+since_fired = torch.zeros(S.latents, dtype=torch.long, device=device())
 
 
 def step(number: int, x: Tensor) -> None:
@@ -23,7 +23,7 @@ def step(number: int, x: Tensor) -> None:
     optimizer.step()
     optimizer.zero_grad()
     schedule.step()
-    fired = torch.zeros(S.latents, dtype=torch.bool)
+    fired = torch.zeros(S.latents, dtype=torch.bool, device=device())
     fired[out.latent_indices.flatten()] = True
     since_fired.add_(len(x))
     since_fired[fired] = 0

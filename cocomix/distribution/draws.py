@@ -24,6 +24,7 @@ from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.columns import ragged_column, raw_column, rows_of, values_of
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.mapped import read_at_random
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.shards import check_shards
 from cocomix.tokens.window_data import Drawn
@@ -196,6 +197,11 @@ class WindowDraws:
     def __len__(self) -> int:
         """Number of windows."""
         return len(self._packed.unique)
+
+    def read_at_random(self) -> None:
+        """Prepare for batches of windows in random order."""
+        for each in (*self._packed, self._starts):
+            read_at_random(each)
 
     def batch(self, rows: NDArray[np.int64] | slice) -> Drawn:
         """The draws of the windows `rows`, padded to the most that any of their positions has; none at the last one."""

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from cocomix.plumbing.device import device
+from cocomix.plumbing.device import device, most_logits
 from cocomix.plumbing.distributed import totals
 from cocomix.plumbing.parts import Summing
 from cocomix.plumbing.progress import progress
-from cocomix.plumbing.runtime import LOGITS, runtime
+from cocomix.plumbing.runtime import runtime
 
 Tokens = tuple[int, ...]
 Item = TypeVar("Item")
@@ -76,13 +76,13 @@ def log_likelihoods(
         context: maximum tokens that the model reads. A longer request loses the start of its context; a continuation
             that is longer by itself is predicted in disjoint windows, each conditioned on the token before it.
         batch_tokens: maximum tokens per forward pass, padding included (at least a window); fewer if their concepts
-            would have more than `LOGITS` logits.
+            would have more than `most_logits` logits.
         task: description for the progress bar.
         kept: see `Summing`.
     """
     model.eval().to(device())
     # The concept head computes logits at all positions.
-    batch_tokens = min(batch_tokens, max(context, LOGITS // getattr(model.config, "num_concepts", 1)))
+    batch_tokens = min(batch_tokens, max(context, most_logits() // getattr(model.config, "num_concepts", 1)))
     batches = _batches([piece for n, each in enumerate(requests) for piece in _pieces(n, each, context)], batch_tokens)
     mine = batches[runtime().rank :: runtime().world_size]
     found = np.zeros((len(requests), 2))  # log-likelihood; number of tokens that are not the most likely
@@ -151,7 +151,7 @@ def _score(model: PreTrainedModel, batch: list[_Piece], batch_tokens: int) -> It
     if done:
         ids = torch.tensor([context[:done] for context in rows], device=device())
         cache = model.base_model(ids, use_cache=True).past_key_values
-    for pieces in _passes(batch, batch_tokens, LOGITS // model.config.vocab_size):
+    for pieces in _passes(batch, batch_tokens, most_logits() // model.config.vocab_size):
         own = _of_rows(cache, [rows[piece.context] for piece in pieces]) if cache is not None else None
         yield from zip(pieces, _score_rest(model, pieces, own, done), strict=True)
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.evaluation.text import EvaluationText
-from cocomix.plumbing.device import device, send
+from cocomix.plumbing.device import device, most_logits, send
 from cocomix.plumbing.distributed import totals
 from cocomix.plumbing.parts import Summing
 from cocomix.plumbing.progress import progress
-from cocomix.plumbing.runtime import LOGITS, runtime
+from cocomix.plumbing.runtime import runtime
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,12 @@ def token_losses(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Tensor:
 
 
 def windows_at_once(batch_size: int, context: int, config: PretrainedConfig) -> int:
-    """Windows per forward pass: at most `batch_size` and the micro-batch, with at most `LOGITS` logits (at least one).
+    """Windows per forward pass: at most `batch_size`, the micro-batch, and `most_logits` logits (at least one).
 
     The logits counted are those of tokens or of concepts, whichever are more.
     """
     classes = max(config.vocab_size, getattr(config, "num_concepts", 0))
-    return max(1, min(runtime().at_most(batch_size), LOGITS // (context * classes)))
+    return max(1, min(runtime().at_most(batch_size), most_logits() // (context * classes)))
 
 
 def shares(windows: int, at_once: int) -> list[NDArray[np.int64]]:

@@ -235,6 +235,8 @@ class CoCoMixBody(PreTrainedModel):
         layer: int,
     ) -> Tensor | None:
         """The mask for blocks over [batch, length] positions; `documents` [batch, length] restarts at each document."""
+        if self.config._attn_implementation == "sdpa" and attention_mask is documents is cache is None:
+            return None  # as transformers, but for torch.compile before 2.13, where its mask rules out flash kernels
         mask: Tensor | None = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,

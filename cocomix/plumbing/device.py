@@ -11,11 +11,14 @@ from torch import Tensor
 
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.gpus import gpu_named
-from cocomix.plumbing.runtime import runtime
+from cocomix.plumbing.runtime import LOGITS, runtime
 
 
 def device() -> torch.device:
     """The device of this process, from `runtime().device`; each of several processes uses its own GPU.
+
+    A GPU that is asked for by its number becomes torch's current one: pinned memory, kernels of torch.compile, and what
+    torch says of memory and of the GPU itself belong to that.
 
     Raises:
         UserError: when the requested device is not available.
@@ -30,6 +33,8 @@ def device() -> torch.device:
     there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": (chosen.index or 0) < gpus}
     if not there[chosen.type]:
         raise UserError(f"device: torch {torch.__version__} finds no {name} on this machine; try auto or cpu")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     return chosen
 
 
@@ -89,6 +94,16 @@ def peak_flops() -> float | None:
         return None
     gpu = gpu_named(torch.cuda.get_device_name())
     return gpu.peak if gpu else None
+
+
+def most_logits() -> int:
+    """Maximum logits in memory during an evaluation: `LOGITS`; on a GPU at least what fills a sixteenth of it in fp32.
+
+    The losses take two or three tensors of this size.
+    """
+    if device().type != "cuda":
+        return LOGITS
+    return max(LOGITS, torch.cuda.get_device_properties(device()).total_memory // (16 * 4))
 
 
 def attention(context: int) -> str:

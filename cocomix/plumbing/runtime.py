@@ -19,7 +19,7 @@ from cocomix.plumbing.checked import parse, read_yaml
 FILE = Path("runtime.yaml")
 
 LOGITS = 2**27
-"""Maximum logits in memory during an evaluation: 512 MB in fp32."""
+"""Maximum logits in memory during an evaluation on a CPU or a small GPU: 512 MB in fp32."""
 
 Count = Annotated[int, Field(ge=1, le=2**16)]
 

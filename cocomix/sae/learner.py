@@ -137,8 +137,11 @@ class Learner:
 
     def _aux_loss(self, x: Tensor, error: Tensor) -> Tensor:
         """AuxK: the dead latents reconstruct the remaining error, so that they get a gradient and revive."""
+        seen = (self.step + 1) * self._params.batch_size
+        if seen <= self._params.dead_tokens or not self._params.aux_weight:
+            return x.new_zeros(())  # none can be dead yet: no look, for which a GPU would have to be waited for
         dead = (self._tokens_since_fired > self._params.dead_tokens).nonzero().squeeze(1)
-        if not len(dead) or not self._params.aux_weight:
+        if not len(dead):
             return x.new_zeros(())
         sae, centered = self.sae, x - self.sae.pre_bias
         encoder, bias = sae.encoder.index_select(0, dead), sae.latent_bias.index_select(0, dead)
@@ -153,14 +156,14 @@ class Learner:
         return left.square().mean() / variance.masked_fill(variance == 0, torch.inf)
 
     @torch.no_grad()
-    def _count_firing(self, latents: Latents) -> float:
-        """Count the tokens since each latent last fired. Returns the mean number of active latents per token."""
-        firing = latents.indices[latents.values != 0]
+    def _count_firing(self, latents: Latents) -> Tensor:
+        """Count the tokens since each latent last fired. Returns the mean number of active latents per token, []."""
+        firing = latents.values != 0
         self._tokens_since_fired += len(latents.indices) * runtime().world_size
         fired = torch.zeros_like(self._tokens_since_fired, dtype=torch.float32)
-        fired[firing] = 1
+        fired.index_add_(0, latents.indices.flatten(), firing.flatten().float())
         self._tokens_since_fired.masked_fill_(distributed.average(fired) > 0, 0)
-        return len(firing) / len(latents.indices)
+        return firing.sum() / len(latents.indices)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -175,10 +178,10 @@ class Learner:
         rise = self._params.sparsity_warmup_share * self._steps
         return (self._params.sparsity_weight or 0.0) * min(1.0, self.step / max(rise, 1.0))
 
-    def _point(self, fvu: Tensor, aux: Tensor, l0: float) -> SaeCurveRow:
+    def _point(self, fvu: Tensor, aux: Tensor, l0: Tensor) -> SaeCurveRow:
         """The curve's row for this step, averaged over all processes."""
         dead = (self._tokens_since_fired > self._params.dead_tokens).float().mean()
-        means = distributed.average(torch.stack([fvu, aux, fvu.new_tensor(l0)]))
+        means = distributed.average(torch.stack([fvu, aux, l0]))
         mean_fvu, mean_aux, mean_l0 = means.tolist()
         return SaeCurveRow(self.step, self.step * self._params.batch_size, mean_fvu, mean_aux, float(dead), mean_l0)
 

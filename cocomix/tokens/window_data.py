@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from cocomix.plumbing.mapped import read_at_random
+
 SMALLEST_SCORE = 2.0**-24
 """The smallest positive fp16 number."""
 
@@ -44,6 +46,9 @@ class DrawsByWindow(Protocol):
 
     def batch(self, rows: NDArray[np.int64] | slice) -> Drawn:
         """Those of some windows: of [batch, context] positions."""
+
+    def read_at_random(self) -> None:
+        """Prepare for batches of windows in random order."""
 
 
 @dataclass(frozen=True)
@@ -103,3 +108,13 @@ class WindowData:
         if self.draws is not None:
             batch["drawn"] = self.draws.batch(rows)
         return batch
+
+    def read_at_random(self) -> None:
+        """Prepare for batches of windows in random order: see `cocomix.plumbing.mapped`."""
+        read_at_random(self.windows)
+        if self.labels is not None:
+            read_at_random(self.labels.concepts)
+            if self.labels.scores is not None:
+                read_at_random(self.labels.scores)
+        if self.draws is not None:
+            self.draws.read_at_random()

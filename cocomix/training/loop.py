@@ -39,6 +39,7 @@ from cocomix.training.order import WindowOrder
 from cocomix.training.schedule import factor, steps_with
 from cocomix.training.sharding import clip, distribute, last_micro_batch, made_whole, set_whole_state, whole_state
 from cocomix.training.tensorboard import tensorboard
+from cocomix.training.whole_windows import whole_windows
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Training:
                 "set COCOMIX_PROCESSES"
             )
         self._params, self._seed, self._folder = params, seed, folder
+        train.read_at_random()
         self._train, self._context = train, train.windows.shape[1]
         spread = np.linspace(0, len(validation.windows), params.eval_windows, endpoint=False).astype(np.int64)
         self._validation, self._eval_rows = validation, np.unique(spread)
@@ -155,6 +157,7 @@ class Training:
         total = self._params.steps * step_tokens
         with (
             tf32(),
+            whole_windows(self._objective.model),
             tensorboard(task, self._step) as board,
             progress(task, total, "tokens", done=self._step * step_tokens, lockstep=True) as bar,
         ):
@@ -338,7 +341,7 @@ def write_curve(path: Path, curve: list[TrainingCurveRow]) -> None:
 
 def _as_tensor(weight: float | None) -> Tensor | None:
     """A weight, which changes from step to step, as what compiled code takes without compiling again; None for 0."""
-    return torch.tensor(weight, device=device()) if weight else None
+    return torch.full((), weight, device=device()) if weight else None  # torch.tensor would wait for a GPU
 
 
 def _sent(batch: Batch) -> Batch:

@@ -12,14 +12,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cocomix.plumbing import interrupt
-from cocomix.plumbing.device import device
+from cocomix.plumbing.device import bf16, device
 from cocomix.plumbing.runtime import runtime
 
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -50,10 +50,22 @@ def distribute(objective: nn.Module) -> nn.Module:
     mesh = init_device_mesh(device().type, (runtime().world_size,))
     for block in objective.modules():
         if isinstance(block, GradientCheckpointingLayer):
-            fully_shard(block, mesh=mesh)
+            with_matrices = [each for each in block.children() if any(weight.ndim > 1 for weight in each.parameters())]
+            fully_shard(with_matrices, mesh=mesh, mp_policy=_block_precision())
     root = Root(run)
     fully_shard(root, mesh=mesh)
     return root
+
+
+def _block_precision() -> MixedPrecisionPolicy:
+    """The precision in which a block's attention and MLP are gathered, and their gradients summed.
+
+    In bf16 where autocast multiplies in bf16: half the bytes, and the numbers that autocast would make of them. Norms
+    and embeddings compute in fp32, and gradients are summed in fp32.
+    """
+    if not bf16():
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def last_micro_batch(run: nn.Module, last: bool) -> AbstractContextManager[object]:

@@ -1,4 +1,5 @@
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from cocomix.distribution.draws import Drawn, Draws, PackedDraws, id_type, pack, write_draws
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
+from tests.plumbing.test_mapped import is_read_at_random
 
 
 def some_ids(windows: int, context: int, draws: int, vocab_size: int) -> NDArray[np.int32]:
@@ -119,6 +121,13 @@ def test_an_unpacked_folder_is_used_again(tmp_path: Path) -> None:
     again = reader.unpack(tokens_of(9, 4), "train", tmp_path / "train").batch(slice(0, 9))
     for one, other in zip(first, again, strict=True):
         assert one.equal(other)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux shows what it has noted")
+def test_unpacked_draws_can_be_read_at_random(tmp_path: Path) -> None:
+    draws = Draws(publish(tmp_path, some_ids(9, 4, 50, 300), 300, 2)).unpack(tokens_of(9, 4), "train", tmp_path / "all")
+    draws.read_at_random()
+    assert all(is_read_at_random(each) for each in (tmp_path / "all").iterdir())
 
 
 @pytest.mark.parametrize(("windows", "context"), [(10, 4), (8, 4), (9, 5)])

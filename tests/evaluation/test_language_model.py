@@ -93,7 +93,7 @@ def test_a_large_vocabulary_takes_fewer_windows_at_a_time_and_gives_the_same(
     whole = score_text(gpt2, text, 64, "text").whole
     rows: list[int] = []
     gpt2.register_forward_hook(lambda _model, _args, output: rows.append(len(output.logits)))
-    monkeypatch.setattr(language_model, "LOGITS", 2 * CONTEXT * gpt2.config.vocab_size)
+    monkeypatch.setattr(language_model, "most_logits", lambda: 2 * CONTEXT * gpt2.config.vocab_size)
     assert score_text(gpt2, text, 64, "text").whole.loss == pytest.approx(whole.loss)
     assert rows == [2, 2, 2, 1]
 
@@ -103,7 +103,7 @@ def test_windows_are_bounded_by_what_has_most_logits_tokens_or_concepts(
     num_concepts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = cocomix(num_concepts=num_concepts).config
-    monkeypatch.setattr(language_model, "LOGITS", 3 * CONTEXT * max(config.vocab_size, num_concepts))
+    monkeypatch.setattr(language_model, "most_logits", lambda: 3 * CONTEXT * max(config.vocab_size, num_concepts))
     assert windows_at_once(64, CONTEXT, config) == 3
 
 

@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from cocomix.plumbing.device import autocast, bf16, device
+from cocomix.plumbing import device as device_module
+from cocomix.plumbing.device import autocast, bf16, device, most_logits
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import LOGITS
 
 
 def test_the_device_that_was_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +31,10 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("COCOMIX_DEVICE", asked)
     monkeypatch.setenv("LOCAL_RANK", local_rank)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert device() == torch.device(taken)
+    assert current == ([torch.device(asked)] if ":" in asked else [])
 
 
 @pytest.mark.parametrize(("asked", "gpus"), [("cuda", 0), ("cuda:2", 2), ("mps", 0)])
@@ -49,6 +56,17 @@ def test_matrix_products_have_the_precision_that_was_asked_for(
     monkeypatch.setenv("COCOMIX_PRECISION", precision)
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
+
+
+@pytest.mark.parametrize(("memory", "most"), [(141e9, 141e9 // 64), (4e9, LOGITS)])
+def test_an_evaluation_computes_as_many_logits_at_once_as_a_gpu_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, memory: float, most: float
+) -> None:
+    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
+    assert most_logits() == LOGITS
+    monkeypatch.setattr(device_module, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=int(memory)))
+    assert most_logits() == most
 
 
 @pytest.mark.parametrize("supported", [True, False])

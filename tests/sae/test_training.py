@@ -18,6 +18,7 @@ from cocomix.sae.learner import Learner, geometric_median, learning_rate_share
 from cocomix.sae.quality import reconstruction
 from cocomix.sae.training import SaeTraining, Wanted
 from tests.activations.conftest import Setting, but
+from tests.training.test_whole_windows import Waits
 
 PARAMS = SaeParams(
     latents=32, k=3, epochs=2, batch_size=256, learning_rate=3e-3, aux_k=4, dead_tokens=1000, checkpoint_every=5
@@ -42,6 +43,12 @@ def learner(store: ActivationStore, **changes: Any) -> Learner:
 
 def batch(store: ActivationStore) -> Tensor:
     return next(store.batches("train", 256, seed=9))
+
+
+def not_fired(run: Learner, latents: slice) -> None:
+    """Some latents have not fired in 2000 tokens, of 2048 so far."""
+    run.step = 8
+    run._tokens_since_fired[latents] = 2000
 
 
 def test_training_explains_variance(store: ActivationStore, tmp_path: Path) -> None:
@@ -257,7 +264,7 @@ def test_the_decoders_gradient_does_not_change_the_length_of_rows(store: Activat
 def test_the_step_has_the_gradient_of_the_dense_formula(store: ActivationStore) -> None:
     run = learner(store, latents=512)
     sae = run.sae
-    run._tokens_since_fired[:] = 2000  # those that do not fire in this batch stay dead
+    not_fired(run, slice(None))  # those that do not fire in this batch stay dead
     x = sae.normalize(batch(store)).x
     centered = x - sae.pre_bias
     pre = centered @ sae.encoder.T + sae.latent_bias
@@ -286,7 +293,7 @@ def test_the_step_has_the_gradient_of_the_dense_formula(store: ActivationStore) 
 
 def test_the_aux_loss_trains_the_encoder_of_dead_latents(store: ActivationStore) -> None:
     run = learner(store)
-    run._tokens_since_fired[:4] = 2000
+    not_fired(run, slice(4))
     x = run.sae.normalize(batch(store)).x
     error = torch.randn_like(x)
     (grad,) = torch.autograd.grad(run._aux_loss(x, error), run.sae.encoder)
@@ -296,7 +303,7 @@ def test_the_aux_loss_trains_the_encoder_of_dead_latents(store: ActivationStore)
 
 def test_dead_latents_that_weigh_nothing_leave_no_trace(store: ActivationStore) -> None:
     run = learner(store, aux_weight=0.0)
-    run._tokens_since_fired[:4] = 2000
+    not_fired(run, slice(4))
     with torch.no_grad():
         run.sae.latent_bias[:4] = torch.nan  # what the dead would reconstruct is no number
     x = run.sae.normalize(batch(store)).x
@@ -307,12 +314,25 @@ def test_nothing_is_lost_when_no_latent_is_dead_or_nothing_is_left_to_explain(st
     run = learner(store)
     x = run.sae.normalize(batch(store)).x
     assert run._aux_loss(x, torch.randn_like(x)) == 0
-    run._tokens_since_fired[:4] = 2000
+    not_fired(run, slice(4))
     for error in (torch.zeros_like(x), torch.ones_like(x)):  # no variance
         loss = run._aux_loss(x, error)
         assert loss == 0
         gradients = torch.autograd.grad(loss, (run.sae.encoder, run.sae.decoder))
         assert not any(each.any() for each in gradients)
+
+
+def test_a_step_in_which_no_latent_can_be_dead_yet_does_not_wait_for_a_gpu(store: ActivationStore) -> None:
+    run = Learner(PARAMS, store.site, store.d_model, steps=10_000)  # so many that this one adds no row to the curve
+    x = batch(store)
+    run.initialise(x)
+    with Waits() as waits:
+        run.learn(x)
+    assert waits.seen == []
+    not_fired(run, slice(4))
+    with Waits() as waits:
+        run.learn(x)
+    assert waits.seen == ["nonzero"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ def test_a_batch_has_the_columns_that_there_are() -> None:
             assert isinstance(rows, np.ndarray)
             return Drawn(torch.as_tensor(rows), torch.zeros(1), torch.ones(1))
 
+        def read_at_random(self) -> None: ...
+
     whole = WindowData(windows, WindowLabels(CONCEPTS, SCORES), Draws()).batch(np.array([1]))
     assert whole.keys() == {"windows", "labels", "label_weights", "drawn"}
     assert whole["drawn"].ids.tolist() == [1]

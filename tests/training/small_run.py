@@ -19,7 +19,8 @@ from tests.training.test_loop import PARAMS, training
 
 
 def main(folder: Path, method: str, optimizer: str, steps: int, stop_at: int | None) -> None:
-    os.environ |= {"COCOMIX_PRECISION": "fp32", "COCOMIX_DEVICE": "cpu"}
+    os.environ["COCOMIX_DEVICE"] = "cpu"
+    os.environ.setdefault("COCOMIX_PRECISION", "fp32")
     distributed.join()
     objective = getattr(test_loop, method)()
     run = training(objective, folder, PARAMS.model_copy(update={"optimizer": optimizer, "steps": steps}))
@@ -33,6 +34,8 @@ def main(folder: Path, method: str, optimizer: str, steps: int, stop_at: int | N
         return loss, norm
 
     Training._train_step = watched_step  # type: ignore[method-assign]
+    attention, dtypes = objective.model.transformer.h[0].attn.c_attn, set[str]()
+    attention.register_forward_pre_hook(lambda module, _: dtypes.add(str(module.weight.dtype)))
     objective.register_forward_pre_hook(
         lambda module, _: drawn.append(torch.rand(()).item()) if module.training else None
     )
@@ -40,7 +43,12 @@ def main(folder: Path, method: str, optimizer: str, steps: int, stop_at: int | N
     (folder / f"drawn-{runtime().rank}.json").write_text(json.dumps(drawn))
     if runtime().rank == 0:
         weights = {name: each.flatten().tolist() for name, each in objective.model.state_dict().items()}
-        found = {"curve": [row.columns() for row in curve], "norms": norms, "weights": weights}
+        found = {
+            "curve": [row.columns() for row in curve],
+            "norms": norms,
+            "weights": weights,
+            "dtypes": sorted(dtypes),
+        }
         (folder / "result.json").write_text(json.dumps(found))
 
 

@@ -1,5 +1,6 @@
 import itertools
 import math
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,6 +23,7 @@ from cocomix.training.distillation import Distillation
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
 from cocomix.training.objectives import ConceptMixing, HiddenMixing, Losses, MultiToken, Objective, Weighted
 from cocomix.training.schedule import learning_rate
+from tests.plumbing.test_mapped import is_read_at_random
 
 PARAMS = TrainingParams(
     steps=12, batch_size=6, learning_rate=1e-2, eval_every=5, eval_windows=8, checkpoint_every=4, warmup_share=0.25
@@ -124,6 +126,18 @@ def training(objective: Objective, folder: Path, params: TrainingParams = PARAMS
 
 def timeless(curve: list[TrainingCurveRow]) -> list[TrainingCurveRow]:
     return [replace(row, seconds=0.0) for row in curve]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux shows what it has noted")
+def test_the_kernel_knows_that_training_windows_are_read_at_random_and_validation_ones_are_not(tmp_path: Path) -> None:
+    plain, paths = data(0, labelled=True), [tmp_path / f"{name}.npy" for name in ("windows", "labels", "validation")]
+    assert plain.labels is not None
+    for path, array in zip(paths, (plain.windows, plain.labels.concepts, plain.windows), strict=True):
+        np.save(path, array)
+    windows, labels, validation = (np.load(path, mmap_mode="r") for path in paths)
+    train = WindowData(windows, WindowLabels(labels))
+    Training(cocomix(), train, WindowData(validation, plain.labels), PARAMS, seed=3, folder=tmp_path)
+    assert [is_read_at_random(path) for path in paths] == [True, True, False]
 
 
 @pytest.mark.parametrize("make", [ntp, cocomix])

@@ -11,10 +11,11 @@ import pytest
 from cocomix.plumbing import checkpoint
 
 
-def run(processes: int, *arguments: str, sharding: str = "ddp") -> None:
+def run(processes: int, *arguments: str, sharding: str = "ddp", precision: str = "fp32") -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "tests.training.small_run", *arguments]
     knobs = {"OMP_NUM_THREADS": "1", "COCOMIX_SHARDING": sharding, "COCOMIX_MICRO_BATCH": "2"}
+    knobs["COCOMIX_PRECISION"] = precision
     subprocess.run(command, check=True, capture_output=True, env=os.environ | knobs, timeout=120)
 
 
@@ -46,6 +47,15 @@ def test_two_processes_train_what_one_trains_to_rounding(alone: dict[str, Any], 
     drawn = [json.loads((tmp_path / f"drawn-{rank}.json").read_text()) for rank in (0, 1)]
     assert len(drawn[0]) == len(drawn[1]) == 2 * 12  # micro-batches of 12 steps
     assert len({*drawn[0], *drawn[1]}) == 4 * 12  # dropout is other in each step, process and micro-batch
+
+
+def test_shares_are_gathered_in_bf16_where_that_is_multiplied_and_give_the_same_gradients(tmp_path: Path) -> None:
+    for sharding in ("ddp", "fsdp"):
+        (tmp_path / sharding).mkdir()
+        run(2, str(tmp_path / sharding), "cocomix", sharding=sharding, precision="bf16")
+    whole, shares = result(tmp_path / "ddp"), result(tmp_path / "fsdp")
+    assert (whole["dtypes"], shares["dtypes"]) == (["torch.float32"], ["torch.bfloat16"])
+    assert shares["norms"][:3] == pytest.approx(whole["norms"][:3], rel=1e-6)  # later, roundings add up
 
 
 @pytest.mark.parametrize(
