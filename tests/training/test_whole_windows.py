@@ -105,8 +105,10 @@ def test_cocomix_needs_no_mask_where_transformers_would_make_one(monkeypatch: py
     model, masks = cocomix("sdpa", "interleave"), list[Any]()
     expected = model(WINDOWS, use_cache=False).logits
     monkeypatch.setattr(masking_utils, "is_torchdynamo_exporting", lambda: True)  # as torch 2.12 says while compiling
-    for block in model.transformer.h:
-        block.register_forward_pre_hook(lambda _block, args: masks.append(args[2]))
+    for block in model.base_model.blocks:
+        block.register_forward_pre_hook(
+            lambda _block, _args, given: masks.append(given["attention_mask"]), with_kwargs=True
+        )
     assert torch.equal(model(WINDOWS, use_cache=False).logits, expected)
     assert masks == [None, None, None]
 
