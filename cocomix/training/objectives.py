@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from cocomix.base.blocks import blocks_of
 from cocomix.base.flops import forward_flops
@@ -194,6 +195,7 @@ class MultiToken(Objective):
         block, last = type(blocks_of(model)[-1]), model.config.num_hidden_layers - 1
         self.blocks = nn.ModuleList(block(model.config, layer_idx=last) for _ in range(params.tokens - 1))
         self.blocks.apply(model._init_weights)
+        maybe_install_capturing_hooks(model.base_model)  # else at the first request, which torch.compile cannot trace
 
     def forward(self, windows: Tensor, drawn: Drawn | None = None, kl_weight: Tensor | None = None) -> Losses:
         """Compute the losses; windows: token ids, int64 [batch, context]."""

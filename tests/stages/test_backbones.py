@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 import stages.base
@@ -13,8 +14,10 @@ import stages.evaluate
 import stages.methods
 import stages.pretrain
 import stages.steer
+from cocomix.explore.load import load_model
 from cocomix.params import Params
 from cocomix.plumbing.runtime import runtime
+from cocomix.steering.reading import information_gain
 from tests.stages.test_parameters import parameters
 from tests.steering.conftest import publish_concepts
 
@@ -52,4 +55,6 @@ def test_base_model_and_each_method_are_trained_on_llama_and_measured(
         stages.evaluate.run(params, method, 0)
         assert json.loads(Path(f"metrics/evaluate/{method}-0.json").read_text())["validation"]["loss"] > 0
     stages.steer.run(params)
+    model, _ = load_model(Path("artifacts/models/cocomix-0"))
+    assert information_gain(model, torch.arange(8)).any()
     assert Path("artifacts/steering/manifest.json").exists()

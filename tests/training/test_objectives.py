@@ -184,6 +184,14 @@ def test_multi_token_prediction_adds_the_mean_loss_of_each_further_token_through
     assert all(each.grad is not None for each in _with_gradient(objective, windows))
 
 
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_multi_token_prediction_compiles_to_one_graph_and_gives_the_same(make: Callable[[], PreTrainedModel]) -> None:
+    torch._dynamo.reset()
+    objective, windows = MultiToken(make(), MtpParams(tokens=2, weight=0.5)).eval(), torch.randint(0, 32, (3, 8))
+    compiled = torch.compile(objective, backend="eager", fullgraph=True)
+    assert_same(compiled(windows), objective(windows), objective)
+
+
 def _with_gradient(objective: Objective, windows: torch.Tensor) -> list[torch.nn.Parameter]:
     losses = objective(windows)
     (losses.tokens + losses.auxiliary["further_tokens"]).backward()
