@@ -225,6 +225,10 @@ class BaseParams(Section):
     """Hub id or folder of a causal language model."""
     revision: str | None = None
     """Commit or tag of the hub id; required with one, as in `HubParams`."""
+    tokenizer: Literal["shared", "own"] = "shared"
+    """shared: it reads the tokens of the students; own: it keeps its own tokenizer, and labels are aligned."""
+    context: Annotated[int, Field(ge=2, le=2**24)] | None = None
+    """Tokens per window of its own tokenizer; null: tokenize.context."""
     seed: Seed = 0
     model: ModelParams
     training: TrainingParams
@@ -233,6 +237,12 @@ class BaseParams(Section):
     def _agree(self) -> Self:
         if self.source == "pretrained" and not self.pretrained:
             raise ValueError("source is pretrained, which needs pretrained: a hub id or a folder")
+        if self.tokenizer == "own" and self.source == "train":
+            raise ValueError(
+                "tokenizer: own needs source: pretrained; one that is trained here reads the students' tokens"
+            )
+        if self.tokenizer == "shared" and self.context is not None:
+            raise ValueError(f"context ({self.context}) needs tokenizer: own; a shared one has tokenize.context")
         return self
 
 

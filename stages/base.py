@@ -19,6 +19,7 @@ from cocomix.plumbing.progress import say
 from cocomix.plumbing.runtime import runtime
 from cocomix.pretrained import load_model, load_tokenizer
 from cocomix.shapes.models import gpt2_shape
+from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.comparison import difference
 from cocomix.tokens.window_data import WindowData
 from cocomix.tokens.windows import Tokens
@@ -29,7 +30,7 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 
 def run(params: Params) -> None:
     """Make artifacts/base, a Hugging Face folder."""
-    tokens = Tokens(ARTIFACTS / "tokens")
+    tokens = BaseTokens(ARTIFACTS)
 
     def compute(work: Work) -> dict[str, Any]:
         if params.base.source == "train":
@@ -44,7 +45,7 @@ def run(params: Params) -> None:
         return {"d_model": model.config.hidden_size, "n_layer": model.config.num_hidden_layers}
 
     side = {"metrics.json": Path("metrics/base.json"), "curve.csv": Path("plots/base.csv")}
-    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, **outside("base.pretrained", params)}
+    inputs: dict[str, Artifact | str] = {**tokens.inputs, **outside("base.pretrained", params)}
     produce("base", ARTIFACTS / "base", inputs, params.base.model_dump(), compute, side)
 
 
@@ -57,26 +58,31 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
     return objective.model, curve
 
 
-def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
+def _load(params: Params, tokens: BaseTokens) -> PreTrainedModel:
     source = str(params.base.pretrained)
     model = load_model("base.pretrained", source, params.base.revision, torch.float32)
     if model.config.vocab_size < tokens.vocab_size:
+        use = "use its tokenizer (tokenize.pretrained)" if tokens.shared else "the tokenizer beside it is not its own"
         raise UserError(
             f"base.pretrained: {source!r} has a vocabulary of {model.config.vocab_size}; the tokens need "
-            f"{tokens.vocab_size}: use its tokenizer (tokenize.pretrained)"
+            f"{tokens.vocab_size}: {use}"
         )
     try:
         check_base(model.requires_grad_(False).eval(), tokens.context)
     except UserError as error:
         raise UserError(f"base.pretrained: {source!r}: {error}") from None
-    _check_tokenizer(params, tokens)
+    if tokens.shared:
+        _check_tokenizer(params, tokens)
     return model
 
 
 def _check_tokenizer(params: Params, tokens: Tokens) -> None:
     """Check that the base model's tokenizer, if it has one, made the tokens."""
     source, made = str(params.base.pretrained), tokens.artifact.manifest.params
-    advice = f"set tokenize.source: pretrained, tokenize.pretrained: {source}, and tokenize.revision to base.revision"
+    advice = (
+        f"set base.tokenizer: own, or tokenize.source: pretrained, tokenize.pretrained: {source}, and "
+        "tokenize.revision to base.revision"
+    )
     try:
         theirs = load_tokenizer("base.pretrained", source, params.base.revision)
     except UserError as error:

@@ -12,7 +12,7 @@ from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.shapes.methods import METHODS, supervision
 from cocomix.shapes.models import TeacherSizes, shapes
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.base_tokens import BaseTokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
@@ -22,7 +22,8 @@ def run(params: Params) -> None:
     metrics/methods.json holds the width of the model of each method and form, listed or not, the dictionary's size, and
     the FLOPs per token of the base model's forward pass, in full and up to the layer of the concepts.
     """
-    tokens = Tokens(ARTIFACTS / "tokens")
+    read = BaseTokens(ARTIFACTS)
+    tokens = read.students
     base, sae, concepts, distribution = (
         Artifact(ARTIFACTS / each) for each in ("base", "sae", "concepts", "distribution")
     )
@@ -34,8 +35,8 @@ def run(params: Params) -> None:
         teacher = TeacherSizes(
             latents=sae.about["concepts"],
             base_width=model.config.hidden_size,
-            base_flops=forward_flops(model, tokens.context),
-            base_flops_to_layer=forward_flops(model, tokens.context, sae.about["layer"]),
+            base_flops=forward_flops(model, read.context),
+            base_flops_to_layer=forward_flops(model, read.context, sae.about["layer"]),
         )
         found = shapes(section, tokens, teacher)
         entries = {
@@ -52,6 +53,7 @@ def run(params: Params) -> None:
         sizes = {
             "widths": {name: shape["n_embd"] for name, shape in found.items() if shape},
             "context": tokens.context,
+            "base_context": read.context,
             "latents": teacher.latents,
             "base_flops": teacher.base_flops,
             "base_flops_to_layer": teacher.base_flops_to_layer,
@@ -60,7 +62,7 @@ def run(params: Params) -> None:
         return {}
 
     used = section.model_dump(mode="json", exclude={"seeds", "training"})
-    inputs = {"tokens": tokens.artifact, "base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
+    inputs = {**read.inputs, "base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
     side = {"metrics.json": Path("metrics/methods.json")}
     produce("methods", ARTIFACTS / "methods", inputs, used, compute, side)
 

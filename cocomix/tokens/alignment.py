@@ -12,15 +12,72 @@ that tokenizers give say too little for a guarantee, in two ways:
   order (`possibly_read`).
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from unicodedata import combining, normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cocomix.corpus.splits import Split
+from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.errors import UserError
+from cocomix.tokens.encoding import spans_of
+from cocomix.tokens.pack import RowGroup, count_tokens, in_row_groups, opened, save, write_rows
+from cocomix.tokens.windows import Tokens
+
 WHITE_SPACE = np.array([each for each in range(0x3001) if chr(each).isspace()], np.uint32)
 COMBINING = np.array([each for each in range(0x20000) if combining(normalize("NFKD", chr(each))[0])], np.uint32)
 """Code points that join what is before them, also after a normaliser alone (U+FF9E, a mark of half width). There are
 none beyond the range."""
+
+
+def write_places(
+    work: Work, texts: Mapping[Split, Path], students: Tokens, shards: Mapping[Split, Sequence[Path]], context: int
+) -> None:
+    """Write `<split>.places.npy`, as `cocomix.tokens.base_tokens.BaseTokens` reads it, for each of some splits.
+
+    Args:
+        texts: Parquet files with a column `text`, from which both models' tokens were made.
+        shards: the ids of the base model's tokens, a file for each row group: see `encode`.
+        context: tokens of the base model's windows.
+
+    Raises:
+        UserError: when the students' tokens are not those of the texts.
+    """
+    tokenizers = students.artifact.file("tokenizer/tokenizer.json"), work.files / "tokenizer/tokenizer.json"
+    align = partial(_align_group, student=tokenizers[0], base=tokenizers[1])
+    for split, places in in_row_groups(texts, work.scratch / "places", align, f"{work.stage}: alignment").items():
+        if count_tokens(places) != students.ends(split)[-1]:
+            raise UserError(f"{students.artifact.path}: its tokenizer makes other tokens now; run tokenize again")
+        with work.write(f"{split}.places.npy") as pending:
+            pending.rows = len(students.windows(split))
+            in_windows = count_tokens(shards[split]) // context * context
+            joined = _joined(places, shards[split], in_windows)
+            write_rows(joined, pending.rows, students.context, pending.path)
+
+
+def _align_group(group: RowGroup, student: Path, base: Path) -> None:
+    """Write the places for the student's ids of a row group: its base tokens are counted from 0."""
+    parts, first = [], 0
+    for batch in group.batches():
+        spans = (spans_of(opened(each), batch, group.described) for each in (student, base))
+        for text, *pair in zip(batch, *spans, strict=True):
+            places = np.append(aligned(text, *pair), len(pair[1]))  # the ends of the document are aligned
+            parts.append(np.where(places < 0, -1, first + places))
+            first += len(pair[1]) + 1
+    save(group.shard, np.concatenate(parts))
+
+
+def _joined(places: Sequence[Path], shards: Sequence[Path], in_windows: int) -> Iterator[NDArray[np.signedinteger]]:
+    """The places of each shard, in the whole split; -1 beyond its last whole window."""
+    first, dtype = 0, np.int32 if in_windows < 2**31 else np.int64
+    for path, ids in zip(places, shards, strict=True):
+        found = np.load(path)
+        found = np.where(found < 0, -1, found + first)
+        yield np.where(found < in_windows, found, -1).astype(dtype)
+        first += np.load(ids, mmap_mode="r").size
 
 
 def aligned(text: str, student: NDArray[np.int64], base: NDArray[np.int64]) -> NDArray[np.int64]:
