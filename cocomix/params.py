@@ -860,8 +860,24 @@ class Params(Section):
     steer: SteerParams
     report: ReportParams
 
+    @property
+    def _of_one_tokenizer(self) -> str | None:
+        """A parameter, with its value, by which students learn from the base model token by token."""
+        if self.distribution.draws is not None:
+            return f"distribution.draws ({self.distribution.draws})"
+        for name, section in self.pretrain.listed.items():
+            key = f"pretrain.forms.{name}" if name in self.pretrain.forms else f"pretrain.{name}"
+            if taught := distillation(section):
+                own = key if isinstance(section, KdParams) else f"{key}.kd"
+                return f"{own}.kl_weight ({taught.kl_weight:g})"
+            if regresses(section):
+                return f"{key}.predicts (hidden)"
+        return None
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.base.tokenizer == "own" and (key := self._of_one_tokenizer):
+            raise ValueError(f"{key} needs base.tokenizer: shared, not own: the students have other tokens")
         for name in self.activations.sites:
             layer = Site.parse(name).layer
             if self.base.source == "train" and layer >= self.base.model.n_layer:
@@ -916,6 +932,11 @@ class Params(Section):
             raise ValueError(
                 f"steer.prompt_tokens ({self.steer.prompt_tokens}) and steer.new_tokens ({self.steer.new_tokens}) "
                 f"together must not exceed tokenize.context ({self.tokenize.context})"
+            )
+        if self.base.context is not None and self.steer.prompt_tokens + self.steer.new_tokens > self.base.context:
+            raise ValueError(
+                f"steer.prompt_tokens ({self.steer.prompt_tokens}) and steer.new_tokens ({self.steer.new_tokens}) "
+                f"together must not exceed base.context ({self.base.context})"
             )
         if self.activations.tokens < self.sae.batch_size:
             raise ValueError(

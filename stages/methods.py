@@ -62,7 +62,7 @@ def run(params: Params) -> None:
         return {}
 
     used = section.model_dump(mode="json", exclude={"seeds", "training"})
-    inputs = {**read.inputs, "base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
+    inputs = {"base": base, "sae": sae, "concepts": concepts, "distribution": distribution, **read.inputs}
     side = {"metrics.json": Path("metrics/methods.json")}
     produce("methods", ARTIFACTS / "methods", inputs, used, compute, side)
 

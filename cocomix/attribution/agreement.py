@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     artifacts, params = Path("artifacts"), load().attribution
     tokens = BaseTokens(artifacts)
     base, trained = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
-    check_origins({**tokens.inputs, "base": base, "sae": trained})
+    check_origins({"base": base, "sae": trained, **tokens.inputs})
     model, sae = load_base(base, tokens.context), load_sae(trained)
     validation = tokens.windows("validation")
     per_window = min(PER_WINDOW, tokens.context - 1)

@@ -76,7 +76,9 @@ def load_extractor(artifacts: Path, model: CoCoMixForCausalLM) -> Extractor:
         opened[f"supervision.{trained.about['method']}"] = supervision(section, artifacts)
     check_origins(opened)
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
-    return Extractor(load_base(base, labels.context), load_sae(sae), params)
+    own = base.manifest.params.get("tokenizer") == "own"
+    tokenizer = pretrained.load_tokenizer("base.pretrained", str(base.path), None) if own else None
+    return Extractor(load_base(base, labels.context), load_sae(sae), params, tokenizer)
 
 
 def load_labels(artifacts: Path) -> dict[int, str]:

@@ -1,6 +1,7 @@
 """A base model that keeps its own tokenizer: the stages from the corpus to the steering, one after the other."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,14 +23,19 @@ import stages.base
 import stages.base_tokens
 import stages.corpus
 import stages.distribution
+import stages.evaluate
 import stages.explain
 import stages.methods
 import stages.pretrain
+import stages.report
 import stages.sae
+import stages.steer
 import stages.tokenize
+from cocomix.__main__ import main as command
 from cocomix.attribution.labelling import label_windows
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
+from cocomix.explain.atlas import Atlas
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.checked import parse, read_yaml
@@ -181,6 +187,46 @@ def test_a_students_position_has_the_labels_of_its_place(project: BaseTokens, tm
     assert 0 < without[0] < 0.5
 
 
+def test_students_learn_and_are_measured_and_read(
+    project: BaseTokens, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = parameters(**OWN)
+    run("distribution", "explain", "methods", params=params)
+    stages.pretrain.run(params, "cocomix", 0)
+    stages.evaluate.run(params, "cocomix", 0)
+    run("steer", params=params)
+    atlas = Atlas()
+    assert len(atlas.texts) == project.vocab_size
+    assert len(atlas.student_texts) == project.students.vocab_size
+    assert "</s>" in atlas.texts
+    assert "<|endoftext|>" in atlas.student_texts
+    effects = pq.read_table("artifacts/steering/effects.parquet").to_pylist()
+    assert {each["sweep"] for each in effects} == {"cocomix_set", "cocomix_scale", "base_set"}
+    assert all(0 < each["probability"] < 1 and 0 <= each["read"] <= 1 for each in effects)
+    run("report", params=params)
+    assert "have no label" in Path("artifacts/report/index.html").read_text()
+
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    text = "The caf\u00e9 \U0001f600 statement"
+    command(["concepts", text, "--json"])
+    positions = json.loads(capsys.readouterr().out)
+    student, base = (
+        spans_of(plain(each.tokenizer().backend_tokenizer), [text], "")[0] for each in (project.students, project)
+    )
+    assert len(positions) == len(student)
+    alone = label_windows(
+        load_base(Artifact(Path("artifacts/base")), 24),
+        load_sae(Artifact(Path("artifacts/sae"))),
+        torch.tensor(ids_of(plain(project.tokenizer().backend_tokenizer), [text], "")),
+        params.attribution,
+    )
+    for position, place in zip(positions, aligned(text, student, base).tolist(), strict=True):
+        expected = [] if place < 0 else [each for each in alone.concepts[0, place].tolist() if each < 48]
+        assert [each["concept"] for each in position["labelled"]] == expected
+    command(["generate", "The file", "--base", "--tokens", "3", "--json"])
+    assert json.loads(capsys.readouterr().out)["continuation"]
+
+
 def test_with_a_shared_tokenizer_the_artifact_has_no_files_and_stands_for_the_students_tokens(
     tokens_folder: Path,
 ) -> None:
@@ -195,4 +241,4 @@ def test_with_a_shared_tokenizer_the_artifact_has_no_files_and_stands_for_the_st
 def test_with_a_shared_tokenizer_the_stage_waits_for_no_library() -> None:
     heavy = "torch", "transformers", "tokenizers"
     code = f"import sys; sys.modules |= dict.fromkeys({heavy!r}); import stages.base_tokens"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
