@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from transformers import GPT2Config
+from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from cocomix.check.preflight import preflight
 from cocomix.params import Params
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
+from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
 from tests.stages.project import merge
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
@@ -32,6 +33,10 @@ def params(changes: dict[str, Any]) -> Params:
 
 def base(name: str, revision: str | None = None, **more: Any) -> dict[str, Any]:
     return {"base": {"source": "pretrained", "pretrained": name, "revision": revision}, **more}
+
+
+def own(name: str, context: int | None = None) -> dict[str, Any]:
+    return {"base": {**base(name)["base"], "tokenizer": "own", "context": context}}
 
 
 def published(path: str, format: str, **more: Any) -> dict[str, Any]:
@@ -72,6 +77,9 @@ def files(folder: Path) -> Path:
     Path("file.bin").write_text("no text")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=64, vocab_size=64).save_pretrained("short")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=128, vocab_size=64).save_pretrained("small")
+    GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=128, vocab_size=300).save_pretrained("with-tokenizer")
+    tokenizer = train_tokenizer(["text"], 300)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_DOCUMENT).save_pretrained("with-tokenizer")
     Path("torn").mkdir()
     Path("torn/config.json").write_text("{")
     Path("empty").mkdir()
@@ -103,6 +111,8 @@ def files(folder: Path) -> Path:
         (base("torn"), "base.pretrained: 'torn': no model can be loaded from this folder: "),
         (base("empty"), "base.pretrained: 'empty': no model can be loaded from this folder: "),
         (base("short"), "base.pretrained: 'short' has a context of 64; tokenize.context is 128"),
+        (own("small"), "base.pretrained: 'small': its tokenizer knows no text: tokenizer.json is missing"),
+        (own("with-tokenizer", 256), "base.pretrained: 'with-tokenizer' has a context of 128; base.context is 256"),
         (
             base("small", activations={"sites": ["resid_post_3"]}),
             "layer 3: the base model has 3 blocks; allowed: 1 to 2",
@@ -179,6 +189,8 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
         {},
         {"corpus": {"source": "files", "files": {"paths": ["*.txt"]}}},
         base("small", activations={"sites": ["resid_post_2"]}),
+        own("with-tokenizer"),
+        own("with-tokenizer", 64),
         base("nobody/never-cached", COMMIT),
         {"tokenize": {"source": "pretrained", "pretrained": "nobody/never-cached", "revision": COMMIT}},
         {"explain": {"labeller": "model", "model": {"name": "nobody/never-cached", "revision": COMMIT}}},

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ruamel.yaml import YAML
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -48,9 +49,8 @@ from tests.conftest import write_files
 from tests.stages.project import merge
 from tests.stages.test_dvc_yaml import ROOT
 
-OWN: dict[str, Any] = {
-    "base": {"source": "pretrained", "pretrained": "teacher", "tokenizer": "own", "context": 24},
-}
+DOCS = (ROOT / "docs/concepts.md").read_text().partition("## A teacher with another tokenizer")[2]
+OWN: dict[str, Any] = YAML(typ="safe").load(DOCS.split("```yaml")[1].split("```")[0])
 SMALL: dict[str, Any] = {
     "corpus": {"source": "files", "files": {"paths": ["texts/*.txt"]}, "validation_share": 0.2, "test_share": 0.2},
     "tokenize": {"vocab_size": 300, "context": 16},
