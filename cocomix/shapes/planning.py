@@ -70,9 +70,9 @@ of 50 in arXiv 2503.16870; a better base model has fewer. Each takes log2 V bits
 0.4 and 0.8 less."""
 DRAWN_BYTES = 2
 """Entropy of a position and number of its different tokens, compressed."""
-ENCODINGS = 4
+ENCODINGS = 4.5
 """Times that `tokenize` could encode the text while `base_tokens` encodes it in the base model's tokens, and then in
-both models' with their places, which takes longer; a guess."""
+both models' with their places, which takes longer; measured on Python's help topics."""
 FORWARD_TOKENS = 2048
 """Tokens per forward pass of a frozen model, as `cocomix.base.loading.micro_batch` on a CPU."""
 LIBRARIES = 500e6

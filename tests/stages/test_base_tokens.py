@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ruamel.yaml import YAML
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import stages.activations
@@ -78,13 +78,15 @@ def parameters(**changes: Any) -> Params:
 
 
 def unigram(texts: list[str]) -> PreTrainedTokenizerFast:
-    """With a normaliser, and a piece for white space before a word."""
+    """With a normaliser, a piece for white space before a word, and special tokens around each text."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<unk>", "</s>"]
+    special = ["<unk>", "</s>", "<s>"]
     trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
+    around = {"single": "<s> $A </s>", "special_tokens": [("<s>", 2), ("</s>", 1)]}
+    tokenizer.post_processor = processors.TemplateProcessing(**around)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
@@ -142,6 +144,7 @@ def test_the_base_model_reads_the_same_documents_in_its_own_tokens(project: Base
         windows = project.windows(split)
         assert windows.flatten().tolist() == expected[: windows.size]
         assert len(expected) - windows.size < project.context
+        assert 2 not in expected, "the special token that begins a text"
         assert len(project.ends(split)) == len(project.students.ends(split)) == len(texts)
 
 
