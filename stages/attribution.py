@@ -34,7 +34,8 @@ def run(params: Params) -> None:
 
             summary = summarise(train_labels(), concepts)
             (work.side / "metrics.json").write_bytes(to_json(asdict(summary)))
-            facts["unlabelled_share"] = summary.unlabelled_share
+            if not tokens.shared:
+                facts["unlabelled_share"] = summary.unlabelled_share
         return facts
 
     produce(
