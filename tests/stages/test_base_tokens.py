@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from pydoc_data.topics import topics
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from cocomix.attribution.labelling import label_windows
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
 from cocomix.explain.atlas import Atlas
+from cocomix.explore.calls import Continuation
+from cocomix.explore.session import Session
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.checked import parse, read_yaml
@@ -227,7 +230,16 @@ def test_students_learn_and_are_measured_and_read(
         expected = [] if place < 0 else [each for each in alone.concepts[0, place].tolist() if each < 48]
         assert [each["concept"] for each in position["labelled"]] == expected
     command(["generate", "The file", "--base", "--tokens", "3", "--json"])
-    assert json.loads(capsys.readouterr().out)["continuation"]
+    written = json.loads(capsys.readouterr().out)["continuation"]
+    assert written
+    command(["steer", "The file", "--base", "--tokens", "3", "--edit", "1=2", "--json"])
+    assert json.loads(capsys.readouterr().out)["continuations"]["base"] == written
+    session = Session(Path("artifacts/models/cocomix-0"), Path("artifacts"))
+    asked, pieces = Continuation(text="The file", base=True, tokens=3), list[str]()
+    session.write(asked, say=pieces.append, stop=Event())
+    assert "".join(pieces) == written
+    exec(session.calls(asked).python, {})
+    assert capsys.readouterr().out == f"{written}\n"
 
 
 def test_with_a_shared_tokenizer_the_artifact_has_no_files_and_stands_for_the_students_tokens(
