@@ -276,6 +276,10 @@ class BaseParams(Section):
     """Hub id or folder of a causal language model."""
     revision: str | None = None
     """Commit or tag of the hub id; required with one, as in `HubParams`."""
+    tokenizer: Literal["shared", "own"] = "shared"
+    """shared: it reads the tokens of the students; own: it keeps its own tokenizer, and labels are aligned."""
+    context: Annotated[int, Field(ge=2, le=2**24)] | None = None
+    """Tokens per window of its own tokenizer; null: tokenize.context."""
     seed: Seed = 0
     model: ModelParams
     training: TrainingParams
@@ -284,6 +288,12 @@ class BaseParams(Section):
     def _agree(self) -> Self:
         if self.source == "pretrained" and not self.pretrained:
             raise ValueError("source is pretrained, which needs pretrained: a hub id or a folder")
+        if self.tokenizer == "own" and self.source == "train":
+            raise ValueError(
+                "tokenizer: own needs source: pretrained; one that is trained here reads the students' tokens"
+            )
+        if self.tokenizer == "shared" and self.context is not None:
+            raise ValueError(f"context ({self.context}) needs tokenizer: own; a shared one has tokenize.context")
         return self
 
 
@@ -931,8 +941,24 @@ class Params(Section):
     steer: SteerParams
     report: ReportParams
 
+    @property
+    def _of_one_tokenizer(self) -> str | None:
+        """A parameter, with its value, by which students learn from the base model token by token."""
+        if self.distribution.draws is not None:
+            return f"distribution.draws ({self.distribution.draws})"
+        for name, section in self.pretrain.listed.items():
+            key = f"pretrain.forms.{name}" if name in self.pretrain.forms else f"pretrain.{name}"
+            if taught := distillation(section):
+                own = key if isinstance(section, KdParams) else f"{key}.kd"
+                return f"{own}.kl_weight ({taught.kl_weight:g})"
+            if regresses(section):
+                return f"{key}.predicts (hidden)"
+        return None
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.base.tokenizer == "own" and (key := self._of_one_tokenizer):
+            raise ValueError(f"{key} needs base.tokenizer: shared, not own: the students have other tokens")
         for name in self.activations.sites:
             layer = Site.parse(name).layer
             if self.base.source == "train" and layer >= self.base.model.n_layer:
@@ -987,6 +1013,11 @@ class Params(Section):
             raise ValueError(
                 f"steer.prompt_tokens ({self.steer.prompt_tokens}) and steer.new_tokens ({self.steer.new_tokens}) "
                 f"together must not exceed tokenize.context ({self.tokenize.context})"
+            )
+        if self.base.context is not None and self.steer.prompt_tokens + self.steer.new_tokens > self.base.context:
+            raise ValueError(
+                f"steer.prompt_tokens ({self.steer.prompt_tokens}) and steer.new_tokens ({self.steer.new_tokens}) "
+                f"together must not exceed base.context ({self.base.context})"
             )
         if self.activations.tokens < self.sae.batch_size:
             raise ValueError(

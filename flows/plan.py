@@ -213,8 +213,8 @@ def _planned(
 
 def _assumed_rate(kind: str, params: Params) -> Rate:
     cores = runtime().cores
-    if kind in ("corpus", "tokenize"):
-        per_core = CORE_TEXT[params.corpus.source if kind == "corpus" else kind]
+    if kind in ("corpus", "tokenize", "base_tokens"):
+        per_core = CORE_TEXT[params.corpus.source if kind == "corpus" else "tokenize"]
         return Rate(per_core * cores, f"assumed: {si(per_core, 'B')}/s a core, {cores} cores")
     if (names := _gpus_here()) and (gpu := gpu_named(names[0])):
         return Rate(

@@ -13,14 +13,14 @@ from cocomix.activations.collect import collect
 from cocomix.base.loading import load_base
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.base_tokens import BaseTokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
     """Collect the activations into artifacts/activations; the processes share the work."""
     base = Artifact(ARTIFACTS / "base")
-    tokens = Tokens(ARTIFACTS / "tokens")
+    tokens = BaseTokens(ARTIFACTS)
 
     def compute(work: Work) -> Mapping[str, Any]:
         about = collect(work, load_base(base, tokens.context), tokens, params.activations)
@@ -39,7 +39,7 @@ def run(params: Params) -> None:
     produce(
         "activations",
         ARTIFACTS / "activations",
-        {"base": base, "tokens": tokens.artifact},
+        {"base": base, **tokens.inputs},
         params.activations.model_dump(),
         compute,
         {"metrics.json": Path("metrics/activations.json")},

@@ -18,14 +18,14 @@ from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import load_sae
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.base_tokens import BaseTokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
     """Make artifacts/concepts; the processes share the work."""
     base, trained = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
-    tokens = Tokens(ARTIFACTS / "tokens")
+    tokens = BaseTokens(ARTIFACTS)
 
     def compute(work: Work) -> Mapping[str, Any]:
         sae = load_sae(trained)
@@ -35,16 +35,18 @@ def run(params: Params) -> None:
 
             def train_labels() -> Iterator[Labels]:
                 for name in sorted(each for each in work.records() if each.startswith("train-")):
-                    yield from read_labels(work.files / name, tokens.context, k_attr, label_type(concepts))
+                    yield from read_labels(work.files / name, facts["context"], k_attr, label_type(concepts))
 
-            metrics = asdict(summarise(train_labels(), concepts))
-            (work.side / "metrics.json").write_bytes(to_json(metrics))
+            summary = summarise(train_labels(), concepts)
+            (work.side / "metrics.json").write_bytes(to_json(asdict(summary)))
+            if not tokens.shared:
+                facts["unlabelled_share"] = summary.unlabelled_share
         return facts
 
     produce(
         "attribution",
         ARTIFACTS / "concepts",
-        {"base": base, "sae": trained, "tokens": tokens.artifact},
+        {"base": base, "sae": trained, **tokens.inputs},
         params.attribution.model_dump(),
         compute,
         {"metrics.json": Path("metrics/attribution.json")},

@@ -24,6 +24,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.pretrained import load_model
 from cocomix.shapes.models import plain_shape
+from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
 from cocomix.tokens.window_data import WindowData
 from cocomix.tokens.windows import Tokens
@@ -34,7 +35,7 @@ from stages.stage import ARTIFACTS, main, produce, to_json
 
 def run(params: Params) -> None:
     """Make artifacts/base, a Hugging Face folder; its manifest tells the model's `sizes`."""
-    tokens = Tokens(ARTIFACTS / "tokens")
+    tokens = BaseTokens(ARTIFACTS)
 
     def compute(work: Work) -> dict[str, Any]:
         if params.base.source == "train":
@@ -49,7 +50,7 @@ def run(params: Params) -> None:
         return sizes(model, tokens.context)
 
     side = {"metrics.json": Path("metrics/base.json"), "curve.csv": Path("plots/base.csv")}
-    inputs: dict[str, Artifact | str] = {"tokens": tokens.artifact, **outside("base.pretrained", params)}
+    inputs: dict[str, Artifact | str] = {**tokens.inputs, **outside("base.pretrained", params)}
     produce("base", ARTIFACTS / "base", inputs, params.base.model_dump(), compute, side)
 
 
@@ -62,15 +63,22 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
     return objective.model, curve
 
 
-def _load(params: Params, tokens: Tokens) -> PreTrainedModel:
+def _load(params: Params, tokens: BaseTokens) -> PreTrainedModel:
     source = str(params.base.pretrained)
     model = load_model("base.pretrained", source, params.base.revision, torch.float32)
-    check_vocabulary("base.pretrained", source, model.config.vocab_size, tokens)
+    if tokens.shared:
+        check_vocabulary("base.pretrained", source, model.config.vocab_size, tokens)
+    elif model.config.vocab_size < tokens.vocab_size:
+        raise UserError(
+            f"base.pretrained: {source!r} has a vocabulary of {model.config.vocab_size}; the tokenizer beside it needs "
+            f"{tokens.vocab_size}: it is not its own"
+        )
     try:
         check_base(model.requires_grad_(False).eval(), tokens.context)
     except UserError as error:
         raise UserError(f"base.pretrained: {source!r}: {error}") from None
-    check_tokenizer("base.pretrained", source, params.base.revision, tokens)
+    if tokens.shared:
+        check_tokenizer("base.pretrained", source, params.base.revision, tokens)
     return model
 
 

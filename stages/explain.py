@@ -16,14 +16,14 @@ from cocomix.explain.build import make_atlas
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.sae.autoencoder import load_sae
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.base_tokens import BaseTokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 
 def run(params: Params) -> None:
     """Make artifacts/atlas; the processes share the work."""
     base, trained = Artifact(ARTIFACTS / "base"), Artifact(ARTIFACTS / "sae")
-    tokens = Tokens(ARTIFACTS / "tokens")
+    tokens = BaseTokens(ARTIFACTS)
 
     def compute(work: Work) -> Mapping[str, Any]:
         sae = load_sae(trained)
@@ -35,7 +35,7 @@ def run(params: Params) -> None:
     produce(
         "explain",
         ARTIFACTS / "atlas",
-        {"base": base, "sae": trained, "tokens": tokens.artifact, **outside("explain.model.name", params)},
+        {"base": base, "sae": trained, **tokens.inputs, **outside("explain.model.name", params)},
         params.explain.model_dump(),
         compute,
         {"metrics.json": Path("metrics/explain.json")},

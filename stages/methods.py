@@ -10,6 +10,7 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.shapes.methods import METHODS, supervision
 from cocomix.shapes.models import Shape, TeacherSizes, dimensions, shapes
 from cocomix.shapes.pretrained import check_pretrained, pretrained_shape
+from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -20,7 +21,8 @@ def run(params: Params) -> None:
     metrics/methods.json holds the width of the model of each method and form, listed or not, the dictionary's size, and
     the FLOPs per token of the base model's forward pass, in full and up to the layer of the concepts.
     """
-    tokens = Tokens(ARTIFACTS / "tokens")
+    read = BaseTokens(ARTIFACTS)
+    tokens = read.students
     base, sae, concepts, distribution = (
         Artifact(ARTIFACTS / each) for each in ("base", "sae", "concepts", "distribution")
     )
@@ -48,6 +50,7 @@ def run(params: Params) -> None:
         sizes = {
             "widths": {name: dimensions(shape).d_model for name, shape in found.items() if shape},
             "context": tokens.context,
+            "base_context": read.context,
             "latents": teacher.latents,
             "base_flops": teacher.base_flops,
             "base_flops_to_layer": teacher.base_flops_to_layer,
@@ -57,8 +60,8 @@ def run(params: Params) -> None:
 
     unused = {"seeds", "training"} | ({"init"} if section.init.source == "scratch" else set())
     used = section.model_dump(mode="json", exclude=unused)
-    read = {"tokens": tokens.artifact, "base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
-    inputs: dict[str, Artifact | str] = {**read, **outside("pretrain.init.path", params)}
+    opened = {"base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
+    inputs: dict[str, Artifact | str] = {**read.inputs, **opened, **outside("pretrain.init.path", params)}
     side = {"metrics.json": Path("metrics/methods.json")}
     produce("methods", ARTIFACTS / "methods", inputs, used, compute, side)
 

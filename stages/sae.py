@@ -25,7 +25,7 @@ from cocomix.sae.formats import check_published, is_same_model, load_published, 
 from cocomix.sae.learner import SaeCurveRow
 from cocomix.sae.quality import duplicates, reconstruction, spliced_losses
 from cocomix.sae.training import SaeTraining, Wanted, write_curve
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.base_tokens import BaseTokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 MAIN = ""
@@ -35,7 +35,7 @@ MAIN = ""
 def run(params: Params) -> None:
     """Make artifacts/sae."""
     activations, base = Artifact(ARTIFACTS / "activations"), Artifact(ARTIFACTS / "base")
-    tokens = Tokens(ARTIFACTS / "tokens")
+    tokens = BaseTokens(ARTIFACTS)
 
     def compute(work: Work) -> Mapping[str, Any]:
         def store_of(site: str | None) -> ActivationStore:
@@ -73,7 +73,7 @@ def run(params: Params) -> None:
     produce(
         "sae",
         ARTIFACTS / "sae",
-        {"activations": activations, "base": base, "tokens": tokens.artifact, **outside("sae.published.path", params)},
+        {"activations": activations, "base": base, **tokens.inputs, **outside("sae.published.path", params)},
         params.sae.model_dump(),
         compute,
         {"metrics.json": Path("metrics/sae.json"), "curve.csv": Path("plots/sae.csv")},
@@ -84,7 +84,7 @@ def _measured(
     sae: SparseAutoencoder,
     store: ActivationStore,
     model: PreTrainedModel,
-    tokens: Tokens,
+    tokens: BaseTokens,
     stored: ActivationsParams,
     kept: Path,
 ) -> dict[str, Any]:

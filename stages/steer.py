@@ -37,18 +37,25 @@ from cocomix.shapes.methods import read_methods
 from cocomix.steering import effect
 from cocomix.steering.averages import Sweep, read_sweeps
 from cocomix.steering.effect import Bench, EditEffect, Writing, effects_table, sample_concepts, steering_effects
+from cocomix.steering.retokenized import Retokenizer
+from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 EDITS: dict[str, Callable[[int, float], Edit]] = {"set": Set, "scale": partial(Scale, before_selection=True)}
 """Edits of the CoCoMix models: set a strength at every position, or scale the logit z as in the paper (section 3.2)."""
 
+CANDIDATES = 8
+"""Promoted tokens of a base model with its own tokenizer, for each of the students' tokens that is watched: several
+begin with the same one."""
+
 
 def run(params: Params) -> None:
     """Make artifacts/steering; the processes share the work. It has empty tables if no model mixes concepts."""
     section = params.steer
-    tokens = Tokens(ARTIFACTS / "tokens")
-    inputs = {"tokens": tokens.artifact} | {name: Artifact(ARTIFACTS / name) for name in ("base", "sae")}
+    read = BaseTokens(ARTIFACTS)
+    tokens = read.students
+    inputs = {name: Artifact(ARTIFACTS / name) for name in ("base", "sae")} | read.inputs
     concepts, methods = (Artifact(ARTIFACTS / name) for name in ("concepts", "methods"))
     steered = {name: each for name, each in read_methods(methods).items() if mixes_concepts(each.parameters)}
     trained = {
@@ -58,7 +65,7 @@ def run(params: Params) -> None:
     folders = [folder for by_seed in trained.values() for folder in by_seed.values()]
 
     def compute(work: Work) -> Mapping[str, Any]:
-        sweeps = _sweeps(work, section, tokens, inputs, trained) if trained else {}
+        sweeps = _sweeps(work, section, read, inputs, trained) if trained else {}
         tables = [_predicted(work, section, tokens, concepts, folder) for folder in folders]
         if runtime().rank == 0:
             with work.write(PREDICTED) as pending:
@@ -85,7 +92,7 @@ def run(params: Params) -> None:
 def _sweeps(
     work: Work,
     section: SteerParams,
-    tokens: Tokens,
+    read: BaseTokens,
     inputs: Mapping[str, Artifact],
     trained: Mapping[str, Mapping[int, Artifact]],
 ) -> dict[str, dict[int, list[EditEffect]]]:
@@ -94,7 +101,7 @@ def _sweeps(
     Args:
         trained: the models by method and seed.
     """
-    text = _text(tokens, section)
+    tokens, text = read.students, _text(read.students, section)
     folders = [folder for by_seed in trained.values() for folder in by_seed.values()]
     models = {folder.path.name: load_base(folder, tokens.context) for folder in folders}
     key = {name: each.digest for name, each in inputs.items()} | section.model_dump(exclude={"read_windows"})
@@ -110,12 +117,18 @@ def _sweeps(
             f"steer.windows: in {section.windows}, all models mix {len(concepts)} concepts in common; at least 2 are "
             "needed, one to be steered and one for its control"
         )
-    base, sae = load_base(inputs["base"], tokens.context), load_sae(inputs["sae"])
-    tokens_of = promoted(base, sae, tokens.vocab_size, section.promoted).numbers[concepts]
+    base, sae = load_base(inputs["base"], read.context), load_sae(inputs["sae"])
+    candidates = section.promoted if read.shared else CANDIDATES * section.promoted
+    tokens_of = promoted(base, sae, read.vocab_size, candidates).numbers[concepts]
     writing = Writing(section.prompt_tokens, section.new_tokens, section.seed)
-    bench = Bench(base, sae, concepts, tokens_of, text, writing)
+    bench = of_base = Bench(base, sae, concepts, tokens_of[:, : section.promoted], text, writing)
+    if not read.shared:
+        of_base = bench._replace(text=_text(read, section))
+        retokenizer = Retokenizer(tokens.tokenizer(), read.tokenizer(), read.context)
+        students_tokens = retokenizer.promoted(tokens_of, read.texts(), section.promoted)
+        bench = bench._replace(tokens_of=students_tokens, retokenizer=retokenizer)
 
-    def measure(model: PreTrainedModel, folder: Artifact, edit: str) -> list[EditEffect]:
+    def measure(model: PreTrainedModel, folder: Artifact, edit: str, bench: Bench) -> list[EditEffect]:
         def effects() -> list[EditEffect]:
             kept = work.scratch / f"{folder.path.name}-{edit}"
             name = f"steering {folder.path.name}: {edit}"
@@ -125,11 +138,13 @@ def _sweeps(
         return once("steering", what, effects, list[EditEffect], effect.__file__)
 
     sweeps = {
-        f"{name}_{edit}": {seed: measure(models[folder.path.name], folder, edit) for seed, folder in by_seed.items()}
+        f"{name}_{edit}": {
+            seed: measure(models[folder.path.name], folder, edit, bench) for seed, folder in by_seed.items()
+        }
         for name, by_seed in trained.items()
         for edit in EDITS
     }
-    return sweeps | {"base_set": {0: measure(base, inputs["base"], "set")}}
+    return sweeps | {"base_set": {0: measure(base, inputs["base"], "set", of_base)}}
 
 
 def _predicted(work: Work, section: SteerParams, tokens: Tokens, concepts: Artifact, trained: Artifact) -> pa.Table:

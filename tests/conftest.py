@@ -68,7 +68,10 @@ def stopped_beyond(amount: int) -> Iterator[None]:
 
 @pytest.fixture
 def tokens_folder(folder: Path) -> Path:
-    """A published tokens artifact: 96, 24 and 24 windows of 16 tokens, in which the next token is predictable."""
+    """A published tokens artifact: 96, 24 and 24 windows of 16 tokens, in which the next token is predictable.
+
+    Beside it is artifacts/base_tokens, of a base model that reads them too.
+    """
     generator = np.random.default_rng(0)
     step = generator.integers(1, 4, size=(3,))
     with Work("tokenize", Path("artifacts/tokens"), {}, {}) as work:
@@ -103,6 +106,9 @@ def tokens_folder(folder: Path) -> Path:
                 "bytes_per_token": {"train": 4.0, "validation": 4.0, "test": 4.0},
             }
         )
+        work.publish()
+    with Work("base_tokens", Path("artifacts/base_tokens"), {}, {}) as work:
+        work.finish({"tokenizer": "shared"})
         work.publish()
     return Path("artifacts/tokens")
 

@@ -479,3 +479,41 @@ def test_a_value_beyond_what_computes_is_refused(tmp_path: Path, old: str, new: 
 def test_an_atlas_that_cannot_be_is_an_error_that_names_the_key(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(ExplainParams, read_yaml(SHIPPED)["explain"] | changes, "params.yaml")
+
+
+OWN = {"source": "pretrained", "pretrained": "gpt2", "revision": "a", "tokenizer": "own"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distribution": {"draws": 50}}, "distribution.draws (50) needs base.tokenizer: shared, not own"),
+        (
+            {"pretrain": {"methods": ["ntp", "kd"]}},
+            "pretrain.kd.kl_weight (1) needs base.tokenizer: shared, not own",
+        ),
+        (
+            {"pretrain": {"methods": ["taught"]}},
+            "pretrain.forms.taught.kd.kl_weight (1) needs base.tokenizer: shared, not own",
+        ),
+        (
+            {"pretrain": {"methods": ["hidden"]}},
+            "pretrain.forms.hidden.predicts (hidden) needs base.tokenizer: shared, not own",
+        ),
+        ({"base": {"source": "train"}}, "base: tokenizer: own needs source: pretrained"),
+        ({"base": {"context": 8}}, "steer.prompt_tokens (8) and steer.new_tokens (24) together must not exceed base.c"),
+        ({"base": {"tokenizer": "shared", "context": 64}}, "base: context (64) needs tokenizer: own"),
+    ],
+    ids=str,
+)
+def test_what_needs_the_students_tokenizer_is_refused_with_another(changes: dict[str, Any], message: str) -> None:
+    values = paper_values()
+    values["base"] |= OWN
+    values["pretrain"]["forms"] = {"taught": {"kd": {"kl_weight": 1.0}}, "hidden": {"predicts": "hidden"}}
+    assert parse(Params, values, "params.yaml").base.tokenizer == "own", "forms that are not listed need nothing"
+    for section, each in changes.items():
+        values[section] |= each
+    with pytest.raises(UserError) as error:
+        parse(Params, values, "params.yaml")
+    assert str(error.value).removeprefix("params.yaml: ").startswith(message)
+    assert "\n" not in str(error.value)

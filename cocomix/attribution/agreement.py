@@ -51,7 +51,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.progress import progress
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder, load_sae
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.base_tokens import BaseTokens
 
 ORACLE = "ablation"
 PER_WINDOW = 16
@@ -215,9 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     asked = parser.parse_args(arguments)
     artifacts, params = Path("artifacts"), load().attribution
-    tokens = Tokens(artifacts / "tokens")
+    tokens = BaseTokens(artifacts)
     base, trained = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
-    check_origins({"tokens": tokens.artifact, "base": base, "sae": trained})
+    check_origins({"base": base, "sae": trained, **tokens.inputs})
     model, sae = load_base(base, tokens.context), load_sae(trained)
     validation = tokens.windows("validation")
     per_window = min(PER_WINDOW, tokens.context - 1)

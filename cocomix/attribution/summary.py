@@ -15,6 +15,8 @@ class LabelsSummary:
     positions: int
     full_share: float
     """Share of the positions with a next token that have all k_attr labels."""
+    unlabelled_share: float
+    """Share of them that have no label."""
     label_entropy: float
     """Entropy of the distribution of labels over concepts, in bits."""
     distinct_concepts: int
@@ -27,16 +29,18 @@ class LabelsSummary:
 def summarise(files: Iterable[Labels], latents: int) -> LabelsSummary:
     """Summarise labels, which arrive part by part."""
     counts = np.zeros(latents, dtype=np.int64)
-    positions = full = 0
+    positions = full = labelled = 0
     for concepts, _scores in files:
         given = concepts < latents
         counts += np.bincount(concepts[given], minlength=latents)
         full += int(given[:, :, -1].sum())
+        labelled += int(given[:, :, 0].sum())
         positions += len(concepts) * (concepts.shape[1] - 1)
     shares = counts[counts > 0] / max(1, counts.sum())
     return LabelsSummary(
         positions=positions,
         full_share=full / positions,
+        unlabelled_share=1 - labelled / positions,
         label_entropy=float(-(shares * np.log2(shares)).sum()),
         distinct_concepts=len(shares),
         most_frequent=int(counts.argmax()),

@@ -114,6 +114,11 @@ def _check_tokenizer(params: Params) -> None:
         from cocomix.pretrained import load_tokenizer
 
         load_tokenizer("tokenize.pretrained", str(section.pretrained), section.revision)
+    base = params.base
+    if base.tokenizer == "own" and _is_folder("base.pretrained", str(base.pretrained), base.revision):
+        from cocomix.tokens.tokenizer import load_pretrained
+
+        load_pretrained(str(base.pretrained), base.revision, "base.pretrained")
 
 
 def _check_base(params: Params) -> None:
@@ -123,10 +128,11 @@ def _check_base(params: Params) -> None:
     config = _config("base.pretrained", name, params.base.revision)
     if config is None:
         return
-    text, context = config.get_text_config(), params.tokenize.context
+    text, context = config.get_text_config(), params.base.context or params.tokenize.context
     length = getattr(text, "max_position_embeddings", context)
     if length < context:
-        raise UserError(f"base.pretrained: {name!r} has a context of {length}; tokenize.context is {context}")
+        key = "tokenize.context" if params.base.context is None else "base.context"
+        raise UserError(f"base.pretrained: {name!r} has a context of {length}; {key} is {context}")
     if text.num_hidden_layers > LAYERS:
         raise UserError(f"base.pretrained: {name!r} has {text.num_hidden_layers} blocks; allowed: at most {LAYERS}")
     check_base_model(_without_weights(config, name), params)

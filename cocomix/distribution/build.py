@@ -9,15 +9,19 @@ from cocomix.distribution.sampling import sample, uniforms
 from cocomix.params import DistributionParams
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.device import autocast
-from cocomix.tokens.shards import write_shards
+from cocomix.plumbing.parts import Advance
+from cocomix.tokens.shards import WindowShard, in_batches, write_shards
 from cocomix.tokens.windows import Split, Tokens
 
 
 def make_draws(work: Work, model: PreTrainedModel, tokens: Tokens, params: DistributionParams) -> None:
     """Write this process's shards of draws, and wait for the other processes."""
 
-    def compute(split: Split, windows: range) -> PackedDraws:
-        return draw_windows(model, tokens, split, windows, params)
+    def compute(shard: WindowShard, advance: Advance) -> PackedDraws:
+        def draw(windows: range) -> PackedDraws:
+            return draw_windows(model, tokens, shard.split, windows, params)
+
+        return in_batches(range(shard.start, shard.stop), tokens.context, draw, advance)
 
     write_shards(work, tokens, params.shard_tokens, compute, write_draws)
 

@@ -4,6 +4,9 @@
 statistics of its row groups tell which concepts they hold, so one concept's contexts can be read alone.
 `vocabulary.parquet`: one row per token, with its text and its count in the scanned text, so that a reader needs no
 tokenizer. All columns are numbers, text, or lists of numbers, which DuckDB and pandas read.
+
+All tokens are the base model's. Where it has its own tokenizer, `student_vocabulary.parquet` has the texts of the
+students' tokens, for readers of what students predict.
 """
 
 from bisect import bisect_left
@@ -57,6 +60,8 @@ CONTEXTS_SCHEMA = _schema(
     strengths=pa.list_(pa.float32()),  # of the concept at each of the tokens
 )
 VOCABULARY_SCHEMA = _schema(token=pa.int32(), text=pa.string(), count=pa.int64())
+STUDENT_VOCABULARY = "student_vocabulary.parquet"
+STUDENT_VOCABULARY_SCHEMA = _schema(token=pa.int32(), text=pa.string())
 
 
 class Shown(NamedTuple):
@@ -223,9 +228,17 @@ class Atlas(Artifact):
 
     @cached_property
     def texts(self) -> list[str]:
-        """The text of each token, by id."""
+        """The text of each token of the base model, by id."""
+        return self._texts(VOCABULARY)
+
+    @cached_property
+    def student_texts(self) -> list[str]:
+        """The text of each token of the students, by id."""
+        return self._texts(STUDENT_VOCABULARY) if STUDENT_VOCABULARY in self.manifest.files else self.texts
+
+    def _texts(self, name: str) -> list[str]:
         # ParquetFile here and below, since read_table imports pandas.
-        texts: list[Any] = pq.ParquetFile(self.file(VOCABULARY)).read(columns=["text"])["text"].to_pylist()
+        texts: list[Any] = pq.ParquetFile(self.file(name)).read(columns=["text"])["text"].to_pylist()
         return texts
 
     @cached_property

@@ -15,6 +15,8 @@ from cocomix.explain.atlas import (
     CONCEPTS_SCHEMA,
     CONTEXTS,
     CONTEXTS_SCHEMA,
+    STUDENT_VOCABULARY,
+    STUDENT_VOCABULARY_SCHEMA,
     VOCABULARY,
     VOCABULARY_SCHEMA,
     write_table,
@@ -25,13 +27,21 @@ from cocomix.explain.firings import FiringLimits, ScanResult, merge, pack, rank_
 from cocomix.explain.label_model import Answers, ask
 from cocomix.explain.lens import nearest, promoted
 from cocomix.explain.scan import TextShard, ids_around, scan_shard, text_shards
-from cocomix.explain.tables import chosen_contexts, concepts_table, contexts_tables, tokens_fired_on, vocabulary_table
+from cocomix.explain.tables import (
+    chosen_contexts,
+    concepts_table,
+    contexts_tables,
+    student_vocabulary_table,
+    tokens_fired_on,
+    vocabulary_table,
+)
 from cocomix.params import ExplainParams
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.parts import Advance, in_parts
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
+from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.windows import Split, Tokens
 
 POOL = 4
@@ -57,7 +67,7 @@ class AtlasSummary:
 
 
 def make_atlas(
-    work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: Tokens, params: ExplainParams
+    work: Work, model: PreTrainedModel, sae: SparseAutoencoder, tokens: BaseTokens, params: ExplainParams
 ) -> AtlasSummary | None:
     """Scan this process's shards of text, wait for the others, and, in rank 0, write the atlas.
 
@@ -90,7 +100,7 @@ def make_atlas(
         reduce(partial(merge, keep=keep), (unpack(_file(work, shard)) for shard in shards if shard.split == split))
         for split, keep in (("train", read), ("validation", held_out))
     )
-    texts = token_texts(tokens)
+    texts = tokens.texts()
     answers = Answers() if params.labeller == "tokens" else ask(work, train, validation, texts, tokens, params)
     return None if runtime().rank else _write(work, model, sae, tokens, params, train, validation, texts, answers)
 
@@ -103,7 +113,7 @@ def _write(
     work: Work,
     model: PreTrainedModel,
     sae: SparseAutoencoder,
-    tokens: Tokens,
+    tokens: BaseTokens,
     params: ExplainParams,
     train: ScanResult,
     held_out: ScanResult,
@@ -144,6 +154,10 @@ def _write(
     ):
         with work.write(name) as pending:
             pending.rows = write_table(pending.path, parts, schema)
+    if not tokens.shared:
+        with work.write(STUDENT_VOCABULARY) as pending:
+            table = student_vocabulary_table(tokens.students.texts())
+            pending.rows = write_table(pending.path, [table], STUDENT_VOCABULARY_SCHEMA)
     scored = ~scores.auc.isnan()
     return AtlasSummary(
         tokens=int(train.tokens.sum()),
@@ -179,15 +193,3 @@ def held_out_scores(cues: Cues, seen: ScanResult, tokens: Tokens, params: Explai
         [cues.score(torch.full((len(background),), concept), background) for concept in range(concepts)]
     )
     return Scores(firing, others.masked_fill(seen.background_fires.T, torch.nan))
-
-
-def token_texts(tokens: Tokens) -> list[str]:
-    """The text of each token alone, including the space before a word."""
-    tokenizer = tokens.tokenizer()
-    texts = []
-    for token in range(tokens.vocab_size):
-        text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        # SentencePiece marks that space, and drops it when it decodes the start of a text.
-        marked = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
-        texts.append(f" {text}" if marked and not text.startswith(" ") else text)
-    return texts

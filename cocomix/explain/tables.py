@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cocomix.explain.atlas import CONCEPTS_SCHEMA, CONTEXTS_SCHEMA, VOCABULARY_SCHEMA
+from cocomix.explain.atlas import CONCEPTS_SCHEMA, CONTEXTS_SCHEMA, STUDENT_VOCABULARY_SCHEMA, VOCABULARY_SCHEMA
 from cocomix.explain.detection import Detection
 from cocomix.explain.firings import Firings, ScanResult, best_of_each, rank_within
 from cocomix.explain.lens import Best
@@ -120,6 +120,11 @@ def vocabulary_table(texts: Sequence[str], seen: ScanResult) -> pa.Table:
     """The rows of vocabulary.parquet."""
     columns = {"token": np.arange(len(texts)), "text": texts, "count": seen.tokens.numpy()}
     return _table(columns, VOCABULARY_SCHEMA)
+
+
+def student_vocabulary_table(texts: Sequence[str]) -> pa.Table:
+    """The rows of student_vocabulary.parquet."""
+    return _table({"token": np.arange(len(texts)), "text": texts}, STUDENT_VOCABULARY_SCHEMA)
 
 
 def tokens_fired_on(sample: Firings, ids: Tensor, tokens: Tensor, concepts: int, most: int) -> FiredOn:

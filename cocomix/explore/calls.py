@@ -32,10 +32,16 @@ class Continuation(BaseModel):
         return Sampling(self.tokens, self.temperature, self.seed)
 
 
-def python_call(folder: Path, artifacts: Path, asked: Continuation, edits: Sequence[Written]) -> str:
-    """A Python program that prints the continuation."""
+def python_call(
+    folder: Path, artifacts: Path, asked: Continuation, edits: Sequence[Written], *, own_tokenizer: bool = False
+) -> str:
+    """A Python program that prints the continuation.
+
+    Args:
+        own_tokenizer: whether the base model has a tokenizer of its own.
+    """
     writer, listed = "base" if asked.base else "model", ", ".join(map(repr, edits))
-    through = asked.base and bool(edits)
+    through, own = asked.base and bool(edits), "tokenizer" if own_tokenizer else "_"
     names = sorted({type(each).__name__ for each in edits})
     drawn = f"do_sample=True, temperature={asked.temperature}" if asked.temperature else "do_sample=False"
     generate = [
@@ -59,7 +65,7 @@ def python_call(folder: Path, artifacts: Path, asked: Continuation, edits: Seque
         "from cocomix.steering.reading import encode",
         "",
         f"model, tokenizer = load_model(Path({str(folder)!r}))",
-        *([f"base, sae, _ = load_extractor(Path({str(artifacts)!r}), model)"] if asked.base else []),
+        *([f"base, sae, _, {own} = load_extractor(Path({str(artifacts)!r}), model)"] if asked.base else []),
         f"ids = encode({writer}, {asked.text!r}, tokenizer)",
         f"torch.manual_seed({asked.seed})",
         *([f"with concepts_edited(base, sae, [{listed}]):"] if through else []),

@@ -42,8 +42,10 @@ def generate(options: argparse.Namespace, console: Console) -> None:
     sampling = _sampling(options)
     model, tokenizer = load_model(options.model)
     edits = _edits(options, model.config)
-    base, sae, _ = load_extractor(options.artifacts, model) if options.base else (None, None, None)
-    writer = base or model
+    writer, sae = model, None
+    if options.base:
+        writer, sae, _, own = load_extractor(options.artifacts, model)
+        tokenizer = own or tokenizer
     ids = encode(writer, options.text, tokenizer, options.tokens)
     with editing(writer, sae, edits) as edited:
         if options.json:
@@ -64,8 +66,9 @@ def steer(options: argparse.Namespace, console: Console) -> None:
         "steered": continuation(model, tokenizer, ids, sampling, concept_edits=edits),
     }
     if options.base:
-        base, sae, _ = load_extractor(options.artifacts, model)
-        encode(base, ids[0].tolist(), tokenizer, options.tokens)
+        base, sae, _, own = load_extractor(options.artifacts, model)
+        tokenizer = own or tokenizer
+        ids = encode(base, options.text, tokenizer, options.tokens)
         found["base"] = continuation(base, tokenizer, ids, sampling)
         with concepts_edited(base, sae, edits):
             found["base steered"] = continuation(base, tokenizer, ids, sampling)

@@ -70,7 +70,10 @@ def load_extractor(artifacts: Path, model: CoCoMixLanguageModel) -> Extractor:
         opened[f"supervision.{trained.about['method']}"] = supervision(section, artifacts)
     check_origins(opened)
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
-    return Extractor(load_base(base, labels.context), load_sae(sae), params)
+    found = Extractor(load_base(base, labels.context), load_sae(sae), params)
+    if base.manifest.params.get("tokenizer") != "own":
+        return found
+    return found._replace(tokenizer=pretrained.load_tokenizer("base.pretrained", str(base.path), None))
 
 
 def load_labels(artifacts: Path) -> dict[int, str]:

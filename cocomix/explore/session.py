@@ -147,7 +147,8 @@ class Session:
             UserError: for an invalid edit.
         """
         where = self._folder, self._artifacts, asked
-        return Calls(python_call(*where, self._edits(asked)), shell_call(*where))
+        own = self._extractor is not None and self._extractor.tokenizer is not None
+        return Calls(python_call(*where, self._edits(asked), own_tokenizer=own), shell_call(*where))
 
     def write(self, asked: Continuation, *, say: Callable[[str], None], stop: Event) -> None:
         """Continue a text, pass each piece to `say`, and end early when `stop` is set or `close` is called.
@@ -155,18 +156,18 @@ class Session:
         Raises:
             UserError: for an invalid edit, or a text that is empty or too long.
         """
-        edits, (writer, sae) = self._edits(asked), self._writer(asked)
-        ids = encode(writer, asked.text, self._tokenizer, asked.tokens)
+        edits, (writer, sae, tokenizer) = self._edits(asked), self._writer(asked)
+        ids = encode(writer, asked.text, tokenizer, asked.tokens)
         with self._busy:
             if stop.is_set() or self._closing.is_set():
                 return
             with editing(writer, sae, edits) as edited:
                 continuation(
                     writer,
-                    self._tokenizer,
+                    tokenizer,
                     ids,
                     asked.sampling,
-                    streamer=_Pieces(self._tokenizer, say),
+                    streamer=_Pieces(tokenizer, say),
                     stopping_criteria=StoppingCriteriaList([_WhenSet(stop), _WhenSet(self._closing)]),
                     **edited,
                 )
@@ -175,12 +176,12 @@ class Session:
         """End the running continuation and refuse further ones."""
         self._closing.set()
 
-    def _writer(self, asked: Continuation) -> tuple[PreTrainedModel, SparseAutoencoder | None]:
+    def _writer(self, asked: Continuation) -> tuple[PreTrainedModel, SparseAutoencoder | None, PreTrainedTokenizerFast]:
         if not asked.base:
-            return self._model, None
+            return self._model, None, self._tokenizer
         if self._extractor is None:
             raise UserError("there is no base model here; it comes with the labels: `dvc repro attribution`")
-        return self._extractor.base, self._extractor.sae
+        return self._extractor.base, self._extractor.sae, self._extractor.tokenizer or self._tokenizer
 
     def _edits(self, asked: Continuation) -> list[Written]:
         if asked.before_selection and asked.base:

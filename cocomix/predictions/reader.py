@@ -97,4 +97,4 @@ def open_predictions(steering: Path, atlas: Atlas, model: Path | None = None) ->
         raise UserError(
             f"{steering}: has {len(table)} concepts, {atlas.path} {len(atlas)}; run the stage 'steer' again"
         )
-    return PredictionsReader(table, atlas.texts)
+    return PredictionsReader(table, atlas.student_texts)

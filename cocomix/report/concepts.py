@@ -52,7 +52,7 @@ def read_examples(name: str) -> list[Example]:
     atlas = Atlas()
 
     def text(tokens: Sequence[int]) -> str:
-        return "".join(atlas.texts[each] for each in tokens)
+        return "".join(atlas.student_texts[each] for each in tokens)
 
     examples = []
     for row in rows:

@@ -7,7 +7,7 @@ token in a forward pass, and f those up to the concepts' layer:
     base         3 F per training token; 0 if it was not trained here
     activations  f per stored token; again each epoch if they are not kept
     sae          per stored token and epoch
-    attribution  per training token
+    attribution  per training token of the base model
     distribution F per training token; 0 without draws
 """
 
@@ -71,13 +71,14 @@ def _flops(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, float]:
     teacher = TeacherSizes(sizes.latents, pipeline.activations.d_model, sizes.base_flops, sizes.base_flops_to_layer)
     stored, epochs = pipeline.activations.train_tokens, params.sae.epochs
     trained = params.sae.source == "train"
-    labelled = attribution_flops(params.attribution, teacher, params.sae.latents, active, sizes.context)
+    read = (pipeline.base_tokens.train or pipeline.tokens.train).tokens
+    labelled = attribution_flops(params.attribution, teacher, params.sae.latents, active, sizes.base_context)
     return {
         "base": pipeline.base.flops,
         "activations": teacher.base_flops_to_layer
         * stored
         * (epochs if trained and not params.activations.keep else 1),
         "sae": sae_flops(teacher.base_width, params.sae.latents, active) * stored * epochs if trained else 0,
-        "attribution": labelled * pipeline.tokens.train.tokens,
+        "attribution": labelled * read,
         "distribution": teacher.base_flops * pipeline.tokens.train.tokens if params.distribution.draws else 0,
     }

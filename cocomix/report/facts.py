@@ -80,6 +80,13 @@ class TokenFacts(StageFacts):
     test: SplitTokens
 
 
+class BaseTokenFacts(StageFacts):
+    """metrics/base_tokens.json; all None where the base model reads the students' tokens."""
+
+    vocab_size: int | None = None
+    train: SplitTokens | None = None
+
+
 class BaseFacts(StageFacts):
     """metrics/base.json; tokens and FLOPs are 0 if the model was not trained here."""
 
@@ -113,6 +120,7 @@ class AttributionFacts(StageFacts):
 
     positions: int
     full_share: float
+    unlabelled_share: float
     label_entropy: float
     """In bits."""
     distinct_concepts: int
@@ -149,6 +157,8 @@ class MethodFacts(StageFacts):
     widths: dict[str, int]
     """Width of the hidden states of the model of each method and form."""
     context: int
+    base_context: int
+    """Tokens of the base model's windows."""
     latents: int
     base_flops: int
     base_flops_to_layer: int
@@ -272,6 +282,7 @@ class Pipeline(NamedTuple):
 
     corpus: CorpusFacts
     tokens: TokenFacts
+    base_tokens: BaseTokenFacts
     base: BaseFacts
     activations: ActivationFacts
     sae: SaeFacts
@@ -302,7 +313,7 @@ ATLAS, STEERING = Path("artifacts/atlas"), Path("artifacts/steering")
 
 def pipeline_files() -> list[Path]:
     """The files that `read_pipeline` reads."""
-    models = ("base", "activations", "sae", "attribution", "distribution", "explain", "methods", "steer")
+    models = ("base_tokens", "base", "activations", "sae", "attribution", "distribution", "explain", "methods", "steer")
     return [METRICS / f"{each}.json" for each in ("corpus", "tokenize", *models)]
 
 
@@ -323,10 +334,13 @@ def read_pipeline() -> Pipeline:
     Raises:
         UserError: when a file is missing or malformed.
     """
-    corpus, tokens, base, activations, sae, attribution, distribution, explain, methods, steer = pipeline_files()
+    corpus, tokens, base_tokens, base, activations, sae, attribution, distribution, explain, methods, steer = (
+        pipeline_files()
+    )
     return Pipeline(
         _read(CorpusFacts, corpus),
         _read(TokenFacts, tokens),
+        _read(BaseTokenFacts, base_tokens),
         _read(BaseFacts, base),
         _read(ActivationFacts, activations),
         _read(SaeFacts, sae),
@@ -372,6 +386,7 @@ def check_pipeline(pipeline: Pipeline, runs: Mapping[str, Run]) -> None:
     artifacts |= {f"evaluations/{name}": Artifact(EVALUATIONS / name) for name in runs}
     facts: dict[str, StageFacts] = {
         "tokens": pipeline.tokens,
+        "base_tokens": pipeline.base_tokens,
         "base": pipeline.base,
         "sae": pipeline.sae,
         "concepts": pipeline.attribution,

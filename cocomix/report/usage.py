@@ -20,6 +20,7 @@ def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
     alone = {
         "corpus": pipeline.corpus,
         "tokenize": pipeline.tokens,
+        "base_tokens": pipeline.base_tokens,
         "base": pipeline.base,
         "activations": pipeline.activations,
         "sae": pipeline.sae,

@@ -3,6 +3,7 @@
 FLOPs are matrix products, two operations per multiply-add, as `cocomix.shapes.models` counts. With F FLOPs per token
 of the base model's forward pass, f of them up to the layer, d its width, C latents:
 
+    base_tokens  none; with base.tokenizer: own, F and f are for each of the base model's tokens
     base         3 F per training token; if pretrained, F per validation token
     activations  f per stored token
     sae          `cocomix.shapes.label_flops`, per token and epoch; plus f if the activations are not kept
@@ -77,6 +78,9 @@ of 50 in arXiv 2503.16870; a better base model has fewer. Each takes log2 V bits
 0.4 and 0.8 less."""
 DRAWN_BYTES = 2
 """Entropy of a position and number of its different tokens, compressed."""
+ENCODINGS = 4.5
+"""Times that `tokenize` could encode the text while `base_tokens` encodes it in the base model's tokens, and then in
+both models' with their places, which takes longer; measured on Python's help topics."""
 FORWARD_TOKENS = 2048
 """Tokens per forward pass of a frozen model, as `cocomix.base.loading.micro_batch` on a CPU."""
 LIBRARIES = 500e6
@@ -154,32 +158,34 @@ def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] 
     words = Words(text.vocab_size, params.tokenize.context)
     windows = {split: tokens // words.context for split, tokens in text.tokens.items()}
     total = sum(text.bytes.values())
-    base = plain_shape(params.base.model, words)
-    whole = flops_per_token(base, words.context)
+    read = _of_base(params, text)
+    base_words = Words(read.vocab_size, params.base.context or words.context)
+    base_windows = {split: tokens // base_words.context for split, tokens in read.tokens.items()}
+    base = plain_shape(params.base.model, base_words)
+    whole = flops_per_token(base, base_words.context)
     width = params.base.model.d_model
-    blocks = whole - 2 * width * words.vocab_size
+    blocks = whole - 2 * width * base_words.vocab_size
     site = Site.parse(params.sae.site or params.activations.sites[0])
     teacher = TeacherSizes(params.sae.concepts, width, whole, _to_layer(blocks, base, site.layer))
     stored = {
-        "train": min(params.activations.tokens, windows["train"] * words.context),
-        "validation": min(params.activations.validation_tokens, windows["validation"] * words.context),
+        "train": min(params.activations.tokens, base_windows["train"] * base_words.context),
+        "validation": min(params.activations.validation_tokens, base_windows["validation"] * base_words.context),
     }
     found = {
         "corpus": StageNeeds(total, disk=CORPUS_COMPRESSION * total, memory=150e6 + 3 * min(total, 100e6)),
         "tokenize": StageNeeds(
             total,
-            disk=sum(text.tokens.values()) * (2 if words.vocab_size <= 2**16 else 4)
-            + 4 * sum(windows.values())
-            + TOKENIZER_BYTES * words.vocab_size,
-            scratch=sum(text.tokens.values()) * (2 if words.vocab_size <= 2**16 else 4),
+            disk=_ids(text) + 4 * sum(windows.values()) + TOKENIZER_BYTES * words.vocab_size,
+            scratch=_ids(text),
             memory=150e6 + 3 * min(params.tokenize.train_megabytes * 1e6, total),
         ),
-        "base": _base(params, base, whole, text),
+        "base_tokens": _base_tokens(params, text, read),
+        "base": _base(params, base, whole, read),
         "activations": _activations(params, base, blocks, stored),
-        "sae": _saes(params, width, words, teacher.base_flops_to_layer, stored),
-        "attribution": _attribution(params, teacher, base, windows, words),
+        "sae": _saes(params, width, base_words, teacher.base_flops_to_layer, stored),
+        "attribution": _attribution(params, teacher, base, windows, words, base_windows, base_words),
         "distribution": _distribution(params, base, whole, windows, words),
-        "explain": _explain(params, teacher, words, text),
+        "explain": _explain(params, teacher, base_words, read),
         "methods": StageNeeds(disk=2000),
         "report": StageNeeds(disk=5e4, memory=100e6),
     }
@@ -194,6 +200,33 @@ def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] 
             found[f"pretrain@{name}-{seed}"] = _pretrain(params, section, shape, base, teacher, windows)
             found[f"evaluate@{name}-{seed}"] = _evaluate(params, shape, text)
     return found
+
+
+def _of_base(params: Params, text: CorpusSize) -> CorpusSize:
+    """The corpus in the base model's tokens."""
+    if params.base.tokenizer == "shared":
+        return text
+    bytes_per_token = _by_vocabulary(BYTES_PER_TOKEN, PRETRAINED_VOCABULARY)
+    tokens = {split: size / bytes_per_token for split, size in text.bytes.items()}
+    return CorpusSize(text.bytes, tokens, PRETRAINED_VOCABULARY)
+
+
+def _ids(text: CorpusSize) -> float:
+    """Bytes of the token ids."""
+    return sum(text.tokens.values()) * (2 if text.vocab_size <= 2**16 else 4)
+
+
+def _base_tokens(params: Params, text: CorpusSize, read: CorpusSize) -> StageNeeds:
+    if params.base.tokenizer == "shared":
+        return StageNeeds(disk=500, memory=100e6)
+    labelled = text.tokens["train"] + text.tokens["validation"]
+    place = 4 if max(read.tokens.values()) < 2**31 else 8
+    return StageNeeds(
+        ENCODINGS * sum(text.bytes.values()),
+        disk=_ids(read) + place * labelled + TOKENIZER_BYTES * read.vocab_size,
+        scratch=_ids(read) + 8 * labelled,
+        memory=250e6,
+    )
 
 
 def _by_vocabulary(points: tuple[tuple[int, float], ...], vocab_size: int) -> float:
@@ -294,18 +327,27 @@ def _saes(params: Params, width: int, words: Vocabulary, to_layer: float, stored
 
 
 def _attribution(
-    params: Params, teacher: TeacherSizes, base: Shape, windows: dict[str, float], words: Vocabulary
+    params: Params,
+    teacher: TeacherSizes,
+    base: Shape,
+    windows: dict[str, float],
+    words: Vocabulary,
+    base_windows: dict[str, float],
+    base_words: Vocabulary,
 ) -> StageNeeds:
-    positions = (windows["train"] + windows["validation"]) * words.context
+    positions, read = (
+        (count["train"] + count["validation"]) * each.context
+        for count, each in ((windows, words), (base_windows, base_words))
+    )
     label = (math.log2(teacher.latents) + SCORE_BITS) / 8
     return StageNeeds(
-        flops=attribution_flops(params.attribution, teacher, params.sae.latents, params.sae.k, words.context)
-        * positions,
+        flops=attribution_flops(params.attribution, teacher, params.sae.latents, params.sae.k, base_words.context)
+        * read,
         disk=label * params.attribution.k_attr * positions,
         memory=LIBRARIES
         + 4 * parameters_of(base).stored
         + 16 * teacher.base_width * params.sae.latents
-        + 8 * words.vocab_size * FORWARD_TOKENS,
+        + 8 * base_words.vocab_size * FORWARD_TOKENS,
     )
 
 
@@ -388,7 +430,7 @@ def _evaluate(params: Params, shape: Shape, text: CorpusSize) -> StageNeeds:
 def _steer(params: Params, steered: list[Shape], base: Shape) -> StageNeeds:
     if not steered:
         return StageNeeds()
-    section, context = params.steer, dimensions(base).context
+    section, context = params.steer, params.tokenize.context
     edits, seeds = section.concepts * len(section.strengths), len(params.pretrain.seeds)
     tokens = section.windows * (context + section.prompt_tokens + section.new_tokens)
     two_edits_of_each_model = 2 * seeds * sum(flops_per_token(each, context) for each in steered)

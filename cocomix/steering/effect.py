@@ -24,6 +24,7 @@ from cocomix.modeling.concept_edits import Edit
 from cocomix.plumbing.parts import Advance, in_parts
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
+from cocomix.steering.retokenized import Retokenizer
 
 
 class Measured(NamedTuple):
@@ -106,6 +107,8 @@ class Bench(NamedTuple):
     text: Tensor
     """Windows of token ids held out from training, int64 [windows, context]."""
     writing: Writing
+    retokenizer: Retokenizer | None = None
+    """To the base model's tokens; None: it reads those of `text`."""
 
 
 class _Measurements(NamedTuple):
@@ -245,11 +248,19 @@ def _on_writing(
             eos_token_id=None,
             **options,
         )
-    latents, _ = activation_scores(bench.base, bench.sae, written)
+    if bench.retokenizer:
+        ids, of_continuation = bench.retokenizer.retokenized(written, start)
+    else:
+        ids, of_continuation = (
+            written,
+            (torch.arange(written.shape[1]) >= start).expand(written.shape).to(written.device),
+        )
+    latents, _ = activation_scores(bench.base, bench.sae, ids)
     found = bench.sae.as_concepts(latents)
-    active = torch.where(found.values != 0, found.indices, -1).view(*written.shape, -1)[:, start:]
+    active = torch.where(found.values != 0, found.indices, -1).view(*ids.shape, -1)
     wanted = torch.tensor(bench.concepts, device=active.device)
-    read = (active[..., None] == wanted).any(2).float().mean(1)
+    is_found = (active[..., None] == wanted).any(2) & of_continuation[..., None]
+    read = is_found.sum(1) / of_continuation.sum(1, keepdim=True).clamp(min=1)
     new = written[:, start:]
     pairs = (new[:, :-1] * model.config.vocab_size + new[:, 1:]).view(len(grid), -1)
     return _over_windows(read, windows), torch.tensor([len(torch.unique(each)) / len(each) for each in pairs])

@@ -16,7 +16,8 @@ from cocomix.models.replacement import vectors_replaced
 from cocomix.params import AttributionParams
 from cocomix.plumbing.errors import UserError
 from cocomix.sae.autoencoder import SparseAutoencoder
-from cocomix.tokens.encoding import ids_of_text
+from cocomix.tokens.alignment import aligned
+from cocomix.tokens.encoding import ids_of_text, plain, spans_of
 
 
 class Extractor(NamedTuple):
@@ -26,6 +27,8 @@ class Extractor(NamedTuple):
     sae: SparseAutoencoder
     params: AttributionParams
     """Parameters of the labels."""
+    tokenizer: PreTrainedTokenizerFast | None = None
+    """The base model's own; None: the students'."""
 
 
 class Concept(NamedTuple):
@@ -63,7 +66,7 @@ def concepts(
     """The concepts at each position of a text.
 
     Args:
-        text: a text, or its token ids.
+        text: a text, or its token ids; a text for labels of a base model with its own tokenizer.
         extractor: the base model and the autoencoder of the pipeline that made `model`; also labels the text.
         labels: the meanings of concepts, by concept.
 
@@ -75,7 +78,11 @@ def concepts(
         raise UserError(f"this model predicts no concepts (predicts: {model.config.predicts})")
     found = model.concepts(ids[None])
     mixed = [each[0].tolist() for each in (found.indices, found.strengths)]
-    labelled = _labelled(extractor, ids) if extractor else None
+    labelled = None
+    if extractor and extractor.tokenizer is None:
+        labelled = _labelled(extractor, ids)
+    elif extractor:
+        labelled = _labelled_in_own_tokens(extractor, text, tokenizer)
     gains = information_gain(model, ids).tolist() if model.config.mixing != "none" else [None] * (len(ids) - 1)
     names = labels or {}
 
@@ -166,7 +173,7 @@ def _zeroed(vectors: Tensor, places: Tensor) -> Tensor:
 
 def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[float]]]:
     """The labels of each position and their scores."""
-    base, sae, params = extractor
+    base, sae, params, _ = extractor
     limit = longest_context(base)
     if limit and len(ids) > limit:
         raise UserError(f"the text has {len(ids)} tokens; the base model reads at most {limit}")
@@ -176,3 +183,15 @@ def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[f
         ([int(n) for n in numbers if n != none], [float(s) for n, s in zip(numbers, scores, strict=True) if n != none])
         for numbers, scores in zip(found.concepts[0], found.scores[0], strict=True)
     ]
+
+
+def _labelled_in_own_tokens(
+    extractor: Extractor, text: str | list[int], tokenizer: PreTrainedTokenizerFast
+) -> list[tuple[list[int], list[float]]]:
+    """The same for the model's tokens, of a base model that reads the text in its own."""
+    if not isinstance(text, str) or extractor.tokenizer is None:
+        raise UserError("labels of a base model with its own tokenizer need a text, not token ids")
+    both = (tokenizer, extractor.tokenizer)
+    student, base = (spans_of(plain(each.backend_tokenizer), [text], "the text")[0] for each in both)
+    labelled = _labelled(extractor, encode(extractor.base, text, extractor.tokenizer)[0])
+    return [labelled[place] if place >= 0 else ([], []) for place in aligned(text, student, base).tolist()]

@@ -90,8 +90,10 @@ def check_tokenizer(key: str, name: str, revision: str | None, tokens: Tokens) -
             "tokenize.source: pretrained, and tokenize.pretrained to the model's own"
         ) from None
     if found := difference(tokens, theirs):
+        own = "base.tokenizer: own, or " if key == "base.pretrained" else ""
         advice = (
-            f"set tokenize.source: pretrained, tokenize.pretrained: {name}, and tokenize.revision to {its_revision}"
+            f"set {own}tokenize.source: pretrained, tokenize.pretrained: {name}, and tokenize.revision to "
+            f"{its_revision}"
         )
         raise UserError(f"{key}: {name!r} has another tokenizer than the tokens: {found}; {advice}")
 

@@ -3,10 +3,12 @@
 Ids are neither added, truncated nor padded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
 
 from cocomix.plumbing.errors import UserError
 
@@ -32,8 +34,25 @@ def ids_of(tokenizer: Tokenizer, texts: Sequence[str], where: str) -> list[list[
     Raises:
         UserError: when the tokenizer cannot encode a text.
     """
+    return [encoding.ids for encoding in _encoded(tokenizer.encode_batch_fast, texts, where)]
+
+
+def spans_of(tokenizer: Tokenizer, texts: Sequence[str], where: str) -> list[NDArray[np.int64]]:
+    """Where each token of `ids_of` begins and ends in its text, in characters: int64 [tokens, 2] for each text.
+
+    The span of a token that holds a part of a character is the whole character. See `cocomix.tokens.alignment` for
+    what else spans leave out.
+
+    Raises:
+        UserError: when the tokenizer cannot encode a text.
+    """
+    encodings = _encoded(tokenizer.encode_batch, texts, where)
+    return [np.array(encoding.offsets, np.int64).reshape(-1, 2) for encoding in encodings]
+
+
+def _encoded(encode: Callable[..., list[Encoding]], texts: Sequence[str], where: str) -> list[Encoding]:
     try:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return encode(texts, add_special_tokens=False)
     except BaseException as error:
         # The library's Rust code raises PanicException, which is no Exception: for a pattern that backtracks too often.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":

@@ -6,12 +6,12 @@ the end that fills no window is dropped.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,29 +19,131 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from cocomix.corpus.splits import Split
-from cocomix.plumbing.artifact import write_atomically
+from cocomix.corpus.splits import SPLITS, Split
+from cocomix.plumbing.artifact import Artifact, Work, write_atomically
+from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.workers import in_order
 from cocomix.tokens.encoding import ids_of, plain
 from cocomix.tokens.tokenizer import read_texts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 _BATCH_CHARACTERS = 250_000
 """Characters encoded at a time: encoding needs a hundred bytes of memory per token."""
 
 
-class _Shard(NamedTuple):
+class Packed(NamedTuple):
+    """What `pack_corpus` has written."""
+
+    shards: dict[Split, list[Path]]
+    """The files of ids in the work folder: see `encode`."""
+    metrics: dict[str, Any]
+    """The vocabulary's size, and for each split its tokens, windows, and bytes per token."""
+    about: dict[str, Any]
+    """For the manifest: see `cocomix.tokens.windows.Tokens`."""
+
+
+def pack_corpus(
+    work: Work, corpus: Artifact, tokenizer: "PreTrainedTokenizerFast", context: int, parameter: str
+) -> Packed:
+    """Write the tokenizer, and the corpus as windows of its tokens, as `Tokens` reads them.
+
+    Args:
+        parameter: that says `context`, for errors.
+
+    Raises:
+        UserError: when the tokenizer cannot encode the corpus, or a split fills no window.
+    """
+    with work.write_folder() as folder:
+        tokenizer.save_pretrained(folder / "tokenizer")
+    eos_id = tokenizer.eos_token_id
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    metrics: dict[str, Any] = {"vocab_size": vocab_size}
+    texts = {split: corpus.file(f"{split}.parquet") for split in SPLITS}
+    encoded = encode(texts, work.files / "tokenizer/tokenizer.json", eos_id, vocab_size, work.scratch, work.stage)
+    for split, shards in encoded.items():
+        tokens = count_tokens(shards)
+        windows = tokens // context
+        if not windows:
+            raise UserError(
+                f"{work.stage}: the {split} split has {tokens} tokens, too few for one window of "
+                f"{parameter} ({context})"
+            )
+        if not work.has(f"{split}.npy"):
+            with work.write(f"{split}.npy") as pending:
+                write_windows(shards, context, pending.path)
+                pending.rows = windows
+        with work.write(f"{split}.documents.npy") as pending:
+            ends = document_ends(shards)
+            np.save(pending.path, ends)
+            pending.rows = len(ends)
+        if split != "train":
+            with work.write(f"{split}.groups.parquet") as pending:
+                groups = pq.read_table(texts[split], columns=["group"])
+                pq.write_table(groups, pending.path, compression="zstd")
+                pending.rows = len(groups)
+        bytes_per_token = corpus.about["splits"][split]["bytes"] / tokens
+        metrics[split] = {"tokens": tokens, "windows": windows, "bytes_per_token": bytes_per_token}
+    about = {
+        "context": context,
+        "vocab_size": vocab_size,
+        "eos_id": eos_id,
+        "origin": corpus.about["origin"],
+        "bytes_per_token": {split: metrics[split]["bytes_per_token"] for split in SPLITS},
+    }
+    return Packed(encoded, metrics, about)
+
+
+class RowGroup(NamedTuple):
+    """A row group of the corpus, and the file that is made of it."""
+
     text: Path
-    row_group: int
+    number: int
     documents: int
-    tokenizer: Path
-    eos_id: int
-    dtype: str
-    ids: Path
+    shard: Path
+
+    def batches(self) -> Iterator[list[str]]:
+        """Its documents in order, some at a time."""
+        return _batches(read_texts(pq.ParquetFile(self.text), self.number))
+
+    @property
+    def described(self) -> str:
+        """A document of it, for errors."""
+        return f"a document of row group {self.number} of {self.text}"
+
+
+def in_row_groups(
+    texts: Mapping[Split, Path], folder: Path, make: Callable[[RowGroup], object], task: str
+) -> dict[Split, list[Path]]:
+    """Make a file of each row group, in several processes; those that exist are kept.
+
+    Args:
+        texts: Parquet files with a column `text`.
+        folder: of the files, each in the folder of its split.
+        make: writes the file of a row group, which is complete as soon as it exists.
+        task: of the progress bar.
+    """
+    groups: dict[Split, list[RowGroup]] = {}
+    for split, text in texts.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        metadata = pq.ParquetFile(text).metadata
+        groups[split] = [
+            RowGroup(text, number, metadata.row_group(number).num_rows, folder / split / f"{number:06d}.npy")
+            for number in range(metadata.num_row_groups)
+        ]
+    everything = list(chain.from_iterable(groups.values()))
+    missing = [group for group in everything if not group.shard.exists()]
+    total, left = (sum(group.documents for group in each) for each in (everything, missing))
+    with progress(task, total, "documents", done=total - left) as bar:
+        for group, _ in zip(missing, in_order(make, missing), strict=True):
+            bar.advance(group.documents)
+    return {split: [group.shard for group in groups[split]] for split in groups}
 
 
 def encode(
-    texts: Mapping[Split, Path], tokenizer: Path, eos_id: int, vocab_size: int, folder: Path
+    texts: Mapping[Split, Path], tokenizer: Path, eos_id: int, vocab_size: int, folder: Path, task: str = "tokenize"
 ) -> dict[Split, list[Path]]:
     """Encode all documents into one-dimensional `.npy` files of token ids, in the order of the text.
 
@@ -49,31 +151,10 @@ def encode(
         texts: Parquet files with a column `text`.
         tokenizer: tokenizer.json.
         folder: where the shards are written; existing ones are kept.
+        task: of the progress bar.
     """
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
-    shards: dict[Split, list[_Shard]] = {}
-    for split, text in texts.items():
-        (folder / split).mkdir(exist_ok=True)
-        metadata = pq.ParquetFile(text).metadata
-        shards[split] = [
-            _Shard(
-                text=text,
-                row_group=group,
-                documents=metadata.row_group(group).num_rows,
-                tokenizer=tokenizer,
-                eos_id=eos_id,
-                dtype=dtype,
-                ids=folder / split / f"{group:06d}.npy",
-            )
-            for group in range(metadata.num_row_groups)
-        ]
-    everything = list(chain.from_iterable(shards.values()))
-    missing = [shard for shard in everything if not shard.ids.exists()]
-    total, left = (sum(shard.documents for shard in each) for each in (everything, missing))
-    with progress("tokenize", total, "documents", done=total - left) as bar:
-        for documents in in_order(_encode_shard, missing):
-            bar.advance(documents)
-    return {split: [shard.ids for shard in shards[split]] for split in shards}
+    return in_row_groups(texts, folder, partial(_encode_group, tokenizer=tokenizer, eos_id=eos_id, dtype=dtype), task)
 
 
 def count_tokens(shards: Sequence[Path]) -> int:
@@ -83,15 +164,19 @@ def count_tokens(shards: Sequence[Path]) -> int:
 
 def write_windows(shards: Sequence[Path], context: int, path: Path) -> None:
     """Write the ids as one `.npy` array [windows, context], a shard at a time."""
-    windows = count_tokens(shards) // context
+    write_rows(_load(shards), count_tokens(shards) // context, context, path)
+
+
+def write_rows(parts: Iterable[NDArray[Any]], windows: int, context: int, path: Path) -> None:
+    """Write the beginning of some arrays, joined, as one `.npy` array [windows, context]."""
     left = windows * context
     with path.open("wb") as file:
-        for number, ids in enumerate(_load(shards)):
+        for number, part in enumerate(parts):
             if number == 0:
-                header = {"descr": npy.dtype_to_descr(ids.dtype), "fortran_order": False, "shape": (windows, context)}
+                header = {"descr": npy.dtype_to_descr(part.dtype), "fortran_order": False, "shape": (windows, context)}
                 npy.write_array_header_1_0(file, header)
-            file.write(ids[:left].tobytes())
-            left -= min(left, ids.size)
+            file.write(part[:left].tobytes())
+            left -= min(left, part.size)
 
 
 def document_ends(shards: Sequence[Path]) -> NDArray[np.int64]:
@@ -109,21 +194,19 @@ def _load(shards: Sequence[Path]) -> Iterator[NDArray[np.unsignedinteger]]:
         yield np.load(path, mmap_mode="r")
 
 
-def _encode_shard(shard: _Shard) -> int:
-    """Write the shard's ids. Returns the number of its documents."""
-    texts = read_texts(pq.ParquetFile(shard.text), shard.row_group)
-    tokenizer = _tokenizer(shard.tokenizer)
+def _encode_group(group: RowGroup, tokenizer: Path, eos_id: int, dtype: str) -> None:
+    """Write the ids of a row group, and how many each document has."""
     parts = [
-        np.array([*ids, shard.eos_id], shard.dtype)
-        for batch in _batches(texts)
-        for ids in ids_of(tokenizer, batch, f"a document of row group {shard.row_group} of {shard.text}")
+        np.array([*ids, eos_id], dtype)
+        for batch in group.batches()
+        for ids in ids_of(opened(tokenizer), batch, group.described)
     ]
-    _save(_lengths(shard.ids), np.array([part.size for part in parts]))
-    _save(shard.ids, np.concatenate(parts))  # last: a shard whose ids exist is complete
-    return shard.documents
+    save(_lengths(group.shard), np.array([part.size for part in parts]))
+    save(group.shard, np.concatenate(parts))  # last: a shard whose ids exist is complete
 
 
-def _save(path: Path, array: NDArray[Any]) -> None:
+def save(path: Path, array: NDArray[Any]) -> None:
+    """Write a `.npy` file that appears complete or not at all."""
     content = BytesIO()
     np.save(content, array)
     write_atomically(path, content.getvalue())
@@ -143,6 +226,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 @cache
-def _tokenizer(path: Path) -> Tokenizer:
+def opened(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, once in each process, for `ids_of` and `spans_of`."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
     return plain(Tokenizer.from_file(str(path)))

@@ -9,6 +9,7 @@ import numpy as np
 from cocomix.base.loading import micro_batch
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.parts import Advance
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.windows import Split, Tokens
@@ -43,13 +44,13 @@ def write_shards(
     work: Work,
     tokens: Tokens,
     shard_tokens: int,
-    compute: Callable[[Split, range], Columns],
+    compute: Callable[[WindowShard, Advance], Columns],
     write: Callable[[Path, Columns], None],
 ) -> None:
-    """Write this process's shards, a micro-batch of windows at a time, and wait for the other processes.
+    """Write this process's shards, and wait for the other processes.
 
     Args:
-        compute: the columns of the windows of a split that have these numbers.
+        compute: the columns of a shard's windows; it reports the tokens that are done, as `in_batches` does.
         write: writes one file.
     """
     shards = window_shards(tokens, shard_tokens)
@@ -59,15 +60,27 @@ def write_shards(
     total, left = (sum(each.stop - each.start for each in some) * tokens.context for some in (mine, missing))
     with progress(work.stage, total, "tokens", total - left) as bar:
         for shard in missing:
-            per_batch, parts = micro_batch(tokens.context), list[Columns]()
-            for start in range(shard.start, shard.stop, per_batch):
-                windows = range(start, min(start + per_batch, shard.stop))
-                parts.append(compute(shard.split, windows))
-                bar.advance(len(windows) * tokens.context)
+            columns = compute(shard, bar.advance)
             with work.write(shard.name) as pending:
                 pending.rows = shard.stop - shard.start
-                write(pending.path, type(parts[0])(*(np.concatenate(each) for each in zip(*parts, strict=True))))
+                write(pending.path, columns)
     work.wait()
+
+
+def in_batches(windows: range, context: int, compute: Callable[[range], Columns], advance: Advance) -> Columns:
+    """The columns of some windows of a split, computed a micro-batch at a time.
+
+    Args:
+        windows: their numbers in the split.
+        context: tokens of a window.
+        compute: the columns of the windows that have these numbers.
+    """
+    per_batch, parts = micro_batch(context), list[Columns]()
+    for start in range(windows.start, windows.stop, per_batch):
+        some = range(start, min(start + per_batch, windows.stop))
+        parts.append(compute(some))
+        advance(len(some) * context)
+    return type(parts[0])(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def check_shards(artifact: Artifact, context: int, tokens: Tokens, split: Split, has: str, stage: str) -> None:

@@ -61,10 +61,13 @@ def read_texts(parquet: pq.ParquetFile, row_group: int) -> list[str]:
     return texts
 
 
-def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast":
+def load_pretrained(name: str, revision: str | None, key: str = "tokenize.pretrained") -> "PreTrainedTokenizerFast":
     """Load the tokenizer of a hub id or folder; of its special tokens, only the end-of-document token is kept.
 
     Documents are packed with that token alone, so using the model must not prepend another one to a text either.
+
+    Args:
+        key: the parameter that holds `name`, for errors.
 
     Raises:
         UserError: when no tokenizer is found, or it has no fast implementation or no end-of-document token.
@@ -73,13 +76,11 @@ def load_pretrained(name: str, revision: str | None) -> "PreTrainedTokenizerFast
 
     from cocomix.pretrained import load_tokenizer  # imports torch
 
-    tokenizer = load_tokenizer("tokenize.pretrained", name, revision)
+    tokenizer = load_tokenizer(key, name, revision)
     if not tokenizer.is_fast:
-        raise UserError(
-            f"tokenize.pretrained: {name!r}: a {type(tokenizer).__name__} is slow; a fast tokenizer is needed"
-        )
+        raise UserError(f"{key}: {name!r}: a {type(tokenizer).__name__} is slow; a fast tokenizer is needed")
     if tokenizer.eos_token_id is None:
-        raise UserError(f"tokenize.pretrained: {name!r}: has no EOS token, which ends documents")
+        raise UserError(f"{key}: {name!r}: has no EOS token, which ends documents")
     backend = tokenizer.backend_tokenizer
     backend.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token)

@@ -90,3 +90,14 @@ class Tokens:
         tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(self.artifact.path / "tokenizer")
         tokenizer.split_special_tokens = True  # not saved with it
         return tokenizer
+
+    def texts(self) -> list[str]:
+        """The text of each token alone, by id, including the space before a word."""
+        tokenizer = self.tokenizer()
+        texts = []
+        for token in range(self.vocab_size):
+            text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            # SentencePiece marks that space, and drops it when it decodes the start of a text.
+            marked = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
+            texts.append(f" {text}" if marked and not text.startswith(" ") else text)
+        return texts

@@ -14,7 +14,7 @@ import csv
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, cast
 
@@ -332,9 +332,10 @@ class Training:
 
 
 def write_curve(path: Path, curve: list[TrainingCurveRow]) -> None:
-    """Write a curve as CSV, with the columns of its rows."""
+    """Write a curve as CSV, with the columns of its rows; an empty one, with those that any row has."""
+    columns = curve[0].columns() if curve else [each.name for each in fields(TrainingCurveRow)[:-1]]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(curve[0].columns()))
+        writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(row.columns() for row in curve)
 

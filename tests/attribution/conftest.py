@@ -13,7 +13,7 @@ from cocomix.base.loading import load_base
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
-from cocomix.tokens.windows import Tokens
+from cocomix.tokens.base_tokens import BaseTokens
 from tests.conftest import CONTEXT
 
 LAYER, LATENTS, K = 2, 40, 6
@@ -22,7 +22,7 @@ LAYER, LATENTS, K = 2, 40, 6
 class Setting(NamedTuple):
     model: PreTrainedModel
     sae: SparseAutoencoder
-    tokens: Tokens
+    tokens: BaseTokens
 
     def ids(self, windows: int) -> Tensor:
         return torch.from_numpy(self.tokens.windows("train")[:windows].astype(np.int64))
@@ -44,4 +44,4 @@ def setting(
     sae.encoder.copy_(sae.decoder)
     sae.latent_bias.normal_(std=0.1)
     sae.pre_bias.normal_(std=0.1)
-    return Setting(load_base(Artifact(base_folder), CONTEXT), sae, Tokens(tokens_folder))
+    return Setting(load_base(Artifact(base_folder), CONTEXT), sae, BaseTokens())

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from cocomix.attribution.build import make_labels
+from cocomix.attribution.build import at_places, make_labels, windows_of
 from cocomix.attribution.labelling import gradient_scores, loss_gradient, strongest
-from cocomix.attribution.labels import ConceptLabels
+from cocomix.attribution.labels import ConceptLabels, Labels
 from cocomix.base.loading import prepared
 from cocomix.params import AttributionParams
 from cocomix.plumbing import distributed
@@ -108,3 +108,20 @@ def test_a_base_model_without_the_scope_is_an_error_before_anything_is_labelled(
     with pytest.raises(UserError, match=r"attribution\.scope: next_token: in BloomForCausalLM"):
         labelled(setting._replace(model=bloom), scope="next_token")
     assert labelled(setting._replace(model=bloom), score="activation").names()
+
+
+def test_labels_are_taken_from_their_places_in_the_windows_that_these_lie_in() -> None:
+    concepts = np.arange(4 * 5 * 2, dtype=np.uint16).reshape(4, 5, 2)
+    places = np.array([[-1, 7, 7], [8, 13, -1]], np.int32)
+    windows = windows_of(places, 5)
+    assert windows == range(1, 3)
+    read = Labels(concepts[1:3], concepts[1:3].astype(np.float16))
+    found = at_places(read, places - 5)
+    assert found.concepts.tolist() == [[[65535] * 2, [14, 15], [14, 15]], [[16, 17], [26, 27], [65535] * 2]]
+    assert found.scores.tolist() == [[[0, 0], [14, 15], [14, 15]], [[16, 17], [26, 27], [0, 0]]]
+
+
+def test_places_without_labels_alone_still_name_a_window() -> None:
+    none = np.full((2, 3), -1)
+    assert windows_of(none, 5) == range(1)
+    assert (at_places(Labels(np.zeros((1, 5, 2), np.uint16), np.ones((1, 5, 2), np.float16)), none).scores == 0).all()

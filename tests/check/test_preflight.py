@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen3Config
+from transformers import GPT2Config, LlamaConfig, OPTConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from cocomix.check.preflight import preflight
 from cocomix.params import Params
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
+from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
 from tests.stages.project import merge
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
@@ -38,6 +39,10 @@ def init(path: str, revision: str | None = None, **more: Any) -> dict[str, Any]:
     return {
         "pretrain": {"match": "width", "init": {"source": "pretrained", "path": path, "revision": revision}, **more}
     }
+
+
+def own(name: str, context: int | None = None) -> dict[str, Any]:
+    return {"base": {**base(name)["base"], "tokenizer": "own", "context": context}}
 
 
 def published(path: str, format: str, **more: Any) -> dict[str, Any]:
@@ -83,6 +88,9 @@ def files(folder: Path) -> Path:
     LlamaConfig(**llama, tie_word_embeddings=True).save_pretrained("llama")
     Qwen3Config(**llama, tie_word_embeddings=True, use_sliding_window=True).save_pretrained("sliding")
     GPT2Config(n_embd=32, n_layer=3, n_head=2, tie_word_embeddings=False).save_pretrained("untied")
+    GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=128, vocab_size=300).save_pretrained("with-tokenizer")
+    tokenizer = train_tokenizer(["text"], 300)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_DOCUMENT).save_pretrained("with-tokenizer")
     Path("torn").mkdir()
     Path("torn/config.json").write_text("{")
     Path("empty").mkdir()
@@ -114,6 +122,8 @@ def files(folder: Path) -> Path:
         (base("torn"), "base.pretrained: 'torn': no model can be loaded from this folder: "),
         (base("empty"), "base.pretrained: 'empty': no model can be loaded from this folder: "),
         (base("short"), "base.pretrained: 'short' has a context of 64; tokenize.context is 128"),
+        (own("small"), "base.pretrained: 'small': its tokenizer knows no text: tokenizer.json is missing"),
+        (own("with-tokenizer", 256), "base.pretrained: 'with-tokenizer' has a context of 128; base.context is 256"),
         (
             base("small", activations={"sites": ["resid_post_3"]}),
             "layer 3: the base model has 3 blocks; allowed: 1 to 2",
@@ -208,6 +218,8 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
         {},
         {"corpus": {"source": "files", "files": {"paths": ["*.txt"]}}},
         base("small", activations={"sites": ["resid_post_2"]}),
+        own("with-tokenizer"),
+        own("with-tokenizer", 64),
         base("nobody/never-cached", COMMIT),
         {"tokenize": {"source": "pretrained", "pretrained": "nobody/never-cached", "revision": COMMIT}},
         {"explain": {"labeller": "model", "model": {"name": "nobody/never-cached", "revision": COMMIT}}},

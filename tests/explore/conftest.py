@@ -18,6 +18,7 @@ from cocomix.predictions.measure import measure_predictions
 from cocomix.predictions.table import PREDICTED, predictions_table
 from cocomix.sae.autoencoder import load_sae
 from cocomix.shapes.methods import supervision
+from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
 from tests.explain.test_build import PARAMS
@@ -33,7 +34,7 @@ EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_tokens": 1024})
 def atlas(artifacts: Path) -> Atlas:
     base, sae = load_base(Artifact(artifacts / "base"), CONTEXT), load_sae(Artifact(artifacts / "sae"))
     with Work("explain", artifacts / "atlas", {}, {}) as work:
-        make_atlas(work, base, sae, Tokens(artifacts / "tokens"), EXPLAIN)
+        make_atlas(work, base, sae, BaseTokens(artifacts), EXPLAIN)
         work.finish({"concepts": CONCEPTS, "context": CONTEXT})
         work.publish()
     return Atlas(artifacts / "atlas")

@@ -29,6 +29,7 @@ READ = [
     ("tokens", "train.documents.npy", "activations"),
     ("tokens", "tokenizer/tokenizer.json", "evaluate ntp 0"),
     ("base", "model.safetensors", "activations"),
+    *(("base_tokens", "manifest.json", reader) for reader in ("base", "attribution", "methods")),
     ("base", "model.safetensors", "attribution"),
     ("base", "model.safetensors", "distribution"),
     ("base", "config.json", "activations"),

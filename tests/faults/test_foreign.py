@@ -41,6 +41,8 @@ READERS: dict[str, Callable[[], None]] = {
 }
 
 FOREIGN = [
+    ("base", "tokens", "artifacts/base_tokens"),
+    *((reader, "base_tokens", "artifacts/base") for reader in ("activations", "attribution", "explain", "methods")),
     ("activations", "tokens", "artifacts/base"),
     *(
         (reader, "tokens", "artifacts/base")

@@ -54,16 +54,31 @@ def write_pipeline() -> None:
     splits = dict.fromkeys(("train", "validation", "test"), split)
     _write("corpus", splits | {"sources": 226, "dropped": {}, "limited": True})
     _write("tokenize", splits | {"vocab_size": 4096})
+    _write("base_tokens", {})
     _write("base", {"parameters": 1330, "tokens": 10000, "flops": 2.3e10, "seconds": 1, "validation_loss": 4.49})
     _write("activations", {"train_tokens": 15000, "validation_tokens": 655, "d_model": 128})
     sae = {"fvu": 0.041, "fvu_raw": 0.02, "l0": 31.9, "dead_share": 0.002, "loss_recovered": 0.983}
     _write("sae", sae | {"loss_base": 4.49, "loss_spliced": 4.53, "loss_mean_ablated": 6.9})
-    labels = {"positions": 29795, "full_share": 0.998, "label_entropy": 8.7, "distinct_concepts": 1011}
+    labels = {
+        "positions": 29795,
+        "full_share": 0.998,
+        "unlabelled_share": 0.0,
+        "label_entropy": 8.7,
+        "distinct_concepts": 1011,
+    }
     _write("attribution", labels | {"most_frequent": 3, "most_frequent_share": 0.031})
     _write("distribution", {"mean_unique": 33.3, "mean_entropy": 5.0, "bytes_per_token": 49.8})
     _write("explain", {"fired": 1000, "auc": 0.87})
     _write(
-        "methods", {"widths": WIDTHS, "context": 128, "latents": 1024, "base_flops": 2000, "base_flops_to_layer": 800}
+        "methods",
+        {
+            "widths": WIDTHS,
+            "context": 128,
+            "base_context": 128,
+            "latents": 1024,
+            "base_flops": 2000,
+            "base_flops_to_layer": 800,
+        },
     )
 
 

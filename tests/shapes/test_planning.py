@@ -174,3 +174,23 @@ def test_a_gpu_is_known_by_its_drivers_name(name: str, gpu: str) -> None:
 def test_every_stage_of_the_pipeline_is_known() -> None:
     stages = read_yaml(Path(__file__).parents[2] / "dvc.yaml")["stages"]
     assert {name.partition("@")[0] for name in needs()} == set(stages) - {"check"}  # which needs nothing
+
+
+OWN = {"source": "pretrained", "pretrained": "x", "tokenizer": "own"}
+
+
+def test_a_base_model_with_its_own_tokens_takes_disk_for_them_and_for_the_places_of_labels() -> None:
+    shared, own = (needs(base={"source": "pretrained", "pretrained": "x"} | each) for each in ({}, OWN))
+    assert shared["base_tokens"].disk < 1000
+    assert shared["base_tokens"].text == 0
+    students = 4 * 1.25e6
+    assert students < own["base_tokens"].disk < 2.5 * students
+    assert own["base_tokens"].text > sum(TEXT.bytes.values())
+    assert own["tokenize"] == shared["tokenize"]
+    assert own["pretrain@ntp-0"] == shared["pretrain@ntp-0"]
+
+
+def test_labels_cost_what_the_base_models_tokens_cost_and_take_the_disk_of_the_students() -> None:
+    short, long = (needs(base=OWN | {"context": context}) for context in (128, 1024))
+    assert short["attribution"].disk == long["attribution"].disk
+    assert short["attribution"].flops < long["attribution"].flops

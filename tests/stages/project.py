@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 OUTS = {
     "corpus": "corpus",
     "tokenize": "tokens",
+    "base_tokens": "base_tokens",
     "base": "base",
     "activations": "activations",
     "sae": "sae",

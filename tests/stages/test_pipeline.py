@@ -17,7 +17,7 @@ from cocomix.tokens.windows import Tokens
 from tests.stages.project import Project
 
 ALL = {
-    *("corpus", "tokenize", "base", "activations", "sae", "attribution", "distribution", "explain"),
+    *("corpus", "tokenize", "base_tokens", "base", "activations", "sae", "attribution", "distribution", "explain"),
     *("methods", "steer", "report"),
     *(f"{stage}@{method}-0" for stage in ("pretrain", "evaluate") for method in ("ntp", "cocomix")),
 }
@@ -48,6 +48,7 @@ def test_every_artifact_opens_and_verifies(finished: Project) -> None:
                 "activations",
                 "atlas",
                 "base",
+                "base_tokens",
                 "concepts",
                 "corpus",
                 "distribution",
@@ -86,6 +87,7 @@ def test_a_second_run_runs_nothing(finished: Project, tmp_path: Path) -> None:
         ({"corpus": {"megabytes": 0.1}}, {"corpus"}),
         ({"tokenize": {"context": 16}}, {"tokenize"}),
         ({"base": {"seed": 1}}, {"base"}),
+        ({"base": {"revision": "a"}}, {"base_tokens", "base"}),
         ({"activations": {"sites": ["resid_post_1"]}}, {"activations"}),
         ({"sae": {"k": 7}}, {"sae"}),
         ({"attribution": {"sign": "helpful"}}, {"attribution", "report"}),

@@ -56,7 +56,7 @@ def test_a_changed_parameter_is_named_with_what_follows_from_it(finished: Projec
     # Next-token prediction reads one key of what attribution writes, which will be the same.
     assert found["pretrain@ntp-0"].runs == "perhaps"
     untouched = {name for name, each in found.items() if each.runs == "no"}
-    assert untouched == {"corpus", "tokenize", "base", "activations", "distribution"}
+    assert untouched == {"corpus", "tokenize", "base_tokens", "base", "activations", "distribution"}
     assert found["check"].why == ("sae.k: 8 -> 7",)  # it reads all parameters
 
 
@@ -95,7 +95,7 @@ def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -
 OUTSIDE: dict[str, tuple[dict[str, Any], str, set[str]]] = {
     "corpus.files.paths": ({}, "texts/more.txt", {"corpus"}),
     "tokenize.pretrained": ({"tokenize": {"source": "pretrained", "pretrained": "in"}}, "in/a.json", {"tokenize"}),
-    "base.pretrained": ({"base": {"source": "pretrained", "pretrained": "in"}}, "in/deep/a", {"base"}),
+    "base.pretrained": ({"base": {"source": "pretrained", "pretrained": "in"}}, "in/deep/a", {"base_tokens", "base"}),
     "sae.published.path": ({"sae": {"source": "published", "published": {"path": "in.pt"}}}, "in.pt", {"sae"}),
     "explain.model.name": ({"explain": {"labeller": "model", "model": {"name": "in"}}}, "in/a", {"explain"}),
     "evaluate.corpora": (

@@ -16,6 +16,7 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder, load_sae
 from cocomix.steering.reading import Extractor
+from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.windows import Tokens
 from tests.modeling.conftest import tiny
 
@@ -61,7 +62,7 @@ def publish_concepts(base_folder: Path, params: AttributionParams) -> Path:
             autoencoder().save(target)
         work.finish({"concepts": CONCEPTS, "layer": LAYER})
         work.publish()
-    base, tokens = load_base(Artifact(base_folder), 16), Tokens(root / "tokens")
+    base, tokens = load_base(Artifact(base_folder), 16), BaseTokens(root)
     inputs = {name: Artifact(root / name).digest for name in ("base", "sae", "tokens")}
     with Work("attribution", root / "concepts", inputs, params.model_dump()) as work:
         work.finish(make_labels(work, base, load_sae(Artifact(root / "sae")), tokens, params))

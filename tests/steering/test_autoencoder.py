@@ -56,14 +56,14 @@ def test_the_edited_forward_pass_is_that_of_explicit_encoding_editing_and_decodi
 
 @pytest.mark.parametrize("nothing", [[], [[], []], [Scale(3, 1.0)], [Set(3, 9.0, start=16)]], ids=str)
 def test_edits_of_nothing_change_no_bit_of_the_base_model(setting: Setting, nothing: list[Edit]) -> None:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     plain = base(windows(setting, 2)).logits
     with concepts_edited(base, sae, nothing):
         assert torch.equal(base(windows(setting, 2)).logits, plain)
 
 
 def test_inside_autocast_latents_are_those_of_fp32(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     found: list[Concepts] = []
     monkeypatch.setattr("cocomix.steering.autoencoder.edited", lambda concepts, _: found.append(concepts) or concepts)
     with torch.autocast("cpu", torch.bfloat16), concepts_edited(base, sae, [Set(3, 9.0)]):
@@ -72,7 +72,7 @@ def test_inside_autocast_latents_are_those_of_fp32(setting: Setting, monkeypatch
 
 
 def test_the_base_model_is_itself_again_afterwards_also_after_an_error(setting: Setting) -> None:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     plain = base(windows(setting, 2)).logits
     with pytest.raises(ValueError, match="no concept 40"), concepts_edited(base, sae, [Set(40, 9.0)]):
         base(windows(setting, 2))
@@ -83,7 +83,7 @@ def test_the_base_model_is_itself_again_afterwards_also_after_an_error(setting: 
 def test_edited_generation_of_the_base_model_with_a_cache_equals_generation_without(
     setting: Setting, beams: int
 ) -> None:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     base.double()
     sae.double()
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "num_beams": beams}
@@ -100,7 +100,7 @@ def test_edited_generation_of_the_base_model_with_a_cache_equals_generation_with
 
 
 def test_rows_of_the_base_model_have_edits_of_their_own(setting: Setting) -> None:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     ids, edits = windows(setting, 2), [[Set(9, 8.0)], []]
     with concepts_edited(base, sae, edits):
         together = base(ids).logits
@@ -110,7 +110,7 @@ def test_rows_of_the_base_model_have_edits_of_their_own(setting: Setting) -> Non
 
 
 def test_beams_have_the_edits_of_their_row(setting: Setting) -> None:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     ids, edits = windows(setting, 2)[:, :6], [[Set(9, 8.0)], []]
     options = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     with concepts_edited(base, sae, edits):
@@ -122,7 +122,7 @@ def test_beams_have_the_edits_of_their_row(setting: Setting) -> None:
 
 
 def test_embeddings_can_be_given_for_tokens(setting: Setting) -> None:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     ids = windows(setting, 2)
     with concepts_edited(base, sae, [Set(9, 8.0, start=3)]):
         torch.testing.assert_close(base(inputs_embeds=base.get_input_embeddings()(ids)).logits, base(ids).logits)

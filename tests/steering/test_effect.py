@@ -45,7 +45,7 @@ def measure(
     edit: Callable[[int, float], Edit] = Set,
     kept: Path | None = None,
 ) -> list[EditEffect]:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     bench = Bench(base, sae, SAMPLE, promoted, windows(setting, 7), Writing(4, 5, 0))
     with TemporaryDirectory() as nothing:
         return steering_effects(model or setting.model, bench, strengths, edit, kept or Path(nothing))
@@ -127,7 +127,7 @@ def test_the_effects_are_the_same_however_many_processes_share_the_edits(
 
 
 def test_the_base_model_is_edited_through_its_autoencoder(setting: Setting, promoted: torch.Tensor) -> None:
-    base, sae, _ = setting.extractor
+    base, sae, *_ = setting.extractor
     text = windows(setting, 7)
     with concepts_edited(base, sae, [Set(9, 20.0)]):
         logits = base(text).logits[:, :-1]

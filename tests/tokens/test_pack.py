@@ -46,7 +46,7 @@ def test_documents_follow_each_other_and_end_with_eos(
     monkeypatch.setenv("COCOMIX_WORKERS", workers)
     monkeypatch.setattr(pack, "_BATCH_CHARACTERS", 100)
     shards = encode(dict.fromkeys(SPLITS, text), tokenizer, EOS, 300, tmp_path)
-    plain = pack._tokenizer(tokenizer)
+    plain = pack.opened(tokenizer)
     expected = [each for text in TEXTS for each in [*plain.encode(text).ids, EOS]]
     for split in SPLITS:
         assert ids_of(shards[split]) == expected
@@ -143,7 +143,7 @@ def test_documents_end_where_they_end_whatever_ids_their_text_gives(
 ) -> None:
     folder = tmp_path_factory.mktemp("documents")
     path = make(folder)
-    plain = pack._tokenizer(path)
+    plain = pack.opened(path)
     eos = plain.token_to_id(json.loads((folder / "tokenizer_config.json").read_text())["eos_token"])
     pq.write_table(pa.table({"text": texts}), folder / "text.parquet", row_group_size=3)
     with pytest.MonkeyPatch.context() as patch:
@@ -158,7 +158,7 @@ def test_documents_end_where_they_end_whatever_ids_their_text_gives(
 def test_the_eos_of_some_tokenizers_is_an_id_of_their_text(
     tmp_path: Path, make: Callable[[Path], Path], text: str, eos: int
 ) -> None:
-    assert eos in pack._tokenizer(make(tmp_path)).encode(text).ids
+    assert eos in pack.opened(make(tmp_path)).encode(text).ids
 
 
 def test_a_text_that_the_tokenizer_fails_on_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -401,3 +401,8 @@ def test_shares_of_processes_must_be_equal_with_fsdp(
     monkeypatch.setenv("COCOMIX_SHARDING", "fsdp")
     with pytest.raises(UserError, match=r"multiples of the processes \(2\) with COCOMIX_SHARDING=fsdp$"):
         training(ntp(), tmp_path, PARAMS.model_copy(update=changes))
+
+
+def test_the_curve_of_a_model_that_was_not_trained_has_no_points(tmp_path: Path) -> None:
+    write_curve(tmp_path / "curve.csv", [])
+    assert (tmp_path / "curve.csv").read_text().strip() == "step,tokens,flops,seconds,train_loss,validation_loss"
