@@ -133,14 +133,22 @@ class HubParams(Section):
     """Most documents to read; null: all."""
 
 
+class InstalledDocsParams(Section):
+    """The documentation of Python and of the installed packages that are used here."""
+
+    megabytes: Megabytes | None = None
+    """Most text to keep, in 10^6 UTF-8 bytes; null: all."""
+
+
 class CorpusParams(Section):
     """The corpus: the source of its documents, and the splits."""
 
     source: Literal["installed-docs", "files", "hub"]
+    installed_docs: InstalledDocsParams = InstalledDocsParams()
     files: FilesParams = FilesParams()
     hub: HubParams = HubParams()
-    megabytes: Megabytes | Literal["auto"] | None = None
-    """Most text to keep, in 10^6 UTF-8 bytes; null: all; auto: 7.6 of installed-docs, all of other sources."""
+    megabytes: Megabytes | None = None
+    """Most text to keep of any source, in 10^6 UTF-8 bytes; null: all."""
     validation_share: Fraction
     """Share of the documents (installed-docs: of the bytes, in whole packages) that becomes the validation split."""
     test_share: Fraction
@@ -156,11 +164,13 @@ class CorpusParams(Section):
         return self
 
     @property
-    def most_bytes(self) -> float:
-        """Most UTF-8 bytes of text to keep; infinite: all."""
-        if self.megabytes == "auto":
-            return 7.6e6 if self.source == "installed-docs" else math.inf
-        return math.inf if self.megabytes is None else self.megabytes * 1e6
+    def limit(self) -> tuple[str, float]:
+        """The key that limits the text, and most of its UTF-8 bytes; infinite: all."""
+        limits = {"corpus.megabytes": self.megabytes}
+        if self.source == "installed-docs":
+            limits["corpus.installed_docs.megabytes"] = self.installed_docs.megabytes
+        found = {key: math.inf if each is None else each * 1e6 for key, each in limits.items()}
+        return min(found.items(), key=lambda each: each[1])
 
 
 class TokenizeParams(Section):

@@ -45,8 +45,9 @@ def run(params: Params) -> None:
 
 def _say_what_is_little(section: CorpusParams, summary: CorpusSummary) -> None:
     kept = sum(size.bytes for size in summary.splits.values()) / 1e6
+    key, most = section.limit
     if summary.limited and section.source != "installed-docs":
-        say(f"corpus: kept {kept:.3g} MB; the rest was left out, because corpus.megabytes is {section.megabytes}")
+        say(f"corpus: kept {kept:.3g} MB; the rest was left out, because {key} is {most / 1e6:g}")
     for split in ("validation", "test"):
         documents = summary.splits[split].documents
         if documents < FEW_DOCUMENTS and section.source != "installed-docs":

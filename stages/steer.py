@@ -126,6 +126,11 @@ def _sweeps(
         of_base = bench._replace(text=_text(read, section))
         retokenizer = Retokenizer(tokens.tokenizer(), read.tokenizer(), read.context)
         students_tokens = retokenizer.promoted(tokens_of, read.texts(), section.promoted)
+        if nameless := [each for each, own in zip(concepts, students_tokens.tolist(), strict=True) if own[0] < 0]:
+            raise UserError(
+                f"steer.concepts: concept {nameless[0]} promotes no token that a student has; another steer.seed or "
+                "steer.concepts samples others"
+            )
         bench = bench._replace(tokens_of=students_tokens, retokenizer=retokenizer)
 
     def measure(model: PreTrainedModel, folder: Artifact, edit: str, bench: Bench) -> list[EditEffect]:
@@ -134,7 +139,7 @@ def _sweeps(
             name = f"steering {folder.path.name}: {edit}"
             return steering_effects(model, bench, section.strengths, EDITS[edit], kept, name)
 
-        what = key | {"model": folder.digest, "edit": edit, "concepts": concepts}
+        what = key | {"model": folder.digest, "edit": edit, "concepts": concepts, "watched": bench.tokens_of.tolist()}
         return once("steering", what, effects, list[EditEffect], effect.__file__)
 
     sweeps = {
@@ -170,7 +175,10 @@ def _text(tokens: Tokens, section: SteerParams) -> torch.Tensor:
     """Validation windows, drawn at random: int64 [windows, context]."""
     validation = tokens.windows("validation")
     if section.windows > len(validation):
-        raise UserError(f"steer.windows ({section.windows}) must not exceed validation's {len(validation)} windows")
+        raise UserError(
+            f"steer.windows ({section.windows}) must not exceed the {len(validation)} validation windows of "
+            f"{tokens.artifact.path}"
+        )
     chosen = _drawn(len(validation), section.windows, section.seed)
     return torch.from_numpy(validation[chosen].astype(np.int64)).to(device())
 

@@ -21,14 +21,15 @@ def measurements(setting: Setting) -> dict[str, Measurement]:
     large = shape(sizes, sizes.label_windows)
     small = shape(sizes, 1)
     scores = {
-        f"{score}, {scope} against the CPU": partial(against_cpu, small, PARAMS.model_copy(update=given))
+        f"{score}, {scope} against the CPU": partial(
+            against_cpu, small, PARAMS.model_copy(update={"score": score, "scope": scope})
+        )
         for score, scope in [
             ("gradient", "sequence"),
             ("gradient", "next_token"),
             ("activation", "sequence"),
             ("integrated", "next_token"),
         ]
-        if (given := {"score": score, "scope": scope})
     }
     return {
         "over forward": partial(over_forward, large, sizes.repeats),

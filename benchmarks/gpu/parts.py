@@ -76,6 +76,8 @@ def _measured(part: Part, setting: Callable[[], Setting], end: float, found: Fou
         here, there = FORK.Pipe(duplex=False)
         process = FORK.Process(target=_measure, args=(part, setting, waiting if is_known else None, there))
         process.start()
+        assert process.pid
+        _lead_group(process.pid)
         there.close()
         try:
             while (left := end - time.monotonic()) > 0 and here.poll(left):
@@ -102,7 +104,7 @@ def _measured(part: Part, setting: Callable[[], Setting], end: float, found: Fou
 
 def _measure(part: Part, setting: Callable[[], Setting], only: list[str] | None, pipe: Connection) -> None:
     """In the part's process: measure, up to the first error."""
-    os.setsid()  # what it starts ends with it
+    _lead_group(0)
     module = importlib.import_module(f"benchmarks.gpu.{part.name}")
     name = BEGIN
     try:
@@ -116,6 +118,15 @@ def _measure(part: Part, setting: Callable[[], Setting], only: list[str] | None,
     pipe.close()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _lead_group(process: int) -> None:
+    """Make a process the leader of a group, so that what it starts ends with it; 0: this process.
+
+    Parent and child both call it: the parent may want to kill the group before the child has come to this line.
+    """
+    with suppress(OSError):
+        os.setpgid(process, process)
 
 
 def _kill(process: int | None) -> None:

@@ -24,7 +24,8 @@ PRESET = {
 """Besides the preset `smoke`; the text is that of Python's help."""
 
 STAGES = [
-    *("check", "corpus", "tokenize", "base", "activations", "sae", "attribution", "distribution", "explain", "methods"),
+    *("check", "corpus", "tokenize", "base_tokens", "base", "activations", "sae"),
+    *("attribution", "distribution", "explain", "methods"),
     *(f"{stage} {method} 0" for method in ("cocomix", "ntp") for stage in ("pretrain", "evaluate")),
     *("steer", "report"),
 ]

@@ -193,8 +193,9 @@ def _check_evaluate(params: Params) -> None:
 
 
 def _check_steer(params: Params) -> None:
-    if math.isfinite(params.corpus.most_bytes):
-        check_validation_windows(params, int(params.corpus.most_bytes / BYTES_OF_A_TOKEN / params.tokenize.context))
+    _, most = params.corpus.limit
+    if math.isfinite(most):
+        check_validation_windows(params, int(most / BYTES_OF_A_TOKEN / params.tokenize.context))
     windows = _validation_windows_here(params)
     if windows is not None and params.steer.windows > windows:
         from cocomix.corpus.build import fingerprint

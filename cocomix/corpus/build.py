@@ -59,7 +59,8 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
     """
     dropped: Counter[str] = Counter()
     limited = False
-    left = params.most_bytes
+    limit, most = params.limit
+    left = most
     parts = folder / "parts"
     match params.source:
         case "installed-docs":
@@ -91,7 +92,8 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
         raise UserError(f"corpus: nothing is left of {params.source}; dropped: {dict(dropped) or 'nothing'}")
     for split in SPLITS:
         if not sizes[split].documents:
-            more_text = f"raise corpus.megabytes ({params.megabytes})" if first_beyond else "give more text"
+            is_limited = limited or first_beyond is not None
+            more_text = f"raise {limit} ({most / 1e6:g})" if is_limited else "give more text"
             share = "" if split == "train" else f", or raise corpus.{split}_share"
             raise UserError(f"corpus: no document for the {split} split ({total} in all): {more_text}{share}")
     return CorpusSummary(sizes, sources, dropped, limited or first_beyond is not None)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from cocomix.plumbing.device import device, most_logits
-from cocomix.plumbing.distributed import totals
+from cocomix.plumbing.distributed import from_first, totals
 from cocomix.plumbing.parts import Summing
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
@@ -82,7 +82,8 @@ def log_likelihoods(
     """
     model.eval().to(device())
     # The concept head computes logits at all positions.
-    batch_tokens = min(batch_tokens, max(context, most_logits() // getattr(model.config, "num_concepts", 1)))
+    most = from_first(most_logits())  # the processes share one list of batches, whatever their GPUs
+    batch_tokens = min(batch_tokens, max(context, most // getattr(model.config, "num_concepts", 1)))
     batches = _batches([piece for n, each in enumerate(requests) for piece in _pieces(n, each, context)], batch_tokens)
     mine = batches[runtime().rank :: runtime().world_size]
     found = np.zeros((len(requests), 2))  # log-likelihood; number of tokens that are not the most likely

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cocomix.evaluation.text import EvaluationText
 from cocomix.plumbing.device import device, most_logits, send
-from cocomix.plumbing.distributed import totals
+from cocomix.plumbing.distributed import from_first, totals
 from cocomix.plumbing.parts import Summing
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
@@ -148,7 +148,8 @@ def windows_at_once(batch_size: int, context: int, config: PretrainedConfig) -> 
 
 
 def shares(windows: int, at_once: int) -> list[NDArray[np.int64]]:
-    """This process's share of the window indices, in batches."""
+    """This process's share of the window indices, in batches of at most `at_once`; all processes must call this."""
+    at_once = from_first(at_once)  # with another GPU each, the processes would have different batches
     batches = [np.arange(start, min(start + at_once, windows)) for start in range(0, windows, at_once)]
     return batches[runtime().rank :: runtime().world_size]
 

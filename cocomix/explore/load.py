@@ -73,7 +73,7 @@ def load_extractor(artifacts: Path, model: CoCoMixLanguageModel) -> Extractor:
     found = Extractor(load_base(base, labels.context), load_sae(sae), params)
     if base.manifest.params.get("tokenizer") != "own":
         return found
-    return found._replace(tokenizer=pretrained.load_tokenizer("base.pretrained", str(base.path), None))
+    return found._replace(tokenizer=PreTrainedTokenizerFast.from_pretrained(base.path))
 
 
 def load_labels(artifacts: Path) -> dict[int, str]:

@@ -74,7 +74,7 @@ class CoCoMixBody(PreTrainedModel):
     @property
     @abstractmethod
     def blocks(self) -> nn.ModuleList:
-        """The blocks, of which the last is the backbone's `LastBlock` with interleaving."""
+        """The blocks, of which the last is the backbone's `_LastBlock` with interleaving."""
 
     @property
     @abstractmethod

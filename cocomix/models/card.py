@@ -86,7 +86,9 @@ filtered in what it says.
 
 
 def _backbone(config: PreTrainedConfig) -> str:
-    return "GPT-2" if config.model_type in ("gpt2", "cocomix") else "Llama"
+    if config.model_type in ("gpt2", "cocomix"):
+        return "GPT-2"
+    return "Qwen3" if config.model_type == "qwen3" or getattr(config, "qk_norm", False) else "Llama"
 
 
 def _heads(config: PreTrainedConfig) -> str:

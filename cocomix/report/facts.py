@@ -61,7 +61,7 @@ class CorpusFacts(StageFacts):
     test: SplitText
     sources: int
     limited: bool
-    """Whether corpus.megabytes left out text."""
+    """Whether a limit of megabytes left out text."""
 
 
 class SplitTokens(Facts):

@@ -133,11 +133,10 @@ def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
         UserError: when neither the source nor corpus.megabytes gives a size.
     """
     known = INSTALLED_DOCS_BYTES if params.corpus.source == "installed-docs" else corpus_bytes
-    total = min(params.corpus.most_bytes, math.inf if known is None else known)
+    total = min(params.corpus.limit[1], math.inf if known is None else known)
     if math.isinf(total):
-        given = params.corpus.megabytes or "null"
         raise UserError(
-            f"corpus.megabytes: {given}: the size of a dataset of the hub is not known before it is read; set a limit"
+            "corpus.megabytes: null: the size of a dataset of the hub is not known before it is read; set a limit"
         )
     shares = {"validation": params.corpus.validation_share, "test": params.corpus.test_share}
     shares = {"train": 1 - sum(shares.values())} | shares
@@ -154,6 +153,9 @@ def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] 
     Args:
         text: `measured_corpus` or `estimated_corpus`.
         pretrained: the configuration of the model of `pretrain.init`; None: `pretrain.model` is assumed.
+
+    Raises:
+        UserError: when `pretrain.model` is assumed, and has no block above a concept layer.
     """
     words = Words(text.vocab_size, params.tokenize.context)
     windows = {split: tokens // words.context for split, tokens in text.tokens.items()}
@@ -189,6 +191,14 @@ def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] 
         "methods": StageNeeds(disk=2000),
         "report": StageNeeds(disk=5e4, memory=100e6),
     }
+    if pretrained is None and params.pretrain.init.source == "pretrained":
+        for key, layer in params.pretrain.concept_layers.items():
+            if layer >= params.pretrain.model.n_layer:
+                raise UserError(
+                    f"pretrain.init.path: {params.pretrain.init.path!r} is not on this machine, and pretrain.{key} "
+                    f"({layer}) is not below pretrain.model.n_layer ({params.pretrain.model.n_layer}): to plan, "
+                    "download it, or set pretrain.model to its shape"
+                )
     start = None if pretrained is None else pretrained_shape(pretrained, params.pretrain.model.dropout, words)
     models = shapes(params.pretrain, words, teacher, start)
     listed = params.pretrain.listed

@@ -57,6 +57,8 @@ def check_pretrained(config: Mapping[str, Any], params: PretrainParams, context:
     size = dimensions(config)
     if size.backbone == "llama" and params.model.dropout:
         raise UserError(f"{where}: {kind}; pretrain.model.dropout ({params.model.dropout:g}) must be 0")
+    if size.d_model % size.n_head:
+        raise UserError(f"{where}: has a width of {size.d_model}, no multiple of its {size.n_head} heads")
     if size.context < context:
         raise UserError(f"{where} has a context of {size.context}; tokenize.context is {context}")
     for key, layer in params.concept_layers.items():

@@ -103,7 +103,7 @@ class Bench(NamedTuple):
     concepts: Sequence[int]
     """At least 2: the other concepts of the sample are the control."""
     tokens_of: Tensor
-    """The tokens that each of `concepts` promotes, int64 [concepts, tokens]."""
+    """The tokens that each of `concepts` promotes, at least one; -1: it has no more. int64 [concepts, tokens]."""
     text: Tensor
     """Windows of token ids held out from training, int64 [windows, context]."""
     writing: Writing
@@ -226,7 +226,8 @@ def _on_text(model: PreTrainedModel, bench: Bench, grid: Sequence[list[Edit]]) -
         with editing(model, bench.sae, edits[start : start + size]) as options:
             logits = model(some, use_cache=False, **options).logits[:, :-1].float()
         whole = logits.logsumexp(-1, keepdim=True)
-        probabilities = (logits[..., bench.tokens_of.flatten()] - whole).exp()
+        watched = bench.tokens_of.flatten().to(logits.device)
+        probabilities = (logits[..., watched.clamp(min=0)] - whole).exp() * (watched >= 0)
         masses.append(probabilities.view(*logits.shape[:2], *bench.tokens_of.shape).sum(-1).mean(1))
         losses.append((whole - logits.gather(2, some[:, 1:, None])).mean((1, 2)))
     return _over_windows(torch.cat(masses), len(bench.text)), _over_windows(torch.cat(losses), len(bench.text))

@@ -51,7 +51,10 @@ class Tokens:
         """Token ids, memory-mapped: [windows, context]."""
         windows = np.load(self.artifact.file(name := f"{split}.npy"), mmap_mode="r")
         if windows.shape != (self.artifact.rows(name), self.context):
-            raise UserError(f"{self.artifact.path / name}: not the windows that the manifest says; run tokenize again")
+            raise UserError(
+                f"{self.artifact.path / name}: not the windows that the manifest says; run "
+                f"the stage {self.artifact.manifest.stage!r} again"
+            )
         return windows
 
     @cache  # noqa: B019
@@ -94,10 +97,18 @@ class Tokens:
     def texts(self) -> list[str]:
         """The text of each token alone, by id, including the space before a word."""
         tokenizer = self.tokenizer()
+        is_word_piece = type(tokenizer.backend_tokenizer.decoder).__name__ == "WordPiece"
+        special = {*tokenizer.all_special_ids}
         texts = []
         for token in range(self.vocab_size):
             text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-            # SentencePiece marks that space, and drops it when it decodes the start of a text.
-            marked = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
-            texts.append(f" {text}" if marked and not text.startswith(" ") else text)
+            # SentencePiece marks that space, and drops it when it decodes the start of a text. WordPiece marks the
+            # tokens that go on with a word, with ##, and drops the mark and the space only between tokens.
+            goes_on = is_word_piece and text.startswith("##")
+            begins = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581") or is_word_piece
+            if goes_on:
+                text = text.removeprefix("##")
+            elif begins and token not in special and not text.startswith(" "):
+                text = f" {text}"
+            texts.append(text)
         return texts

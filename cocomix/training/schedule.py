@@ -9,7 +9,7 @@ def learning_rate(params: TrainingParams, step: int) -> float:
     """Learning rate of a step, AdamW's: linear warm-up to the peak, then decay to `final_share` of it.
 
     cosine: along half a cosine, from the end of the warm-up; warmup_stable_decay: on a line, in the last `decay_share`
-    of the steps. Either is at `final_share` in the last step.
+    of the steps. Either is at `final_share` in the last step, except with a `decay_share` of 0, which never decays.
     """
     warmup = round(params.warmup_share * params.steps)
     if step < warmup:

@@ -60,8 +60,9 @@ def distribute(objective: nn.Module) -> nn.Module:
 def _block_precision() -> MixedPrecisionPolicy:
     """The precision in which a block's attention and MLP are gathered, and their gradients summed.
 
-    In bf16 where autocast multiplies in bf16: half the bytes, and the numbers that autocast would make of them. Norms
-    and embeddings compute in fp32, and gradients are summed in fp32.
+    In bf16 where autocast multiplies in bf16: half the bytes, and the numbers that autocast would make of the matrices.
+    Norms of the residual stream and embeddings stay in fp32, those of queries and keys (`qk_norm`) do not. Gradients
+    are summed in fp32.
     """
     if not bf16():
         return MixedPrecisionPolicy()

@@ -15,9 +15,8 @@ from cocomix.modeling import CoCoMixLanguageModel
 
 NAME = "sdpa_whole_windows"
 
-AttentionInterface.register(
-    NAME, sdpa_attention_forward
-)  # transformers makes no mask for a name without a mask function
+# transformers makes no mask for a name without a mask function.
+AttentionInterface.register(NAME, sdpa_attention_forward)
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def test_without_a_gpu_the_parts_run_at_toy_size(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_so_do_those_that_take_minutes(tmp_path: Path) -> None:
     parts = run("pipeline", "autoencoder", "interruption", out=tmp_path / "out.json")
-    assert len(parts["pipeline"]["results"]) == 16
+    assert len(parts["pipeline"]["results"]) == 17
     stopped = parts["interruption"]["results"]["sigterm"]
     assert stopped["status"] == 143
     assert stopped["went_on_from"] in stopped["saved"]

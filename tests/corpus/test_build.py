@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from cocomix.corpus.build import build, fingerprint
 from cocomix.corpus.installed import DocumentationFile
 from cocomix.corpus.splits import SPLITS
 from cocomix.corpus.store import ROW_GROUP_BYTES
-from cocomix.params import CorpusParams, FilesParams
+from cocomix.params import CorpusParams, FilesParams, InstalledDocsParams
 from cocomix.plumbing.errors import UserError
 
 
@@ -101,12 +102,19 @@ def test_megabytes_caps_the_text(out: Path) -> None:
 def test_files_are_read_whole_unless_megabytes_is_given(out: Path) -> None:
     write_jsonl("a.jsonl", ["x" * 8_000_000, *TEXTS])
     params = CorpusParams(
-        source="files", files=FilesParams(paths=["a.jsonl"]), megabytes="auto", validation_share=0.2, test_share=0.2
+        source="files",
+        files=FilesParams(paths=["a.jsonl"]),
+        installed_docs=InstalledDocsParams(megabytes=7.6),
+        validation_share=0.2,
+        test_share=0.2,
     )
     found = build(params, out)
     assert sum(size.documents for size in found.splits.values()) == len(TEXTS) + 1
     assert not found.limited
-    assert params.model_copy(update={"source": "installed-docs"}).most_bytes == 7.6e6
+    assert params.limit == ("corpus.megabytes", math.inf)
+    of_packages = params.model_copy(update={"source": "installed-docs"})
+    assert of_packages.limit == ("corpus.installed_docs.megabytes", 7.6e6)
+    assert of_packages.model_copy(update={"megabytes": 1.0}).limit == ("corpus.megabytes", 1e6)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ FOREIGN = [
         for reader in ("attribution", "distribution", "explain", "methods", "agreement")
     ),
     ("sae", "tokens", "artifacts/activations"),
+    ("sae", "base_tokens", "artifacts/activations"),
+    ("steer", "base_tokens", "artifacts/base"),
     ("sae", "base", "artifacts/activations"),
     *((reader, "base", "artifacts/sae") for reader in ("attribution", "explain", "methods", "agreement")),
     ("pretrain@ntp-0", "tokens", "artifacts/methods"),

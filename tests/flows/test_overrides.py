@@ -145,9 +145,11 @@ def test_values_are_written_and_every_comment_stays(params: Path) -> None:
 
 
 def test_null_is_a_value_where_it_is_allowed_and_an_empty_section_changes_nothing(params: Path) -> None:
-    override({"corpus": {"megabytes": None}, "sae": {"also": {}}, "pretrain": {"ntp": {}, "cocomix": {}}})
-    assert load().corpus.megabytes is None
-    assert params.read_bytes() == shipped().replace(b"  megabytes: auto ", b"  megabytes: null ")
+    override(
+        {"corpus": {"installed_docs": {"megabytes": None}}, "sae": {"also": {}}, "pretrain": {"ntp": {}, "cocomix": {}}}
+    )
+    assert load().corpus.installed_docs.megabytes is None
+    assert params.read_bytes() == shipped().replace(b"    megabytes: 7.6 ", b"    megabytes: null")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,18 @@ def test_a_path_must_be_given() -> None:
         params(init={"source": "pretrained"})
 
 
+def test_a_plan_without_the_model_needs_a_shape_that_has_the_concept_layer() -> None:
+    text = CorpusSize(
+        dict.fromkeys(("train", "validation", "test"), 4e6), dict.fromkeys(("train", "validation"), 1e6), 64
+    )
+    deep = params(cocomix=paper_values()["pretrain"]["cocomix"] | {"concept_layer": 4})
+    assert stage_needs(deep, text, CONFIG)
+    with pytest.raises(
+        UserError, match=r"pretrain\.cocomix\.concept_layer \(4\) is not below .*: to plan, download it"
+    ):
+        stage_needs(deep, text)
+
+
 def test_a_plan_counts_the_models_shape_and_the_windows_context() -> None:
     text = CorpusSize(
         dict.fromkeys(("train", "validation", "test"), 4e6), {"train": 1e6, "validation": 2e5, "test": 2e5}, 64

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from cocomix.plumbing import distributed
 from cocomix.plumbing.runtime import runtime
@@ -34,8 +36,9 @@ def main(folder: Path, method: str, optimizer: str, steps: int, stop_at: int | N
         return loss, norm
 
     Training._train_step = watched_step  # type: ignore[method-assign]
-    attention, dtypes = objective.model.transformer.h[0].attn.c_attn, set[str]()
-    attention.register_forward_pre_hook(lambda module, _: dtypes.add(str(module.weight.dtype)))
+    modules, dtypes = objective.model.base_model.modules(), set[str]()
+    projection = next(each for each in modules if isinstance(each, Conv1D | nn.Linear))
+    projection.register_forward_pre_hook(lambda module, _: dtypes.add(str(module.weight.dtype)))
     objective.register_forward_pre_hook(
         lambda module, _: drawn.append(torch.rand(()).item()) if module.training else None
     )

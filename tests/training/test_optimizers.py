@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.plumbing import checkpoint
 from cocomix.plumbing.runtime import runtime
-from cocomix.shapes.models import block_matrices, newton_schulz_flops
+from cocomix.shapes.models import block_matrices, deepened, dimensions, newton_schulz_flops
 from cocomix.training.objectives import MultiToken, Objective
 from cocomix.training.optimizers import Muon, optimizers
 from tests.training.test_loop import (
@@ -24,6 +24,7 @@ from tests.training.test_loop import (
     forced,
     hidden,
     kd,
+    llama,
     mtp,
     ntp,
     pause,
@@ -32,7 +33,7 @@ from tests.training.test_loop import (
 from tests.training.test_step import run_of
 
 MUON = PARAMS.model_copy(update={"optimizer": "muon"})
-IN_BLOCKS = re.compile(r"model\.transformer\.h\.\d\.|blocks\.\d\.")
+IN_BLOCKS = re.compile(r"model\.(transformer\.h|model\.layers)\.\d\.|blocks\.\d\.")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden, cached, mtp, forced, *FORMS])
+@pytest.mark.parametrize("make", [ntp, kd, pause, cocomix, hidden, cached, mtp, forced, llama, *FORMS])
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else(make: Callable[[], Objective]) -> None:
     objective = make()
     adamw, muon = ({*_weights(each)} for each in optimizers(objective, MUON))
@@ -62,7 +63,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else(make: Callable[[
         in_blocks = IN_BLOCKS.match(name) is not None and each.ndim == 2
         assert (each in muon, each in adamw) == (in_blocks, not in_blocks), name
     further = 2 if isinstance(objective, MultiToken) else 0
-    assert len(muon) == 4 * (2 + further)
+    assert len(muon) == (7 if make is llama else 4) * (2 + further)
 
 
 def test_adamw_has_all_parameters_where_muon_is_not_asked_for() -> None:
@@ -144,7 +145,7 @@ def test_a_checkpoint_has_one_state_for_each_parameter_of_both_optimisers(tmp_pa
         assert kept["momentum_buffer" if in_blocks else "exp_avg"].shape == weight.shape
 
 
-@pytest.mark.parametrize("make", [ntp, cocomix, mtp])
+@pytest.mark.parametrize("make", [ntp, cocomix, mtp, llama])
 def test_the_flops_of_a_step_are_what_torch_counts(make: Callable[[], Objective]) -> None:
     objective = make()
     _, muon = optimizers(objective, MUON)
@@ -154,7 +155,8 @@ def test_the_flops_of_a_step_are_what_torch_counts(make: Callable[[], Objective]
     with FlopCounterMode(display=False) as counter:
         muon.step()
     assert muon.flops == counter.get_total_flops() > 0
-    shape = objective.model.config.to_dict() | {"n_layer": len(objective.blocks_in_training())}
+    shape = objective.model.config.to_dict()
+    shape = deepened(shape, len(objective.blocks_in_training()) - dimensions(shape).n_layer)
     assert muon.flops == sum(newton_schulz_flops(*each) for each in block_matrices(shape))
 
 
