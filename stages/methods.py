@@ -61,7 +61,7 @@ def run(params: Params) -> None:
     unused = {"seeds", "training"} | ({"init"} if section.init.source == "scratch" else set())
     used = section.model_dump(mode="json", exclude=unused)
     opened = {"base": base, "sae": sae, "concepts": concepts, "distribution": distribution}
-    inputs: dict[str, Artifact | str] = {**read.inputs, **opened, **outside("pretrain.init.path", params)}
+    inputs: dict[str, Artifact | str] = {**opened, **read.inputs, **outside("pretrain.init.path", params)}
     side = {"metrics.json": Path("metrics/methods.json")}
     produce("methods", ARTIFACTS / "methods", inputs, used, compute, side)
 

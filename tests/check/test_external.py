@@ -119,4 +119,4 @@ def test_every_stage_that_reads_outside_depends_on_its_key() -> None:
         for key in each.get(str(external.FILE), [])
     }
     of_the_section = {(key, key.partition(".")[0]) for key in external.KEYS}
-    assert named == of_the_section | {("pretrain.init.path", "methods")}
+    assert named == of_the_section | {("pretrain.init.path", "methods"), ("base.pretrained", "base_tokens")}

@@ -158,6 +158,7 @@ def test_a_stage_refuses_in_one_line(project: Project, asked: tuple[str, dict[st
 
 
 SHIPPED = (Path(__file__).parents[2] / "params.yaml").read_bytes()
+LINE_OF_K = SHIPPED[: SHIPPED.index(b"  k: 32")].count(b"\n") + 1
 
 
 @pytest.mark.parametrize(
@@ -171,13 +172,25 @@ SHIPPED = (Path(__file__).parents[2] / "params.yaml").read_bytes()
         (b"[" * 20_000, "not valid YAML: "),
         (b"<<: 3\n" + SHIPPED, ":1: <<: readers of YAML take it differently; write '<<' in quotes"),
         (b"a: *x\n", ":1: *x repeats a value of another place; write it out"),
-        (SHIPPED.replace(b"  k: 32", b"  k: 2020-01-01"), ":70: 2020-01-01: readers of YAML take it differently"),
-        (SHIPPED.replace(b"  k: 32", b"  k: 2020-99-99"), ":70: 2020-99-99: readers of YAML take it differently"),
-        (SHIPPED.replace(b"  k: 32", b"  k: 010"), ":70: 010: readers of YAML take it differently; write a number"),
+        (
+            SHIPPED.replace(b"  k: 32", b"  k: 2020-01-01"),
+            f":{LINE_OF_K}: 2020-01-01: readers of YAML take it differently",
+        ),
+        (
+            SHIPPED.replace(b"  k: 32", b"  k: 2020-99-99"),
+            f":{LINE_OF_K}: 2020-99-99: readers of YAML take it differently",
+        ),
+        (
+            SHIPPED.replace(b"  k: 32", b"  k: 010"),
+            f":{LINE_OF_K}: 010: readers of YAML take it differently; write a number",
+        ),
         (SHIPPED.replace(b"model: {", b"model: &m {", 1), "&m names a value to repeat it; write it out"),
         (SHIPPED.replace(b"  k: 32", b"  k: " + b"9" * 30), "sae.k: 9999"),
         (SHIPPED.replace(b"  k: 32", b"  k: " + b"9" * 5000), "not valid YAML: Exceeds the limit"),
-        (SHIPPED.replace(b"  k: 32", b"  k: !!binary x"), ":70: the tag tag:yaml.org,2002:binary: a value has no tag"),
+        (
+            SHIPPED.replace(b"  k: 32", b"  k: !!binary x"),
+            f":{LINE_OF_K}: the tag tag:yaml.org,2002:binary: a value has no tag",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

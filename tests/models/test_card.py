@@ -64,10 +64,11 @@ def test_each_method_and_ablation_is_described_in_its_own_words() -> None:
 
 def test_the_card_names_the_backbone_and_its_heads() -> None:
     card = ModelCard(model_card(tiny(**LLAMA), trained("cocomix")))
-    assert "llama" in card.data.tags
-    assert "A Llama that after block 2 predicts concepts" in card.text
+    assert "qwen3" in card.data.tags
+    assert "A Qwen3 that after block 2 predicts concepts" in card.text
     assert "4 heads of queries, 2 of keys and values" in card.text
     assert "A GPT-2 that after block 2" in model_card(tiny(), trained("cocomix"))
+    assert "A Llama that after block 2" in model_card(tiny(**LLAMA | {"qk_norm": False}), trained("cocomix"))
 
 
 @pytest.mark.parametrize("model", [tiny(), tiny("llama"), plain()], ids=["cocomix", "cocomix-llama", "ntp"])
