@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.check.external import outside
+from cocomix.check.preflight import check_validation_windows
 from cocomix.corpus.splits import Split
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
-from cocomix.plumbing.errors import UserError
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -48,11 +48,8 @@ def _encode(work: Work, tokens: Tokens, params: Params) -> tuple[dict[str, Any],
     work.confirm_inputs()
     context = section.context or tokens.context
     packed = pack_corpus(work, corpus, tokenizer, context, "base.context")
-    if params.steer.windows > (windows := packed.metrics["validation"]["windows"]):
-        raise UserError(
-            f"steer.windows ({params.steer.windows}) must not exceed the base model's {windows} validation windows of "
-            f"base.context ({context})"
-        )
+    whose = f"of base.context ({context}), validation's"
+    check_validation_windows(params, packed.metrics["validation"]["windows"], whose)
     texts = {split: corpus.file(f"{split}.parquet") for split in LABELLED}
     write_places(work, texts, tokens, packed.shards, context)
     return packed.metrics, packed.about

@@ -70,17 +70,18 @@ def init_config(params: Params) -> dict[str, Any] | None:
     return config.to_dict()
 
 
-def check_validation_windows(params: Params, windows: int) -> None:
+def check_validation_windows(params: Params, windows: int, whose: str = "validation's") -> None:
     """Check that the validation split has as many windows as parameters ask for.
 
     Args:
         windows: number of windows of the validation split.
+        whose: what they are, for the error.
 
     Raises:
         UserError: when it has fewer.
     """
     if params.steer.windows > windows:
-        raise UserError(f"steer.windows ({params.steer.windows}) must not exceed validation's {windows} windows")
+        raise UserError(f"steer.windows ({params.steer.windows}) must not exceed {whose} {windows} windows")
 
 
 def check_base_model(model: "PreTrainedModel", params: Params) -> None:

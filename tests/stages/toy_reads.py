@@ -9,7 +9,7 @@ from typing import Any
 from cocomix.check.external import outside
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work, digest_of
-from stages.stage import main, produce
+from stages.stage import main, produce, share_work
 
 OUT = Path("artifacts/toy_reads")
 
@@ -32,4 +32,6 @@ def run(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    main(run, shared="RANK" in os.environ)
+    if "RANK" in os.environ:
+        share_work()
+    main(run)

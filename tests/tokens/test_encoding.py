@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_persons_text_has_the_ids_of_a_document(path: Path, text: str) -> None:
     tokenizer: PreTrainedTokenizerFast = load_trained(path)
     ids = ids_of_text(tokenizer, text)
-    assert ids == pack._tokenizer(path).encode(text).ids
+    assert ids == pack.opened(path).encode(text).ids
     assert tokenizer.eos_token_id not in ids
     assert tokenizer.decode(ids) == text
     assert tokenizer(END_OF_DOCUMENT).input_ids == [tokenizer.eos_token_id]
