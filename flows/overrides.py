@@ -8,8 +8,9 @@ from pydantic.json_schema import JsonSchemaValue
 
 from cocomix.params import FILE, Params
 from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.checked import merge
 from cocomix.plumbing.errors import UserError
-from flows.preset import merge, sections, with_values
+from flows.preset import sections, with_values
 
 
 def schema() -> JsonSchemaValue:

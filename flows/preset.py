@@ -8,7 +8,7 @@ active before. Keys that no preset sets keep their values.
 import argparse
 import io
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from cocomix.params import FILE, Params
 from cocomix.plumbing.artifact import write_atomically
-from cocomix.plumbing.checked import mapping, parse, read_file
+from cocomix.plumbing.checked import mapping, merge, parse, read_file
 from cocomix.plumbing.dialect import needs_quotes
 from cocomix.plumbing.errors import UserError, suggestion
 from flows.workspace import alone
@@ -89,15 +89,6 @@ def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: s
         raise UserError(f"{source}: holds text that is not Unicode") from None
     parse(Params, written, source)
     return stream.getvalue()
-
-
-def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Set values in nested mappings, in place."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), MutableMapping):
-            merge(into[key], value)
-        else:
-            into[key] = value
 
 
 COMMENT_COLUMN = 30

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cocomix.params import FILE, Params
-from cocomix.plumbing.checked import mapping, parse, read_yaml
+from cocomix.plumbing.checked import mapping, merge, parse, read_yaml
 from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import decisive
 from flows.overrides import nested, under
-from flows.preset import merge, sections, with_values
+from flows.preset import sections, with_values
 
 
 class Setting(NamedTuple):

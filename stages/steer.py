@@ -188,7 +188,7 @@ def _drawn(count: int, some: int, seed: int) -> NDArray[np.int64]:
 
 
 def _metrics(sweep: Sweep) -> dict[str, Any]:
-    """The effects of the strongest edits, for `dvc metrics show`; the report has all strengths."""
+    """The effects of the strongest edits, for a reader of the metrics; the report has all strengths."""
     return {
         f"{each.strength:g}": {
             "success": each.success.own.mean,

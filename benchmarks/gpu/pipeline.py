@@ -13,8 +13,9 @@ import yaml
 
 from benchmarks import reset_peak_memory
 from benchmarks.gpu.parts import Measurement
-from benchmarks.gpu.setting import Setting, merge, values_of
+from benchmarks.gpu.setting import Setting, values_of
 from cocomix.params import load
+from cocomix.plumbing.checked import merge
 from cocomix.plumbing.device import peak_memory
 
 PRESET = {

@@ -1,14 +1,14 @@
 """What all parts share: their sizes, their folder, parameters of presets, and runtime settings for a while."""
 
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import on_gpu
 from cocomix.params import Params
-from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.runtime import runtime
 
 ROOT = Path(__file__).parents[2]
@@ -114,15 +114,6 @@ def values_of(preset: str) -> dict[str, Any]:
     for name in ("default", preset):
         merge(values, read_yaml(ROOT / f"presets/{name}.yaml"))
     return values
-
-
-def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Set values in nested mappings, in place."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), MutableMapping):
-            merge(into[key], value)
-        else:
-            into[key] = value
 
 
 def params_of(preset: str) -> Params:

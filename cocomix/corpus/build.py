@@ -60,11 +60,10 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
     dropped: Counter[str] = Counter()
     limited = False
     limit, most = params.limit
-    left = most
     parts = folder / "parts"
     match params.source:
         case "installed-docs":
-            found = read_installed_docs(parts, left)
+            found = read_installed_docs(parts, most)
             sources, assigned = len(found.groups), _assigned_by_package(found, params, dropped)
             limited = found.limited
         case "files":
@@ -77,6 +76,7 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
             documents = in_parts(Stretch.all, chain([None] * len(done), more), parts)
             sources, assigned = 1, _assigned_by_digest(documents, params, dropped)
     first_beyond: AssignedDocument | None = None
+    left = most
     with CorpusWriter(folder) as writer:
         for each in assigned:
             left -= each.size
@@ -85,6 +85,7 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
                 break
             writer.add(*each)
         sizes = writer.sizes()
+    limited = limited or first_beyond is not None
     total = sum(size.documents for size in sizes.values())
     if not total and first_beyond:
         raise none_fits(first_beyond.document.source, first_beyond.size)
@@ -92,11 +93,10 @@ def build(params: CorpusParams, folder: Path) -> CorpusSummary:
         raise UserError(f"corpus: nothing is left of {params.source}; dropped: {dict(dropped) or 'nothing'}")
     for split in SPLITS:
         if not sizes[split].documents:
-            is_limited = limited or first_beyond is not None
-            more_text = f"raise {limit} ({most / 1e6:g})" if is_limited else "give more text"
+            more_text = f"raise {limit} ({most / 1e6:g})" if limited else "give more text"
             share = "" if split == "train" else f", or raise corpus.{split}_share"
             raise UserError(f"corpus: no document for the {split} split ({total} in all): {more_text}{share}")
-    return CorpusSummary(sizes, sources, dropped, limited or first_beyond is not None)
+    return CorpusSummary(sizes, sources, dropped, limited)
 
 
 def _documents(field: str, rows: Stretch[FileRow]) -> Iterator[Document]:

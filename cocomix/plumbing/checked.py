@@ -6,7 +6,7 @@ The message names the file, the key, the value, and what is allowed; for an unkn
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -14,6 +14,15 @@ from pydantic import BaseModel, ValidationError
 
 from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.errors import UserError, suggestion
+
+
+def merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Set values in nested mappings, in place."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), MutableMapping):
+            merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def whole_number(text: str) -> int:

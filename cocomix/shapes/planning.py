@@ -133,7 +133,8 @@ def estimated_corpus(params: Params, corpus_bytes: float | None) -> CorpusSize:
         UserError: when neither the source nor corpus.megabytes gives a size.
     """
     known = INSTALLED_DOCS_BYTES if params.corpus.source == "installed-docs" else corpus_bytes
-    total = min(params.corpus.limit[1], math.inf if known is None else known)
+    _, most = params.corpus.limit
+    total = min(most, math.inf if known is None else known)
     if math.isinf(total):
         raise UserError(
             "corpus.megabytes: null: the size of a dataset of the hub is not known before it is read; set a limit"

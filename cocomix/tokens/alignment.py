@@ -13,7 +13,7 @@ that tokenizers give say too little for a guarantee, in two ways:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from unicodedata import combining, normalize
 
@@ -28,9 +28,6 @@ from cocomix.tokens.pack import RowGroup, count_tokens, in_row_groups, opened, s
 from cocomix.tokens.windows import Tokens
 
 WHITE_SPACE = np.array([each for each in range(0x3001) if chr(each).isspace()], np.uint32)
-COMBINING = np.array([each for each in range(0x20000) if combining(normalize("NFKD", chr(each))[0])], np.uint32)
-"""Code points that join what is before them, also after a normaliser alone (U+FF9E, a mark of half width). There are
-none beyond the range."""
 
 
 def write_places(
@@ -105,10 +102,19 @@ def possibly_read(text: str, spans: NDArray[np.int64]) -> NDArray[np.int64]:
     """
     characters = np.frombuffer(text.encode("utf-32-le"), "<u4")
     next_space = _next(np.isin(characters, WHITE_SPACE))
-    next_base = _next(np.isin(characters, COMBINING, invert=True))
+    next_base = _next(np.isin(characters, combining_characters(), invert=True))
     ends = np.maximum.accumulate(spans[:, 1])
     ends = np.maximum(ends, np.minimum(next_space[ends], _later_starts(text, spans)))
     return next_base[np.maximum.accumulate(ends)]
+
+
+@cache
+def combining_characters() -> NDArray[np.uint32]:
+    """Code points that join what is before them, also after a normaliser alone (U+FF9E, a mark of half width).
+
+    There are none beyond the range. Looking for them takes too long for an import.
+    """
+    return np.array([each for each in range(0x20000) if combining(normalize("NFKD", chr(each))[0])], np.uint32)
 
 
 def _later_starts(text: str, spans: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -102,13 +102,10 @@ class Tokens:
         texts = []
         for token in range(self.vocab_size):
             text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-            # SentencePiece marks that space, and drops it when it decodes the start of a text. WordPiece marks the
-            # tokens that go on with a word, with ##, and drops the mark and the space only between tokens.
-            goes_on = is_word_piece and text.startswith("##")
-            begins = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581") or is_word_piece
-            if goes_on:
+            if is_word_piece:  # it marks the tokens that continue a word
+                begins = token not in special and not text.startswith("##")
                 text = text.removeprefix("##")
-            elif begins and token not in special and not text.startswith(" "):
-                text = f" {text}"
-            texts.append(text)
+            else:  # SentencePiece marks that space, and drops it when it decodes the start of a text
+                begins = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
+            texts.append(f" {text}" if begins and not text.startswith(" ") else text)
         return texts

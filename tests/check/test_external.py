@@ -9,9 +9,8 @@ import pytest
 from cocomix.check import external
 from cocomix.corpus import installed
 from cocomix.params import Params
-from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.errors import UserError
-from tests.stages.project import merge
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,10 +14,9 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig, PreTrainedTokenizer
 
 from cocomix.check.preflight import preflight
 from cocomix.params import Params
-from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
-from tests.stages.project import merge
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"

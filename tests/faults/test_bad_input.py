@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from cocomix.params import Params, load
-from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.errors import UserError
 from stages.matrix import matrix_item
 from tests.faults.made import MARK, make_all
-from tests.stages.project import Project, merge
+from tests.stages.project import Project
 
 
 @pytest.fixture(scope="module")

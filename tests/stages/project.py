@@ -11,6 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from cocomix.plumbing.checked import merge
+
 OUTS = {
     "corpus": "corpus",
     "tokenize": "tokens",
@@ -97,15 +99,6 @@ class Project:
         copy = _link if linked else shutil.copy2
         shutil.copytree(self.path, target, copy_function=copy, ignore=shutil.ignore_patterns("__pycache__"))
         return Project(target)
-
-
-def merge(params: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Set nested keys, in place."""
-    for key, value in overrides.items():
-        if isinstance(value, Mapping) and key in params:
-            merge(params[key], value)
-        else:
-            params[key] = value
 
 
 def _link(source: str, target: str) -> None:

@@ -42,14 +42,13 @@ from cocomix.explore.calls import Continuation
 from cocomix.explore.session import Session
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact
-from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.alignment import aligned
 from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.encoding import ids_of, plain, spans_of
 from tests.conftest import write_files
-from tests.stages.project import merge
 from tests.stages.test_dvc_yaml import ROOT
 
 DOCS = (ROOT / "docs/concepts.md").read_text().partition("## A teacher with another tokenizer")[2]

@@ -14,12 +14,11 @@ import stages.pretrain
 import stages.report
 import stages.steer
 from cocomix.params import Params, Section
-from cocomix.plumbing.checked import parse, read_yaml
+from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.runtime import runtime
 from cocomix.plumbing.sources import is_plumbing
 from cocomix.report import tuning
 from tests.report.made_metrics import falling, write_pipeline, write_run
-from tests.stages.project import merge
 from tests.steering.conftest import publish_concepts
 
 ROOT = Path(__file__).parents[2]
