@@ -290,6 +290,8 @@ class BaseParams(Section):
     """shared: it reads the tokens of the students; own: it keeps its own tokenizer, and labels are aligned."""
     context: Annotated[int, Field(ge=2, le=2**24)] | None = None
     """Tokens per window of its own tokenizer; null: tokenize.context."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the weights and hidden states of a pretrained model. bf16: half the memory and disk, and less precise."""
     seed: Seed = 0
     model: ModelParams
     training: TrainingParams
@@ -304,6 +306,8 @@ class BaseParams(Section):
             )
         if self.tokenizer == "shared" and self.context is not None:
             raise ValueError(f"context ({self.context}) needs tokenizer: own; a shared one has tokenize.context")
+        if self.dtype != "fp32" and self.source == "train":
+            raise ValueError(f"dtype: {self.dtype} needs source: pretrained; one that is trained here has fp32 weights")
         return self
 
 
@@ -984,6 +988,11 @@ class Params(Section):
                 raise ValueError(
                     f"{key}.site ({section.site}) must be one of activations.sites: {', '.join(self.activations.sites)}"
                 )
+        if self.attribution.score == "ablation" and self.base.dtype != "fp32":
+            raise ValueError(
+                f"attribution.score: ablation needs base.dtype: fp32, not {self.base.dtype}, which rounds away the "
+                "differences between losses"
+            )
         choice = "latents" if self.attribution.value == "pre_activation" else "k"
         if self.attribution.k_attr > getattr(self.sae, choice):
             raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from cocomix.activations.collect import collect
 from cocomix.base.loading import load_base
-from cocomix.params import Params
+from cocomix.params import Params, Site
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.tokens.base_tokens import BaseTokens
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -23,7 +23,8 @@ def run(params: Params) -> None:
     tokens = BaseTokens(ARTIFACTS)
 
     def compute(work: Work) -> Mapping[str, Any]:
-        about = collect(work, load_base(base, tokens.context), tokens, params.activations)
+        last = max(Site.parse(each).layer for each in params.activations.sites)
+        about = collect(work, load_base(base, tokens.context, last), tokens, params.activations)
         (work.side / "metrics.json").write_bytes(
             to_json(
                 {

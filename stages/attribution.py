@@ -29,7 +29,8 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         sae = load_sae(trained)
-        facts = make_labels(work, load_base(base, tokens.context), sae, tokens, params.attribution)
+        layers = sae.config.layer if params.attribution.score == "activation" else None  # the loss needs all
+        facts = make_labels(work, load_base(base, tokens.context, layers), sae, tokens, params.attribution)
         if runtime().rank == 0:
             concepts, k_attr = sae.config.concepts, params.attribution.k_attr
 

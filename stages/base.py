@@ -32,6 +32,8 @@ from cocomix.training.loop import Training, TrainingCurveRow, write_curve
 from cocomix.training.objectives import Objective
 from stages.stage import ARTIFACTS, main, produce, to_json
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 def run(params: Params) -> None:
     """Make artifacts/base, a Hugging Face folder; its manifest tells the model's `sizes`."""
@@ -65,7 +67,7 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
 
 def _load(params: Params, tokens: BaseTokens) -> PreTrainedModel:
     source = str(params.base.pretrained)
-    model = load_model("base.pretrained", source, params.base.revision, torch.float32)
+    model = load_model("base.pretrained", source, params.base.revision, DTYPES[params.base.dtype])
     if tokens.shared:
         check_vocabulary("base.pretrained", source, model.config.vocab_size, tokens)
     elif model.config.vocab_size < tokens.vocab_size:

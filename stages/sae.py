@@ -6,6 +6,7 @@ if __name__ == "__main__":
     share_work()
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         def store_of(site: str | None) -> ActivationStore:
-            return open_activations(activations, site, tokens, lambda: load_base(base, tokens.context))
+            return open_activations(activations, site, tokens, partial(load_base, base, tokens.context))
 
         sections = {MAIN: params.sae, **params.sae.others()}
         stores = {site: store_of(site) for site in {each.site for each in sections.values()}}

@@ -22,20 +22,22 @@ from cocomix.tokens.windows import Split, Tokens
 
 
 def open_activations(
-    artifact: Artifact, site: str | None, tokens: Tokens, base: Callable[[], PreTrainedModel]
+    artifact: Artifact, site: str | None, tokens: Tokens, base: Callable[[int], PreTrainedModel]
 ) -> ActivationStore:
     """Open the activations at a site; training activations that were not stored are computed on demand.
 
     Args:
         site: its name; None: the artifact's first site.
         tokens: the tokens from which the artifact was computed.
-        base: loads the base model from which the artifact was computed.
+        base: loads the first blocks of the base model from which the artifact was computed, given their number.
 
     Raises:
         UserError: when the number of activations differs from the manifest's.
     """
     params = ActivationsParams.model_validate(artifact.manifest.params)
-    store = ActivationStore(artifact, site) if params.keep else ActivationStream(artifact, site, tokens, base())
+    store = ActivationStore(artifact, site)
+    if not params.keep:
+        store = ActivationStream(artifact, site, tokens, base(store.site.layer))
     for split, planned in artifact.about["tokens"].items():
         if (rows := store.rows(split)) != planned:
             raise UserError(

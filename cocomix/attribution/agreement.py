@@ -219,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base, trained = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
     check_origins({"base": base, "sae": trained, **tokens.inputs})
     model, sae = load_base(base, tokens.context), load_sae(trained)
+    if model.dtype != torch.float32:
+        raise UserError("base.dtype: bf16: exact ablation needs fp32: bf16 rounds away the differences between losses")
     validation = tokens.windows("validation")
     per_window = min(PER_WINDOW, tokens.context - 1)
     count = -(-asked.positions // per_window)

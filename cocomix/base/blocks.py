@@ -57,6 +57,19 @@ def part_of(model: PreTrainedModel, site: Site) -> nn.Module:
     raise UserError(f"{site}: the blocks of {type(model).__name__} have none of {', '.join(names)}")
 
 
+def empty_above(model: PreTrainedModel, layers: int) -> None:
+    """Empty the weights above the first `layers` blocks, so that they take no memory, for passes that end below them.
+
+    The modules stay: the code of some families reaches into all blocks.
+    """
+    blocks = blocks_of(model)
+    needed = {*blocks[:layers].parameters(), *model.get_input_embeddings().parameters()}  # they may be shared
+    for module in (*blocks[layers:], model.get_output_embeddings()):
+        for weight in module.parameters():
+            if weight not in needed:
+                weight.data = weight.data.new_empty(0)
+
+
 def check_layer(model: PreTrainedModel, layer: int) -> None:
     """Check that the model has a residual stream after `layer` blocks with a block above it.
 

@@ -75,7 +75,7 @@ def _check(model: PreTrainedModel, context: int) -> None:
         if not trace.logits.isfinite().all():
             raise UserError(f"{name} predicts logits that are not finite")
         one, other = trace.logits[:, :-1]
-        if not torch.allclose(one, other, atol=1e-3 * float(one.abs().max())):
+        if not torch.allclose(one, other, atol=(1e-3 + torch.finfo(model.dtype).eps) * float(one.abs().max())):
             raise UserError(f"a {name} sees the tokens that it is to predict")
         if residual_at(model, ids[:1, :1].expand(1, context), 1).shape[1] != context:
             raise UserError(f"{name} does not read windows of {context} tokens")

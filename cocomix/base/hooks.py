@@ -67,6 +67,8 @@ def residual_edited(
 ) -> Iterator[None]:
     """Inside, every forward pass of `model` continues with `edit(activations)` at `location` of block `layer`.
 
+    The edited activations become of the model's type, such as bf16.
+
     To differentiate with respect to the activations alone, let `edit` return a leaf tensor: the frozen blocks
     below then cost no backward pass.
     """
@@ -75,11 +77,11 @@ def residual_edited(
     change: list[Tensor] = []
 
     def replace(_part: nn.Module, _args: Any, output: Any) -> Any:
-        edited = edit(stream_of(output))
+        edited = edit(stream_of(output)).to(model.dtype)
         return _with_stream(output, edited)
 
     def replace_input(_part: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        edited = edit(args[0])
+        edited = edit(args[0]).to(model.dtype)
         change.append(edited - args[0])
         return (edited, *args[1:])
 

@@ -2,27 +2,33 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
+from cocomix.base.blocks import empty_above
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.device import attention, device
 from cocomix.plumbing.runtime import runtime
 
 
-def load_base(artifact: Artifact, context: int) -> PreTrainedModel:
-    """Load the base model in fp32, `prepared`.
+def load_base(artifact: Artifact, context: int, layers: int | None = None) -> PreTrainedModel:
+    """Load the base model in the type in which it is stored, `prepared`.
+
+    On a CPU the weights are the mapped file: those that no forward pass reads take no memory.
 
     Args:
         artifact: a Hugging Face model folder.
         context: tokens of the windows that it will read.
+        layers: only this many blocks are needed, as for `activations_at` their sites; None: the whole model.
     """
     # All families have eager attention; by default, transformers uses sdpa where a family has it.
     options: dict[str, Any] = {"attn_implementation": "eager"} if attention(context) == "eager" else {}
-    options |= {"dtype": torch.float32, "use_safetensors": True}
-    return prepared(AutoModelForCausalLM.from_pretrained(artifact.verified(), **options))
+    options |= {"dtype": "auto", "use_safetensors": True}
+    model = AutoModelForCausalLM.from_pretrained(artifact.verified(), **options)
+    if layers is not None:
+        empty_above(model, layers)
+    return prepared(model)
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:

@@ -46,9 +46,11 @@ def _check_added(model: PreTrainedModel, site: Site) -> None:
     with ExitStack() as hooks:
         hooks.callback(handle.remove)
         *added, left = activations_at(model, _few_ids(model), [Site(each, site.layer) for each in (*parts, end)])
-    growth, computed = left - entered[0], torch.stack(added).sum(0)
+    growth, computed = (left - entered[0]).float(), torch.stack(added).sum(0).float()
     scale = (growth * computed).sum() / computed.square().sum()  # some families scale what a part adds
-    if not (growth - scale * computed).norm() <= 1e-3 * max(growth.norm(), 1e-2 * left.norm()) or scale <= 0.01:
+    rounding = torch.finfo(model.dtype).eps * left.float().norm()
+    allowed = 1e-3 * max(growth.norm(), 1e-2 * left.float().norm()) + rounding
+    if not (growth - scale * computed).norm() <= allowed or scale <= 0.01:
         raise UserError(
             f"{site}: a block of {type(model).__name__} does not add to the residual stream what its attention and "
             "then its MLP compute; choose another location"

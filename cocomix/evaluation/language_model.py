@@ -134,7 +134,7 @@ def token_losses(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Tensor:
     """
     logits = model(input_ids=ids, use_cache=False, **inputs).logits
     # Slicing would copy the logits, so the loss covers all positions; the last one, whose target is wrong, is dropped.
-    losses = F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, dims=1).flatten(), reduction="none")
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ids.roll(-1, dims=1).flatten(), reduction="none")
     return losses.view_as(ids)[:, :-1]
 
 

@@ -1,5 +1,6 @@
 """Directions of concepts: the tokens that they promote, and the concepts with similar directions."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,8 @@ def promoted(model: PreTrainedModel, sae: SparseAutoencoder, vocab: int, most: i
     Raises:
         UserError: when the base model has no final norm.
     """
-    norm, unembedding = final_norm(model), model.get_output_embeddings().weight[:vocab]
+    norm = copy.deepcopy(final_norm(model)).float()
+    unembedding = model.get_output_embeddings().weight[:vocab].float()
     parts = []
     for some in torch.split(directions(sae), AT_A_TIME):
         logits = (norm(some) - norm(torch.zeros_like(some))) @ unembedding.T

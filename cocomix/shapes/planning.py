@@ -18,8 +18,9 @@ of the base model's forward pass, f of them up to the layer, d its width, C late
 Training FLOPs are counted as in the metrics, without the validation losses. Disk is the size of the artifact, plus that
 of the work folder while the stage runs. Memory is a rough estimate for one process: weights, gradients and AdamW's two
 moments in fp32, 16 bytes per parameter, or 12 with Muon's one; and activations kept for the backward pass, 34 bytes per
-layer, position and dimension (Korthikanti et al. 2022, arXiv 2205.05198, Eq. 2, without the attention matrix). Measured
-constants name their source.
+layer, position and dimension (Korthikanti et al. 2022, arXiv 2205.05198, Eq. 2, without the attention matrix). A base
+model that only runs has the bytes of its weights, in base.dtype; up to the layer where no block above it is needed.
+Measured constants name their source.
 """
 
 import math
@@ -81,6 +82,8 @@ DRAWN_BYTES = 2
 ENCODINGS = 4.5
 """Times that `tokenize` could encode the text while `base_tokens` encodes it in the base model's tokens, and then in
 both models' with their places, which takes longer; measured on Python's help topics."""
+NUMBER_BYTES = {"fp32": 4, "bf16": 2}
+"""Of a weight, by base.dtype."""
 FORWARD_TOKENS = 2048
 """Tokens per forward pass of a frozen model, as `cocomix.base.loading.micro_batch` on a CPU."""
 LIBRARIES = 500e6
@@ -185,10 +188,10 @@ def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] 
         "base_tokens": _base_tokens(params, text, read),
         "base": _base(params, base, whole, read),
         "activations": _activations(params, base, blocks, stored),
-        "sae": _saes(params, width, base_words, teacher.base_flops_to_layer, stored),
+        "sae": _saes(params, base, base_words, teacher.base_flops_to_layer, stored),
         "attribution": _attribution(params, teacher, base, windows, words, base_windows, base_words),
         "distribution": _distribution(params, base, whole, windows, words),
-        "explain": _explain(params, teacher, base_words, read),
+        "explain": _explain(params, base, teacher, base_words, read),
         "methods": StageNeeds(disk=2000),
         "report": StageNeeds(disk=5e4, memory=100e6),
     }
@@ -253,9 +256,26 @@ def _to_layer(blocks: float, base: Shape, layer: int) -> int:
     return int(blocks * layer / dimensions(base).n_layer)
 
 
-def _saved(shape: Shape) -> float:
+def _saved(shape: Shape, number: int = 4) -> float:
+    """Bytes of a model's folder.
+
+    Args:
+        number: bytes of a weight.
+    """
     code = 70e3 if "concept_layer" in shape else 4e3
-    return 4 * parameters_of(shape).stored + TOKENIZER_BYTES * shape["vocab_size"] + code
+    return number * parameters_of(shape).stored + TOKENIZER_BYTES * shape["vocab_size"] + code
+
+
+def _held(params: Params, base: Shape, layers: int | None = None) -> float:
+    """Bytes of the base model's weights.
+
+    Args:
+        layers: of its embeddings and this many blocks; None: of all.
+    """
+    size, stored = dimensions(base), parameters_of(base).stored
+    embeddings = size.d_model * base["vocab_size"]
+    some = stored if layers is None else embeddings + (stored - embeddings) * layers / size.n_layer
+    return NUMBER_BYTES[params.base.dtype] * some
 
 
 def _window_memory(shape: Shape, context: int) -> float:
@@ -291,7 +311,9 @@ def _optimizing(training: TrainingParams, shape: Shape) -> _Optimizing:
 def _base(params: Params, shape: Shape, whole: int, text: CorpusSize) -> StageNeeds:
     training, stored = params.base.training, parameters_of(shape).stored
     if params.base.source == "pretrained":
-        return StageNeeds(flops=whole * text.tokens["validation"], disk=_saved(shape), memory=LIBRARIES + 8 * stored)
+        disk = _saved(shape, NUMBER_BYTES[params.base.dtype])
+        memory = LIBRARIES + 2 * _held(params, shape)
+        return StageNeeds(flops=whole * text.tokens["validation"], disk=disk, memory=memory)
     tokens = training.steps * training.batch_size * dimensions(shape).context
     optimizing = _optimizing(training, shape)
     return StageNeeds(
@@ -307,23 +329,25 @@ def _activations(params: Params, base: Shape, blocks: float, stored: dict[str, f
     section, width = params.activations, dimensions(base).d_model
     row = width * (1 if section.dtype == "int8" else 2) + ORIGIN_BYTES
     rows = stored["validation"] + section.keep * stored["train"]
-    to_last = _to_layer(blocks, base, max(Site.parse(each).layer for each in section.sites))
+    last = max(Site.parse(each).layer for each in section.sites)
     made, coding = (4, 16) if section.dtype == "int8" else (2, 4)  # bytes of a number
     gathered = 2 * len(section.sites) * made + coding  # two shards at all sites, and one that is being encoded
     return StageNeeds(
-        flops=to_last * rows,
+        flops=_to_layer(blocks, base, last) * rows,
         disk=row * rows * len(section.sites),
-        memory=LIBRARIES + 4 * parameters_of(base).stored + gathered * section.shard_tokens * width,
+        memory=LIBRARIES + _held(params, base, last) + gathered * section.shard_tokens * width,
     )
 
 
-def _saes(params: Params, width: int, words: Vocabulary, to_layer: float, stored: dict[str, float]) -> StageNeeds:
+def _saes(params: Params, base: Shape, words: Vocabulary, to_layer: float, stored: dict[str, float]) -> StageNeeds:
+    width = dimensions(base).d_model
+
     def weights(section: SaeParams) -> int:
         return 2 * width * section.latents + section.latents + width
 
     sections = [params.sae, *params.sae.others().values()]
     disk = 4 * sum(map(weights, sections))
-    splicing = 4 * words.vocab_size * (3 * FORWARD_TOKENS + 5 * words.context)
+    splicing = _held(params, base) + 4 * words.vocab_size * (3 * FORWARD_TOKENS + 5 * words.context)
     if params.sae.source == "published":
         return StageNeeds(disk=disk, memory=LIBRARIES + 2 * disk + splicing)
     steps = sum(sae_flops(width, each.latents, each.k) * each.epochs for each in sections)
@@ -351,12 +375,13 @@ def _attribution(
         for count, each in ((windows, words), (base_windows, base_words))
     )
     label = (math.log2(teacher.latents) + SCORE_BITS) / 8
+    layer = Site.parse(params.sae.site or params.activations.sites[0]).layer
     return StageNeeds(
         flops=attribution_flops(params.attribution, teacher, params.sae.latents, params.sae.k, base_words.context)
         * read,
         disk=label * params.attribution.k_attr * positions,
         memory=LIBRARIES
-        + 4 * parameters_of(base).stored
+        + _held(params, base, layer if params.attribution.score == "activation" else None)
         + 16 * teacher.base_width * params.sae.latents
         + 8 * base_words.vocab_size * FORWARD_TOKENS,
     )
@@ -373,7 +398,7 @@ def _distribution(params: Params, base: Shape, whole: int, windows: dict[str, fl
         flops=whole * positions,
         disk=size * positions,
         memory=LIBRARIES
-        + 4 * parameters_of(base).stored
+        + _held(params, base)
         + 4 * words.vocab_size * FORWARD_TOKENS
         + 2 * 3 * unique * min(section.shard_tokens, positions),
     )
@@ -384,7 +409,7 @@ def _unique(draws: int, vocab_size: int) -> float:
     return float(draws ** _by_vocabulary(UNIQUE_EXPONENT, vocab_size))
 
 
-def _explain(params: Params, teacher: TeacherSizes, words: Vocabulary, text: CorpusSize) -> StageNeeds:
+def _explain(params: Params, base: Shape, teacher: TeacherSizes, words: Vocabulary, text: CorpusSize) -> StageNeeds:
     section = params.explain
     looked_at = min(section.tokens, text.tokens["train"]) + min(section.held_out_tokens, text.tokens["validation"])
     context = 2.3 * (section.before + 1 + section.after)
@@ -392,7 +417,10 @@ def _explain(params: Params, teacher: TeacherSizes, words: Vocabulary, text: Cor
     return StageNeeds(
         flops=(teacher.base_flops_to_layer + 2 * teacher.base_width * params.sae.latents) * looked_at,
         disk=teacher.latents * concept + 10 * words.vocab_size,
-        memory=LIBRARIES + 16 * teacher.base_width * params.sae.latents + 8 * section.sample * teacher.latents,
+        memory=LIBRARIES
+        + _held(params, base)
+        + 16 * teacher.base_width * params.sae.latents
+        + 8 * section.sample * teacher.latents,
     )
 
 
@@ -403,7 +431,7 @@ def _pretrain(
     further = section.tokens - 1 if isinstance(section, MtpParams) else 0
     in_training = deepened(shape, further)
     stored, optimizing = parameters_of(in_training).stored, _optimizing(training, in_training)
-    base_bytes = 4 * parameters_of(base).stored if runs_base(section) else 0.0
+    base_bytes = _held(params, base) if runs_base(section) else 0.0
     positions, unpacked = (windows["train"] + windows["validation"]) * context, 0.0
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
         label_bytes = (2 if teacher.latents < 2**16 else 4) + (2 if section.label_weights == "score" else 0)
@@ -449,8 +477,7 @@ def _steer(params: Params, steered: list[Shape], base: Shape) -> StageNeeds:
     return StageNeeds(
         flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)),
         disk=10e3 + 150 * sweeps * edits,
-        memory=LIBRARIES
-        + 4 * (seeds * sum(parameters_of(each).stored for each in steered) + parameters_of(base).stored),
+        memory=LIBRARIES + 4 * seeds * sum(parameters_of(each).stored for each in steered) + _held(params, base),
     )
 
 

@@ -23,7 +23,7 @@ def both(setting: Setting, **changes: Any) -> tuple[ActivationStore, ActivationS
     opened = []
     for keep in (True, False):
         artifact = setting.collect(but(keep=keep, mixed_shards=2, **changes), key=str(keep))
-        opened.append(open_activations(artifact, "resid_post_2", setting.tokens, lambda: setting.model))
+        opened.append(open_activations(artifact, "resid_post_2", setting.tokens, lambda _layers: setting.model))
     stored, streamed = opened
     assert not isinstance(stored, ActivationStream)
     assert isinstance(streamed, ActivationStream)
