@@ -45,14 +45,19 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     trace = _trace(model, _some_ids(model))
     chain, at = [], trace.streams[-1]
     for module, given, made in trace.above:
-        if torch.equal(at, trace.unembedded):
+        if _same(at, trace.unembedded):
             break
-        if given.shape == at.shape and torch.equal(given, at):
+        if _same(at, given):
             chain.append(module)
             at = made
-    if at.shape != trace.unembedded.shape or not torch.equal(at, trace.unembedded):
+    if not _same(at, trace.unembedded):
         raise UserError(f"{type(model).__name__}: no norm makes its unembedding's input of its last block's output")
     return chain[0] if len(chain) == 1 else nn.Sequential(*chain)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether `other` is `one`, perhaps in another type: in bf16, some families have a residual stream in fp32."""
+    return one.shape == other.shape and torch.equal(one.to(other.dtype), other)
 
 
 def _check(model: PreTrainedModel, context: int) -> None:

@@ -44,10 +44,10 @@ def autoencoder() -> SparseAutoencoder:
     return sae.requires_grad_(False)
 
 
-def taken(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def taken(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """As stage `base` takes a pretrained model, and later stages load it."""
     model.save_pretrained(folder / "theirs")
-    loaded = load_model("base.pretrained", str(folder / "theirs"), None, torch.float32).eval().requires_grad_(False)
+    loaded = load_model("base.pretrained", str(folder / "theirs"), None, dtype).eval().requires_grad_(False)
     check_base(loaded, CONTEXT)
     with Work("base", folder / "base", {}, {}) as work:
         with work.write_folder() as target:
@@ -72,6 +72,7 @@ def test_a_family_goes_from_base_to_steering(family: str, folder: Path) -> None:
     an_edit_starts_where_it_should(model)
     assert label_windows(model, autoencoder(), IDS, PARAMS).concepts.shape == (2, 8, 2)
     assert promoted(model, autoencoder(), VOCAB - 1, 5).numbers.shape == (32, 5)
+    without_the_blocks_above_the_stream_is_the_same(model, folder)
     if allows.flops:
         flops_are_those_that_torch_counts(model)
     assert forward_flops(model, 8) > forward_flops(model, 8, 2) > 0
@@ -115,6 +116,13 @@ def the_lens_reads_as_the_model_does(model: PreTrainedModel) -> None:
     torch.testing.assert_close(scale * read, logits, rtol=2e-2, atol=2e-2 * float(logits.abs().max()))
 
 
+def without_the_blocks_above_the_stream_is_the_same(model: PreTrainedModel, folder: Path) -> None:
+    lower = load_base(Artifact(folder / "base"), CONTEXT, LAYER)
+    assert not any(each.numel() for block in blocks_of(lower)[LAYER:] for each in block.parameters())
+    check_sites(lower, [Site("resid_post", LAYER)])
+    torch.testing.assert_close(residual_at(lower, IDS, LAYER), residual_at(model, IDS, LAYER), rtol=0, atol=0)
+
+
 def gradients_are_those_of_the_whole_model(model: PreTrainedModel) -> None:
     kept: list[Tensor] = []
 
@@ -151,6 +159,34 @@ def flops_are_those_that_torch_counts(model: PreTrainedModel) -> None:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=IDS, use_cache=False)
     assert forward_flops(model, IDS.shape[1]) * IDS.numel() == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=() if each in AT_ONCE else pytest.mark.slow) for each in FAMILIES]
+)
+def test_in_bf16_a_family_computes_about_the_same(family: str, folder: Path) -> None:
+    allows, expected = FAMILIES[family], taken(tiny(family), folder)
+    (folder / "half").mkdir()
+    model, sae = taken(tiny(family), folder / "half", torch.bfloat16), autoencoder()
+    assert model.dtype == torch.bfloat16
+    streams = [residual_at(each, IDS, LAYER).float() for each in (model, expected)]
+    apart = (streams[0] - streams[1]).norm(dim=2) / streams[1].norm(dim=2)
+    assert apart.median() < 0.02  # a token whose rounding changes its expert differs more
+    for name in allows.parts.split():
+        check_sites(model, [Site(name, LAYER)])
+    assert passes(lambda: check_documents_apart(model, IDS[:1], [Site("resid_post", LAYER)])) == allows.apart
+    for score in ("gradient", "activation", "integrated"):
+        asked = PARAMS.model_copy(update={"score": score, "sign": "released" if score == "activation" else "absolute"})
+        assert label_windows(model, sae, IDS, asked).concepts.shape == (2, 8, 2)
+    if allows.next_token:
+        check_positions_apart(model, LAYER, IDS[:1])
+        label_windows(model, sae, IDS, PARAMS.model_copy(update={"scope": "next_token"}))
+    ours, exact = (promoted(each, sae, VOCAB, VOCAB) for each in (model, expected))
+    scale = exact.values.abs().max()
+    torch.testing.assert_close(ours.values / scale, exact.values / scale, rtol=0, atol=0.05)
+    prompt = encode(model, IDS[0].tolist(), None)
+    with concepts_edited(model, sae, [Set(5, 30.0)]):
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=2, do_sample=False)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llava"])
