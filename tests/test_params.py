@@ -517,3 +517,15 @@ def test_what_needs_the_students_tokenizer_is_refused_with_another(changes: dict
         parse(Params, values, "params.yaml")
     assert str(error.value).removeprefix("params.yaml: ").startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_bf16_is_for_pretrained_base_models_whose_losses_are_not_subtracted() -> None:
+    values = paper_values()
+    values["base"]["dtype"] = "bf16"
+    with pytest.raises(UserError, match="base: dtype: bf16 needs source: pretrained; one that is trained here has fp3"):
+        parse(Params, values, "params.yaml")
+    values["base"] |= {"source": "pretrained", "pretrained": "gpt2"}
+    assert parse(Params, values, "params.yaml").base.dtype == "bf16"
+    values["attribution"]["score"] = "ablation"
+    with pytest.raises(UserError, match=r"attribution\.score: ablation needs base\.dtype: fp32, not bf16"):
+        parse(Params, values, "params.yaml")

@@ -47,6 +47,27 @@ def test_a_published_autoencoder_takes_no_training() -> None:
     assert found["sae"].flops == 0 < found["sae"].disk
 
 
+def test_a_base_model_in_bf16_takes_half_the_memory_and_disk_wherever_it_is_loaded() -> None:
+    taken = {"source": "pretrained", "pretrained": "x", "model": PARAMS["base"]["model"] | {"d_model": 1024}}
+    methods = {"methods": ["kd", "cocomix"]}
+    full, half = (needs(base=taken | {"dtype": each}, pretrain=methods) for each in ("fp32", "bf16"))
+    weights = full["base"].disk - half["base"].disk
+    assert 2 * weights == pytest.approx(full["base"].disk, rel=0.01)
+    saved = {name: full[name].memory - half[name].memory for name in full}
+    for name in ("sae", "attribution", "explain", "steer", "pretrain@kd-0"):
+        assert saved[name] == pytest.approx(weights)
+    assert 0 < saved["activations"] < weights
+    assert saved["pretrain@cocomix-0"] == 0
+
+
+def test_where_no_block_above_the_layer_is_needed_none_takes_memory() -> None:
+    taken = {"source": "pretrained", "pretrained": "x"}
+    loss, activation = (
+        needs(base=taken, attribution={"score": each})["attribution"] for each in ("gradient", "activation")
+    )
+    assert activation.memory < loss.memory
+
+
 def test_no_more_activations_are_stored_than_there_are_tokens() -> None:
     few = TEXT._replace(tokens={"train": 12_800.0, "validation": 1280.0, "test": 1280.0})
     bytes_of_a_row = 2 * 128 + 5
