@@ -121,6 +121,8 @@ def _check_explains(fvu: float, section: SaeParams, name: str, site: Site) -> No
 def _published(section: SaeParams, store: ActivationStore, base: Artifact) -> SparseAutoencoder:
     """Load the published autoencoder; check it against the parameters and the activations."""
     path = str(section.published.path)
+    if not Path(path).exists():
+        raise UserError(f"sae.published.path: {path}: no such file or folder")
     sae = load_published(Path(path), section.published.format, store.site, section.k)
     theirs, taken = model_named(Path(path), section.published.format), base.manifest.params
     ours = taken["pretrained"] if taken.get("source") == "pretrained" else None

@@ -13,7 +13,6 @@ from typing import Any
 from cocomix.params import Params
 from cocomix.plumbing.artifact import digest_of_json
 from cocomix.plumbing.digests import digest_of_path
-from cocomix.plumbing.errors import UserError
 
 FILE = Path("artifacts/external/external.json")
 
@@ -46,12 +45,7 @@ def _base(params: Params) -> str | None:
 
 def _autoencoder(params: Params) -> str | None:
     section = params.sae
-    if section.source != "published":
-        return None
-    found = _named(section.published.path)
-    if found is None:
-        raise UserError(f"sae.published.path: {section.published.path}: no such file or folder")
-    return found
+    return _named(section.published.path) if section.source == "published" else None
 
 
 def _label_model(params: Params) -> str | None:
@@ -130,5 +124,5 @@ def to_json(digests: Mapping[str, str | None]) -> bytes:
 
 
 def _named(name: str | None) -> str | None:
-    """Digest of a file or folder; None: no path has that name, as for a hub id."""
+    """Digest of a file or folder; None: no path has that name, as for a hub id; what must be there is in preflight."""
     return digest_of_path(Path(str(name)))

@@ -1,6 +1,7 @@
 """The presets with published teachers, on stand-ins: small models and autoencoders in the files that they name."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -206,6 +208,21 @@ def test_a_preset_with_a_published_teacher_runs_from_text_to_report(preset: str)
     for name in ("steer", "report"):
         getattr(stages, name).run(params)
     assert "cocomix" in Path("artifacts/report/index.html").read_text()
+
+
+def test_the_documentation_fetches_the_files_that_the_presets_name() -> None:
+    concepts, readme = (ROOT / "docs/concepts.md").read_text(), (ROOT / "README.md").read_text()
+    openai, sae_lens_folder = (Path(str(asked(each).sae.published.path)) for each in TEACHERS)
+    for page in (concepts, readme):
+        target, address = re.findall(r"^curl --create-dirs -o (\S+) \\\n  (\S+)$", page, re.M)[0]
+        assert Path(target) == openai
+        assert address.endswith(f"/{openai.parent.name}/autoencoders/{openai.name}")
+    (included, folder), *_ = re.findall(r'^hf download .* --include "(.*)" --local-dir (\S+)$', concepts, re.M)
+    assert Path(folder, included).parent == sae_lens_folder
+    (own_text,) = re.findall(r"```yaml\n(.*?)```", readme, re.S)
+    content = read_yaml(ROOT / "params.yaml")
+    merge(content, YAML(typ="safe").load(own_text))
+    assert parse(Params, content, "README.md").corpus.files.paths == asked("teacher-gpt2").corpus.files.paths
 
 
 def test_what_such_a_preset_needs_is_checked_and_estimated_before_any_work(preset: str) -> None:
