@@ -79,4 +79,4 @@ def _say_what_is_little(section: CorpusParams, summary: CorpusSummary) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, by_torchrun=True)
