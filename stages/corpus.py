@@ -59,7 +59,7 @@ def _benchmarks(params: Params, work: Work) -> Path | None:
     path = work.scratch / "benchmarks.npz"
     if runtime().rank == 0 and not path.exists():
         say("corpus: reading the texts of evaluate.tasks and evaluate.corpora")
-        write_benchmarks(benchmark_texts(params.evaluate), path)
+        write_benchmarks(benchmark_texts(params), path)
     distributed.barrier()
     return distributed.see(path)
 

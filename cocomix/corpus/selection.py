@@ -52,7 +52,7 @@ def select(
     """
     seen = set[int]()
     kept = array("Q")
-    dropped: Counter[str] = Counter()
+    dropped = Counter[str]({"contaminated documents": 0} if params.decontaminate == "drop" else {})
     benchmarks = read_benchmarks(marks.benchmarks).names if marks.benchmarks else []
     contaminated = Counter[str](dict.fromkeys(benchmarks, 0))
     chosen: list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]] = []

@@ -6,20 +6,23 @@ from typing import Any
 
 from cocomix.evaluation.corpus_files import read_batches
 from cocomix.evaluation.downstream_tasks import load_tasks, require_lm_eval
-from cocomix.params import EvaluateParams, EvaluationCorpusParams
+from cocomix.params import EvaluationCorpusParams, Params
 
 
-def benchmark_texts(params: EvaluateParams) -> dict[str, Iterator[str]]:
+def benchmark_texts(params: Params) -> dict[str, Iterator[str]]:
     """The texts of each task and corpus, as `tasks.NAME` and `corpora.NAME`; they are read when they are iterated over.
+
+    The key `corpus.decontaminate` of external.json covers all of them.
 
     Raises:
         UserError: when a task needs lm-eval, which is not installed; while iterating, when data cannot be read.
     """
-    if params.tasks:
+    section = params.evaluate
+    if section.tasks:
         require_lm_eval()
-    tasks_dir = None if params.tasks_dir is None else Path(params.tasks_dir)
-    tasks = {f"tasks.{name}": _of_task(name, tasks_dir) for name in params.tasks}
-    return tasks | {f"corpora.{name}": _of_corpus(name, each) for name, each in params.corpora.items()}
+    tasks_dir = None if section.tasks_dir is None else Path(section.tasks_dir)
+    tasks = {f"tasks.{name}": _of_task(name, tasks_dir) for name in section.tasks}
+    return tasks | {f"corpora.{name}": _of_corpus(name, each) for name, each in section.corpora.items()}
 
 
 def _of_task(name: str, tasks_dir: Path | None) -> Iterator[str]:
