@@ -17,6 +17,8 @@ from cocomix.plumbing.artifact import write_atomically
 
 WORDS = 13
 """Words of a run."""
+_TABLE = np.uint64(1 << 22)
+"""Size of a table by which most runs are known at once to be in no benchmark."""
 
 
 class Benchmarks:
@@ -28,16 +30,20 @@ class Benchmarks:
 
     def __init__(self, runs: Mapping[str, NDArray[np.uint64]]) -> None:
         self._runs = list(runs.values())
-        self._any = np.unique(np.concatenate([np.empty(0, np.uint64), *self._runs]))
+        every = np.concatenate([np.empty(0, np.uint64), *self._runs])
+        self._may = np.zeros(_TABLE, np.bool_)
+        self._may[every % _TABLE] = True
         self.names = list(runs)
 
-    def found_in(self, text: str) -> list[int]:
-        """The benchmarks of which the text contains a piece, by their numbers in `names`, ascending."""
-        runs = run_hashes(word_hashes(text), WORDS)
-        shared = runs[_are_in(runs, self._any)]
-        if not len(shared):
-            return []
-        return [number for number, each in enumerate(self._runs) if _are_in(shared, each).any()]
+    def found_in(self, words: NDArray[np.uint64]) -> list[int]:
+        """The benchmarks of which a document contains a piece, by their numbers in `names`, ascending.
+
+        Args:
+            words: the hashes of its words: see `word_hashes`.
+        """
+        runs = run_hashes(words, WORDS)
+        runs = runs[self._may[runs % _TABLE]]
+        return [number for number, each in enumerate(self._runs) if _are_in(runs, each).any()]
 
 
 def write_benchmarks(texts: Mapping[str, Iterable[str]], path: Path) -> None:

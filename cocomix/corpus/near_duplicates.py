@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cocomix.corpus.runs import combined, run_hashes, word_hashes
+from cocomix.corpus.runs import combined, run_hashes
 from cocomix.plumbing.progress import progress
 
 VALUES = 128
@@ -24,13 +24,17 @@ _FOUND = 0.99
 _BATCH = 1 << 12
 
 
-def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """The signatures of some documents: uint32 [texts, VALUES]."""
+def signatures(documents: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint32]:
+    """The signatures of some documents: uint32 [documents, VALUES].
+
+    Args:
+        documents: the hashes of the words of each: see `word_hashes`.
+    """
     from rensa import RMinHash  # an optional dependency
 
     found = [np.empty((0, VALUES), np.uint32)]
-    for start in range(0, len(texts), _BATCH):
-        runs = [_runs(text) for text in texts[start : start + _BATCH]]
+    for start in range(0, len(documents), _BATCH):
+        runs = [run_hashes(words, min(_WORDS, len(words))) for words in documents[start : start + _BATCH]]
         offsets = np.cumsum([0, *map(len, runs)], dtype=np.uint64)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(runs), offsets, VALUES, _SEED)
         found.append(np.array(matrix.to_rows(), np.uint32))
@@ -42,7 +46,7 @@ def repeats(
 ) -> NDArray[np.bool_]:
     """Which documents to drop, so that of each cluster of near-duplicates one is kept: bool [documents].
 
-    The kept one has the smallest digest. So the order of the documents makes no difference. A document takes 50 bytes
+    The kept one has the smallest digest. So the order of the documents makes no difference. A document takes 60 bytes
     of memory, and 8 bytes of disk for each band.
 
     Args:
@@ -72,13 +76,6 @@ def rows_of_band(least: float) -> int:
     """Values of a band: as many as still find a pair of that similarity with the probability `_FOUND`."""
     wanted = (rows for rows in range(VALUES, 0, -1) if 1 - (1 - least**rows) ** (VALUES // rows) >= _FOUND)
     return next(wanted, 1)
-
-
-def _runs(text: str) -> NDArray[np.uint64]:
-    words = word_hashes(text)
-    if not len(words):  # nothing but signs: only an equal text has the same
-        words = np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.uint64)
-    return run_hashes(words, min(_WORDS, len(words)))
 
 
 def _band_keys(signatures: NDArray[np.uint32], rows: int, path: Path) -> NDArray[np.uint64]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cocomix.corpus.contamination import read_benchmarks
 from cocomix.corpus.near_duplicates import VALUES, signatures
+from cocomix.corpus.runs import word_hashes
 from cocomix.corpus.store import Document, digest_of_text
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import write_atomically
@@ -202,10 +203,11 @@ def _table(documents: Sequence[Document], marks: Marks) -> pa.Table:
         "id": pa.array([digest_of_text(each).hex() for each in encoded], pa.string()),
         "bytes": pa.array([len(each) for each in encoded], pa.int64()),
     }
+    words = [word_hashes(text) for text in texts] if marks != NO_MARKS else []
     if marks.signature:
-        content = pa.py_buffer(signatures(texts).tobytes())
+        content = pa.py_buffer(signatures(words).tobytes())
         columns["signature"] = pa.Array.from_buffers(_SIGNATURE, len(texts), [None, content])
     if marks.benchmarks:
         benchmarks = read_benchmarks(marks.benchmarks)
-        columns["found"] = pa.array([benchmarks.found_in(text) for text in texts], pa.list_(pa.int32()))
+        columns["found"] = pa.array([benchmarks.found_in(each) for each in words], pa.list_(pa.int32()))
     return pa.table(columns)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cocomix.corpus.build import build
 from cocomix.corpus.contamination import WORDS, read_benchmarks, write_benchmarks
+from cocomix.corpus.runs import word_hashes
 from cocomix.params import CorpusParams, FilesParams
 
 VOCABULARY = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("an", "est", "inder", "ouly", "a")]
@@ -28,7 +29,7 @@ def test_a_document_is_contaminated_if_it_shares_13_words_in_a_row(
 ) -> None:
     folder = tmp_path_factory.mktemp("benchmarks")
     runs, wanted = ({tuple(each[at : at + 13]) for at in range(len(each) - 12)} for each in (text, test))
-    found = read_benchmarks(benchmarks_of(folder, one=[" ".join(test)])).found_in(" ".join(text))
+    found = read_benchmarks(benchmarks_of(folder, one=[" ".join(test)])).found_in(word_hashes(" ".join(text)))
     assert found == ([0] if runs & wanted else [])
 
 
@@ -38,8 +39,8 @@ def test_case_and_signs_do_not_hide_a_piece_and_all_its_benchmarks_are_named(fol
         benchmarks_of(folder, a=["short", " ".join(piece)], b=[" ".join(other)], c=[" ".join([*other, *piece])], d=[])
     )
     text = f"{' '.join(words_of(3, 50))} {', '.join(piece).upper()}. {' '.join(words_of(4, 50))}"
-    assert [benchmarks.names[each] for each in benchmarks.found_in(text)] == ["a", "c"]
-    assert benchmarks.found_in(" ".join(piece[:-1])) == benchmarks.found_in("") == []
+    assert [benchmarks.names[each] for each in benchmarks.found_in(word_hashes(text))] == ["a", "c"]
+    assert benchmarks.found_in(word_hashes(" ".join(piece[:-1]))) == benchmarks.found_in(word_hashes("")) == []
 
 
 @pytest.mark.parametrize("option", ["count", "drop"])

@@ -7,10 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from cocomix.corpus import parts
+from cocomix.corpus import near_duplicates, parts
 from cocomix.corpus.build import CorpusSummary, build
-from cocomix.corpus.near_duplicates import VALUES, repeats, rows_of_band, signatures
+from cocomix.corpus.near_duplicates import VALUES, repeats, rows_of_band
 from cocomix.corpus.runs import run_hashes, word_hashes
 from cocomix.corpus.splits import SPLITS
 from cocomix.params import CorpusParams, FilesParams
@@ -20,6 +21,10 @@ WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "ou") for
 
 def text_of(seed: int, words: int = 300) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=words))
+
+
+def signatures(texts: list[str]) -> NDArray[np.uint32]:
+    return near_duplicates.signatures([word_hashes(text) for text in texts])
 
 
 def changed(text: str, every: int) -> str:
@@ -38,6 +43,7 @@ def jaccard(one: str, other: str) -> float:
 def test_equal_runs_of_words_have_equal_hashes_and_others_do_not(words: list[str], length: int) -> None:
     runs = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
     hashes = run_hashes(word_hashes(" ".join(words)), length).tolist()
+    hashes = hashes if words else []
     assert len(hashes) == len(runs)
     assert len(set(hashes)) == len(set(runs)) == len(set(zip(hashes, runs, strict=True)))
 
@@ -45,6 +51,14 @@ def test_equal_runs_of_words_have_equal_hashes_and_others_do_not(words: list[str
 def test_words_do_not_depend_on_case_signs_and_spaces() -> None:
     assert word_hashes("Ein\n Straßen-Fest, 2024!").tolist() == word_hashes("ein straßen fest 2024").tolist()
     assert len(word_hashes("x" * 200)) == 4
+
+
+def test_the_words_of_a_long_text_are_those_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"{text_of(0)}... {'x' * 500} {text_of(1)}"
+    whole = word_hashes(text).tolist()
+    for piece in (1, 7, 100):
+        monkeypatch.setattr("cocomix.corpus.runs._PIECE", piece)
+        assert word_hashes(text).tolist() == whole
 
 
 def test_signatures_estimate_the_similarity() -> None:
