@@ -152,16 +152,29 @@ class CorpusParams(Section):
     validation_share: Fraction
     """Share of the documents (installed-docs: of the bytes, in whole packages) that becomes the validation split."""
     test_share: Fraction
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Similarity from which two documents are near-duplicates, of which one is kept; null: all are kept."""
+    decontaminate: Literal["count", "drop"] | None = None
+    """What happens to documents that contain a piece of a text of evaluate.tasks or evaluate.corpora; null: they are
+    not looked for."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.source == "files" and not self.files.paths:
             raise ValueError("source is files, but files.paths is empty: give at least one glob")
+        if self.source == "installed-docs" and self.near_duplicates is not None:
+            raise ValueError("near_duplicates needs source: files or hub; installed-docs drops them by itself")
         if self.source == "hub" and not (self.hub.dataset and self.hub.revision):
             raise ValueError("source is hub, which needs hub.dataset and hub.revision")
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share + test_share must be below 1: nothing is left for training")
         return self
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """The parameters that the corpus depends on: without options that are off."""
+        options = ("near_duplicates", "decontaminate")
+        return self.model_dump(mode="json", exclude={each for each in options if getattr(self, each) is None})
 
     @property
     def limit(self) -> tuple[str, float]:
@@ -973,6 +986,11 @@ class Params(Section):
     def _agree(self) -> Self:
         if self.base.tokenizer == "own" and (key := self._of_one_tokenizer):
             raise ValueError(f"{key} needs base.tokenizer: shared, not own: the students have other tokens")
+        if self.corpus.decontaminate and not (self.evaluate.tasks or self.evaluate.corpora):
+            raise ValueError(
+                f"corpus.decontaminate ({self.corpus.decontaminate}): evaluate.tasks and evaluate.corpora are empty: "
+                "there is nothing to look for"
+            )
         for name in self.activations.sites:
             layer = Site.parse(name).layer
             if self.base.source == "train" and layer >= self.base.model.n_layer:

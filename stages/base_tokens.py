@@ -12,6 +12,7 @@ from cocomix.check.preflight import check_validation_windows
 from cocomix.corpus.splits import Split
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
 
@@ -29,7 +30,8 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         metrics, about = _encode(work, tokens, params) if own else ({}, {})
-        (work.side / "metrics.json").write_bytes(to_json(metrics))
+        if runtime().rank == 0:
+            (work.side / "metrics.json").write_bytes(to_json(metrics))
         return {"tokenizer": section.tokenizer, **about}
 
     used = section.model_dump(include={"tokenizer", *(("pretrained", "revision", "context") if own else ())})
@@ -56,4 +58,4 @@ def _encode(work: Work, tokens: Tokens, params: Params) -> tuple[dict[str, Any],
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, by_torchrun=True)

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cocomix.check.external import outside
 from cocomix.corpus.build import CorpusSummary, build, fingerprint
+from cocomix.corpus.contamination import write_benchmarks
 from cocomix.corpus.splits import SPLITS
 from cocomix.params import CorpusParams, Params
+from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.progress import say
+from cocomix.plumbing.runtime import runtime
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 FEW_DOCUMENTS = 30
@@ -18,7 +22,9 @@ def run(params: Params) -> None:
     """Make artifacts/corpus."""
 
     def compute(work: Work) -> Mapping[str, Any]:
-        summary = build(params.corpus, work.scratch)
+        summary = build(params.corpus, work.scratch, _benchmarks(params, work))
+        if summary is None:
+            return {}
         for split in SPLITS:
             name = f"{split}.parquet"
             with work.write(name) as pending:
@@ -26,8 +32,9 @@ def run(params: Params) -> None:
                 pending.rows = summary.splits[split].documents
         sizes = {str(split): summary.splits[split]._asdict() for split in SPLITS}
         _say_what_is_little(params.corpus, summary)
-        dropped = {"dropped": dict(summary.dropped), "limited": summary.limited}
-        metrics = sizes | {"sources": summary.sources} | dropped
+        dropped = {"dropped": summary.dropped, "limited": summary.limited}
+        found = {} if summary.contaminated is None else {"contaminated": summary.contaminated}
+        metrics = sizes | {"sources": summary.sources} | dropped | found
         (work.side / "metrics.json").write_bytes(to_json(metrics))
         section = params.corpus
         hub = section.hub.model_dump(include={"dataset", "config", "revision"}) if section.source == "hub" else {}
@@ -36,11 +43,25 @@ def run(params: Params) -> None:
     produce(
         "corpus",
         ARTIFACTS / "corpus",
-        {"source": fingerprint(params.corpus)},
-        params.corpus.model_dump(mode="json"),
+        {"source": fingerprint(params.corpus), **outside("corpus.decontaminate", params)},
+        params.corpus.used,
         compute,
         side={"metrics.json": Path("metrics/corpus.json")},
     )
+
+
+def _benchmarks(params: Params, work: Work) -> Path | None:
+    """The file of the texts to evaluate on, written by the first process; None: they are not looked for."""
+    if params.corpus.decontaminate is None:
+        return None
+    from cocomix.evaluation.benchmarks import benchmark_texts
+
+    path = work.scratch / "benchmarks.npz"
+    if runtime().rank == 0 and not path.exists():
+        say("corpus: reading the texts of evaluate.tasks and evaluate.corpora")
+        write_benchmarks(benchmark_texts(params), path)
+    distributed.barrier()
+    return distributed.see(path)
 
 
 def _say_what_is_little(section: CorpusParams, summary: CorpusSummary) -> None:
@@ -58,4 +79,4 @@ def _say_what_is_little(section: CorpusParams, summary: CorpusSummary) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, by_torchrun=True)

@@ -62,12 +62,17 @@ def share_work() -> None:
         sys.exit(launch(processes))
 
 
-def main(run: Callable[[Params], None]) -> NoReturn:
+def main(run: Callable[[Params], None], *, by_torchrun: bool = False) -> NoReturn:
     """Run a stage as a program, and exit. It is one process, unless the stage has called `share_work`.
+
+    With `by_torchrun`, it may also be one of several processes that torchrun has started, such as one for each machine.
+    A stage whose worker processes use all cores of a machine starts no others there.
 
     The exit status is 0, 2 after bad input or a full disk (with a one-line message), or 128 + the signal that stopped
     it.
     """
+    global _shared
+    _shared = _shared or by_torchrun
     gc.freeze()  # what was imported is no garbage
     gc.enable()
     _check_settings()

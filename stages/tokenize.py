@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from cocomix.check.external import digest_of
 from cocomix.check.preflight import check_validation_windows
 from cocomix.params import Params, TokenizeParams
+from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact, Work, write_atomically
 from cocomix.plumbing.progress import say
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.pack import pack_corpus
 from cocomix.tokens.tokenizer import load_pretrained, load_trained, sample_texts, train_tokenizer
 from stages.stage import ARTIFACTS, main, produce, to_json
@@ -32,7 +34,8 @@ def run(params: Params) -> None:
         work.confirm_inputs()
         packed = pack_corpus(work, corpus, tokenizer, section.context, "tokenize.context")
         check_validation_windows(params, packed.metrics["validation"]["windows"])
-        (work.side / "metrics.json").write_bytes(to_json(packed.metrics))
+        if runtime().rank == 0:
+            (work.side / "metrics.json").write_bytes(to_json(packed.metrics))
         return packed.about
 
     produce(
@@ -50,12 +53,13 @@ def _tokenizer(section: TokenizeParams, corpus: Artifact, work: Work) -> "PreTra
         assert section.pretrained
         return load_pretrained(section.pretrained, section.revision)
     trained = work.scratch / "trained.json"
-    if not trained.exists():
+    if runtime().rank == 0 and not trained.exists():
         say(f"tokenize: training a tokenizer of {section.vocab_size} entries")
         texts = sample_texts(corpus.file("train.parquet"), section.train_megabytes * 1e6)
         write_atomically(trained, train_tokenizer(texts, section.vocab_size).to_str().encode())
-    return load_trained(trained)
+    distributed.barrier()
+    return load_trained(distributed.see(trained))
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, by_torchrun=True)

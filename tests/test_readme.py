@@ -17,8 +17,19 @@ PAGES = [
     "docs/methods.md",
     "docs/operations.md",
     "docs/steering.md",
+    "docs/text.md",
 ]
-MADE_LATER = {".prefect", ".dvc", "artifacts", "metrics", "plots", "runtime.yaml", "dvc.lock", ".venv"}
+MADE_LATER = {
+    ".prefect",
+    ".venv-datatrove",
+    ".dvc",
+    "artifacts",
+    "metrics",
+    "plots",
+    "runtime.yaml",
+    "dvc.lock",
+    ".venv",
+}
 """Made by a run, so not in a fresh clone."""
 
 

@@ -7,6 +7,7 @@ there, as on a parameter, and has the digest among the inputs of its work.
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _corpora(params: Params) -> str | None:
     corpora = params.evaluate.corpora
     if not corpora:
         return None
-    from cocomix.evaluation.corpora import digest_of_corpus_files
+    from cocomix.evaluation.corpus_files import digest_of_corpus_files
 
     return digest_of_json({name: digest_of_corpus_files(name, each) for name, each in corpora.items()})
 
@@ -76,9 +77,24 @@ def _tasks(params: Params) -> str | None:
     return digest_of_json({task: digest_of_path(Path(section.tasks_dir) / data_folder(task)) for task in section.tasks})
 
 
+def _benchmarks(params: Params) -> str | None:
+    section = params.evaluate
+    if params.corpus.decontaminate is None:
+        return None
+    library = None
+    if section.tasks:
+        from cocomix.evaluation.downstream_tasks import require_lm_eval
+
+        require_lm_eval()
+        library = version("lm_eval")  # which fixes the revisions of data on the hub
+    corpora = {name: each.model_dump() for name, each in section.corpora.items()}
+    return digest_of_json([section.tasks, library, _tasks(params), corpora, _corpora(params)])
+
+
 _DIGESTS: Mapping[str, Callable[[Params], str | None]] = {
     "corpus.source": _corpus_source,
     "corpus.files.paths": _corpus_files,
+    "corpus.decontaminate": _benchmarks,
     "tokenize.pretrained": _tokenizer,
     "base.pretrained": _base,
     "sae.published.path": _autoencoder,

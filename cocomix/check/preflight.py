@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cocomix.check.external import outside
 from cocomix.params import LAYERS, Params, Site
 from cocomix.plumbing.errors import UserError
 from cocomix.shapes.pretrained import check_pretrained
@@ -107,6 +108,8 @@ def _check_corpus(params: Params) -> None:
         find_files(section.files.paths)
     if section.source == "hub":
         _need("datasets", "corpus.source: hub", "pipeline")
+    if section.near_duplicates is not None:
+        _need("rensa", "corpus.near_duplicates", "text")
 
 
 def _check_tokenizer(params: Params) -> None:
@@ -180,7 +183,7 @@ def _check_labeller(params: Params) -> None:
 def _check_evaluate(params: Params) -> None:
     section = params.evaluate
     for name, corpus in section.corpora.items():
-        from cocomix.evaluation.corpora import check_files
+        from cocomix.evaluation.corpus_files import check_files
 
         check_files(name, corpus)
     if section.tasks:
@@ -201,7 +204,8 @@ def _check_steer(params: Params) -> None:
     if windows is not None and params.steer.windows > windows:
         from cocomix.corpus.build import fingerprint
 
-        if _manifest("corpus")["inputs"] == {"source": fingerprint(params.corpus)}:
+        inputs = {"source": fingerprint(params.corpus), **outside("corpus.decontaminate", params)}
+        if _manifest("corpus")["inputs"] == inputs:
             check_validation_windows(params, windows)
 
 
@@ -209,9 +213,7 @@ def _validation_windows_here(params: Params) -> int | None:
     """Windows of the validation split in artifacts/, if these parameters made it."""
     corpus, tokens = _manifest("corpus"), _manifest("tokens")
     try:
-        if corpus["params"] == params.corpus.model_dump(mode="json") and tokens["params"] == params.tokenize.model_dump(
-            mode="json"
-        ):
+        if corpus["params"] == params.corpus.used and tokens["params"] == params.tokenize.model_dump(mode="json"):
             return int(tokens["files"]["validation.npy"]["rows"])
     except (KeyError, TypeError):
         pass

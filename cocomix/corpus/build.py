@@ -1,7 +1,7 @@
 """Build the corpus: from a source of documents to the three splits."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -10,11 +10,17 @@ from typing import NamedTuple
 from cocomix.corpus.files import FileRow, document_of, files_digest, find_files, read_rows
 from cocomix.corpus.hub import read_hub
 from cocomix.corpus.installed import InstalledDocs, read_installed_docs, split_groups, versions
-from cocomix.corpus.parts import Stretch, in_parts, kept, stretches
+from cocomix.corpus.parts import Marks, Stretch, in_parts, in_shared_parts, kept, stretches
+from cocomix.corpus.selection import select
 from cocomix.corpus.splits import SPLITS, Split
 from cocomix.corpus.store import CorpusWriter, Document, SplitSize, digest_of_text, none_fits
 from cocomix.params import CorpusParams
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.progress import progress
+from cocomix.plumbing.runtime import runtime
+
+_BATCH = 1000
+"""Documents per part where the documents of packages are looked through again."""
 
 
 class CorpusSummary(NamedTuple):
@@ -25,17 +31,10 @@ class CorpusSummary(NamedTuple):
     """Packages, files or datasets read."""
     dropped: Mapping[str, int]
     """Number of dropped items by kind."""
+    contaminated: Mapping[str, int] | None
+    """Number of documents that contain a piece of each benchmark; None: they were not looked for."""
     limited: bool
     """Whether corpus.megabytes left out the rest of the source."""
-
-
-class AssignedDocument(NamedTuple):
-    """A document with its split, its digest, and the number of bytes of its text."""
-
-    split: Split
-    digest: bytes
-    document: Document
-    size: int
 
 
 def fingerprint(params: CorpusParams) -> str:
@@ -49,96 +48,95 @@ def fingerprint(params: CorpusParams) -> str:
             return f"{params.hub.dataset}@{params.hub.revision}"
 
 
-def build(params: CorpusParams, folder: Path) -> CorpusSummary:
-    """Write the de-duplicated documents to `<split>.parquet` in `folder`.
+def build(params: CorpusParams, folder: Path, benchmarks: Path | None = None) -> CorpusSummary | None:
+    """Write the chosen documents to `<split>.parquet` in `folder`; all processes must call it.
 
-    Parts that an earlier process has read are kept there, and are not read again.
+    Parts that an earlier process has read are kept there, and are not read again. The processes share the parts of
+    files. A source of which only a part may be needed is read by the first process alone, with its workers.
+
+    Args:
+        benchmarks: the file of the texts to evaluate on (see `write_benchmarks`); None: they are not looked for.
+
+    Returns:
+        The summary; None in all processes but the first.
 
     Raises:
         UserError: when nothing is left, or a split stays empty.
     """
-    dropped: Counter[str] = Counter()
-    limited = False
     limit, most = params.limit
+    is_shared = params.source == "files" and math.isinf(most) and runtime().world_size > 1
+    if runtime().rank and not is_shared:
+        return None
+    of_source: Mapping[str, int] = {}
+    limited = False
+    marks = Marks(params.near_duplicates is not None, benchmarks)
     parts = folder / "parts"
+    assign: Callable[[int, str], Split] = partial(_by_digest, params.validation_share, params.test_share)
     match params.source:
         case "installed-docs":
             found = read_installed_docs(parts, most)
-            sources, assigned = len(found.groups), _assigned_by_package(found, params, dropped)
-            limited = found.limited
+            of_source = {"repeated paragraphs": found.repeated, "short documents": found.short}
+            sources, limited = len(found.groups), found.limited
+            batches, assign = _in_batches(found, params)
+            paths = in_parts(list, batches, folder / "documents", marks)
         case "files":
-            rows = stretches(read_rows(params.files), lambda row: len(row.content))
-            documents = in_parts(partial(_documents, params.files.text_field), rows, parts)
-            sources, assigned = len(find_files(params.files.paths)), _assigned_by_digest(documents, params, dropped)
+            lines = stretches(read_rows(params.files), lambda row: len(row.content))
+            documents = partial(_documents, params.files.text_field)
+            sources = len(find_files(params.files.paths))
+            paths = (in_shared_parts if is_shared else in_parts)(documents, lines, parts, marks)
         case "hub":
             done = kept(parts)
             more = stretches(read_hub(params.hub, sum(done)), lambda document: len(document.text))
-            documents = in_parts(Stretch.all, chain([None] * len(done), more), parts)
-            sources, assigned = 1, _assigned_by_digest(documents, params, dropped)
-    first_beyond: AssignedDocument | None = None
-    left = most
-    with CorpusWriter(folder) as writer:
-        for each in assigned:
-            left -= each.size
-            if left < 0:
-                first_beyond = each
-                break
-            writer.add(*each)
+            sources, paths = 1, in_parts(Stretch.all, chain([None] * len(done), more), parts, marks)
+    if runtime().rank:
+        return None
+    selection = select(paths, params, marks, assign, folder)
+    documents_left = sum(len(rows) for _, rows, _ in selection.parts)
+    with (
+        CorpusWriter(folder) as writer,
+        progress("corpus: writing", documents_left, "documents") as bar,
+    ):
+        for part, (_, rows, _) in enumerate(selection.parts):
+            for split, table in selection.tables(part).items():
+                writer.add(split, table)
+            bar.advance(len(rows))
         sizes = writer.sizes()
-    limited = limited or first_beyond is not None
-    total = sum(size.documents for size in sizes.values())
-    if not total and first_beyond:
-        raise none_fits(first_beyond.document.source, first_beyond.size)
-    if not total:
-        raise UserError(f"corpus: nothing is left of {params.source}; dropped: {dict(dropped) or 'nothing'}")
+    limited = limited or selection.first_beyond is not None
+    dropped = {**of_source, **selection.dropped}
+    if not documents_left and selection.first_beyond:
+        raise none_fits(*selection.first_beyond)
+    if not documents_left:
+        raise UserError(f"corpus: nothing is left of {params.source}; dropped: {dropped or 'nothing'}")
     for split in SPLITS:
         if not sizes[split].documents:
             more_text = f"raise {limit} ({most / 1e6:g})" if limited else "give more text"
             share = "" if split == "train" else f", or raise corpus.{split}_share"
-            raise UserError(f"corpus: no document for the {split} split ({total} in all): {more_text}{share}")
-    return CorpusSummary(sizes, sources, dropped, limited)
+            raise UserError(f"corpus: no document for the {split} split ({documents_left} in all): {more_text}{share}")
+    return CorpusSummary(sizes, sources, dropped, selection.contaminated, limited)
 
 
 def _documents(field: str, rows: Stretch[FileRow]) -> Iterator[Document]:
     return (document_of(row, field) for row in rows.all())
 
 
-def _assigned_by_digest(
-    parts: Iterable[list[Document]], params: CorpusParams, dropped: Counter[str]
-) -> Iterator[AssignedDocument]:
-    """Yield every document that is neither empty nor repeated; its split is a function of its text alone.
-
-    Repeats are found by 8-byte digests. The probability that any two of N documents collide is N^2 / 2^65: 2e-6 for
-    eight million. A digest takes 80 to 110 bytes of memory.
-    """
-    seen = set[bytes]()
-    validation, test = params.validation_share * 2**64, params.test_share * 2**64
-    for document in chain.from_iterable(parts):
-        text = document.text.encode()
-        if not text:
-            dropped["empty documents"] += 1
-            continue
-        digest = digest_of_text(text)
-        if digest in seen:
-            dropped["repeated documents"] += 1
-            continue
-        seen.add(digest)
-        number = int.from_bytes(digest, "big")
-        split: Split = "validation" if number < validation else "test" if number < validation + test else "train"
-        yield AssignedDocument(split, digest, document, len(text))
+def _by_digest(validation_share: float, test_share: float, digest: int, _group: str) -> Split:
+    """The split of a document: a function of its text alone."""
+    validation, test = validation_share * 2**64, test_share * 2**64
+    return "validation" if digest < validation else "test" if digest < validation + test else "train"
 
 
-def _assigned_by_package(
-    found: InstalledDocs, params: CorpusParams, dropped: Counter[str]
-) -> Iterator[AssignedDocument]:
-    """Yield all documents in the order of their digests, which is a random order."""
-    dropped.update({"repeated paragraphs": found.repeated, "short documents": found.short})
+def _in_batches(
+    found: InstalledDocs, params: CorpusParams
+) -> tuple[Iterator[list[Document]], Callable[[int, str], Split]]:
+    """All documents in batches, in the order of their digests, which is a random order; and the split of each."""
     texts = {group: [each.text.encode() for each in documents] for group, documents in found.groups.items()}
     sizes = {group: sum(map(len, each)) for group, each in texts.items()}
     splits = split_groups(sizes, params.validation_share, params.test_share)
-    assigned = [
-        AssignedDocument(splits[group], digest_of_text(text), document, len(text))
+    ordered = sorted(
+        (digest_of_text(text), document)
         for group, documents in found.groups.items()
         for document, text in zip(documents, texts[group], strict=True)
-    ]
-    return iter(sorted(assigned, key=lambda each: each.digest))
+    )
+    documents = [document for _, document in ordered]
+    batches = (documents[start : start + _BATCH] for start in range(0, len(documents), _BATCH))
+    return batches, lambda _digest, group: splits[group]

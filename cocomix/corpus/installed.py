@@ -24,7 +24,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from cocomix.corpus.parts import in_parts
+from cocomix.corpus.parts import in_parts, read_documents
 from cocomix.corpus.prose import fold, paragraphs
 from cocomix.corpus.splits import Split
 from cocomix.corpus.store import Document, none_fits
@@ -215,7 +215,7 @@ def _read(origins: list[DocumentationFile], parts: Path, bar: Progress) -> Itera
     """Yield source and group of each file that has paragraphs, and its paragraphs."""
     batches = [origins[start : start + _BATCH] for start in range(0, len(origins), _BATCH)]
     for batch, found in zip(batches, in_parts(_paragraphs, batches, parts), strict=True):
-        for file, each in groupby(found, key=lambda paragraph: paragraph[:2]):
+        for file, each in groupby(read_documents(found), key=lambda paragraph: paragraph[:2]):
             yield file, [paragraph.text for paragraph in each]
         bar.advance(len(batch))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -73,9 +74,9 @@ class CorpusWriter:
         for file in self._files.values():
             file.close()
 
-    def add(self, split: Split, digest: bytes, document: Document, size: int) -> None:
-        """Append one document; its text has `size` bytes."""
-        self._files[split].add((digest.hex(), document.source, document.group, document.text), size)
+    def add(self, split: Split, documents: pa.Table) -> None:
+        """Append documents: a table with the columns of `SCHEMA`, and `bytes`, the size of each text."""
+        self._files[split].add(documents)
 
     def sizes(self) -> dict[Split, SplitSize]:
         """The sizes of the splits so far."""
@@ -85,24 +86,30 @@ class CorpusWriter:
 class _SplitFile:
     def __init__(self, path: Path) -> None:
         self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False)
-        self._rows: list[tuple[str, str, str, str]] = []
-        self._row_bytes = 0
+        self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
         self.documents = self.bytes = 0
 
-    def add(self, row: tuple[str, str, str, str], size: int) -> None:
-        self._rows.append(row)
-        self._row_bytes += size
-        self.documents += 1
-        self.bytes += size
-        if self._row_bytes >= ROW_GROUP_BYTES:
-            self._flush()
+    def add(self, documents: pa.Table) -> None:
+        texts, sizes = documents.select(SCHEMA.names), documents["bytes"].to_numpy()
+        self.documents += len(sizes)
+        self.bytes += int(sizes.sum())
+        while len(sizes):
+            # A row group ends with the document that fills it.
+            ends = self._waiting_bytes + np.cumsum(sizes)
+            count = min(int(np.searchsorted(ends, ROW_GROUP_BYTES)) + 1, len(sizes))
+            self._waiting.append(texts[:count])
+            self._waiting_bytes = int(ends[count - 1])
+            texts, sizes = texts[count:], sizes[count:]
+            if self._waiting_bytes >= ROW_GROUP_BYTES:
+                self._flush()
 
     def close(self) -> None:
-        if self._rows:
+        if self._waiting:
             self._flush()
         self._writer.close()
 
     def _flush(self) -> None:
-        columns = [pa.array(column, pa.string()) for column in zip(*self._rows, strict=True)]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), row_group_size=len(self._rows))
-        self._rows, self._row_bytes = [], 0
+        group = pa.concat_tables(self._waiting).combine_chunks()
+        self._writer.write_table(group, row_group_size=group.num_rows)
+        self._waiting, self._waiting_bytes = [], 0

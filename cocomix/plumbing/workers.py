@@ -20,12 +20,13 @@ Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Map `function` over the items, in order, in `runtime().workers` processes.
+    """Map `function` over the items, in order, in `runtime().workers` processes, or its share of the machine's cores.
 
     Only a few items and results are in memory at a time, so memory does not grow with their number.
     """
     workers = runtime().workers
-    count = runtime().cores if workers == "auto" else workers
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = max(1, runtime().cores // local) if workers == "auto" else workers
     items = iter(items)
     first = list(islice(items, 2))
     items = chain(first, items)

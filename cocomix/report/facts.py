@@ -62,6 +62,10 @@ class CorpusFacts(StageFacts):
     sources: int
     limited: bool
     """Whether a limit of megabytes left out text."""
+    dropped: dict[str, int] = {}
+    """Number of documents or paragraphs left out, by kind."""
+    contaminated: dict[str, int] | None = None
+    """Number of documents with a piece of each task and corpus; None: they were not looked for."""
 
 
 class SplitTokens(Facts):

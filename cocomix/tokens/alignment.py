@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cocomix.corpus.splits import Split
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.encoding import spans_of
 from cocomix.tokens.pack import RowGroup, count_tokens, in_row_groups, opened, save, write_rows
 from cocomix.tokens.windows import Tokens
@@ -35,6 +36,8 @@ def write_places(
 ) -> None:
     """Write `<split>.places.npy`, as `cocomix.tokens.base_tokens.BaseTokens` reads it, for each of some splits.
 
+    The processes share the row groups, and the first one writes the files.
+
     Args:
         texts: Parquet files with a column `text`, from which both models' tokens were made.
         shards: the ids of the base model's tokens, a file for each row group: see `encode`.
@@ -45,7 +48,10 @@ def write_places(
     """
     tokenizers = students.artifact.file("tokenizer/tokenizer.json"), work.files / "tokenizer/tokenizer.json"
     align = partial(_align_group, student=tokenizers[0], base=tokenizers[1])
-    for split, places in in_row_groups(texts, work.scratch / "places", align, f"{work.stage}: alignment").items():
+    found = in_row_groups(texts, work.scratch / "places", align, f"{work.stage}: alignment")
+    if runtime().rank:
+        return
+    for split, places in found.items():
         if count_tokens(places) != students.ends(split)[-1]:
             raise UserError(f"{students.artifact.path}: its tokenizer makes other tokens now; run tokenize again")
         with work.write(f"{split}.places.npy") as pending:

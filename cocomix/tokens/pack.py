@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from cocomix.corpus.splits import SPLITS, Split
+from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact, Work, write_atomically
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
+from cocomix.plumbing.runtime import runtime
 from cocomix.plumbing.workers import in_order
 from cocomix.tokens.encoding import ids_of, plain
 from cocomix.tokens.tokenizer import read_texts
@@ -50,19 +52,25 @@ def pack_corpus(
 ) -> Packed:
     """Write the tokenizer, and the corpus as windows of its tokens, as `Tokens` reads them.
 
+    The processes share the row groups, and the first one writes the files. All must call it.
+
     Args:
         parameter: that says `context`, for errors.
 
     Raises:
         UserError: when the tokenizer cannot encode the corpus, or a split fills no window.
     """
-    with work.write_folder() as folder:
-        tokenizer.save_pretrained(folder / "tokenizer")
+    is_first = runtime().rank == 0
+    if is_first:
+        with work.write_folder() as folder:
+            tokenizer.save_pretrained(folder / "tokenizer")
+    distributed.barrier()
     eos_id = tokenizer.eos_token_id
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     metrics: dict[str, Any] = {"vocab_size": vocab_size}
     texts = {split: corpus.file(f"{split}.parquet") for split in SPLITS}
-    encoded = encode(texts, work.files / "tokenizer/tokenizer.json", eos_id, vocab_size, work.scratch, work.stage)
+    saved = distributed.see(work.files / "tokenizer/tokenizer.json")
+    encoded = encode(texts, saved, eos_id, vocab_size, work.scratch, work.stage)
     for split, shards in encoded.items():
         tokens = count_tokens(shards)
         windows = tokens // context
@@ -71,19 +79,8 @@ def pack_corpus(
                 f"{work.stage}: the {split} split has {tokens} tokens, too few for one window of "
                 f"{parameter} ({context})"
             )
-        if not work.has(f"{split}.npy"):
-            with work.write(f"{split}.npy") as pending:
-                write_windows(shards, context, pending.path)
-                pending.rows = windows
-        with work.write(f"{split}.documents.npy") as pending:
-            ends = document_ends(shards)
-            np.save(pending.path, ends)
-            pending.rows = len(ends)
-        if split != "train":
-            with work.write(f"{split}.groups.parquet") as pending:
-                groups = pq.read_table(texts[split], columns=["group"])
-                pq.write_table(groups, pending.path, compression="zstd")
-                pending.rows = len(groups)
+        if is_first:
+            _write_split(work, split, texts[split], shards, context)
         bytes_per_token = corpus.about["splits"][split]["bytes"] / tokens
         metrics[split] = {"tokens": tokens, "windows": windows, "bytes_per_token": bytes_per_token}
     about = {
@@ -94,6 +91,22 @@ def pack_corpus(
         "bytes_per_token": {split: metrics[split]["bytes_per_token"] for split in SPLITS},
     }
     return Packed(encoded, metrics, about)
+
+
+def _write_split(work: Work, split: Split, text: Path, shards: Sequence[Path], context: int) -> None:
+    if not work.has(f"{split}.npy"):
+        with work.write(f"{split}.npy") as pending:
+            write_windows(shards, context, pending.path)
+            pending.rows = count_tokens(shards) // context
+    with work.write(f"{split}.documents.npy") as pending:
+        ends = document_ends(shards)
+        np.save(pending.path, ends)
+        pending.rows = len(ends)
+    if split != "train":
+        with work.write(f"{split}.groups.parquet") as pending:
+            groups = pq.read_table(text, columns=["group"])
+            pq.write_table(groups, pending.path, compression="zstd")
+            pending.rows = len(groups)
 
 
 class RowGroup(NamedTuple):
@@ -117,7 +130,9 @@ class RowGroup(NamedTuple):
 def in_row_groups(
     texts: Mapping[Split, Path], folder: Path, make: Callable[[RowGroup], object], task: str
 ) -> dict[Split, list[Path]]:
-    """Make a file of each row group, in several processes; those that exist are kept.
+    """Make a file of each row group, and wait until all exist; those that exist are kept.
+
+    Process r of n takes every n-th row group, with its workers. All must call it.
 
     Args:
         texts: Parquet files with a column `text`.
@@ -134,11 +149,15 @@ def in_row_groups(
             for number in range(metadata.num_row_groups)
         ]
     everything = list(chain.from_iterable(groups.values()))
-    missing = [group for group in everything if not group.shard.exists()]
-    total, left = (sum(group.documents for group in each) for each in (everything, missing))
+    own = everything[runtime().rank :: runtime().world_size]
+    missing = [group for group in own if not group.shard.exists()]
+    total, left = (sum(group.documents for group in each) for each in (own, missing))
     with progress(task, total, "documents", done=total - left) as bar:
         for group, _ in zip(missing, in_order(make, missing), strict=True):
             bar.advance(group.documents)
+    distributed.barrier()
+    for group in everything:
+        distributed.see(group.shard)
     return {split: [group.shard for group in groups[split]] for split in groups}
 
 

@@ -63,7 +63,34 @@ def test_the_digest_of_a_key_follows_the_content_of_what_it_names(folder: Path, 
 
 
 def test_these_are_all_keys(folder: Path) -> None:
-    assert {*NAMES, "corpus.source"} == set(external.KEYS)
+    assert {*NAMES, "corpus.source", "corpus.decontaminate"} == set(external.KEYS)
+
+
+def test_what_is_looked_for_in_the_corpus_is_known_by_all_that_chooses_it(folder: Path) -> None:
+    written("in/wikitext2_raw/test.jsonl", "one")
+    written("in/a.txt", "one")
+    corpora = {"more": {"paths": ["in/*.txt"]}}
+
+    def digest(option: str | None, **evaluate: Any) -> str | None:
+        return external.digest_of(
+            "corpus.decontaminate", params({"corpus": {"decontaminate": option}, "evaluate": evaluate})
+        )
+
+    assert digest(None, tasks=["wikitext"], tasks_dir="in", corpora=corpora) is None
+    found = [
+        digest("drop", tasks=["wikitext"], tasks_dir="in"),
+        digest("drop", tasks=["wikitext"]),
+        digest("drop", corpora=corpora),
+        digest("drop", corpora={"other": corpora["more"]}),
+        digest("drop", corpora={"more": corpora["more"] | {"megabytes": 1.0}}),
+        digest("drop", tasks=["wikitext"], tasks_dir="in", corpora=corpora),
+    ]
+    assert len({*found, None}) == len(found) + 1
+    assert digest("count", corpora=corpora) == found[2]
+    for path, number in (("in/wikitext2_raw/test.jsonl", 0), ("in/a.txt", 2)):
+        written(path, "two")
+        kwargs: dict[str, Any] = {"corpora": corpora} if number else {"tasks": ["wikitext"], "tasks_dir": "in"}
+        assert digest("drop", **kwargs) != found[number]
 
 
 def test_installed_documentation_is_known_by_its_versions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from cocomix.corpus.installed import DocumentationFile
 from cocomix.corpus.splits import SPLITS
 from cocomix.corpus.store import ROW_GROUP_BYTES
 from cocomix.params import CorpusParams, FilesParams, InstalledDocsParams
+from cocomix.plumbing import distributed
 from cocomix.plumbing.errors import UserError
 
 
@@ -167,6 +168,39 @@ def test_parts_that_are_there_are_not_read_again_and_the_bytes_are_the_same(
         assert [(out / f"{split}.parquet").read_bytes() for split in SPLITS] == contents
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(list((out / "parts").iterdir())) > 5
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_parts_shared_by_processes_make_the_same_bytes(
+    out: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    write_jsonl("a.jsonl", [*TEXTS, *TEXTS[:50]])
+    whole = build(params_of(["a.jsonl"]), out)
+    (shared := Path("shared")).mkdir()
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    made = 0
+    for rank in reversed(range(processes)):  # the first process collects what the others have made
+        monkeypatch.setenv("RANK", str(rank))
+        assert build(params_of(["a.jsonl"]), shared) == (None if rank else whole)
+        assert len(list((shared / "parts").iterdir())) > made
+        made = len(list((shared / "parts").iterdir()))
+    for split in SPLITS:
+        assert (shared / f"{split}.parquet").read_bytes() == (out / f"{split}.parquet").read_bytes()
+
+
+def test_of_a_source_that_may_not_be_needed_whole_the_first_process_reads_all(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl("a.jsonl", TEXTS)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert build(params_of(["a.jsonl"], megabytes=0.01), out) is None
+    assert not list(out.iterdir())
+    monkeypatch.setenv("RANK", "0")
+    summary = build(params_of(["a.jsonl"], megabytes=0.01), out)
+    assert summary
+    assert summary.limited
 
 
 def test_what_is_wrong_beyond_the_text_that_is_kept_is_not_told(out: Path, small_parts: None) -> None:

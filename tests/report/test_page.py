@@ -107,6 +107,22 @@ def test_the_answer_with_what_it_costs_comes_first(folder: Path) -> None:
     assert html.index("30% fewer") < html.index("<svg")
 
 
+@pytest.mark.parametrize("dropped", [{}, {"contaminated documents": 41, "near-duplicates": 1234}])
+def test_texts_of_the_tests_in_the_corpus_are_counted(folder: Path, dropped: dict[str, int]) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    assert "Text of the tests in the corpus" not in html
+    content = json.loads((path := Path("metrics/corpus.json")).read_text())
+    found = {"tasks.hellaswag": 40, "corpora.books": 0}
+    path.write_text(json.dumps(content | {"dropped": dropped, "contaminated": found}))
+    run(load())
+    html = Path("artifacts/report/index.html").read_text()
+    for name, documents in found.items():
+        assert f"<code>{name}</code></th><td>{documents}</td>" in html
+    text = " ".join(Page(html).text.split())
+    assert ("left out of the corpus: 41 in all" in text) == ("1,234 near-duplicates" in text) == bool(dropped)
+    assert ("The corpus was not changed" in text) != bool(dropped)
+
+
 @pytest.mark.parametrize(
     ("losses", "bold"),
     [

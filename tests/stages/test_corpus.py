@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,6 +66,20 @@ def run(stage: str, workers: int = 2) -> tuple[int, str]:
     return process.returncode, printed
 
 
+def start_several(stage: str, count: int) -> list[subprocess.Popen[str]]:
+    """Processes of one stage with the variables of torchrun, as on several machines."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = os.environ | {"PYTHONPATH": str(REPOSITORY), "COCOMIX_DEVICE": "cpu", "COCOMIX_WORKERS": "1"}
+    shared |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    return [
+        subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(count)
+    ]
+
+
 def digests() -> dict[str, str]:
     return {
         f"{name}/{file}": record.sha256
@@ -99,6 +114,46 @@ def test_text_files_become_windows_that_read_back_as_the_text(project: Path) -> 
     assert corpus["train"]["bytes"] == sum(
         len(text) for text in pq.read_table("artifacts/corpus/train.parquet")["text"].to_pylist()
     )
+
+
+def write_planted(name: str) -> None:
+    """Documents, near-duplicates of 40 of them, and 25 with a piece of `tests.txt`."""
+    generator = random.Random(1)
+    documents = [generator.choices(WORDS, k=300) for _ in range(2000)]
+    near = [[*words[:150], "changed", *words[151:]] for words in documents[:40]]
+    tested = generator.choices(WORDS, k=500)
+    pieces = [[*words[:100], *tested[at : at + 20], *words[100:]] for at, words in enumerate(documents[100:125])]
+    documents[100:125] = pieces
+    Path("tests.txt").write_text(" ".join(tested))
+    Path(name).write_text("".join(json.dumps({"text": " ".join(words)}) + "\n" for words in [*documents, *near]))
+
+
+@pytest.mark.slow
+def test_processes_of_several_machines_make_the_same_bytes_and_go_on_after_a_kill(project: Path) -> None:
+    write_planted("data/a.jsonl")
+    write_data(12, "data/b.jsonl")
+    change("corpus", near_duplicates=0.8, decontaminate="drop")
+    change("evaluate", corpora={"planted": {"paths": ["tests.txt"]}})
+    for stage in ("corpus", "tokenize"):
+        assert run(stage)[0] == 0
+    alone = digests()
+    metrics = json.loads(Path("metrics/corpus.json").read_text())
+    assert metrics["contaminated"] == {"corpora.planted": 25}
+    assert metrics["dropped"] == {"contaminated documents": 25, "near-duplicates": 40}
+    shutil.rmtree("artifacts")
+    for stage, first_part in (("corpus", "parts/*.arrow"), ("tokenize", "*/*.npy")):
+        killed = start_several(stage, 2)
+        while not list(Path(f"artifacts/.work/{stage}").glob(f"*/scratch/{first_part}")):
+            assert killed[0].poll() is None, killed[0].communicate()[1]
+            time.sleep(0.01)
+        for process in killed:
+            process.kill()
+        for process in killed:
+            process.communicate()
+        ended = [(process.communicate()[1], process.returncode) for process in start_several(stage, 3)]
+        assert [status for _, status in ended] == [0, 0, 0], ended
+    assert digests() == alone
+    assert json.loads(Path("metrics/corpus.json").read_text())["dropped"] == metrics["dropped"]
 
 
 def test_a_limit_and_splits_of_few_documents_are_named(project: Path) -> None:

@@ -1,0 +1,110 @@
+"""Choose the documents of the corpus: no repeats, no near-duplicates, no texts of benchmarks, up to a limit."""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cocomix.corpus.contamination import read_benchmarks
+from cocomix.corpus.near_duplicates import VALUES, repeats
+from cocomix.corpus.parts import Marks, read_part, read_signatures
+from cocomix.corpus.splits import SPLITS, Split
+from cocomix.corpus.store import SCHEMA
+from cocomix.params import CorpusParams
+
+
+class Selection(NamedTuple):
+    """Which documents of each part are kept."""
+
+    parts: list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]]
+    """For each part its file, the rows to keep, and of each row its split, as an index of `SPLITS`."""
+    dropped: Counter[str]
+    """Number of dropped documents by kind."""
+    contaminated: dict[str, int] | None
+    """Number of documents with a piece of each benchmark, dropped or not; None: they were not looked for."""
+    first_beyond: tuple[str, int] | None
+    """Source and bytes of the first document beyond the limit."""
+
+    def tables(self, part: int) -> dict[Split, pa.Table]:
+        """The kept documents of a part, as `CorpusWriter.add` takes them."""
+        path, rows, splits = self.parts[part]
+        table = read_part(path, *SCHEMA.names, "bytes").take(rows)
+        return {split: table.filter(splits == number) for number, split in enumerate(SPLITS)}
+
+
+def select(
+    parts: Iterable[Path], params: CorpusParams, marks: Marks, assign: Callable[[int, str], Split], folder: Path
+) -> Selection:
+    """Choose documents part by part, in order, until their text has as many bytes as `params.limit` allows.
+
+    Repeats are found by 8-byte digests. The probability that any two of N documents collide is N^2 / 2^65: 2e-6 for
+    eight million. A document takes 80 to 110 bytes of memory; where near-duplicates are looked for, 70 more, and 520
+    on disk and more (see `repeats`). They are looked for in the text within the limit.
+
+    Args:
+        assign: returns the split of a document with this digest, of this group.
+        folder: of temporary files.
+    """
+    seen = set[int]()
+    kept = array("Q")
+    dropped = Counter[str]({"contaminated documents": 0} if params.decontaminate == "drop" else {})
+    benchmarks = read_benchmarks(marks.benchmarks).names if marks.benchmarks else []
+    contaminated = Counter[str](dict.fromkeys(benchmarks, 0))
+    chosen: list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]] = []
+    first_beyond = None
+    _, left = params.limit
+    signatures = folder / "signatures"
+    with signatures.open("wb") as signed:
+        for path in parts:
+            columns = read_part(path, "id", "group", "bytes", *(["found"] if benchmarks else [])).to_pydict()
+            rows, splits = list[int](), list[int]()
+            found = columns.get("found", [[]] * len(columns["id"]))
+            each = zip(columns["id"], columns["group"], columns["bytes"], found, strict=True)
+            for row, (name, group, size, pieces) in enumerate(each):
+                digest = int(name, 16)
+                if not size:
+                    dropped["empty documents"] += 1
+                    continue
+                if digest in seen:
+                    dropped["repeated documents"] += 1
+                    continue
+                seen.add(digest)
+                contaminated.update(benchmarks[piece] for piece in pieces)
+                if pieces and params.decontaminate == "drop":
+                    dropped["contaminated documents"] += 1
+                    continue
+                left -= size
+                if left < 0:
+                    first_beyond = (read_part(path, "source")["source"][row].as_py(), size)
+                    break
+                rows.append(row)
+                splits.append(SPLITS.index(assign(digest, group)))
+                kept.append(digest)
+            chosen.append((path, np.array(rows, np.int32), np.array(splits, np.int8)))
+            if marks.signature:
+                read_signatures(path)[rows].tofile(signed)
+            if first_beyond:
+                break
+    if marks.signature and kept:
+        values = np.memmap(signatures, np.uint32, "r").reshape(-1, VALUES)
+        assert params.near_duplicates is not None
+        repeated = repeats(values, np.frombuffer(kept, np.uint64), params.near_duplicates, folder)
+        dropped["near-duplicates"] += int(repeated.sum())
+        chosen = _without(chosen, repeated)
+    signatures.unlink()
+    return Selection(chosen, dropped, dict(contaminated) if marks.benchmarks else None, first_beyond)
+
+
+def _without(
+    parts: list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]], repeated: NDArray[np.bool_]
+) -> list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]]:
+    ends = np.cumsum([len(rows) for _, rows, _ in parts])
+    return [
+        (path, rows[~drop], splits[~drop])
+        for (path, rows, splits), drop in zip(parts, np.split(repeated, ends[:-1]), strict=True)
+    ]
