@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -127,3 +128,11 @@ def test_the_command_compares_positions_of_the_sample_once(
     ((windows, places),) = compared
     assert places.tolist() == list(range(CONTEXT - 1))
     assert len({tuple(each) for each in windows.tolist()}) == 20
+
+
+def test_a_base_model_in_bf16_is_refused(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_sae(setting)
+    Path("params.yaml").write_text(SHIPPED.read_text())
+    monkeypatch.setattr(module, "load_base", lambda *_: copy.deepcopy(setting.model).bfloat16())
+    with pytest.raises(UserError, match=r"^base\.dtype: bf16: exact ablation needs fp32: "):
+        main([])

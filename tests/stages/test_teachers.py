@@ -134,7 +134,7 @@ def openai_v5(path: Path) -> None:
 
 
 def sae_lens(folder: Path) -> None:
-    """As a folder of SAELens before 6.0, with the names that JoshEngels/Mistral-7B-Residual-Stream-SAEs has."""
+    """As a folder of SAELens before 6.0."""
     folder.mkdir(parents=True)
     config = {
         "architecture": "standard",

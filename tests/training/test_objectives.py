@@ -123,6 +123,20 @@ def test_distillation_adds_the_divergence_from_the_base_model_whose_vocabulary_m
     assert_same_gradient(found.tokens, tokens + 0.5 * divergence, model)
 
 
+def test_a_base_model_in_bf16_teaches_about_the_same() -> None:
+    student, plain, base = cocomix(predicts="hidden", base_width=24), gpt2(), prepared(gpt2(n_embd=24))
+    windows = torch.randint(0, 32, (3, 8))
+
+    def taught() -> list[torch.Tensor]:
+        distilled = Objective(plain, Distillation(KdParams(kl_weight=0.5), base))(windows, kl_weight=torch.tensor(0.5))
+        hidden = HiddenMixing(student, base, 2, "l2", Weighted(0.1))(windows)
+        return [distilled.tokens, distilled.auxiliary["distillation"], hidden.auxiliary["hidden"]]
+
+    exact = taught()
+    base.bfloat16()
+    torch.testing.assert_close(taught(), exact, rtol=0.05, atol=0)
+
+
 def test_hidden_mixing_adds_the_distance_to_the_base_models_hidden_state() -> None:
     model, base = cocomix(predicts="hidden", base_width=24), prepared(gpt2(n_embd=24))
     windows = torch.randint(0, 32, (3, 8))
