@@ -11,9 +11,10 @@ from prefect.settings.legacy import _get_valid_setting_names
 
 from flows.dag import Mode
 from flows.overrides import nested
-from flows.pipeline import command_line, stage
+from flows.pipeline import command_line
 from flows.serve import ATTEMPTS, FLOWS
 from flows.settings import settings, tasks
+from flows.tasks import stage
 from tests.flows.conftest import ROOT
 
 PAGE = (ROOT / "docs/operations.md").read_text()

@@ -265,7 +265,11 @@ def test_a_failing_training_stops_what_needs_it_and_the_others_finish(
     }
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda by: by.name)
+@pytest.mark.parametrize(
+    "by",
+    [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGKILL))],
+    ids=lambda by: by.name,
+)
 def test_all_trainings_end_with_their_flow_in_one_line_and_the_same_command_goes_on(
     two_at_a_time: Path, server: str, by: signal.Signals
 ) -> None:
