@@ -96,7 +96,7 @@ def test_machines_that_each_train_a_part_are_merged_and_nothing_is_trained_again
         with pytest.raises(subprocess.CalledProcessError):
             dvc("repro", "--single-item", stage)
         dvc("repro", "--single-item", stage)
-        dvc("push", stage)
+        dvc("push")
         git("add", "-A")
         git("commit", "-m", stage)
     monkeypatch.chdir(machines / "first")
