@@ -25,8 +25,8 @@ def whole() -> Share:
 def shares() -> list[Share]:
     """The parts for `runtime().trainings` stages at a time; at most one for each GPU, if there are GPUs.
 
-    On CPUs, a stage is one process, because threads share memory and processes would have to talk. Settings of the
-    user stay: processes, threads and OMP_NUM_THREADS are set only where they are not given.
+    On CPUs, a stage is one process: threads share its memory, while processes would exchange gradients. Processes and
+    threads are set only where neither the settings nor OMP_NUM_THREADS say them.
     """
     machine, count = whole(), runtime().trainings
     if machine.gpus:
