@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.serialize import dump_yaml, load_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,17 @@ def test_each_stage_is_as_the_side_has_it_that_changed_it(
         else:
             assert name not in clashes
             assert found.get(name) == (versions - {base.get(name)} or versions).pop()
+
+
+def test_a_stage_that_both_sides_have_changed_is_named_and_git_calls_it_a_conflict(folder: Path) -> None:
+    entry = {"cmd": "exec python a.py", "params": {"params.yaml": {"rate": 1e-05}}}
+    for name, other in {"base": {}, "ours": {"b": {"cmd": "1"}}, "theirs": {"b": {"cmd": "2"}, "c": entry}}.items():
+        dump_yaml(name, {"schema": "2.0", "stages": {"a": entry, **other}})
+    command = [sys.executable, "-m", "flows.merge", "base", "ours", "theirs"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1
+    assert done.stderr == "dvc.lock: both sides have changed b; ours stay: keep our metrics and plots too\n"
+    assert load_yaml("ours") == {"schema": "2.0", "stages": {"a": entry, "b": {"cmd": "1"}, "c": entry}}
 
 
 def git(*arguments: str) -> None:
