@@ -1,9 +1,12 @@
-"""Mutual exclusion of stages on a machine's GPU, among all runs that share a Prefect server."""
+"""GPUs of this machine, and mutual exclusion on them among all runs that share a Prefect server."""
 
+import os
+import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Event
 
 from prefect import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
@@ -11,23 +14,57 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists
 
 from cocomix.plumbing.runtime import runtime
+from flows.reproduce import Stopped
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 LEASE_SECONDS = 60.0
-"""Time after which the server releases the GPU when the process that held it has died."""
+"""Time after which the server releases a GPU when the process that held it has died."""
+WAIT_SECONDS = 10.0
+"""Time to wait for GPUs between two looks at whether to stop."""
+DEV = Path("/dev")
 
 
-def has_gpu() -> bool:
-    """Whether this machine has a GPU that stages may use."""
-    driver = any(Path(each).exists() for each in ("/dev/nvidiactl", "/dev/kfd"))
-    return driver and runtime().device not in ("cpu", "mps")
+def gpus() -> tuple[str, ...]:
+    """The GPUs that stages may use, as CUDA_VISIBLE_DEVICES names them; empty: none."""
+    device = runtime().device
+    if device in ("cpu", "mps"):
+        return ()
+    found = [each for each in DEV.glob("nvidia*") if re.fullmatch("nvidia[0-9]+", each.name)]
+    if not found and not (DEV / "kfd").exists():
+        return ()
+    visible = os.environ.get(VISIBLE)
+    names = [str(each) for each in range(len(found) or 1)] if visible is None else visible.split(",")
+    if ":" in device:  # cuda:N counts in the visible ones
+        number = int(device.partition(":")[2])
+        return tuple(names[number : number + 1])
+    return tuple(filter(None, names))
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Hold a slot of the global concurrency limit `gpu-<host>`, created with one slot if it does not exist."""
-    limit = f"gpu-{socket.gethostname()}"
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=1))
-    # A temporary outage of the server must not end the stage that holds the slot.
-    with concurrency(limit, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
+def hold(names: Sequence[str], end: Event) -> Iterator[None]:
+    """Hold GPUs: a slot of the global concurrency limit `gpu-<host>-<name>` of each, made with one slot.
+
+    Raises:
+        Stopped: when `end` is set while others hold them.
+    """
+    limits = [f"gpu-{socket.gethostname()}-{each}" for each in names]
+    with get_client(sync_client=True) as client:
+        for limit in limits:
+            with suppress(ObjectAlreadyExists):
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=limit, limit=1))
+    with ExitStack() as held:
+        while not end.is_set():
+            # A temporary outage of the server must not end the stage that holds a slot.
+            slots = concurrency(
+                limits,
+                strict=True,
+                timeout_seconds=WAIT_SECONDS,
+                lease_duration=LEASE_SECONDS,
+                raise_on_lease_renewal_failure=False,
+            )
+            with suppress(TimeoutError):
+                held.enter_context(slots)
+                break
+        else:
+            raise Stopped
         yield

@@ -1,101 +1,30 @@
 """The pipeline as a Prefect flow with a task for each DVC stage: `python -m flows.pipeline [STAGE ...]`."""
 
 import argparse
-import signal
+import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
-from prefect.states import Cancelled, Completed, Failed
-from prefect.tasks import exponential_backoff
+from prefect.states import Completed, Failed
 from pydantic import WithJsonSchema
 
+from cocomix.plumbing.checked import whole_number
 from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from flows import publish
-from flows.dag import Mode, Stage, names, outdated_inputs, read_dag, select
-from flows.gpu import has_gpu, one_at_a_time
+from flows.dag import Mode, names, outdated_inputs, read_dag, select
 from flows.overrides import Overrides, flat, nested, override
 from flows.owner import check_definition
-from flows.reproduce import Result, reproduce
 from flows.server import end_with_runner, run_here
+from flows.tasks import bring_up_to_date
 from flows.workspace import alone, check_folder
-
-UP_TO_DATE = "Up to date"
-FIRST_MICRO_BATCH = 8
-"""Windows per forward pass in the first retry after the stage's own choice ran out of memory."""
 
 StageName = Annotated[str, WithJsonSchema({"type": "string"} | ({"enum": found} if (found := names()) else {}))]
 """A target in dvc.yaml; the form in the UI offers those that exist."""
-
-
-def _can_pass(_task: object, _run: object, state: State[Any]) -> bool:
-    return state.name in ("Busy", "Killed")
-
-
-@task(
-    task_run_name="{title}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=4,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=_can_pass,
-)
-def stage(node: Stage, changed: bool, title: str) -> State[None]:  # noqa: ARG001 (the title names the run)
-    """Bring one stage up to date.
-
-    Its state is Completed, Restored (from DVC's run cache), Up to date, Failed, or Cancelled (by a signal). Busy
-    (another DVC holds a resource) and Killed are failures that are retried with growing delays.
-
-    Args:
-        changed: whether the stage may have something to do; only then DVC is asked, which decides.
-        title: name of the task run.
-    """
-    if not changed:
-        return Completed(name=UP_TO_DATE, message="nothing changed")
-    try:
-        with one_at_a_time() if node.gpu and has_gpu() else nullcontext():
-            result = _run(node.name)
-    except (KeyboardInterrupt, TerminationSignal):
-        return Cancelled()  # Prefect would report Crashed
-    if result.outcome in ("ran", "restored"):
-        publish.metrics(node.name, node.metrics)
-    match result.outcome:
-        case "ran":
-            return Completed()
-        case "restored":
-            return Completed(name="Restored", message="from DVC's run cache")
-        case "up to date":
-            return Completed(name=UP_TO_DATE, message="nothing changed")
-        case "failed":
-            name = {"busy": "Busy", "killed": "Killed"}.get(result.cause, "Failed")
-            return Failed(name=name, message=result.error)
-
-
-def _run(name: str) -> Result:
-    """Run a stage; after each out-of-memory error, retry with half as many windows per forward pass."""
-    log = get_run_logger()
-    progress = publish.StageProgress(name)
-    windows, environment = runtime().micro_batch, dict[str, str]()
-
-    def note(line: str) -> None:
-        log.info(line)
-        progress.read(line)
-
-    while (result := reproduce(name, note, environment)).cause == "out of memory" and windows != 1:
-        windows = FIRST_MICRO_BATCH if windows == "auto" else windows // 2
-        environment = {"COCOMIX_MICRO_BATCH": str(windows)}
-        log.warning(f"out of memory; once more with COCOMIX_MICRO_BATCH={windows}")
-    if result.outcome == "ran":
-        progress.finish()
-    return result
 
 
 @flow(persist_result=False)
@@ -130,32 +59,10 @@ def _pipeline(targets: tuple[str, ...], mode: Mode, overrides: dict[str, Any]) -
     publish.parameters(flat(overrides))
     if outdated := outdated_inputs(dag, nodes):
         get_run_logger().warning(f"not run, as mode is {mode}, although out of date: {', '.join(outdated)}")
-    return bring_up_to_date(nodes)
-
-
-def bring_up_to_date(nodes: Iterable[Stage], title: str = "") -> State[None]:
-    """Run stages within a flow, each as a task, until one fails.
-
-    Args:
-        nodes: stages in topological order, as `select` returns them.
-        title: suffix of the task names.
-    """
-    states: dict[str, State[Any]] = {}
-    unsure = set[str]()  # stages that ran: their dependents may have changed
-    # In sequence in the main thread, where signals, and so a cancellation, reach the running stage.
-    for node in nodes:
-        inputs = [states[name] for name in node.needs if name in states]
-        changed = node.changed or not unsure.isdisjoint(node.needs)
-        states[node.name] = state = stage(
-            node, changed, f"{node.name} {title}".rstrip(), wait_for=inputs, return_state=True
-        )
-        if state.is_cancelled():
-            raise TerminationSignal(signal.SIGTERM)  # as if the flow had just received it
-        if state.name != UP_TO_DATE and not node.as_foreseen():
-            unsure.add(node.name)
-        if not state.is_completed():
-            return Failed(message=f"{node.name}: {state.message}")
-    return Completed(message=", ".join(_tally(list(states.values()))))
+    ended = bring_up_to_date(nodes)
+    if ended.failed:
+        return Failed(message="\n".join(dict.fromkeys(ended.failed.values())))
+    return Completed(message=", ".join(_tally(list(ended.states.values()))))
 
 
 def _tally(states: list[State[Any]]) -> list[str]:
@@ -177,7 +84,25 @@ def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="write parameters first: sae.k=16"
     )
+    add_trainings(parser)
     return parser.parse_args(arguments)
+
+
+def add_trainings(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--trainings`."""
+    about = "trainings and evaluations at a time, each with a share of the machine; instead of COCOMIX_TRAININGS"
+    parser.add_argument("--trainings", type=whole_number, metavar="N", help=about)
+
+
+def set_trainings(trainings: int | None) -> None:
+    """Make `runtime().trainings` what the option `--trainings` says.
+
+    Raises:
+        UserError: when a runtime setting is wrong.
+    """
+    if trainings is not None:
+        os.environ["COCOMIX_TRAININGS"] = str(trainings)
+    runtime()
 
 
 def main() -> None:
@@ -185,6 +110,7 @@ def main() -> None:
     given = command_line()
     try:
         check_folder()
+        set_trainings(given.trainings)
         overrides = nested(_assignment(each) for each in given.set)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from selectors import EVENT_READ, DefaultSelector
+from threading import Event
 from typing import Literal, NamedTuple
 
 from cocomix.plumbing.lock import signs_of_life
@@ -44,9 +45,14 @@ _NO_MEMORY = re.compile(
 )
 _KILLERS = {signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGBUS}
 
+_LOOK_SECONDS = 0.2
+"""Time between two looks at whether a stage must stop."""
+_at_work = set[object]()
+"""One for each stage that runs or is being stopped."""
 
-AT_WORK = Lock()
-"""Held while a stage runs or is being stopped."""
+
+class Stopped(Exception):  # noqa: N818  (no error)
+    """A stage was stopped on request."""
 
 
 class Result(NamedTuple):
@@ -58,21 +64,43 @@ class Result(NamedTuple):
     cause: Cause = "other"
 
 
-def reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, str] | None = None) -> Result:
+def reproduce(
+    stage: str,
+    log: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+    end: Event | None = None,
+) -> Result:
     """Bring one stage up to date, whatever the state of the stages before it.
 
     An exception that ends this call early, such as KeyboardInterrupt, also ends all processes of the stage within
-    seconds.
+    seconds. Several threads may each run a stage: DVC releases its lock of the project while a command runs, and
+    refuses a stage whose inputs or outputs another DVC is writing.
 
     Args:
         log: called with each line that DVC and the stage write, as soon as it is written.
         environment: variables that differ from this process's.
+        end: when it is set, the stage must stop; signals reach only the main thread.
+
+    Raises:
+        Stopped: after `end` is set.
     """
-    with AT_WORK:
-        return _reproduce(stage, log, environment or {})
+    work = object()
+    _at_work.add(work)
+    try:
+        return _reproduce(stage, log, environment or {}, end or Event())
+    finally:
+        _at_work.remove(work)
 
 
-def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, str]) -> Result:
+def wait_for_stages() -> None:
+    """Wait until this process runs no stage."""
+    while _at_work:
+        time.sleep(_LOOK_SECONDS)
+
+
+def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, str], end: Event) -> Result:
+    if end.is_set():
+        raise Stopped
     kills = _kills_for_memory()
     process = subprocess.Popen(
         # --wait-for-lock, because a finished stage is lost if DVC cannot take its lock to record it.
@@ -81,9 +109,6 @@ def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
         start_new_session=True,
     )
     outcome: Outcome = "failed"
@@ -91,10 +116,8 @@ def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str,
     said = {each: re.compile(f"^{text.format(stage=re.escape(stage))}") for each, text in _SAYS.items()}
     complaints = {"error: ": "", "ERROR: ": ""}
     try:
-        assert process.stdout is not None
-        for line in map(str.rstrip, process.stdout):
-            if line:
-                log(line)
+        for line in _lines(process, end):
+            log(line)
             outcome = next((each for each, pattern in said.items() if pattern.match(line)), outcome)
             complaints |= {prefix: line.removeprefix(prefix) for prefix in complaints if line.startswith(prefix)}
             if blocker := _BLOCKER.fullmatch(line):
@@ -113,6 +136,27 @@ def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str,
     if cause == "other" and (killer := _killer(status, error)):
         cause = "out of memory" if killer == signal.SIGKILL and _kills_for_memory() > kills else "killed"
     return Result("failed", complaints["error: "] or error or f"dvc ended with status {status}", cause)
+
+
+def _lines(process: "subprocess.Popen[bytes]", end: Event) -> Iterator[str]:
+    """The lines that a process writes, without blank ones, until all that can write have ended.
+
+    Raises:
+        Stopped: when `end` is set.
+    """
+    assert process.stdout is not None
+    begun = b""
+    with DefaultSelector() as selector:
+        selector.register(process.stdout, EVENT_READ)
+        while not end.is_set():
+            if not selector.select(_LOOK_SECONDS):
+                continue
+            written = os.read(process.stdout.fileno(), 1 << 16)
+            *whole, begun = re.split(rb"[\r\n]", begun + (written or b"\n"))
+            yield from filter(None, (each.decode(errors="replace").rstrip() for each in whole))
+            if not written:
+                return
+    raise Stopped
 
 
 def _killer(status: int, error: str) -> int | None:
@@ -136,7 +180,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PATH": path, "FLOW_PID": str(os.getpid())}
 
 
-def _stop(process: "subprocess.Popen[str]", log: Callable[[str], None]) -> None:
+def _stop(process: "subprocess.Popen[bytes]", log: Callable[[str], None]) -> None:
     """Stop DVC and its stage, which may run although DVC is dead; a stage that is saving its work gets the time."""
     _signal_group(process, signal.SIGINT)
     start, signs = time.monotonic(), set[tuple[int, int]]()
@@ -145,7 +189,7 @@ def _stop(process: "subprocess.Popen[str]", log: Callable[[str], None]) -> None:
         while time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
                 rest, _ = process.communicate(timeout=0.2)  # until all of them have ended
-                for line in filter(None, rest.splitlines()):
+                for line in filter(None, rest.decode(errors="replace").splitlines()):
                     log(line)
                 break
             if (new := signs_of_life(partial(_is_in_group, process.pid))) != signs:
@@ -165,6 +209,6 @@ def _is_in_group(leader: int, process: int) -> bool:
         return False
 
 
-def _signal_group(leader: "subprocess.Popen[str]", number: signal.Signals) -> None:
+def _signal_group(leader: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(leader.pid, number)

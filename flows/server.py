@@ -27,7 +27,7 @@ from cocomix.plumbing.parent import end_with_parent
 from flows import gate, signals
 from flows.children import server_log, start_server, stop
 from flows.loopback import LOOPBACK
-from flows.reproduce import AT_WORK
+from flows.reproduce import wait_for_stages
 
 RUNNER_PID = "RUNNER_PID"
 """Environment variable with the id of the process that starts runs of deployments, if it is `flows.serve`."""
@@ -66,7 +66,7 @@ def run_here(run: Callable[[], State[Any]]) -> None:
                 check_server()
             else:
                 settings = {PREFECT_API_URL: f"{_start_server()}/api", PREFECT_UI_URL: ""}  # without a UI
-            signals.bound(AT_WORK)
+            signals.bound(wait_for_stages)
             with temporary_settings(settings):
                 state = run()
         except UserError as error:

@@ -6,10 +6,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from threading import Thread
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 QUIET = "STARTED_BY"
@@ -55,11 +55,11 @@ def end_because(line: str) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def bound(at_work: AbstractContextManager[Any]) -> None:
+def bound(wait_for_work: Callable[[], None]) -> None:
     """Ensure that this process ends some seconds after a signal, whatever the main thread is waiting for.
 
     Args:
-        at_work: a lock that is held while a stage runs; a stage has its own time to stop.
+        wait_for_work: returns when no stage runs; a stage has its own time to stop.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -68,8 +68,7 @@ def bound(at_work: AbstractContextManager[Any]) -> None:
     def watch() -> None:
         while (number := os.read(read, 1)[0]) not in SIGNALS:
             pass
-        with at_work:
-            pass
+        wait_for_work()
         time.sleep(PATIENCE_SECONDS)
         line, status = _ending or _of(number)
         _say(line)

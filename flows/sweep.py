@@ -18,6 +18,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -35,11 +37,12 @@ from cocomix.report.facts import read_run, run_files
 from cocomix.report.tuning import SWEEPS, SweepRun, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
 from flows import publish
-from flows.dag import selected_stages
+from flows.dag import read_dag, select
 from flows.owner import check_definition
-from flows.pipeline import bring_up_to_date
+from flows.pipeline import add_trainings, set_trainings
 from flows.server import end_with_runner, run_here
 from flows.settings import Task, settings, tasks
+from flows.tasks import bring_up_to_date
 from flows.workspace import check_folder, kept
 
 
@@ -81,31 +84,63 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     """
     log = get_run_logger()
     done = finished_runs(name)
-    files, code, failed = states(), _digest_of_code(), {}
+    files, code = states(), _digest_of_code()
+    failed: dict[str, str] = {}
     if outdated := {each.setting for task in asked if (each := _result_of(task, done)) and each.code != code}:
         listed = ", ".join(sorted(outdated)) or FILE
         log.warning(f"{_path(name)}: the code has changed since {listed}; remove the file to run all again")
     left = [task for task in asked if _result_of(task, done) is None]
-    for number, task in enumerate(left, start=1):
-        publish.comparison(name, comparison(asked, done))
-        log.info(f"[{number}/{len(left)}] {task.title}")
-        write_params(task.content)
-        try:
-            state = bring_up_to_date(selected_stages([f"evaluate@{task.method}-{task.seed}"]), task.title)
-            if not state.is_completed():
-                raise UserError(str(state.message))
-            if FILE.read_bytes() != task.content:
-                raise UserError(f"{FILE} was edited meanwhile: the result does not count")
-            if states() != files and _digest_of_code() != code:
-                raise UserError("the code was edited since this sweep began: the result does not count")
-        except UserError as error:
-            failed[task.title] = str(error)
-            log.error(f"failed: {error}")
-            continue
+
+    def collect(task: Task) -> None:
+        nonlocal done
+        if FILE.read_bytes() != task.content:
+            raise UserError(f"{FILE} was edited meanwhile: the result does not count")
+        if states() != files and _digest_of_code() != code:
+            raise UserError("the code was edited since this sweep began: the result does not count")
         done = [each for each in done if _key(each) != (task.setting.name, task.method, task.seed)]
         done.append(_collect(task, code))
         write_atomically(_path(name), _to_json(done))
+        publish.comparison(name, comparison(asked, done))
+
+    publish.comparison(name, comparison(asked, done))
+    for content, group in groupby(left, attrgetter("content")):
+        failed |= _run_setting(list(group), content, write_params, collect)
     return failed
+
+
+def _run_setting(
+    asked: Sequence[Task], content: bytes, write_params: Callable[[bytes], None], collect: Callable[[Task], None]
+) -> dict[str, str]:
+    """Run tasks that have the same content of params.yaml, beside each other where `runtime().trainings` allows it.
+
+    Args:
+        collect: called with each task that is done.
+
+    Returns:
+        Error messages of failed tasks, by title.
+    """
+    wanted = {f"evaluate@{task.method}-{task.seed}": task for task in asked}
+    failed: dict[str, str] = {}
+
+    def ended(stage: str) -> None:
+        if stage in wanted:
+            try:
+                collect(wanted[stage])
+            except UserError as error:
+                failed[stage] = str(error)
+
+    try:
+        write_params(content)
+        dag = read_dag()
+        # In the order of the tasks, so that each model is evaluated before the next ones are trained.
+        nodes = {node.name: node for stage in wanted for node in select(dag, [stage])}
+        failed |= bring_up_to_date(nodes.values(), asked[0].setting.name, ended).failed
+    except UserError as error:
+        failed = dict.fromkeys(wanted, str(error))
+    messages = {task.title: failed[stage] for stage, task in wanted.items() if stage in failed}
+    for title, message in messages.items():
+        get_run_logger().error(f"failed: {title}: {message}")
+    return messages
 
 
 def finished_runs(name: str) -> list[SweepRun]:
@@ -220,9 +255,12 @@ def main() -> None:
     parser.add_argument("grid", nargs="*", metavar="KEY=VALUE,...", help="a point of the grid is one of each")
     parser.add_argument("--methods", nargs="+", default=[], help="as pretrain.methods of params.yaml, the default")
     parser.add_argument("--seeds", nargs="+", type=whole_number, default=[], help="as pretrain.seeds, likewise")
+    add_trainings(parser)
     given = parser.parse_args()
+    trainings = vars(given).pop("trainings")
     try:
         check_folder()
+        set_trainings(trainings)
         _asked(**vars(given))  # reports errors before a server starts
     except UserError as error:
         sys.exit(f"error: {error}")

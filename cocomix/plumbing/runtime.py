@@ -37,6 +37,8 @@ class Runtime(BaseModel):
 
     device: Annotated[str, AfterValidator(_is_device)] = "auto"
     """auto, cpu, mps, cuda or cuda:N; auto: a GPU if there is one."""
+    trainings: Count = 1
+    """Trainings and evaluations that a flow runs at a time, each with a share of the cores or of the GPUs."""
     processes: Count | Literal["auto"] = "auto"
     """Processes of the stages that can share work; auto: one per GPU, or one per CPU core."""
     threads: Count | Literal["auto"] = "auto"

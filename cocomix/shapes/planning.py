@@ -13,7 +13,8 @@ of the base model's forward pass, f of them up to the layer, d its width, C late
     pretrain     3 times the model's forward pass per token, plus the base model's part
     with Muon    also the orthogonalisation of each matrix of the blocks, per step, in base and pretrain
     evaluate     the model's forward pass per held-out token; for CoCoMix also the passes with changed concepts
-    steer        for each edit, the model's forward pass per token of the text and of the continuation
+    steer        for each edit, the model's forward pass per token of the text and of the continuation; and for each
+                 concept, that of the windows in which it is doubled
 
 Training FLOPs are counted as in the metrics, without the validation losses. Disk is the size of the artifact, plus that
 of the work folder while the stage runs. Memory is a rough estimate for one process: weights, gradients and AdamW's two
@@ -90,6 +91,10 @@ LIBRARIES = 500e6
 """Memory of a process after importing torch and transformers."""
 INTERVENTIONS = 12
 """Passes over evaluate.intervention_windows with changed concepts, or with true labels substituted one by one."""
+DOUBLED = 2
+"""Windows in which `steer` doubles a concept: `cocomix.predictions.measure.DOUBLED`, which imports torch."""
+PLAIN = 100e6
+"""Memory of a process that imports neither torch nor transformers."""
 
 
 class Words(NamedTuple):
@@ -192,8 +197,8 @@ def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] 
         "attribution": _attribution(params, teacher, base, windows, words, base_windows, base_words),
         "distribution": _distribution(params, base, whole, windows, words),
         "explain": _explain(params, base, teacher, base_words, read),
-        "methods": StageNeeds(disk=2000),
-        "report": StageNeeds(disk=5e4, memory=100e6),
+        "methods": StageNeeds(disk=2000, memory=PLAIN),
+        "report": StageNeeds(disk=5e4, memory=2 * PLAIN),
     }
     if pretrained is None and params.pretrain.init.source == "pretrained":
         for key, layer in params.pretrain.concept_layers.items():
@@ -207,7 +212,7 @@ def stage_needs(params: Params, text: CorpusSize, pretrained: Mapping[str, Any] 
     models = shapes(params.pretrain, words, teacher, start)
     listed = params.pretrain.listed
     steered = [shape_of(name, models[name]) for name, section in listed.items() if mixes_concepts(section)]
-    found["steer"] = _steer(params, steered, base)
+    found["steer"] = _steer(params, steered, base, text)
     for name, section in listed.items():
         shape = shape_of(name, models[name])
         for seed in params.pretrain.seeds:
@@ -232,7 +237,7 @@ def _ids(text: CorpusSize) -> float:
 
 def _base_tokens(params: Params, text: CorpusSize, read: CorpusSize) -> StageNeeds:
     if params.base.tokenizer == "shared":
-        return StageNeeds(disk=500, memory=100e6)
+        return StageNeeds(disk=500, memory=PLAIN)
     labelled = text.tokens["train"] + text.tokens["validation"]
     place = 4 if max(read.tokens.values()) < 2**31 else 8
     return StageNeeds(
@@ -466,7 +471,7 @@ def _evaluate(params: Params, shape: Shape, text: CorpusSize) -> StageNeeds:
     )
 
 
-def _steer(params: Params, steered: list[Shape], base: Shape) -> StageNeeds:
+def _steer(params: Params, steered: list[Shape], base: Shape, text: CorpusSize) -> StageNeeds:
     if not steered:
         return StageNeeds()
     section, context = params.steer, params.tokenize.context
@@ -474,8 +479,10 @@ def _steer(params: Params, steered: list[Shape], base: Shape) -> StageNeeds:
     tokens = section.windows * (context + section.prompt_tokens + section.new_tokens)
     two_edits_of_each_model = 2 * seeds * sum(flops_per_token(each, context) for each in steered)
     sweeps = 2 * seeds * len(steered) + 1
+    windows = min(section.read_windows, text.tokens["validation"] // context)
+    reading = sum(flops_per_token(each, context) * (windows + DOUBLED * each["num_concepts"]) for each in steered)
     return StageNeeds(
-        flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)),
+        flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)) + seeds * context * reading,
         disk=10e3 + 150 * sweeps * edits,
         memory=LIBRARIES + 4 * seeds * sum(parameters_of(each).stored for each in steered) + _held(params, base),
     )

@@ -11,9 +11,10 @@ from prefect.settings.legacy import _get_valid_setting_names
 
 from flows.dag import Mode
 from flows.overrides import nested
-from flows.pipeline import command_line, stage
+from flows.pipeline import command_line
 from flows.serve import ATTEMPTS, FLOWS
 from flows.settings import settings, tasks
+from flows.tasks import stage
 from tests.flows.conftest import ROOT
 
 PAGE = (ROOT / "docs/operations.md").read_text()
@@ -27,7 +28,9 @@ def test_command_lines_of_the_flow_are_understood() -> None:
     assert lines
     for _, _, _, *arguments in lines:
         given = command_line(arguments)
-        assert set(given.stages) <= set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+        assert {each.partition("@")[0] for each in given.stages} <= set(
+            yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+        )
 
 
 def test_modes_and_deployments_are_those_that_there_are() -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.repo import Repo
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import State, TaskRun
 
+from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.runtime import runtime
-from flows.gpu import one_at_a_time
 from flows.pipeline import command_line, pipeline
 from flows.server import RUNNER_PID
 from tests.flows.conftest import ROOT, set_params
+from tests.flows.test_ends import start, stopped
 from tests.flows.test_reproduce import ends, wait_for_pid
+from tests.flows.test_ui import until
 
 
 def tasks(final: State[Any]) -> list[TaskRun]:
@@ -135,20 +139,6 @@ def test_an_unknown_stage_fails_the_flow_in_one_line(project: Path, server: str)
     assert final.message == "nmber: no such stage in dvc.yaml; did you mean 'number'?"
 
 
-def test_a_stage_on_a_gpu_holds_the_slot_of_the_machine(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "machine")
-    with get_client(sync_client=True) as client:
-
-        def slots() -> tuple[int, int]:
-            limit = client.read_global_concurrency_limit_by_name("gpu-machine")
-            return limit.active_slots, limit.limit
-
-        for _ in range(2):
-            with one_at_a_time():
-                assert slots() == (1, 1)
-            assert slots() == (0, 1)
-
-
 def test_parameters_are_set_by_one_option_or_by_several() -> None:
     assert command_line(["sae", "--set", "sae.k=1", "sae.seed=2", "--set", "base.seed=3"]).set == [
         "sae.k=1",
@@ -205,3 +195,110 @@ def test_sigterm_ends_the_running_stage_and_the_same_command_goes_on(project: Pa
         "wait": "Completed",
         "flow": "Completed",
     }
+
+
+MEETING = """
+import os, pathlib, signal, sys, time
+from cocomix.plumbing.parent import end_with_parent
+end_with_parent(os.getppid(), signal.SIGTERM)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+pathlib.Path(f"began-{sys.argv[1]}").write_text(os.environ.get("COCOMIX_PROCESSES", "all"))
+pathlib.Path(f"pid-{sys.argv[1]}").write_text(str(os.getpid()))
+while len(list(pathlib.Path().glob("began-*"))) < 2:
+    time.sleep(0.05)
+if os.path.exists(f"fail-{sys.argv[1]}"):
+    raise SystemExit("error: no")
+time.sleep(600 if os.path.exists("hang") else 0)
+pathlib.Path(f"each-{sys.argv[1]}.txt").write_text(pathlib.Path("parity.txt").read_text())
+"""
+"""A stage of a matrix that ends only if the other one has begun."""
+
+
+@pytest.fixture
+def two_at_a_time(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project, with stages that wait for each other."""
+    (project / "each.py").write_text(MEETING)
+    monkeypatch.setenv("COCOMIX_TRAININGS", "2")
+    return project
+
+
+def test_trainings_run_at_the_same_time_and_dvc_records_what_it_does_of_one_after_another(
+    two_at_a_time: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(states().values()) == {"Completed"}
+    assert [Path(f"began-{each}").read_text() for each in "xy"] == ["1", "1"]  # a process each
+    lock = load_yaml(Path("dvc.lock").read_text(), "dvc.lock")
+    with Repo() as repo:
+        assert repo.status() == {}
+
+    Path("dvc.lock").unlink()
+    for each in Path(".dvc/cache/runs").iterdir():
+        shutil.rmtree(each)
+    monkeypatch.delenv("COCOMIX_TRAININGS")
+    runtime.cache_clear()
+    assert set(states().values()) == {"Completed"}
+    assert load_yaml(Path("dvc.lock").read_text(), "dvc.lock") == lock
+    assert [Path(f"began-{each}").read_text() for each in "xy"] == ["all", "all"]
+
+
+def test_a_failing_training_stops_what_needs_it_and_the_others_finish(
+    two_at_a_time: Path, server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("fail-x").touch()
+    final = pipeline(return_state=True)
+    assert final.message == "each@x: no"
+    assert {run.name: run.state_name for run in tasks(final)} == {
+        "number": "Completed",
+        "parity": "Completed",
+        "each@x": "Failed",
+        "each@y": "Completed",
+    }
+    assert "wait: not run, because of each@x: no" in caplog.messages
+    Path("fail-x").unlink()
+    assert states() == {
+        "number": "Up to date",
+        "parity": "Up to date",
+        "each@x": "Completed",
+        "each@y": "Up to date",
+        "wait": "Completed",
+        "flow": "Completed",
+    }
+
+
+@pytest.mark.parametrize(
+    "by",
+    [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGKILL))],
+    ids=lambda by: by.name,
+)
+def test_all_trainings_end_with_their_flow_in_one_line_and_the_same_command_goes_on(
+    two_at_a_time: Path, server: str, by: signal.Signals
+) -> None:
+    Path("hang").touch()
+    flow = start("flows.pipeline --trainings 2", {"PREFECT_API_URL": server})
+    until(lambda: all(Path(f"pid-{each}").exists() for each in "xy"))
+    pids = [int(Path(f"pid-{each}").read_text()) for each in "xy"]
+    said = stopped(flow, by)
+    assert said.endswith("" if by == signal.SIGKILL else f"\nstopped by {by.name}\n")
+    assert "Traceback" not in said
+    assert all(ends(each) for each in pids)
+    Path("hang").unlink()
+    left = states()
+    assert (left["number"], left["each@x"], left["each@y"]) == ("Up to date", "Completed", "Completed")
+
+
+def test_a_training_that_is_killed_is_tried_again_beside_the_other(two_at_a_time: Path, server: str) -> None:
+    Path("each.py").write_text(
+        "import os, sys\n"
+        "if sys.argv[1] == 'x' and not os.path.exists('began-x'):\n"
+        "    open('began-x', 'w').close()\n"
+        "    os.kill(os.getpid(), 9)\n" + MEETING
+    )
+    final = pipeline(("each",), return_state=True)
+    assert final.is_completed()
+    assert {run.name: run.run_count for run in tasks(final)}["each@x"] == 2
+
+
+def test_a_wrong_number_of_trainings_is_one_line(project: Path) -> None:
+    run = subprocess.run([sys.executable, "-m", "flows.pipeline", "--trainings", "0"], capture_output=True, text=True)
+    assert run.stderr == "error: COCOMIX_TRAININGS: '0': input should be greater than or equal to 1\n"
+    assert run.returncode == 1

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.states import Completed
 
 from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SweepRun
 from flows import sweep as module
 from flows.settings import Task
 from flows.sweep import _asked, finished_runs, sweep
+from flows.tasks import Ended
 from tests.flows.test_pipeline import artifacts, tasks
 
 EVALUATE = """
@@ -57,9 +57,9 @@ def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_a
         "1 of 3 failed:\n  sae.seed=13 ntp seed 0: evaluate@ntp-0: params.yaml: sae.seed: 13: must not be 13"
     )
     assert {each.name: each.state_name for each in tasks(final)} == {
-        "evaluate@ntp-0 sae.seed=3 ntp seed 0": "Completed",
-        "evaluate@ntp-0 sae.seed=13 ntp seed 0": "Failed",
-        "evaluate@ntp-0 sae.seed=4 ntp seed 0": "Completed",
+        "evaluate@ntp-0 sae.seed=3": "Completed",
+        "evaluate@ntp-0 sae.seed=13": "Failed",
+        "evaluate@ntp-0 sae.seed=4": "Completed",
     }
     rows = [line.split()[:5] for line in artifacts(final)["sweep-mine"].splitlines()]
     assert [each for each in rows if "ntp" in each] == [
@@ -115,9 +115,10 @@ def test_what_is_no_name_is_refused_in_one_line(folder: Path, name: str) -> None
 def test_a_result_of_parameters_that_a_person_edited_meanwhile_does_not_count(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def edit(*_: object) -> Any:
+    def edit(_nodes: object, _suffix: str, ended: Callable[[str], None]) -> Ended:
         Path("params.yaml").write_text("edited")
-        return Completed()
+        ended("evaluate@ntp-0")
+        return Ended({}, {})
 
     monkeypatch.setattr(module, "bring_up_to_date", edit)
     final = run()

@@ -12,7 +12,8 @@ from cocomix.params import Params
 from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.gpus import GPUS, gpu_named
-from cocomix.shapes.planning import CorpusSize, StageNeeds, estimated_corpus, stage_needs
+from cocomix.predictions import measure
+from cocomix.shapes.planning import DOUBLED, CorpusSize, StageNeeds, estimated_corpus, stage_needs
 from tests.shipped import paper_values
 
 PARAMS = paper_values()
@@ -106,6 +107,13 @@ def test_forms_are_planned_by_their_own_parameters() -> None:
     assert without["steer"] == alone["steer"]
     assert found["steer"].flops > alone["steer"].flops
     assert needs(pretrain={"methods": ["ntp", "predicted"], "forms": forms})["steer"] == StageNeeds()
+
+
+def test_steering_costs_the_windows_in_which_each_concept_is_doubled() -> None:
+    assert DOUBLED == measure.DOUBLED
+    few, many = (needs(steer={"read_windows": windows})["steer"].flops for windows in (1, 101))
+    reading = (many - few) / 100  # FLOPs of a window
+    assert few > DOUBLED * params().sae.concepts * reading
 
 
 def test_multi_token_prediction_costs_further_blocks_and_heads_in_training_alone() -> None:

@@ -43,6 +43,17 @@ def test_operations_are_those_that_the_stages_counted_and_disk_is_what_they_wrot
     assert sum(found[name].disk for name in sizes) == pytest.approx(sum(sizes.values()), rel=0.2)
 
 
+def test_memory_is_within_half_of_what_the_stages_took(finished: Project) -> None:
+    text = measured_corpus(metrics(finished, "corpus"), metrics(finished, "tokenize"))
+    params = load(finished.path / "params.yaml")
+    for name, need in stage_needs(params, text).items():
+        training = params.base.training if name == "base" else params.pretrain.training
+        planned_memory = need.memory + training.batch_size * need.window_memory
+        file = {"report": "compare"}.get(name, name.replace("@", "/"))
+        took = metrics(finished, file)["usage"]["peak_memory"]
+        assert took / 1.5 < planned_memory < 1.5 * took, name
+
+
 def test_nothing_is_planned_where_nothing_changed(finished: Project) -> None:
     assert {each.runs for each in planned(finished).values()} == {"no"}
 

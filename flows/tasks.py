@@ -1,0 +1,173 @@
+"""The stages of dvc.yaml as Prefect tasks: in the order of the DAG, several at a time where they are independent."""
+
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from graphlib import TopologicalSorter
+from queue import SimpleQueue
+from threading import Event
+from typing import Any, NamedTuple
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled, Completed, Failed
+from prefect.tasks import exponential_backoff
+
+from cocomix.plumbing.runtime import runtime
+from flows import publish
+from flows.dag import Stage
+from flows.gpu import hold
+from flows.reproduce import Result, Stopped, reproduce
+from flows.shares import Share, shares, whole
+
+UP_TO_DATE = "Up to date"
+FIRST_MICRO_BATCH = 8
+"""Windows per forward pass in the first retry after the stage's own choice ran out of memory."""
+
+
+def _can_pass(_task: object, _run: object, state: State[Any]) -> bool:
+    return state.name in ("Busy", "Killed")
+
+
+@task(
+    task_run_name="{title}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=4,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_can_pass,
+)
+def stage(
+    node: Stage,
+    changed: bool,
+    share: Share,
+    end: Event,
+    title: str,  # noqa: ARG001 (it names the run)
+) -> State[None]:
+    """Bring one stage up to date.
+
+    Its state is Completed, Restored (from DVC's run cache), Up to date, Failed, or Cancelled. Busy (another DVC
+    holds a resource) and Killed are failures that are retried with growing delays.
+
+    Args:
+        changed: whether the stage may have something to do; only then DVC is asked, which decides.
+        share: its part of the machine.
+        end: when it is set, the stage is cancelled.
+        title: name of the task run.
+    """
+    if not changed:
+        return Completed(name=UP_TO_DATE, message="nothing changed")
+    try:
+        with hold(share.gpus, end) if node.gpu and share.gpus else nullcontext():
+            result = _run(node.name, share.environment, end)
+    except Stopped:
+        return Cancelled()
+    if result.outcome in ("ran", "restored"):
+        publish.metrics(node.name, node.metrics)
+    match result.outcome:
+        case "ran":
+            return Completed()
+        case "restored":
+            return Completed(name="Restored", message="from DVC's run cache")
+        case "up to date":
+            return Completed(name=UP_TO_DATE, message="nothing changed")
+        case "failed":
+            name = {"busy": "Busy", "killed": "Killed"}.get(result.cause, "Failed")
+            return Failed(name=name, message=result.error)
+
+
+def _run(name: str, environment: Mapping[str, str], end: Event) -> Result:
+    """Run a stage; after each out-of-memory error, retry with half as many windows per forward pass."""
+    log = get_run_logger()
+    progress = publish.StageProgress(name)
+    windows = runtime().micro_batch
+
+    def note(line: str) -> None:
+        log.info(line)
+        progress.read(line)
+
+    while (result := reproduce(name, note, environment, end)).cause == "out of memory" and windows != 1:
+        windows = FIRST_MICRO_BATCH if windows == "auto" else windows // 2
+        environment = {**environment, "COCOMIX_MICRO_BATCH": str(windows)}
+        log.warning(f"out of memory; once more with COCOMIX_MICRO_BATCH={windows}")
+    if result.outcome == "ran":
+        progress.finish()
+    return result
+
+
+class Ended(NamedTuple):
+    """How stages have ended."""
+
+    states: dict[str, State[Any]]
+    """The state of each stage that was run, by its name."""
+    failed: dict[str, str]
+    """The reason, by the name of each stage that failed, or was not run because one that it needs failed."""
+
+
+def bring_up_to_date(nodes: Iterable[Stage], suffix: str = "", ended: Callable[[str], None] = lambda _: None) -> Ended:
+    """Run stages within a flow, each as a task.
+
+    Stages of a matrix, which are trainings and evaluations, run `runtime().trainings` at a time. Any other stage runs
+    alone and has the whole machine. If a stage fails, those that need it are not run; the others are.
+
+    Args:
+        nodes: stages, each after those that it needs, as `select` returns them; of those that can start, the first do.
+        suffix: of the task names.
+        ended: called with the name of each stage once it is up to date.
+    """
+    run, end = Ended({}, {}), Event()
+    chosen = {node.name: node for node in nodes}
+    order = TopologicalSorter({name: chosen.keys() & node.needs for name, node in chosen.items()})
+    order.prepare()
+    ready = set[str]()
+    running: dict[PrefectFuture[Any], tuple[str, list[Share]]] = {}
+    finished = SimpleQueue[PrefectFuture[Any]]()
+    unsure = set[str]()  # stages that ran: their dependents may have changed
+    free = shares()
+    all_shares = len(free)
+    # Each stage has a thread. The main thread waits here, where signals, and so a cancellation, reach it.
+    try:
+        while True:
+            ready |= set(order.get_ready())
+            for name in [each for each in chosen if each in ready]:
+                node, size = chosen[name], 1 if "@" in name else all_shares
+                if size > len(free):
+                    continue
+                ready.remove(name)
+                taken, free = free[:size], free[size:]
+                changed = node.changed or not unsure.isdisjoint(node.needs)
+                share = taken[0] if size == 1 else whole()
+                inputs = [run.states[each] for each in node.needs if each in run.states]
+                title = f"{name} {suffix}".rstrip()
+                future = stage.submit(node, changed, share, end, title, wait_for=inputs, return_state=False)
+                running[future] = name, taken
+                future.add_done_callback(finished.put)
+            if not running:
+                break
+            name, taken = running.pop(future := finished.get())
+            free += taken
+            future.wait()
+            run.states[name] = state = future.state
+            if state.name != UP_TO_DATE and not chosen[name].as_foreseen():
+                unsure.add(name)
+            if state.is_completed():
+                order.done(name)
+                ended(name)
+            else:
+                run.failed[name] = f"{name}: {state.message}"
+    except BaseException as error:
+        end.set()
+        for future in running:
+            future.wait()
+        if isinstance(error, KeyboardInterrupt):
+            raise TerminationSignal(signal.SIGTERM) from None  # otherwise Prefect would report Crashed
+        raise
+    for name, node in chosen.items():
+        if name not in run.states:
+            run.failed[name] = next(run.failed[each] for each in node.needs if each in run.failed)
+            get_run_logger().warning(f"{name}: not run, because of {run.failed[name]}")
+    return run

@@ -1,0 +1,78 @@
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows import gpu
+from flows.gpu import gpus, hold
+from flows.reproduce import Stopped
+
+
+@pytest.fixture
+def devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of /dev, and no choice of GPUs in the environment."""
+    monkeypatch.setattr(gpu, "DEV", folder)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "found"),
+    [
+        ([], {}, ""),
+        (["nvidiactl", "nvidia0", "nvidia3"], {}, "0,1"),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "1"}, "1"),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": ""}, ""),
+        (["nvidia0", "nvidia1"], {"COCOMIX_DEVICE": "cpu"}, ""),
+        (["nvidia0", "nvidia1"], {"COCOMIX_DEVICE": "cuda:1"}, "1"),
+        (["nvidia0"], {"COCOMIX_DEVICE": "cuda:1"}, ""),
+        (["kfd"], {}, "0"),
+    ],
+)
+def test_gpus_are_those_of_the_machine_that_stages_may_use(
+    devices: Path, monkeypatch: pytest.MonkeyPatch, files: Sequence[str], environment: dict[str, str], found: str
+) -> None:
+    for each in files:
+        (devices / each).touch()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ",".join(gpus()) == found
+
+
+def test_a_stage_holds_its_gpus_and_another_waits_for_them_until_it_must_end(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "machine")
+    monkeypatch.setattr(gpu, "WAIT_SECONDS", 0.5)
+    with get_client(sync_client=True) as client:
+
+        def slots() -> list[tuple[int, int]]:
+            limits = [client.read_global_concurrency_limit_by_name(f"gpu-machine-{each}") for each in "01"]
+            return [(each.active_slots, each.limit) for each in limits]
+
+        for _ in range(2):
+            with hold(["0", "1"], Event()):
+                assert slots() == [(1, 1), (1, 1)]
+            assert slots() == [(0, 1), (0, 1)]
+        with hold(["0"], Event()):
+            with hold(["1"], Event()):
+                assert slots() == [(1, 1), (1, 1)]
+            end, raised = Event(), list[Exception]()
+
+            def want_both() -> None:
+                try:
+                    with hold(["0", "1"], end):
+                        pass
+                except Stopped as stopped:
+                    raised.append(stopped)
+
+            thread = Thread(target=want_both)
+            thread.start()
+            thread.join(2)
+            assert thread.is_alive()
+            assert slots() == [(1, 1), (0, 1)]
+            end.set()
+            thread.join()
+            assert len(raised) == 1
