@@ -125,9 +125,7 @@ def best_cues(
     return Cues(numbers, weights)
 
 
-def _counted(
-    sample: Firings, cues_at: Callable[[Tensor], Tensor], sizes: Tensor, cues: int
-) -> Iterator[_Counts]:
+def _counted(sample: Firings, cues_at: Callable[[Tensor], Tensor], sizes: Tensor, cues: int) -> Iterator[_Counts]:
     """Count the cues of `AT_A_TIME` concepts at a time."""
     for first in range(0, len(sizes), AT_A_TIME):
         some = sample.at(((sample.concepts >= first) & (sample.concepts < first + AT_A_TIME)).nonzero().flatten())

@@ -59,7 +59,9 @@ def against(method: str, other: str, gap: Interval) -> str:
         return f"{first} and {second} end at test losses that these documents do not tell apart ({_interval(gap)})."
     if gap.mean < 0:
         return f"{first} ends at a lower test loss than {second}, by {-gap.mean:.3f} nats ({_interval(gap)})."
-    return f"{name_of(other)} is ahead of {inside(method)}: its test loss is {gap.mean:.3f} nats lower ({_interval(gap)})."
+    return (
+        f"{name_of(other)} is ahead of {inside(method)}: its test loss is {gap.mean:.3f} nats lower ({_interval(gap)})."
+    )
 
 
 def mixing(gap: Interval, predicting: str) -> str:

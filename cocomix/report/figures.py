@@ -152,7 +152,7 @@ def _dots(
     """A `drawing` with a line from low to high per row and method, a marker at the mean, and a legend."""
     labels = [textwrap.fill(row.replace("_", " "), _LABEL) for row in rows]
     height = max(0.2 * (1 + len(found)), 0.18 * max(label.count("\n") + 2 for label in labels))
-    with drawing(name, title, 4.2, 0.75 + 0.2 * len(found) + height * len(rows)) as made:
+    with drawing(name, title, 4.8, 0.75 + 0.2 * len(found) + height * len(rows)) as made:
         axes = made.axes
         for number, (method, intervals) in enumerate(found.items()):
             look, shift = looks[method], 0.7 * ((number + 0.5) / len(found) - 0.5)

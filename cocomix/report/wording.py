@@ -295,7 +295,11 @@ def told_labels(attribution: AttributionParams) -> str:
 
 def visible(token: str) -> str:
     """The text of a token; symbols, if it consists of white space."""
-    return token if token.strip() else token.translate({ord(" "): "\N{OPEN BOX}", ord("\n"): "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"})
+    return (
+        token
+        if token.strip()
+        else token.translate({ord(" "): "\N{OPEN BOX}", ord("\n"): "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"})
+    )
 
 
 def loss_weight(weight: float | None) -> str:

@@ -33,6 +33,8 @@ def read_writings(methods: Sequence[str], seed: int, atlas: Atlas) -> list[Writi
         for method in methods
     }
     return [
-        Writings(text(rows[0]["prompt"]), {method: text(row["written"]) for method, row in zip(found, rows, strict=True)})
+        Writings(
+            text(rows[0]["prompt"]), {method: text(row["written"]) for method, row in zip(found, rows, strict=True)}
+        )
         for rows in zip(*found.values(), strict=True)
     ]
