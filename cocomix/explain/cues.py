@@ -158,7 +158,7 @@ def _tell_apart(
 
     The cue takes a free column, or that of the weakest cue.
     """
-    _, group, members = numbers.sort(1).values.unique(dim=0, return_inverse=True, return_counts=True)
+    _, group, members = torch.unique(numbers.sort(1).values, dim=0, return_inverse=True, return_counts=True)
     is_twin = (members[group] > 1) & (numbers[:, 0] >= 0)
     sizes = sample.concepts.bincount(minlength=len(numbers))
     twins = sample.at(is_twin[sample.concepts].nonzero().flatten())

@@ -151,7 +151,8 @@ def names(auc: float) -> str:
 
 
 def _gap(result: MethodResult, other: MethodResult) -> Interval | None:
-    return difference(*([run.documents["test"] for run in each.runs] for each in (result, other)), "test")
+    own, others = ([run.documents["test"] for run in each.runs] for each in (result, other))
+    return difference(own, others, "test")
 
 
 def _interval(gap: Interval) -> str:

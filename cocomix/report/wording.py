@@ -117,7 +117,8 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
     losses = ", ".join(f"{inside(each.method)} at {_test_loss(each):.3f}" for each in rest)
     return [
         Answer(
-            f"{name_of(best.method)} ended at a test loss of {_test_loss(best):.3f}, {losses}.{one_seed(len(best.runs))}",
+            f"{name_of(best.method)} ended at a test loss of {_test_loss(best):.3f}, {losses}."
+            f"{one_seed(len(best.runs))}",
             f"{name_of(BASELINE)}, with which they would be compared, was not trained.",
         )
     ]
@@ -383,13 +384,14 @@ def changed(params: Mapping[str, Any], shipped: Mapping[str, Any], before: str =
     Args:
         shipped: nested like `params`; keys that it lacks are not compared.
     """
-    found = []
+    found = list[tuple[str, str, str]]()
     for key, value in shipped.items():
         own = params.get(key)
         if isinstance(value, Mapping) and isinstance(own, Mapping):
             found += changed(own, value, f"{before}{key}.")
         elif own != value:
-            found.append((f"{before}{key}", *(json.dumps(each, ensure_ascii=False) for each in (own, value))))
+            here, there = (json.dumps(each, ensure_ascii=False) for each in (own, value))
+            found.append((f"{before}{key}", here, there))
     return found
 
 

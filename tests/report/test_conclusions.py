@@ -83,9 +83,8 @@ def test_parameters_are_compared_by_key_and_shown_as_they_are_written() -> None:
 
 
 def test_white_space_is_shown_only_where_there_is_nothing_else() -> None:
-    assert [visible(each) for each in (" a", "\n", " \n")] == [" a", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"] + [
-        "\N{OPEN BOX}\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
-    ]
+    end, space = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\N{OPEN BOX}"
+    assert [visible(each) for each in (" a", "\n", " \n")] == [" a", end, space + end]
 
 
 class OfScores:
