@@ -53,12 +53,12 @@ def write_params(methods: Sequence[str], seeds: Sequence[int]) -> None:
     """The parameters in the paper's form with other methods and seeds."""
     text = re.sub(r"(?m)^  methods: .*$", f"  methods: [{', '.join(methods)}]", paper_form())
     FILE.write_text(re.sub(r"(?m)^  seeds: .*$", f"  seeds: {list(seeds)}", text))
-    Path("presets").mkdir(exist_ok=True)
-    shutil.copy(Path(__file__).parents[2] / "presets/default.yaml", "presets")
 
 
 def write_pipeline() -> None:
-    """Metrics and curves of the stages that are no matrix, the atlas, and the effects of steering."""
+    """Metrics and curves of the stages that are no matrix, the atlas, the effects of steering, the shipped values."""
+    Path("presets").mkdir(exist_ok=True)
+    shutil.copy(Path(__file__).parents[2] / "presets/default.yaml", "presets")
     Path("plots").mkdir(exist_ok=True)
     Path("plots/base.csv").write_text("step,tokens,validation_loss\n10,5000,5.1\n20,10000,4.49\n")
     Path("plots/sae.csv").write_text("step,tokens,fvu\n1,7500,0.3\n2,15000,0.041\n")
