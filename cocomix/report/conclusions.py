@@ -140,7 +140,10 @@ def steered(method: str, sweep: Sweep) -> str:
     gap = last.log_ratio.difference
     if gap.low > 0:
         return f"Raising a concept in {name} makes its own tokens likelier, more than raising another one does."
-    return f"Raising a concept in {name} has no effect of its own on its tokens: raising another one does as much."
+    return (
+        f"Raising a concept in {name} makes its own tokens no likelier than raising another one does, as far as the "
+        f"{sweep.concepts} concepts show that were tried."
+    )
 
 
 def names(auc: float) -> str:
