@@ -59,7 +59,9 @@ def test_a_figure_decides_which_of_two_conclusions_is_drawn(said: str, expected:
     assert said.startswith(expected)
 
 
-@pytest.mark.parametrize(("gap", "said"), [(ABOVE, "more than raising another"), (AROUND, "no likelier than raising another")])
+@pytest.mark.parametrize(
+    ("gap", "said"), [(ABOVE, "more than raising another"), (AROUND, "no likelier than raising another")]
+)
 def test_steering_is_set_against_other_concepts(gap: Interval, said: str) -> None:
     effect: Any = SimpleNamespace(log_ratio=SimpleNamespace(difference=gap))
     for method in ("cocomix", "base"):
