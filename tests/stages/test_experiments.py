@@ -26,7 +26,7 @@ def test_the_documented_experiments_run_beside_a_commit(finished: Project, tmp_p
         project.run("git", *command)
     run, show, dag, plots = (each[1:] for each in COMMANDS)
     said = project.dvc(*run)
-    assert re.findall("Running stage '(.*)'", said) == ["report"]
+    assert re.findall("Running stage '(.*)'", said) == ["check", "report"]
     table = project.dvc(*show)
     assert "report.title" in table
     assert re.search(r"\| workspace +\| - +\| Other", table)
