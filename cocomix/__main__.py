@@ -20,7 +20,7 @@ from pathlib import Path
 from cocomix.explore.start import address_of, default_model, listening
 from cocomix.plumbing.checked import port_number, whole_number
 from cocomix.plumbing.distributed import stand_alone
-from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.errors import UserError, install
 from cocomix.plumbing.progress import say
 from cocomix.plumbing.streams import mend_streams
 
@@ -66,7 +66,7 @@ def _explore(options: argparse.Namespace) -> None:
             try:
                 from cocomix.explore.server import serve
             except ModuleNotFoundError as error:
-                raise UserError(f"explore needs {error.name}: pip install 'cocomix[pipeline]'") from None
+                raise UserError(f"explore needs {error.name}: {install('pipeline')}") from None
             from cocomix.explore.session import Session
 
             session = Session(options.model, options.artifacts)

@@ -1,5 +1,6 @@
 """Parameter overrides of a run: validate them like params.yaml, and write them there."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
@@ -8,18 +9,20 @@ from pydantic.json_schema import JsonSchemaValue
 
 from cocomix.params import FILE, Params
 from cocomix.plumbing.artifact import write_atomically
-from cocomix.plumbing.checked import merge
+from cocomix.plumbing.checked import merge, read_yaml
+from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.errors import UserError
-from flows.preset import sections, with_values
+from flows.preset import content_of, sections, with_values
 
 
 def schema() -> JsonSchemaValue:
     """The JSON schema of overrides, any part of params.yaml, in the form that Prefect's form and server need.
 
-    A field's title is its key, `sae.k`. There are no defaults, because the form would fill them in, and only values
-    that are given are overrides. Values of dotted keys, which the form does not show, are unconstrained.
+    A field's title is its key, `sae.k`, and its description ends with the value in params.yaml. There are no defaults,
+    because the form would fill them in, and only values that are given are overrides. Values of dotted keys, which the
+    form does not show, are unconstrained.
     """
-    whole = Params.model_json_schema()
+    whole, now = Params.model_json_schema(), current()
     definitions = whole.pop("$defs")
 
     def part(of: Any, key: str) -> Any:
@@ -33,6 +36,8 @@ def schema() -> JsonSchemaValue:
         found = {name: part(inner, key) for name, inner in of.items() if name not in left_out}
         if "title" in of:
             found["title"] = key
+        if key in now:
+            found["description"] = f"{found.get('description', '')} Now: {json.dumps(now[key])}.".lstrip()
         if "properties" in of:  # `position` keeps the order: PostgreSQL, as the server's database, does not
             found["properties"] = {
                 name: part(inner, f"{key}.{name}".removeprefix(".")) | {"position": position}
@@ -47,21 +52,42 @@ def schema() -> JsonSchemaValue:
     return {"type": "object", "properties": part(whole, "")["properties"], "propertyNames": names}
 
 
-Overrides = Annotated[dict[str, Any], WithJsonSchema(schema())]
-"""Parameters to override: by dotted key, `{"sae.k": 16}`, or nested as in params.yaml."""
+def current() -> dict[str, Any]:
+    """The values in params.yaml by dotted key; empty if it cannot be read, which the run itself then reports."""
+    try:
+        return flat(read_yaml(FILE))
+    except UserError:
+        return {}
 
 
-def override(values: Mapping[str, Any]) -> None:
+def assignments(lines: Iterable[str]) -> dict[str, Any]:
+    """Read lines such as `sae.k=16`, with values in YAML, into sections.
+
+    Raises:
+        UserError: when a line is none, or a key is given twice.
+    """
+    return nested(map(_assignment, lines))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if key and equals:
+        return key.strip(), load_yaml(value, text, lines=False)
+    raise UserError(f"{text}: must be KEY=VALUE, such as sae.k=16, with the value in YAML")
+
+
+def override(values: Mapping[str, Any], preset: str | None = None) -> None:
     """Set parameters in params.yaml, keeping its comments; after an error, none are set.
 
     Args:
         values: by dotted key, `sae.k`, or nested as in params.yaml.
+        preset: is applied before them.
 
     Raises:
-        UserError: when params.yaml cannot be read, or the result is not valid.
+        UserError: when params.yaml cannot be read, there is no such preset, or the result is not valid.
     """
     before = sections(FILE)
-    after = with_values(before, [nested(values)], "overrides")
+    after = with_values(content_of(preset) if preset else before, [nested(values)], "overrides")
     if after != before:
         write_atomically(FILE, after)
 
@@ -106,3 +132,7 @@ def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert sections to dotted keys, as `leaves`, but drop empty sections."""
     return {key: value for key, value in leaves(values).items() if not isinstance(value, Mapping)}
+
+
+Overrides = Annotated[dict[str, Any], WithJsonSchema(schema())]
+"""Parameters to override: by dotted key, `{"sae.k": 16}`, or nested as in params.yaml."""

@@ -64,9 +64,10 @@ class StageProgress:
                 self._artifact = created
 
 
-def parameters(overrides: Mapping[str, Any]) -> None:
+def parameters(overrides: Mapping[str, Any], preset: str | None = None) -> None:
     """Show params.yaml as this run uses it."""
-    given = "\n".join(f"{key}: {json.dumps(value)}" for key, value in overrides.items())
+    lines = [f"{key}: {json.dumps(value)}" for key, value in overrides.items()]
+    given = "\n".join([f"preset: {preset}", *lines] if preset else lines)
     title = f"Given for this run:\n\n{_fenced(given)}\n\n" if given else ""
     with _if_possible():
         content = FILE.read_text(encoding="utf-8")

@@ -40,12 +40,16 @@ from cocomix.plumbing.checked import parse, read_yaml
 from cocomix.plumbing.errors import UserError
 from flows import signals
 from flows.owner import check_owner, owner_tag
-from flows.pipeline import pipeline
+from flows.pipeline import custom, pipeline
 from flows.server import RUNNER_PID, check_proxies, check_server
 from flows.sweep import sweep
 from flows.workspace import alone
 
-FLOWS: dict[str, Flow[..., Any]] = {"flows.pipeline.pipeline": pipeline, "flows.sweep.sweep": sweep}
+FLOWS: dict[str, Flow[..., Any]] = {
+    "flows.pipeline.pipeline": pipeline,
+    "flows.pipeline.custom": custom,
+    "flows.sweep.sweep": sweep,
+}
 """The flows that can be deployed, by entrypoint in prefect.yaml."""
 ATTEMPTS = 5
 """Maximum attempts at a run whose process is lost each time."""
@@ -66,7 +70,7 @@ class _Schedule(BaseModel):
 class _Deployment(BaseModel):
     name: str
     description: str
-    entrypoint: Literal["flows.pipeline.pipeline", "flows.sweep.sweep"]
+    entrypoint: Literal["flows.pipeline.pipeline", "flows.pipeline.custom", "flows.sweep.sweep"]
     parameters: dict[str, object] = {}
     schedules: list[_Schedule] = []
     concurrency_limit: ConcurrencyLimitConfig

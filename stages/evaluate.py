@@ -24,8 +24,9 @@ from cocomix.evaluation.downstream_tasks import task_digest
 from cocomix.evaluation.examples import choose_examples
 from cocomix.evaluation.language_model import TextScore, score_text
 from cocomix.evaluation.mixing import MixingScore, score_mixing
-from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks
+from cocomix.evaluation.tables import write_concepts, write_documents, write_examples, write_tasks, write_writings
 from cocomix.evaluation.text import EvaluationText, split_text
+from cocomix.evaluation.writing import write_on
 from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.params import CocomixParams, EvaluateParams, Params
 from cocomix.plumbing.artifact import Artifact, Work
@@ -109,7 +110,7 @@ def run(params: Params, method: str, seed: int) -> None:
             assert isinstance(listed.parameters, CocomixParams)
             of_positions = WindowLabels(of_windows, offsets=tuple(listed.parameters.label_offsets))
             data = WindowData(tokens.windows("validation"), of_positions)
-            concept_metrics = _concepts(model, data, key | learned, section, name, work)
+            concept_metrics = _concepts(model, data, tokens, key | learned, section, name, work)
         if runtime().rank == 0:
             with work.write("documents.parquet") as pending:
                 pending.rows = write_documents(
@@ -118,6 +119,8 @@ def run(params: Params, method: str, seed: int) -> None:
             if tasks:
                 with work.write("tasks.parquet") as pending:
                     pending.rows = write_tasks(pending.path, on_tasks)
+            with work.write("writings.parquet") as pending:
+                pending.rows = write_writings(pending.path, write_on(model, tokens.windows("validation")))
             whole = {corpus: asdict(each.whole) for corpus, each in scores.items()}
             metrics: dict[str, Any] = {
                 "method": method,
@@ -147,6 +150,7 @@ def _without_documents(score: TaskScore) -> dict[str, Any]:
 def _concepts(
     model: CoCoMixLanguageModel,
     data: WindowData,
+    tokens: Tokens,
     key: Mapping[str, str],
     section: EvaluateParams,
     name: str,
@@ -173,7 +177,7 @@ def _concepts(
         with work.write("concepts.parquet") as pending:
             pending.rows = write_concepts(pending.path, scores.each)
         with work.write("examples.parquet") as pending:
-            pending.rows = write_examples(pending.path, choose_examples(model, data))
+            pending.rows = write_examples(pending.path, choose_examples(model, data, tokens.texts()))
     return {**asdict(scores.whole), "mixing": mixed}
 
 

@@ -10,30 +10,39 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cocomix.explain.atlas import Atlas
 from cocomix.params import CocomixParams, Params
 from cocomix.plumbing.artifact import MANIFEST, Artifact, Work, digest_of
+from cocomix.plumbing.checked import read_yaml
+from cocomix.report.cards import read_cards
 from cocomix.report.comparison import BASELINE, MethodResult, compare
 from cocomix.report.concepts import mean_concepts, read_examples
+from cocomix.report.conclusions import conclusions
 from cocomix.report.costs import Cost, SupervisionStage, costs, supervision_stages
 from cocomix.report.drawing import looks, swatch
 from cocomix.report.facts import (
     ATLAS,
+    BASE_CURVE,
+    SAE_CURVE,
     STEERING,
     Pipeline,
     check_pipeline,
     pipeline_files,
+    read_base_curve,
     read_pipeline,
     read_run,
+    read_sae_curve,
     run_files,
 )
-from cocomix.report.figures import accuracies, differences, learning_curves, loss_given_labels
+from cocomix.report.figures import accuracies, differences, learning_curves, loss_given_labels, training_curve
 from cocomix.report.numbers import headline, numbers, write_curves
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
 from cocomix.report.tuning import Tuning, decisive, own_weight, read_sweep, sweep_files, tuning
-from cocomix.report.usage import StageUsage, stage_usages, startup_share
+from cocomix.report.usage import StageUsage, made_with, stage_usages, startup_share
 from cocomix.report.wording import (
     answers,
     caveats,
+    changed,
     duration,
     forms_say,
     inside,
@@ -50,19 +59,22 @@ from cocomix.report.wording import (
     told_labels,
     tuned_says,
     variant,
+    visible,
     within,
 )
+from cocomix.report.writings import read_writings
 from cocomix.statistics import CONFIDENCE, REPLICATES
 from cocomix.steering.averages import Sweep, read_sweeps
 from stages.stage import ARTIFACTS, main, produce, to_json
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SHIPPED = Path("presets/default.yaml")
 
 
 def run(params: Params) -> None:
     """Make artifacts/report: index.html and summary.txt."""
     methods, seeds = params.pretrain.methods, params.pretrain.seeds
-    files = [*pipeline_files(), *sweep_files(), ATLAS / MANIFEST, STEERING / MANIFEST] + [
+    files = [*pipeline_files(), *sweep_files(), BASE_CURVE, SAE_CURVE, ATLAS / MANIFEST, STEERING / MANIFEST] + [
         path for method in methods for seed in seeds for path in run_files(method, seed)
     ]
     pipeline = read_pipeline()
@@ -77,12 +89,13 @@ def run(params: Params) -> None:
     )
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
     sweeps = read_sweeps(Artifact(STEERING).file("effects.parquet"))
+    differs = changed(params.model_dump(mode="json"), read_yaml(SHIPPED))
     swept = [run for path in sweep_files() for run in read_sweep(path)]
     tuned = tuning(params, pipeline.methods.widths, swept)
 
     def compute(work: Work) -> Mapping[str, Any]:
         contents = {
-            "index.html": page(params, pipeline, results, spent, usages, sweeps, tuned),
+            "index.html": page(params, pipeline, results, spent, usages, sweeps, tuned, differs),
             "summary.txt": summary(params, results, tuned),
         }
         for name, content in contents.items():
@@ -100,6 +113,7 @@ def run(params: Params) -> None:
         params.report.model_dump()
         | {
             "pretrain": params.pretrain.model_dump(mode="json"),
+            "differs": differs,
             "decisive": decisive(params),
             "attribution": params.attribution.model_dump(
                 include={"score", "sign", "scope", "value", "integrated_steps"}
@@ -126,8 +140,13 @@ def page(
     usages: Sequence[StageUsage],
     sweeps: Sequence[Sweep],
     tuned: Tuning | None,
+    differs: Sequence[tuple[str, str, str]],
 ) -> str:
-    """The HTML page, without scripts and external resources."""
+    """The HTML page, without scripts and external resources.
+
+    Args:
+        differs: the parameters that differ from the shipped ones: see `changed`.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -139,12 +158,14 @@ def page(
         "loss_weight": loss_weight,
         "listing": listing,
         "duration": duration,
+        "visible": visible,
         "exp": exp,
     }
     concepts = {each.method: mean_concepts(each.concepts) for each in results if each.concepts}
     drawn = looks(params.pretrain.forms)
     needed = {source for each in results for source in each.sources}
     seed = params.pretrain.seeds[0]
+    atlas = Atlas(ATLAS)
     reference = next((each for each in results if each.method == BASELINE), results[0])
     return environment.get_template(TEMPLATE.name).render(
         title=params.report.title,
@@ -160,6 +181,7 @@ def page(
         confidence=f"{CONFIDENCE:.0%}",
         replicates=f"{REPLICATES:,}",
         answers=answers(results),
+        conclusions=conclusions(results, params.pretrain, pipeline, sweeps),
         caveats=caveats(results, params.pretrain, tuned),
         lowest=lowest(results),
         matching=matching(results, params.pretrain),
@@ -175,6 +197,8 @@ def page(
         costs={source: cost for source, cost in spent.items() if source in needed},
         supervised=[name_of(each.method) for each in results if each.sources],
         curves=[Markup(learning_curves(results, against, drawn)) for against in ("tokens", "flops", "seconds")],
+        base_curve=Markup(training_curve("base-curve", read_base_curve(), "validation loss (nats a token)")),
+        sae_curve=Markup(training_curve("sae-curve", read_sae_curve(), "variance unexplained")),
         differences=Markup(differences(results, drawn)),
         task_accuracies=Markup(accuracies(results, drawn)),
         concepts=concepts,
@@ -188,7 +212,9 @@ def page(
             for method, section in params.pretrain.listed.items()
             if isinstance(section, CocomixParams)
         },
-        examples=read_examples(f"{next(iter(concepts))}-{seed}") if concepts else [],
+        examples=read_examples(f"{next(iter(concepts))}-{seed}", atlas) if concepts else [],
+        writings=read_writings(params.pretrain.methods, seed, atlas),
+        cards=read_cards(atlas)._asdict(),
         steering={
             "sweeps": sweeps,
             "says": steering_says(sweeps),
@@ -200,6 +226,8 @@ def page(
         else None,
         stages=usages,
         startup_share=startup_share(usages),
+        made=made_with(pipeline, [run for each in results for run in each.runs]),
+        differs=differs,
         settings=yaml.safe_dump({"pretrain": params.pretrain.model_dump(mode="json")}, sort_keys=False).strip(),
     )
 

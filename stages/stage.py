@@ -24,6 +24,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.progress import say
+from cocomix.plumbing.provenance import provenance
 from cocomix.plumbing.runtime import runtime
 from stages import CODE
 from stages.early import end_now, first_to_end, started
@@ -203,6 +204,7 @@ def _complete(metrics: Path, work: Work, peak_memory: int, digest: str) -> None:
         "peak_memory": peak_memory,
         "bytes": sum(each.bytes for each in work.records().values()),
         "processes": runtime().world_size,
+        "made": provenance(),
     }
     metrics.write_bytes(to_json(json.loads(metrics.read_bytes()) | {"artifact": digest, "usage": usage}))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocomix.check.external import outside
 from cocomix.params import LAYERS, Params, Site
-from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.errors import UserError, install
 from cocomix.shapes.pretrained import check_pretrained
 
 if TYPE_CHECKING:
@@ -288,4 +288,4 @@ def _shape_of(file: Path, tensor: str) -> list[int]:
 
 def _need(package: str, what: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{what} needs {package}, which is not installed: pip install '.[{extra}]'")
+        raise UserError(f"{what} needs {package}, which is not installed: {install(extra)}")

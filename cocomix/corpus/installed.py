@@ -28,7 +28,7 @@ from cocomix.corpus.parts import in_parts, read_documents
 from cocomix.corpus.prose import fold, paragraphs
 from cocomix.corpus.splits import Split
 from cocomix.corpus.store import Document, none_fits
-from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.errors import UserError, install
 from cocomix.plumbing.progress import Progress, progress
 
 _OURS, _EXTRA = "cocomix", "pipeline"
@@ -163,9 +163,7 @@ def needed() -> dict[str, Distribution]:
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
                 waiting += [(canonicalize_name(requirement.name), each) for each in ("", *requirement.extras)]
     if _OURS not in found:
-        raise UserError(
-            "corpus.source: installed-docs needs this project to be installed: pip install -e '.[pipeline]'"
-        )
+        raise UserError(f"corpus.source: installed-docs needs this project to be installed: {install('pipeline')}")
     return {name: each for name, each in sorted(found.items()) if name != _OURS}
 
 

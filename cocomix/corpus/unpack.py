@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.errors import UserError, install
 
 DAMAGE = (OSError, EOFError, zlib.error)
 """Exceptions that reading a damaged file raises."""
@@ -63,7 +63,7 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
     try:
         import zstandard
     except ModuleNotFoundError:
-        raise UserError("files that end in .zst need zstandard: pip install 'cocomix[pipeline]'") from None
+        raise UserError(f"files that end in .zst need zstandard: {install('pipeline')}") from None
     whole = True
     while piece := file.read(_PIECE):
         while piece:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.errors import UserError, install
 
 
 class _PaperTask(NamedTuple):
@@ -42,7 +42,7 @@ def require_lm_eval() -> None:
     """Raise a UserError if lm-eval or accelerate, which it needs, is not installed."""
     missing = [each for each in ("lm_eval", "accelerate") if importlib.util.find_spec(each) is None]
     if missing:
-        raise UserError(f"evaluate.tasks needs {' and '.join(missing)}, which is not installed: pip install '.[eval]'")
+        raise UserError(f"evaluate.tasks needs {' and '.join(missing)}, which is not installed: {install('eval')}")
 
 
 def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:

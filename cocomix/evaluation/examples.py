@@ -1,9 +1,11 @@
 """Example positions of real text with their labels and the concepts that a model predicts there."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cocomix.base.hooks import residual_at
 from cocomix.evaluation.language_model import windows_at_once
@@ -32,20 +34,28 @@ class Example(NamedTuple):
 
 
 @torch.no_grad()
-def choose_examples(model: CoCoMixLanguageModel, data: WindowData) -> list[Example]:
-    """Choose evenly spaced windows and the position at three quarters of each; no selection by content."""
+def choose_examples(model: CoCoMixLanguageModel, data: WindowData, texts: Sequence[str]) -> list[Example]:
+    """Choose evenly spaced windows, and in each the last visible token of its first three quarters.
+
+    Args:
+        texts: the text of each token, by id. White space is not visible; a window without visible tokens is read at
+            three quarters.
+    """
     assert data.labels is not None
     model.eval().to(device())
     (count, context), m = data.windows.shape, data.labels.per_position
-    rows = np.unique(np.linspace(0, count - 1, EXAMPLES).astype(np.int64))
-    position = 3 * context // 4
+    rows = spaced(count, EXAMPLES)
+    is_visible = np.array([bool(each.strip()) for each in texts])[data.windows[rows][:, : 3 * context // 4 + 1]]
+    positions = torch.from_numpy(3 * context // 4 - is_visible[:, ::-1].argmax(1))
     examples = []
     at_once = windows_at_once(EXAMPLES, context, model.config)
     for start in range(0, len(rows), at_once):
         batch = data.batch(rows[start : start + at_once])
         ids, labels = batch["windows"], batch["labels"]
         mixture = model.base_model.mixer(residual_at(model, send(ids), model.config.concept_layer))
-        best = mixture.concept_logits[:, position].float().softmax(-1).topk(m)
+        at = positions[start : start + at_once]
+        read = torch.arange(len(at))
+        best = mixture.concept_logits[read, at].float().softmax(-1).topk(m)
         examples += [
             Example(
                 before=tokens[max(0, position - BEFORE) : position],
@@ -55,12 +65,18 @@ def choose_examples(model: CoCoMixLanguageModel, data: WindowData) -> list[Examp
                 predicted=concepts,
                 probabilities=probabilities,
             )
-            for tokens, wanted, concepts, probabilities in zip(
+            for position, tokens, wanted, concepts, probabilities in zip(
+                at.tolist(),
                 ids.tolist(),
-                labels[:, position].tolist(),
+                labels[read, at].tolist(),
                 best.indices.tolist(),
                 best.values.tolist(),
                 strict=True,
             )
         ]
     return examples
+
+
+def spaced(count: int, most: int) -> NDArray[np.int64]:
+    """The indices of at most `most` evenly spaced items of `count`, the first and the last included."""
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))

@@ -11,6 +11,7 @@ from cocomix.evaluation.concepts import ConceptTable
 from cocomix.evaluation.downstream import TaskScore
 from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
+from cocomix.evaluation.writing import Writing
 
 DOCUMENTS: dict[str, pa.DataType] = {
     "corpus": pa.string(),
@@ -68,6 +69,11 @@ def write_concepts(path: Path, concepts: ConceptTable) -> int:
 def write_examples(path: Path, examples: Sequence[Example]) -> int:
     """Write examples.parquet, with the columns of `Example`; return the number of rows."""
     return _write(path, pa.Table.from_pylist([each._asdict() for each in examples]))
+
+
+def write_writings(path: Path, writings: Sequence[Writing]) -> int:
+    """Write writings.parquet, with the columns of `Writing`; return the number of rows."""
+    return _write(path, pa.Table.from_pylist([each._asdict() for each in writings]))
 
 
 def _write(path: Path, table: pa.Table) -> int:

@@ -169,6 +169,10 @@ class Atlas(Artifact):
         """
         return self._column("label")[self._checked(concept)]
 
+    def scores(self) -> Iterator[tuple[int, float | None, int]]:
+        """Number of each concept, the AUC of its label, and the held-out firings that it rests on."""
+        return zip(range(len(self)), *map(self._column, ("auc", "held_out")), strict=True)
+
     def concept(self, concept: int) -> Card:
         """The entry of a concept."""
         row = self._table.slice(self._checked(concept), 1).to_pylist()[0]

@@ -123,7 +123,8 @@ def _write(
     concepts = sae.config.concepts
     cues_at = partial(cues_at_places, tokens, "train", params.before)
     rates = background_rates(train.tokens, cues_at(train.background))
-    cues = best_cues(train.sample, cues_at, rates, concepts, params.label_tokens)
+    visible = torch.tensor([bool(each.strip()) for each in texts])
+    cues = best_cues(train.sample, cues_at, rates, visible, concepts, params.label_tokens)
     labels = [label_of(each, texts) for each in cues.numbers.tolist()]
     labellers = ["tokens"] * concepts
     firing, others = held_out_scores(cues, held_out, tokens, params)

@@ -2,11 +2,12 @@
 
 A cue is a token at a relative place: `at` the firing, right before it (it fires `after` the token), right after it (it
 fires `before` the token, which the concept cannot see but may predict), or `near`, anywhere earlier in the context.
-Cues are ranked by how much more often they occur at the concept's firings than in the whole text.
+Cues are ranked by how much more often they occur at the concept's firings than in the whole text and than at other
+concepts' firings. Concepts that would have the same label each get one more cue, by which they differ from each other.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ PRIOR = 4.0
 """Prior weight, in firings, of the assumption that a cue is independent of a concept."""
 LEAST = 0.25
 """Cues that score below this share of the best cue's score are left out of the label."""
+WHITE_SPACE = 0.5
+"""Factor of the score of a cue whose token is white space, which says little to a reader."""
 AT_A_TIME = 1024
 """Number of concepts whose cues are counted at a time."""
 
@@ -67,38 +70,108 @@ def background_rates(tokens: Tensor, contexts: Tensor) -> Tensor:
         contexts: `cues_of` positions from the whole text, [m, ...].
     """
     vocab = len(tokens)
-    single = (tokens + 0.5) / (tokens.sum() + 0.5 * vocab)
+    single = (tokens.double() + 0.5) / (tokens.sum() + 0.5 * vocab)
     near = contexts[contexts >= 3 * vocab].sub(3 * vocab).bincount(minlength=vocab)
-    return torch.cat([single, single, single, (near + 0.5) / (len(contexts) + 1)])
+    return torch.cat([single, single, single, (near.double() + 0.5) / (len(contexts) + 1)])
 
 
-def best_cues(sample: Firings, cues_at: Callable[[Tensor], Tensor], rates: Tensor, concepts: int, most: int) -> Cues:
-    """The cues with the largest share * log(share / background rate), over a concept's firings.
+class _Counts(NamedTuple):
+    """How often cues occur at the firings of concepts: arrays of equal length, one entry per pair that occurs."""
+
+    concepts: Tensor
+    cues: Tensor
+    shares: Tensor
+    """Share of the concept's firings with the cue, float64."""
+    firings: Tensor
+    """Of the concept."""
+
+    def smoothed(self, expected: Tensor) -> Tensor:
+        """The shares, with `PRIOR` further firings that have the cue as often as `expected`."""
+        return (self.shares * self.firings + PRIOR * expected) / (self.firings + PRIOR)
+
+
+def best_cues(
+    sample: Firings, cues_at: Callable[[Tensor], Tensor], rates: Tensor, visible: Tensor, concepts: int, most: int
+) -> Cues:
+    """The cues with the largest share * log(share / rate), over a concept's firings.
+
+    The rate is that in the text, or the mean of the concepts' shares if that is larger.
 
     Args:
         sample: firings, sorted by concept.
         cues_at: `cues_of` the contexts at given places.
         rates: `background_rates`.
+        visible: whether the text of each token is more than white space: bool [vocab].
         most: maximum cues per concept.
     """
     numbers = torch.full((concepts, most), -1)
     weights = torch.zeros(concepts, most)
     sizes = sample.concepts.bincount(minlength=concepts)
-    for first in range(0, concepts, AT_A_TIME):
+    factors = torch.where(visible, 1.0, WHITE_SPACE).repeat(len(PLACES))
+    usual = torch.zeros(len(rates), dtype=torch.float64)
+    for counts in _counted(sample, cues_at, sizes, len(rates)):
+        usual.index_add_(0, counts.cues, counts.shares)
+    usual = torch.maximum(rates, usual / (sizes > 0).sum().clamp(min=1))
+    for counts in _counted(sample, cues_at, sizes, len(rates)):
+        scores = _scores(counts, usual[counts.cues], factors)
+        best = scores.new_zeros(concepts).scatter_reduce(0, counts.concepts, scores, "amax")
+        rows, rank = best_of_each(counts.concepts, scores, most)
+        enough = (scores[rows] > 0) & (scores[rows] >= LEAST * best[counts.concepts[rows]])
+        rows, rank = rows[enough], rank[enough]
+        of, cue = counts.concepts[rows], counts.cues[rows]
+        numbers[of, rank] = cue
+        weights[of, rank] = _weights(counts, rates)[rows]
+    _tell_apart(numbers, weights, sample, cues_at, rates, factors)
+    return Cues(numbers, weights)
+
+
+def _counted(sample: Firings, cues_at: Callable[[Tensor], Tensor], sizes: Tensor, cues: int) -> Iterator[_Counts]:
+    """Count the cues of `AT_A_TIME` concepts at a time."""
+    for first in range(0, len(sizes), AT_A_TIME):
         some = sample.at(((sample.concepts >= first) & (sample.concepts < first + AT_A_TIME)).nonzero().flatten())
         present = cues_at(some.places)
-        keys = some.concepts[:, None] * len(rates) + present
+        keys = some.concepts[:, None] * cues + present
         pairs, counts = torch.unique(keys[present >= 0], return_counts=True)
-        of, cue = pairs // len(rates), pairs % len(rates)
-        share = (counts + PRIOR * rates[cue]) / (sizes[of] + PRIOR)
-        weight = (share / rates[cue]).log()
-        scores = share * weight
-        best = scores.new_zeros(concepts).scatter_reduce(0, of, scores, "amax")
-        rows, rank = best_of_each(of, scores, most)
-        enough = (scores[rows] > 0) & (scores[rows] >= LEAST * best[of[rows]])
-        rows, rank = rows[enough], rank[enough]
-        numbers[of[rows], rank], weights[of[rows], rank] = cue[rows], weight[rows].float()
-    return Cues(numbers, weights)
+        of = pairs // cues
+        yield _Counts(of, pairs % cues, counts.double() / sizes[of], sizes[of])
+
+
+def _scores(counts: _Counts, expected: Tensor, factors: Tensor) -> Tensor:
+    share = counts.smoothed(expected)
+    return share * (share / expected).log() * factors[counts.cues]
+
+
+def _weights(counts: _Counts, rates: Tensor) -> Tensor:
+    rate = rates[counts.cues]
+    return (counts.smoothed(rate) / rate).log().float()
+
+
+def _tell_apart(
+    numbers: Tensor,
+    weights: Tensor,
+    sample: Firings,
+    cues_at: Callable[[Tensor], Tensor],
+    rates: Tensor,
+    factors: Tensor,
+) -> None:
+    """Give each concept that shares all its cues with others the cue by which it differs most from them, in place.
+
+    The cue takes a free column, or that of the weakest cue.
+    """
+    _, group, members = torch.unique(numbers.sort(1).values, dim=0, return_inverse=True, return_counts=True)
+    is_twin = (members[group] > 1) & (numbers[:, 0] >= 0)
+    sizes = sample.concepts.bincount(minlength=len(numbers))
+    twins = sample.at(is_twin[sample.concepts].nonzero().flatten())
+    counts = _Counts(*map(torch.cat, zip(*_counted(twins, cues_at, sizes, len(rates)), strict=True)))
+    keys, inverse = torch.unique(group[counts.concepts] * len(rates) + counts.cues, return_inverse=True)
+    usual = inverse.bincount(counts.shares, minlength=len(keys))[inverse] / members[group[counts.concepts]]
+    scores = _scores(counts, usual, factors)
+    scores[(numbers[counts.concepts] == counts.cues[:, None]).any(1)] = 0
+    rows, _ = best_of_each(counts.concepts, scores, 1)
+    rows = rows[scores[rows] > 0]
+    of = counts.concepts[rows]
+    column = (numbers[of] >= 0).sum(1).clamp(max=numbers.shape[1] - 1)
+    numbers[of, column], weights[of, column] = counts.cues[rows], _weights(counts, rates)[rows]
 
 
 def label_of(numbers: Sequence[int], texts: Sequence[str]) -> str:

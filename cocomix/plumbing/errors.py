@@ -19,3 +19,8 @@ def suggestion(word: str, allowed: Iterable[str]) -> str:
     words = sorted(allowed)
     near = difflib.get_close_matches(word, words, n=1)
     return f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(words)}"
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra of the project: it works in any shell, and the project stays editable."""
+    return f'python -m pip install -c constraints.txt -e ".[{extra}]"'

@@ -42,14 +42,13 @@ def mean_concepts(runs: Sequence[ConceptFacts]) -> ConceptFacts:
     return ConceptFacts.model_validate(_mean([run.model_dump() for run in runs]))
 
 
-def read_examples(name: str) -> list[Example]:
+def read_examples(name: str, atlas: Atlas) -> list[Example]:
     """Read the example positions of the evaluation <name>, with tokens and concepts as text.
 
     Raises:
         UserError: when the evaluation or the atlas is missing or damaged.
     """
     rows = pq.read_table(Artifact(EVALUATIONS / name).file("examples.parquet")).to_pylist()
-    atlas = Atlas()
 
     def text(tokens: Sequence[int]) -> str:
         return "".join(atlas.student_texts[each] for each in tokens)

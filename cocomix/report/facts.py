@@ -23,6 +23,15 @@ class Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class Made(Facts):
+    """When, where and with what a stage ran: see `cocomix.plumbing.provenance`."""
+
+    commit: str
+    date: str
+    machine: str
+    versions: str
+
+
 class Usage(Facts):
     """Resources that a stage used."""
 
@@ -35,6 +44,8 @@ class Usage(Facts):
     bytes: int
     """Size of the artifact."""
     processes: int
+    made: Made | None = None
+    """None in files from before stages recorded it, and in a sum of several runs."""
 
 
 class StageFacts(Facts):
@@ -281,6 +292,14 @@ class Curve(NamedTuple):
     """On a fixed part of the validation split."""
 
 
+class TrainingCurve(NamedTuple):
+    """A training curve of the base model or the autoencoder: arrays of equal length; empty if it was not trained."""
+
+    tokens: NDArray[np.float64]
+    values: NDArray[np.float64]
+    """Validation loss, or the fraction of variance unexplained."""
+
+
 class Pipeline(NamedTuple):
     """Metrics of the stages that all compared models share."""
 
@@ -312,6 +331,7 @@ class Run(NamedTuple):
 
 
 METRICS, PLOTS = Path("metrics"), Path("plots")
+BASE_CURVE, SAE_CURVE = PLOTS / "base.csv", PLOTS / "sae.csv"
 ATLAS, STEERING = Path("artifacts/atlas"), Path("artifacts/steering")
 
 
@@ -418,8 +438,33 @@ def _read(model: type[Model], path: Path) -> Model:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
 
 
+def read_base_curve() -> TrainingCurve:
+    """Read the validation loss of the base model.
+
+    Raises:
+        UserError: when the file is missing or malformed.
+    """
+    return TrainingCurve(*_read_columns(BASE_CURVE, "tokens", "validation_loss"))
+
+
+def read_sae_curve() -> TrainingCurve:
+    """Read the fraction of variance that the autoencoder leaves unexplained.
+
+    Raises:
+        UserError: when the file is missing or malformed.
+    """
+    return TrainingCurve(*_read_columns(SAE_CURVE, "tokens", "fvu"))
+
+
 def _read_curve(path: Path) -> Curve:
-    columns = ("tokens", "flops", "seconds", "validation_loss")
+    columns = _read_columns(path, "tokens", "flops", "seconds", "validation_loss")
+    if not columns.size:
+        raise UserError(f"{path}: holds no point; run the stage that writes it again")
+    return Curve(*columns)
+
+
+def _read_columns(path: Path, *columns: str) -> NDArray[np.float64]:
+    """The columns of a table: [columns, rows]."""
     try:
         with path.open(newline="") as file:
             rows = [[float(row[each]) for each in columns] for row in csv.DictReader(file)]
@@ -427,6 +472,4 @@ def _read_curve(path: Path) -> Curve:
         raise UserError(f"{path}: no such file; run the stage that writes it") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a learning curve ({error}); run the stage that writes it again") from None
-    if not rows:
-        raise UserError(f"{path}: holds no point; run the stage that writes it again")
-    return Curve(*np.array(rows).T)
+    return np.array(rows).reshape(-1, len(columns)).T

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cocomix.report.comparison import BASELINE, MethodResult, TaskResult
 from cocomix.report.drawing import INK, MUTED, Drawing, Look, drawing
 from cocomix.report.efficiency import reach
-from cocomix.report.facts import Curve, MixingFacts
+from cocomix.report.facts import Curve, MixingFacts, TrainingCurve
 from cocomix.report.wording import PREFIXES, inside, name_of, power_of_1000, signed
 from cocomix.statistics import Interval
 
@@ -22,6 +22,8 @@ _EARLY = 1 / 3
 """Share of training after which losses set the upper limit of the axis; earlier, larger losses would hide the rest."""
 
 
+_THOUSANDS = ("", " (thousands)", " (millions)", " (billions)", " (trillions)")
+"""Units of an axis of tokens, by power of 1000."""
 _LABEL = 20
 """Maximum characters per line of a row's label."""
 
@@ -43,7 +45,7 @@ def learning_curves(results: Sequence[MethodResult], against: Axis, looks: Mappi
     losses = [f"{name_of(each.method)} {_mean(each).loss[-1]:.3f}" for each in results]
     title = f"Validation loss against {scale.label}. At the end: {', '.join(losses)}."
     baseline = next((result for result in results if result.method == BASELINE), None)
-    with drawing(against, title, 4.2, 3.3) as made:
+    with drawing(against, title, 3.3, 2.8) as made:
         axes = made.axes
         for result in results:
             curve, look = _mean(result), looks[result.method]
@@ -63,6 +65,30 @@ def learning_curves(results: Sequence[MethodResult], against: Axis, looks: Mappi
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel(scale.label)
         axes.set_ylabel("validation loss (nats a token)")
+        axes.grid(visible=True)
+    return made.svg
+
+
+def training_curve(name: str, curve: TrainingCurve, what: str) -> str:
+    """A training curve of the base model or the autoencoder; empty if it was not trained here.
+
+    Args:
+        name: unique on the page.
+        what: name of the vertical axis.
+    """
+    if not curve.tokens.size:
+        return ""
+    power = power_of_1000(float(curve.tokens[-1]))
+    unit, last = 1000.0**power, float(curve.values[-1])
+    title = f"{what.capitalize()} against training tokens. At the end: {last:.3f}."
+    with drawing(name, title, 3.3, 2.8) as made:
+        axes = made.axes
+        marker = "o" if len(curve.tokens) == 1 else None
+        axes.plot(curve.tokens / unit, curve.values, marker=marker, color=INK, linewidth=1.4)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(f"training tokens{_THOUSANDS[power]}")
+        axes.set_ylabel(what)
+        axes.set_xlim(left=0)
         axes.grid(visible=True)
     return made.svg
 
@@ -147,7 +173,7 @@ def loss_given_labels(method: str, mixing: MixingFacts, look: Look) -> str:
     """The loss of a model by the number of labels supplied to it."""
     fall = f"from {mixing.told_by_uncertainty[0]:.3f} to {mixing.told_by_uncertainty[-1]:.3f}"
     title = f"Loss of {name_of(method)} when the labels of each position are fed, one by one: {fall} nats a token."
-    with drawing(f"told-{method}", title, 4.6, 2.9) as made:
+    with drawing(f"told-{method}", title, 4.0, 2.7) as made:
         axes, color = made.axes, look.color
         count = len(mixing.told_by_uncertainty) - 1
         axes.plot(range(count + 1), mixing.told_by_uncertainty, "o-", color=color, label="least certain first")
@@ -167,8 +193,7 @@ def _scale(results: Sequence[MethodResult], against: Axis) -> _Scale:
     power = power_of_1000(last)
     match against:
         case "tokens":
-            thousands = ("", " (thousands)", " (millions)", " (billions)", " (trillions)")[power]
-            return _Scale(f"training tokens{thousands}", 1000.0**power)
+            return _Scale(f"training tokens{_THOUSANDS[power]}", 1000.0**power)
         case "flops":
             return _Scale(f"training compute ({PREFIXES[power]}FLOP)", 1000.0**power)
         case "seconds":

@@ -49,7 +49,7 @@ def effects_by_strength(sweeps: Sequence[Sweep], looks: Mapping[str, Look]) -> l
             f"{look.title}: tokens of the concept at the {look.strength} {sweep.effects[-1].strength:g} "
             f"{_times(last.own.mean)} as likely, those of other concepts {_times(last.control)}."
         )
-        with drawing(sweep.name, title, 4.2, 3.3) as made:
+        with drawing(sweep.name, title, 3.3, 2.8) as made:
             _draw_effects(made.axes, sweep, look)
             made.axes.set_ylim(low - margin, high + margin)
         drawn.append((look.title, made.svg))
@@ -88,7 +88,7 @@ def effects_by_cost(sweeps: Sequence[Sweep], looks: Mapping[str, Look]) -> str:
         for each in sweeps
     ]
     title = f"Effect on the concept's tokens against the change of the loss. {'; '.join(stated)}."
-    with drawing("steering-cost", title, 4.6, 3.3) as made:
+    with drawing("steering-cost", title, 4.0, 3.2) as made:
         axes = made.axes
         axes.axhline(0, color=MUTED, linewidth=0.8)
         for sweep in sweeps:

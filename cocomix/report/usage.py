@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cocomix.report.facts import Pipeline, Run, Usage
+from cocomix.report.facts import Made, Pipeline, Run, Usage
 
 
 class StageUsage(NamedTuple):
@@ -35,6 +35,13 @@ def stage_usages(pipeline: Pipeline, runs: Sequence[Run]) -> list[StageUsage]:
         StageUsage("evaluate", len(runs), _together([run.evaluation.usage for run in runs])),
         StageUsage("steer", 1, pipeline.steer.usage),
     ]
+
+
+def made_with(pipeline: Pipeline, runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The different commits, dates, machines and versions of all stages; empty where no stage recorded them."""
+    facts = [*pipeline, *(run.training for run in runs), *(run.evaluation for run in runs)]
+    made = [each.usage.made for each in facts if each.usage and each.usage.made]
+    return {name: sorted({getattr(each, name) for each in made}) for name in Made.model_fields if made}
 
 
 def startup_share(usages: Sequence[StageUsage]) -> float | None:

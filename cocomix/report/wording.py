@@ -102,7 +102,10 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
     baseline = next((each for each in results if each.method == BASELINE), None)
     if baseline:
         others = [each for each in results if each is not baseline]
+        if not others:
+            return []
         answers = [_answer(each, baseline) for each in sorted(others, key=lambda each: each.method != "cocomix")]
+        answers[0] = answers[0]._replace(headline=f"{answers[0].headline}{one_seed(len(baseline.runs))}")
         best = min(results, key=_test_loss)
         if len(others) > 1:
             lowest = f"The lowest test loss of all is that of {inside(best.method)}, {_test_loss(best):.3f}."
@@ -114,10 +117,16 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
     losses = ", ".join(f"{inside(each.method)} at {_test_loss(each):.3f}" for each in rest)
     return [
         Answer(
-            f"{name_of(best.method)} ended at a test loss of {_test_loss(best):.3f}, {losses}.",
+            f"{name_of(best.method)} ended at a test loss of {_test_loss(best):.3f}, {losses}."
+            f"{one_seed(len(best.runs))}",
             f"{name_of(BASELINE)}, with which they would be compared, was not trained.",
         )
     ]
+
+
+def one_seed(seeds: int) -> str:
+    """What intervals of a single seed leave out; empty: there are several seeds."""
+    return "" if seeds > 1 else " This is one seed: its intervals are not about other seeds or other machines."
 
 
 def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
@@ -193,13 +202,11 @@ def _test_loss(result: MethodResult) -> float:
 def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tuning | None) -> str:
     """Notes on all answers: how certain they are, which costs they include, how settings differ from the paper."""
     count, methods = len(results[0].runs), [each.method for each in results]
-    chance = "This is one seed" if count == 1 else f"These are means of {count} seeds"
-    if len(results) > 1:
-        chance += (
-            ": the intervals are about which documents are read, and not about what another seed would do"
-            if count == 1
-            else "; the intervals are about other documents and other seeds"
-        )
+    if count > 1:
+        chance = f"These are means of {count} seeds"
+        chance += "; the intervals are about other documents and other seeds" if len(results) > 1 else ""
+    else:
+        chance = "The intervals are about which documents are read" if len(results) > 1 else "This is one seed"
     chosen = ["Loss weights were compared on the validation split; the final losses are of the test split."]
     return " ".join(
         [f"{chance}.", *(chosen if tuned else []), *_counted(methods, pretrain), *_settings(methods, pretrain)]
@@ -287,6 +294,15 @@ def told_labels(attribution: AttributionParams) -> str:
     )
 
 
+def visible(token: str) -> str:
+    """The text of a token; symbols, if it consists of white space."""
+    return (
+        token
+        if token.strip()
+        else token.translate({ord(" "): "\N{OPEN BOX}", ord("\n"): "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"})
+    )
+
+
 def loss_weight(weight: float | None) -> str:
     """Format the weight of a method's auxiliary loss."""
     return "none" if weight is None else f"{weight:g}"
@@ -359,6 +375,23 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any], before: st
             found += _differences(first[key], value, f"{before}{key}.")
         elif value != first[key]:
             found.append(f"{before}{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    return found
+
+
+def changed(params: Mapping[str, Any], shipped: Mapping[str, Any], before: str = "") -> list[tuple[str, str, str]]:
+    """The parameters that differ from the shipped ones: key, value and shipped value, as JSON.
+
+    Args:
+        shipped: nested like `params`; keys that it lacks are not compared.
+    """
+    found = list[tuple[str, str, str]]()
+    for key, value in shipped.items():
+        own = params.get(key)
+        if isinstance(value, Mapping) and isinstance(own, Mapping):
+            found += changed(own, value, f"{before}{key}.")
+        elif own != value:
+            here, there = (json.dumps(each, ensure_ascii=False) for each in (own, value))
+            found.append((f"{before}{key}", here, there))
     return found
 
 

@@ -26,11 +26,14 @@ def main() -> None:
         artifact = Artifact(arguments.artifact)
         if artifact.manifest.stage != "sae":
             raise UserError(f"{artifact.path}: of stage {artifact.manifest.stage}; allowed: the folder of stage sae")
-        save_for(load_sae(artifact, arguments.also), arguments.out, arguments.format)
+        sae = load_sae(artifact, arguments.also)
+        save_for(sae, arguments.out, arguments.format)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
+    files = ", ".join(sorted(each.name for each in arguments.out.iterdir()))
+    print(f"{arguments.out}: {sae.config.concepts} latents for {arguments.format}: {files}")
 
 
 if __name__ == "__main__":

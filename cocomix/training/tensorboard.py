@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.errors import UserError, install
 from cocomix.plumbing.runtime import runtime
 
 
@@ -24,7 +24,7 @@ def tensorboard(task: str, step: int) -> Iterator[Callable[[Mapping[str, float |
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("COCOMIX_TENSORBOARD needs tensorboard: pip install '.[tensorboard]'") from None
+        raise UserError(f"COCOMIX_TENSORBOARD needs tensorboard: {install('tensorboard')}") from None
     writer = SummaryWriter(str(folder / task), purge_step=step + 1)
 
     def add(row: Mapping[str, float | None]) -> None:

@@ -266,7 +266,7 @@ def test_the_digest_follows_the_examples(tasks_dir: Path, tmp_path: Path) -> Non
 
 def test_without_lm_eval_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install '\.\[eval\]'"):
+    with pytest.raises(UserError, match=r'install -c constraints\.txt -e "\.\[eval\]"'):
         score_tasks(gpt2(), byte_tokenizer(), ["piqa"], tasks_dir=None, limit=None, batch_size=1, name="a model")
 
 

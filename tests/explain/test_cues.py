@@ -2,11 +2,13 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from cocomix.explain.cues import Cues, background_rates, best_cues, cues_of, label_of
 from cocomix.explain.firings import Firings
 
 VOCAB, BEFORE = 10, 4
+VISIBLE = torch.ones(VOCAB, dtype=torch.bool)
 AT, AFTER, BEFORE_IT, NEAR = (place * VOCAB for place in range(4))
 
 
@@ -38,11 +40,57 @@ def test_a_planted_cue_is_found_at_its_place_and_what_is_everywhere_is_none() ->
     text[:, 0] = 1
     rates = background_rates(torch.tensor([1, 500] + [300] * 8), cues_of(text, BEFORE, VOCAB))
     present = cues_of(ids, BEFORE, VOCAB)
-    cues = best_cues(firings(concepts), lambda places: present[places], rates, 4, most=3)
+    cues = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 4, most=3)
     assert cues.numbers[:, 0].tolist() == [AT + 5, AFTER + 6, NEAR + 0, -1]
     assert (cues.numbers != NEAR + 1).all()
     assert (cues.weights[cues.numbers < 0] == 0).all()
     assert float(cues.weights[0, 0]) == pytest.approx(math.log(1 / float(rates[AT + 5])), abs=0.1)
+
+
+def planted(concepts: list[int], cues: dict[int, tuple[int, int]], share: float = 0.5) -> Tensor:
+    """Random contexts of tokens from 2, with a token planted in a column of a share of a concept's contexts."""
+    ids = torch.randint(2, VOCAB, (len(concepts), BEFORE + 2), generator=torch.Generator().manual_seed(0))
+    for concept, (column, token) in cues.items():
+        rows = (torch.tensor(concepts) == concept).nonzero().flatten()
+        ids[rows[: int(share * len(rows))], column] = token
+    return ids
+
+
+def test_concepts_that_fire_at_the_same_token_are_told_apart_by_where_they_differ() -> None:
+    concepts = [each for each in range(10) for _ in range(200)]
+    ids = planted(concepts, {0: (BEFORE - 1, 0), 1: (BEFORE - 1, 1)}, share=0.2)
+    ids[:400, BEFORE] = 5
+    present = cues_of(ids, BEFORE, VOCAB)
+    rates = torch.full((4 * VOCAB,), 0.4, dtype=torch.float64)
+    rates[[AT + 5, AFTER + 0, AFTER + 1]] = 0.1
+    cues = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 10, most=3)
+    assert cues.numbers[:2].tolist() == [[AT + 5, AFTER + 0, -1], [AT + 5, AFTER + 1, -1]]
+    cues = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 10, most=1)
+    assert cues.numbers[:2].tolist() == [[AFTER + 0], [AFTER + 1]]
+
+
+def test_what_most_concepts_fire_at_names_none_of_them() -> None:
+    concepts = [each for each in range(8) for _ in range(100)]
+    ids = planted(concepts, {each: (BEFORE - 1, each % 2) for each in range(8)})
+    ids[:, BEFORE] = 5
+    present = cues_of(ids, BEFORE, VOCAB)
+    rates = torch.full((4 * VOCAB,), 0.1, dtype=torch.float64)
+    cues = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 8, most=3)
+    assert (cues.numbers != AT + 5).all()
+    assert [cues.numbers[each, 0] for each in range(8)] == [AFTER + each % 2 for each in range(8)]
+
+
+def test_of_two_cues_alike_the_visible_one_comes_first() -> None:
+    concepts = [0] * 200 + [1] * 200
+    ids = planted(concepts, {0: (BEFORE, 0)})
+    ids[100:200, BEFORE] = 1
+    present = cues_of(ids, BEFORE, VOCAB)
+    rates = torch.full((4 * VOCAB,), 0.1, dtype=torch.float64)
+    for blank, seen in ((0, 1), (1, 0)):
+        visible = VISIBLE.clone()
+        visible[blank] = False
+        cues = best_cues(firings(concepts), lambda places: present[places], rates, visible, 2, most=2)
+        assert cues.numbers[0, 0] == AT + seen
 
 
 def test_a_context_scores_the_weights_of_the_cues_that_it_has() -> None:

@@ -45,6 +45,7 @@ READ = [
     ("models/ntp-0", "config.json", "evaluate ntp 0"),
     ("evaluations/cocomix-0", "documents.parquet", "report"),
     ("evaluations/cocomix-0", "examples.parquet", "report"),
+    ("evaluations/ntp-0", "writings.parquet", "report"),
     ("models/cocomix-0", "model.safetensors", "steer"),
     ("models/cocomix-0", "tokenizer.json", "the command"),
     ("atlas", "concepts.parquet", "report"),

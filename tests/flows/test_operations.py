@@ -10,7 +10,7 @@ from prefect.settings import Settings
 from prefect.settings.legacy import _get_valid_setting_names
 
 from flows.dag import Mode
-from flows.overrides import nested
+from flows.overrides import assignments
 from flows.pipeline import command_line
 from flows.serve import ATTEMPTS, FLOWS
 from flows.settings import settings, tasks
@@ -48,7 +48,7 @@ def test_parameters_of_deployment_runs_are_those_of_the_flows() -> None:
     for line in (shlex.split(each) for each in COMMANDS if each.startswith("prefect deployment run")):
         given = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in line if "=" in each)}
         flows[line[3].partition("/")[0]].validate_parameters(given)
-        nested(given.get("overrides", {}))
+        assignments(given.get("overrides", []))
 
 
 def test_sweeps_are_of_parameters_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

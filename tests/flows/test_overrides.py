@@ -12,15 +12,15 @@ from prefect.utilities.schema_tools.validation import validate
 
 from cocomix.params import load
 from cocomix.plumbing.errors import UserError
-from flows.overrides import flat, leaves, nested, override
-from flows.pipeline import pipeline
+from flows.overrides import assignments, flat, leaves, nested, override
+from flows.pipeline import custom
 from tests.flows.conftest import ROOT
 from tests.flows.test_preset import shipped
 from tests.flows.test_serve import deployed
 from tests.shipped import paper_values
 
 KEYS = st.text("abc", min_size=1, max_size=3)
-FORM = pipeline.parameters.model_dump_for_openapi()
+FORM = custom.parameters.model_dump_for_openapi()
 SCHEMA = FORM["properties"]["overrides"]
 SHIPPED = paper_values()
 VALUES = flat(SHIPPED)
@@ -73,7 +73,8 @@ def test_the_form_names_each_parameter_by_its_key_describes_it_and_fills_in_noth
     assert list(SCHEMA["properties"]) == list(SHIPPED)
     assert [field(key)["position"] for key in ("corpus", "tokenize", "sae.architecture", "sae.source")] == [0, 1, 0, 1]
     assert field("sae")["description"] == "The sparse autoencoder."
-    assert field("sae.latents")["description"] == "C, the size of the dictionary (paper: 32768)."
+    latents = load(ROOT / "params.yaml").sae.latents
+    assert field("sae.latents")["description"] == f"C, the size of the dictionary (paper: 32768). Now: {latents}."
     assert field("sae.k")["type"] == "integer"
     assert "batchtopk" in field("sae.architecture")["enum"]
     assert field("activations.keep")["enum"] == [True, False]
@@ -120,7 +121,7 @@ def test_what_no_parameter_can_be_is_refused_with_what_is_allowed(overrides: obj
 
 def test_the_server_starts_no_run_with_a_wrong_value(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    deployment = deployed()[0]
+    deployment = next(each for each in deployed() if each.name == "custom")
     deployment.entrypoint = None  # nothing is to run
     deployment.name = "overridden"
     id: Any = deployment.apply()
@@ -142,6 +143,27 @@ def test_values_are_written_and_every_comment_stays(params: Path) -> None:
     read = load()
     assert (read.sae.k, read.pretrain.training.steps, read.pretrain.methods) == (16, 10, ["ntp"])
     assert params.read_text().count("#") == before.count("#")
+
+
+def test_a_preset_is_applied_before_the_values(params: Path) -> None:
+    Path("presets").symlink_to(ROOT / "presets")
+    override({"sae.k": 4}, "smoke")
+    assert (load().sae.k, load().sae.latents) == (4, 64)
+    before = params.read_bytes()
+    with pytest.raises(UserError, match="huge: no such preset"):
+        override({}, "huge")
+    assert params.read_bytes() == before
+
+
+@given(parts())
+def test_lines_say_the_same_as_values(part: dict[str, Any]) -> None:
+    assert assignments(f"{key}={json.dumps(value)}" for key, value in flat(part).items()) == part
+
+
+@pytest.mark.parametrize("line", ["sae.k", "=3", ""])
+def test_a_line_without_a_value_is_refused(line: str) -> None:
+    with pytest.raises(UserError, match="must be KEY=VALUE"):
+        assignments([line])
 
 
 def test_null_is_a_value_where_it_is_allowed_and_an_empty_section_changes_nothing(params: Path) -> None:

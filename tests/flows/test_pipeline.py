@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.runtime import runtime
-from flows.pipeline import command_line, pipeline
+from flows.pipeline import command_line, custom, pipeline
 from flows.server import RUNNER_PID
 from tests.flows.conftest import ROOT, set_params
 from tests.flows.test_ends import start, stopped
@@ -76,7 +76,7 @@ def test_each_stage_is_a_task_and_shows_what_dvc_did(project: Path, server: str)
 
 def test_a_run_publishes_its_parameters_figures_and_progress(project: Path, server: str) -> None:
     comments = Path("params.yaml").read_text().count("#")
-    final = pipeline(("number",), overrides={"sae.seed": 7}, return_state=True)
+    final = pipeline(("number",), overrides=("sae.seed=7",), return_state=True)
     assert final.message == "1 completed"
     written = Path("params.yaml").read_text()
     assert written.count("#") == comments
@@ -99,7 +99,7 @@ def test_wrong_overrides_fail_the_flow_in_one_line_before_anything_runs(
     project: Path, server: str, overrides: dict[str, Any], message: str
 ) -> None:
     before = Path("params.yaml").read_bytes()
-    final = pipeline(overrides=overrides, return_state=True)
+    final = custom(overrides=overrides, return_state=True)
     assert final.message == message
     assert Path("params.yaml").read_bytes() == before
     assert tasks(final) == []

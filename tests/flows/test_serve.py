@@ -13,7 +13,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.deployments.runner import RunnerDeployment
 from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled
+from prefect.utilities.schema_tools.validation import validate
 
+from cocomix.params import load
 from flows.serve import ATTEMPTS, _is_news, deployments, resume_lost
 from flows.workspace import alone
 from tests.flows.conftest import ROOT
@@ -33,6 +35,7 @@ def test_deployments_are_those_of_prefect_yaml(in_project: None) -> None:
     found = {each.name: each for each in deployed()}
     assert {name: each.entrypoint for name, each in found.items()} == {
         "manual": "flows.pipeline.pipeline",
+        "custom": "flows.pipeline.custom",
         "stage": "flows.pipeline.pipeline",
         "sweep": "flows.sweep.sweep",
         "nightly": "flows.pipeline.pipeline",
@@ -50,6 +53,19 @@ def test_the_form_offers_the_stages_of_dvc_yaml(in_project: None) -> None:
     stages = re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
     assert [each for each in offered if "@" not in each] == stages
     assert schema.properties["mode"]["enum"] == ["upstream", "only", "downstream"]
+
+
+def test_the_usual_form_is_short_and_shows_current_values(in_project: None) -> None:
+    schema = deployed()[0]._parameter_openapi_schema
+    assert list(schema.properties) == ["stages", "mode", "preset", "overrides"]
+    presets = [path.stem for path in sorted((ROOT / "presets").glob("*.yaml"))]
+    assert schema.properties["preset"]["enum"] == ["current", *presets]
+    assert schema.properties["preset"]["default"] == "current"
+    overrides = schema.properties["overrides"]
+    assert f"`sae.k={load().sae.k}`" in overrides["description"]
+    assert validate({"overrides": ["sae.k=16", "pretrain.methods=[ntp, kd]"]}, schema.model_dump()) == []
+    assert validate({"overrides": ["sae.k"]}, schema.model_dump())
+    assert validate({"preset": "huge"}, schema.model_dump())
 
 
 def test_of_runs_without_a_process_the_last_goes_on_and_the_others_end(in_project: None, server: str) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,8 +17,16 @@ import pyarrow.parquet as pq
 from cocomix.evaluation.downstream import DocumentScore, MetricValue, TaskScore
 from cocomix.evaluation.examples import Example
 from cocomix.evaluation.language_model import DocumentLosses
-from cocomix.evaluation.tables import write_documents, write_examples, write_tasks
-from cocomix.explain.atlas import CONCEPTS, VOCABULARY
+from cocomix.evaluation.tables import write_documents, write_examples, write_tasks, write_writings
+from cocomix.evaluation.writing import Writing
+from cocomix.explain.atlas import (
+    CONCEPTS,
+    CONCEPTS_SCHEMA,
+    CONTEXTS,
+    CONTEXTS_SCHEMA,
+    VOCABULARY,
+    VOCABULARY_SCHEMA,
+)
 from cocomix.params import FILE
 from cocomix.plumbing.artifact import Work
 from cocomix.steering.effect import EditEffect, Measured, effects_table
@@ -47,7 +56,12 @@ def write_params(methods: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def write_pipeline() -> None:
-    """Metrics of the stages that are no matrix, the atlas, and the effects of steering."""
+    """Metrics and curves of the stages that are no matrix, the atlas, the effects of steering, the shipped values."""
+    Path("presets").mkdir(exist_ok=True)
+    shutil.copy(Path(__file__).parents[2] / "presets/default.yaml", "presets")
+    Path("plots").mkdir(exist_ok=True)
+    Path("plots/base.csv").write_text("step,tokens,validation_loss\n10,5000,5.1\n20,10000,4.49\n")
+    Path("plots/sae.csv").write_text("step,tokens,fvu\n1,7500,0.3\n2,15000,0.041\n")
     write_atlas()
     write_steering(["cocomix_set", "cocomix_scale", "base_set"])
     split = {"documents": 71, "bytes": 115868, "tokens": 30030, "windows": 234, "bytes_per_token": 3.858}
@@ -154,6 +168,8 @@ def _write_evaluation(name: str, loss: float, tasks: Sequence[TaskScore]) -> Non
             write_documents(pending.path, dict.fromkeys(["validation", "test", *CORPORA], documents))
         with work.write("examples.parquet") as pending:
             write_examples(pending.path, [example])
+        with work.write("writings.parquet") as pending:
+            write_writings(pending.path, [Writing([4, 3], [2, 1 if name.startswith("ntp") else 0])])
         with work.write("tasks.parquet") as pending:
             write_tasks(pending.path, tasks)
         work.finish({})
@@ -174,13 +190,24 @@ def _perplexity(loss: float) -> TaskScore:
 
 
 def write_atlas() -> None:
-    """Five tokens and three concepts."""
-    concepts = {"concept": [0, 1, 2], "label": LABELS}
-    vocabulary = {"token": [*range(5)], "text": TEXTS, "count": [1] * 5}
+    """Five tokens and three concepts, of which the last two fire at <middle>."""
+    concepts = {"label": LABELS, "labeller": ["tokens"] * 3, "auc": [None, 0.75, 0.95], "held_out": [0, 16, 40]}
+    concepts |= {"balanced_accuracy": [None, 0.7, 0.9], "firings": [0, 50, 100], "rate": [0.0, 0.01, 0.02]}
+    concepts |= {"mean_strength": [0.0, 1.0, 2.0], "max_strength": [0.0, 2.0, 3.0]}
+    rows = [{"concept": each} | {name: column[each] for name, column in concepts.items()} for each in range(3)]
+    lists = {field.name: [] for field in CONCEPTS_SCHEMA if pa.types.is_list(field.type)}
+    context = {"kind": "top", "quantile": None, "strength": 2.0, "window": 0, "position": 1, "start": 0}
+    context |= {"tokens": [4, 2, 1, 0], "strengths": [0.0, 2.0, 0.0, 0.0]}
+    vocabulary = [{"token": each, "text": text, "count": 1} for each, text in enumerate(TEXTS)]
+    tables = {
+        CONCEPTS: pa.Table.from_pylist([row | lists for row in rows], CONCEPTS_SCHEMA),
+        CONTEXTS: pa.Table.from_pylist([{"concept": each} | context for each in (1, 2)], CONTEXTS_SCHEMA),
+        VOCABULARY: pa.Table.from_pylist(vocabulary, VOCABULARY_SCHEMA),
+    }
     with Work("explain", Path("artifacts/atlas"), {}, {}) as work:
-        for name, columns in {CONCEPTS: concepts, VOCABULARY: vocabulary}.items():
+        for name, table in tables.items():
             with work.write(name) as pending:
-                pq.write_table(pa.table(columns), pending.path)
+                pq.write_table(table, pending.path)
         work.finish({"concepts": 3})
         work.publish()
 

@@ -156,12 +156,13 @@ def test_every_plot_and_table_says_what_it_is(browser: Any, page: str) -> None:
     shown = browser.new_page()
     shown.goto(page)
     plots = shown.locator("svg[role=img]")
-    assert plots.count() == 10
+    assert plots.count() == 12
     assert all(len(plots.nth(each).get_attribute("aria-label")) > 30 for each in range(plots.count()))
     assert shown.locator("table:not(:has(thead th[scope]))").count() == 0
     assert shown.locator("tbody tr:not(:has(th[scope=row]))").count() == 0
     levels = [
-        int(each) for each in shown.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(each => each.tagName[1])")
+        int(each)
+        for each in shown.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(each => each.tagName[1])")
     ]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))

@@ -45,7 +45,7 @@ class Page(HTMLParser):
             if name == "id":
                 self.ids[value or ""] += 1
             self.references |= set(re.findall(r"url\(#([^)]+)\)", value or ""))
-            if name == "href":
+            if name == "href" and (value or "").startswith("#"):
                 self.references.add((value or "").removeprefix("#"))
         if tag not in VOID:
             self.open.append(tag)
@@ -90,9 +90,10 @@ def report(
 def test_the_page_stands_alone_and_is_well_formed(folder: Path) -> None:
     html, _ = report({"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]})
     page = Page(html)
-    assert "//" not in re.sub(r"/\*.*?\*/", "", html)  # no address of any scheme
+    addresses = re.findall(r"[^\s\"'(]*//[^\s\"')]*", re.sub(r"/\*.*?\*/", "", html))
+    assert addresses == ["https://arxiv.org/abs/2502.08524"]  # a link, which loads nothing
     assert not page.names.keys() & {"script", "link", "img", "iframe"}
-    assert html.count('<svg role="img"') == 9
+    assert html.count('<svg role="img"') == 11
     assert max(page.ids.values()) == 1
     assert page.references <= page.ids.keys()
 
@@ -183,7 +184,7 @@ def test_nothing_is_said_to_be_saved_where_the_first_evaluation_came_too_late(fo
     run(load())
     html, summary = (Path("artifacts/report", name).read_text() for name in ("index.html", "summary.txt"))
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
-        assert "before its first evaluation, so the number of tokens was not measured. It needs" in text
+        assert "before its first evaluation, so the number of tokens was not measured. This is one seed" in text
         assert "fewer" not in text
     assert summary.splitlines()[2].endswith("  before the first evaluation")
     assert rows(html, "Method", "efficiency")["CoCoMix"] == ["before the first evaluation", "1 of 1"]
@@ -533,7 +534,7 @@ def test_the_table_has_tasks_beside_texts_with_intervals_of_the_difference(folde
     assert piqa.startswith("45.0 +30.0 +")
     assert mean == "67.5"
     assert re.findall(r"<strong>(.*?)</strong>", html) == ["21.14", "21.14", "21.1", "90.0", "45.0"]
-    assert html.count('<svg role="img"') == 10
+    assert html.count('<svg role="img"') == 12
     assert "hellaswag: Next-token prediction 30.0%" in html
 
 
@@ -682,6 +683,44 @@ def test_examples_show_text_and_names_of_concepts_as_text(folder: Path) -> None:
     assert "names of months 1 Predicted" in text
     assert "names of months 1, 75% <b> 2, 25%" in text
     assert "<mark> &lt;middle&gt;</mark>" in html
+
+
+def test_what_models_write_and_what_names_tell_is_shown_as_text(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+    text = " ".join(Page(html).text.split())
+    assert "Start of … Next-token prediction <middle> end CoCoMix <middle>. " in text
+    best, typical = (
+        text.index("The best names <b> 2, AUC 0.95, at 2% of positions"),
+        text.index("names of months 1, AUC"),
+    )
+    assert best < typical
+    assert "Start<mark> &lt;middle&gt;</mark> end." in html
+
+
+def test_the_page_says_when_where_and_with_what_it_was_made_and_what_differs(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0]}, ("  k: 32 ", "  k: 16 "))
+    assert rows(html, "Parameter")["sae.k"] == ["16", "32"]
+    assert "<dt>Commit</dt>" not in html
+    for name, commit, date in (("sae", "123", "2026-01-02"), ("base", "456", "2026-01-01")):
+        made = {"commit": commit, "date": date, "machine": "a GPU", "versions": "Python 3"}
+        usage = {"seconds": 1.0, "peak_memory": 1, "bytes": 1, "processes": 1, "made": made}
+        path = Path(f"metrics/{name}.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"usage": usage}))
+    run(load())
+    text = " ".join(Page(Path("artifacts/report/index.html").read_text()).text.split())
+    assert "Commit123; 456 Date2026-01-01 to 2026-01-02 (UTC) Machinea GPU VersionsPython 3" in text
+
+
+def test_a_base_model_and_an_autoencoder_from_elsewhere_have_no_curves(folder: Path) -> None:
+    html, _ = report({"ntp": [4.0]})
+    assert "The training of the base model" in html
+    assert "The training of the autoencoder" in html
+    for name, columns in (("base", "tokens,validation_loss"), ("sae", "tokens,fvu")):
+        Path(f"plots/{name}.csv").write_text(f"{columns}\n")
+    run(load())
+    html = Path("artifacts/report/index.html").read_text()
+    assert "The training of the base model" not in html
+    assert "The training of the autoencoder" not in html
 
 
 def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:

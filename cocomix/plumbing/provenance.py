@@ -1,0 +1,55 @@
+"""When, where and with what a stage ran: for its metrics, because artifacts contain no times and no machines."""
+
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from cocomix.plumbing.runtime import runtime
+
+CODE = ("cocomix", "stages", "params.yaml")
+"""What `provenance` compares with the commit."""
+
+
+def provenance() -> dict[str, str]:
+    """Commit, date (UTC), machine and versions of this process, as text for people."""
+    versions = {"Python": platform.python_version()} | {each: version(each) for each in ("torch", "transformers")}
+    return {
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": _machine(),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+    }
+
+
+def _commit() -> str:
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if head is None or head.returncode:
+        return "unknown"
+    changed = _git("diff", "--quiet", "HEAD", "--", *CODE)
+    return head.stdout.strip() + (", changed since" if changed and changed.returncode else "")
+
+
+def _git(*arguments: str) -> "subprocess.CompletedProcess[str] | None":
+    """None: git is not installed."""
+    try:
+        return subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+
+
+def _machine() -> str:
+    processors = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", processors.read_text()) if processors.exists() else None
+    name = found[1] if found else platform.processor() or platform.machine()
+    cores = f"{name}, {runtime().cores} cores"
+    if "torch" not in sys.modules:
+        return cores
+    import torch
+
+    from cocomix.plumbing.device import device
+
+    return f"{torch.cuda.get_device_name(device())}; {cores}" if device().type == "cuda" else cores

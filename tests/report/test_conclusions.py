@@ -1,0 +1,115 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cocomix.report import conclusions
+from cocomix.report.cards import LEAST, SHOWN, read_cards
+from cocomix.report.wording import changed, one_seed, visible
+from cocomix.statistics import Interval
+from cocomix.steering.averages import Sweep
+
+BELOW, ABOVE, AROUND = Interval(-0.2, -0.3, -0.1), Interval(0.2, 0.1, 0.3), Interval(0.05, -0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        (BELOW, "CoCoMix ends at a lower test loss than knowledge distillation, by 0.200 nats"),
+        (ABOVE, "Knowledge distillation is ahead of CoCoMix: its test loss is 0.200 nats lower"),
+        (AROUND, "CoCoMix and knowledge distillation end at test losses that these documents do not tell apart"),
+    ],
+)
+def test_who_is_ahead_is_said_whoever_it_is(gap: Interval, said: str) -> None:
+    assert conclusions.against("cocomix", "kd", gap).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        (BELOW, "Mixing concepts in helps: it lowers the test loss by 0.200 nats"),
+        (
+            ABOVE,
+            "Predicting concepts without mixing them in is better than CoCoMix: the test loss of predicted is 0.200",
+        ),
+        (AROUND, "Mixing concepts in makes no difference to the test loss that these documents show"),
+    ],
+)
+def test_whether_mixing_helps_is_said_either_way(gap: Interval, said: str) -> None:
+    assert conclusions.mixing(gap, "predicted").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (conclusions.use_of_labels("cocomix", 4.1, 4.105), "CoCoMix does not use its labels"),
+        (conclusions.use_of_labels("cocomix", 4.1, 4.3), "CoCoMix uses its labels"),
+        (conclusions.use_of_labels("cocomix", 4.3, 4.1), "CoCoMix uses its labels"),  # as labels that hurt are used
+        (conclusions.mixture("cocomix", 4.1, 4.3), "CoCoMix needs the concepts that it mixes in"),
+        (conclusions.mixture("cocomix", 4.1, 4.105), "CoCoMix does not need the concepts that it mixes in"),
+        (conclusions.prediction("predicted", 5.2, 6.0), "predicted predicts concepts from the text"),
+        (conclusions.prediction("predicted", 6.0, 6.0), "predicted predicts concepts no better than their frequencies"),
+        (conclusions.whole_cost("cocomix", 0.8), "CoCoMix saves compute, even with its supervision: 0.80 times"),
+        (conclusions.whole_cost("cocomix", 1.2), "CoCoMix saves no compute once its supervision counts: 1.20 times"),
+        (conclusions.names(0.8), "The names of concepts tell where they fire (AUC 0.80"),
+        (conclusions.names(0.55), "The names of concepts hardly tell where they fire (AUC 0.55"),
+    ],
+)
+def test_a_figure_decides_which_of_two_conclusions_is_drawn(said: str, expected: str) -> None:
+    assert said.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"), [(ABOVE, "more than raising another"), (AROUND, "no likelier than raising another")]
+)
+def test_steering_is_set_against_other_concepts(gap: Interval, said: str) -> None:
+    effect: Any = SimpleNamespace(log_ratio=SimpleNamespace(difference=gap))
+    for method in ("cocomix", "base"):
+        assert said in conclusions.steered(method, Sweep(f"{method}_set", 16, [effect]))
+
+
+def test_a_headline_of_one_seed_says_what_its_intervals_leave_out() -> None:
+    assert one_seed(1) == " This is one seed: its intervals are not about other seeds or other machines."
+    assert one_seed(3) == ""
+
+
+def test_parameters_are_compared_by_key_and_shown_as_they_are_written() -> None:
+    params = {"a": {"b": 1, "c": [0], "x": "only here"}, "d": None}
+    assert changed(params, {"a": {"b": 1, "c": [0]}, "d": None}) == []
+    assert changed(params, {"a": {"b": 2, "c": [0, 1]}, "d": True, "e": "gone"}) == [
+        ("a.b", "1", "2"),
+        ("a.c", "[0]", "[0, 1]"),
+        ("d", "null", "true"),
+        ("e", "null", '"gone"'),
+    ]
+
+
+def test_white_space_is_shown_only_where_there_is_nothing_else() -> None:
+    end, space = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\N{OPEN BOX}"
+    assert [visible(each) for each in (" a", "\n", " \n")] == [" a", end, space + end]
+
+
+class OfScores:
+    """An atlas, as far as `read_cards` reads it."""
+
+    def __init__(self, scores: list[tuple[float | None, int]]) -> None:
+        self._scores = scores
+
+    def scores(self) -> list[tuple[int, float | None, int]]:
+        return [(number, *each) for number, each in enumerate(self._scores)]
+
+    def concept(self, number: int) -> Any:
+        return SimpleNamespace(contexts=[], _replace=lambda **_: number)
+
+
+def test_the_best_and_the_typical_names_are_shown_if_they_rest_on_enough() -> None:
+    aucs = [0.5 + each / 100 for each in range(40)]
+    atlas: Any = OfScores([*((auc, LEAST) for auc in aucs), (1.0, LEAST - 1), (None, 0)])
+    cards = read_cards(atlas)
+    assert cards.best == [39, 38, 37, 36]
+    assert len(cards.typical) == SHOWN
+    assert set(cards.typical) <= set(range(18, 24))
+    few: Any = OfScores([(0.9, LEAST)] * 5)
+    assert read_cards(few) == ([0, 1, 2, 3], [4])
+    none: Any = OfScores([])
+    assert read_cards(none) == ([], [])
