@@ -72,6 +72,21 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("  k: 32", "  k: 5000", "sae: k (5000) must not exceed latents (1024)"),
         ("  learning_rate: 1.0e-3", "  learning_rate: .inf", "sae.learning_rate: inf: input should be a finite number"),
         ("  learning_rate: 1.0e-3", "  learning_rate: -1", "sae.learning_rate: -1: input should be greater than 0"),
+        (
+            "  near_duplicates: null",
+            "  near_duplicates: 0.8",
+            "corpus: near_duplicates needs source: files or hub; installed-docs drops them by itself",
+        ),
+        (
+            "  near_duplicates: null",
+            "  near_duplicates: 80",
+            "corpus.near_duplicates: 80: input should be less than or equal to 1",
+        ),
+        (
+            "  decontaminate: null",
+            "  decontaminate: drop",
+            "corpus.decontaminate (drop): evaluate.tasks and evaluate.corpora are empty: there is nothing to look for",
+        ),
         ("  seeds: [0]", "  seeds: 0", "pretrain.seeds: 0: input should be a valid list"),
         ("  seeds: [0]", "  seeds: [0, 0]", "pretrain: seeds lists a value twice: [0, 0]"),
         ("[ntp, cocomix]", "[npt]", "pretrain: methods lists 'npt', which is no method or form; did you mean 'ntp'?"),

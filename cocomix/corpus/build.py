@@ -97,7 +97,7 @@ def build(params: CorpusParams, folder: Path, benchmarks: Path | None = None) ->
         progress("corpus: writing", documents_left, "documents") as bar,
     ):
         for part, (_, rows, _) in enumerate(selection.parts):
-            for split, table in selection.tables(part).items():
+            for split, table in selection.tables(part):
                 writer.add(split, table)
             bar.advance(len(rows))
         sizes = writer.sizes()

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +30,12 @@ class Selection(NamedTuple):
     first_beyond: tuple[str, int] | None
     """Source and bytes of the first document beyond the limit."""
 
-    def tables(self, part: int) -> dict[Split, pa.Table]:
-        """The kept documents of a part, as `CorpusWriter.add` takes them."""
+    def tables(self, part: int) -> Iterator[tuple[Split, pa.Table]]:
+        """Yield the kept documents of a part by split, as `CorpusWriter.add` takes them."""
         path, rows, splits = self.parts[part]
-        table = read_part(path, *SCHEMA.names, "bytes").take(rows)
-        return {split: table.filter(splits == number) for number, split in enumerate(SPLITS)}
+        table = read_part(path, *SCHEMA.names, "bytes")
+        for number, split in enumerate(SPLITS):
+            yield split, table.take(rows[splits == number])
 
 
 def select(

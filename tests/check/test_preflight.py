@@ -264,7 +264,7 @@ def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
 ) -> None:
     asked = params({"steer": {"windows": 9}})
     manifests: dict[str, Any] = {
-        "corpus": {"params": asked.corpus.model_dump(mode="json"), "inputs": {"source": "now"}},
+        "corpus": {"params": asked.corpus.used, "inputs": {"source": "now"}},
         "tokens": {"params": asked.tokenize.model_dump(mode="json"), "files": {"validation.npy": {"rows": 8}}},
     }
     for name, manifest in manifests.items():
