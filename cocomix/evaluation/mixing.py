@@ -43,11 +43,11 @@ class MixingScore:
     """With the mixed vectors of another window at the same positions."""
     mean: float
     """With the mixed vectors' mean over all positions."""
-    told_by_uncertainty: list[float]
+    fed_by_uncertainty: list[float]
     """With 0, 1, .. of each position's labels supplied, those with the lowest predicted logit first."""
-    told_at_random: list[float]
+    fed_at_random: list[float]
     """The same in random order."""
-    told_others: float
+    fed_others: float
     """With as many labels supplied, but those of another window at the same positions."""
 
 
@@ -124,10 +124,10 @@ def score_mixing(
             sums += _losses(model, some, mean)
             bar.advance(len(rows))
     losses = [total / (len(sample) * (context - 1)) for total in totals(*sums.tolist())]
-    as_it_is, zeroed, shuffled, averaged, all_told, told_others = losses[:6]
-    some_told = [losses[6 : 5 + m], losses[5 + m :]]
-    by_uncertainty, at_random = ([as_it_is, *each, all_told] for each in some_told)
-    return MixingScore(len(sample), as_it_is, zeroed, shuffled, averaged, by_uncertainty, at_random, told_others)
+    as_it_is, zeroed, shuffled, averaged, all_fed, fed_others = losses[:6]
+    some_fed = [losses[6 : 5 + m], losses[5 + m :]]
+    by_uncertainty, at_random = ([as_it_is, *each, all_fed] for each in some_fed)
+    return MixingScore(len(sample), as_it_is, zeroed, shuffled, averaged, by_uncertainty, at_random, fed_others)
 
 
 def _losses(model: CoCoMixLanguageModel, some: _Windows, mean: Tensor) -> list[float]:

@@ -42,7 +42,7 @@ def conclusions(
             said.append(prediction(result.method, concepts.cross_entropy, pipeline.attribution.frequency_loss))
             if mixed := concepts.mixing:
                 said.append(mixture(result.method, mixed.as_it_is, mixed.shuffled))
-                said.append(use_of_labels(result.method, mixed.told_by_uncertainty[-1], mixed.told_others))
+                said.append(use_of_labels(result.method, mixed.fed_by_uncertainty[-1], mixed.fed_others))
     said += [steered(each.name.removesuffix("_set"), each) for each in sweeps if each.name.endswith("_set")]
     said.append(names(pipeline.explain.auc))
     return said

@@ -214,10 +214,10 @@ class MixingFacts(Facts):
     zeroed: float
     shuffled: float
     mean: float
-    told_by_uncertainty: list[float]
+    fed_by_uncertainty: list[float]
     """With 0, 1, .. labels of each position supplied."""
-    told_at_random: list[float]
-    told_others: float
+    fed_at_random: list[float]
+    fed_others: float
     """With as many labels of other text supplied."""
 
 

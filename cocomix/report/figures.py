@@ -171,14 +171,14 @@ def _dots(
 
 def loss_given_labels(method: str, mixing: MixingFacts, look: Look) -> str:
     """The loss of a model by the number of labels supplied to it."""
-    fall = f"from {mixing.told_by_uncertainty[0]:.3f} to {mixing.told_by_uncertainty[-1]:.3f}"
+    fall = f"from {mixing.fed_by_uncertainty[0]:.3f} to {mixing.fed_by_uncertainty[-1]:.3f}"
     title = f"Loss of {name_of(method)} when the labels of each position are fed, one by one: {fall} nats a token."
-    with drawing(f"told-{method}", title, 4.0, 2.7) as made:
+    with drawing(f"fed-{method}", title, 4.0, 2.7) as made:
         axes, color = made.axes, look.color
-        count = len(mixing.told_by_uncertainty) - 1
-        axes.plot(range(count + 1), mixing.told_by_uncertainty, "o-", color=color, label="least certain first")
-        axes.plot(range(count + 1), mixing.told_at_random, "s:", color=MUTED, label="in random order")
-        axes.plot([count], [mixing.told_others], "x", color=INK, label="other text's labels", markersize=7)
+        count = len(mixing.fed_by_uncertainty) - 1
+        axes.plot(range(count + 1), mixing.fed_by_uncertainty, "o-", color=color, label="least certain first")
+        axes.plot(range(count + 1), mixing.fed_at_random, "s:", color=MUTED, label="in random order")
+        axes.plot([count], [mixing.fed_others], "x", color=INK, label="other text's labels", markersize=7)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("labels fed at each position")
         axes.set_ylabel("loss (nats a token)")

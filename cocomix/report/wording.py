@@ -275,7 +275,7 @@ def labels(attribution: AttributionParams) -> str:
     return f"those whose absence would {change} the base model's loss on {where} the most"
 
 
-def told_labels(attribution: AttributionParams) -> str:
+def fed_labels(attribution: AttributionParams) -> str:
     """Sentences on how to interpret the loss of a model with labels supplied."""
     if attribution.score == "activation":
         return (

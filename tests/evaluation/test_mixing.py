@@ -51,7 +51,7 @@ def test_windows_are_taken_from_all_over_the_data(data: WindowData) -> None:
     expected, score = (score_mixing(model, each, 3, 64, "mixing") for each in (chosen, data))
     assert score.windows == 3
     assert score.as_it_is == pytest.approx(expected.as_it_is)
-    assert score.told_by_uncertainty == pytest.approx(expected.told_by_uncertainty)
+    assert score.fed_by_uncertainty == pytest.approx(expected.fed_by_uncertainty)
 
 
 def told_plainly(
@@ -65,7 +65,7 @@ def told_plainly(
 
 
 @given(st.data())
-def test_told_labels_become_the_first_and_the_strengths_stay(draw: st.DataObject) -> None:
+def test_fed_labels_become_the_first_and_the_strengths_stay(draw: st.DataObject) -> None:
     dictionary, k, m = 12, draw.draw(st.integers(1, 6)), draw.draw(st.integers(1, 5))
     generator = np.random.default_rng(draw.draw(st.integers(0, 1000)))
     count, positions = draw.draw(st.integers(0, m)), 4
@@ -103,16 +103,16 @@ def test_labels_are_told_one_by_one(data: WindowData, changes: dict[str, object]
             return float(model(ids, labels=ids, concept_edits=[PutLabelsFirst(labels, count)]).loss)
 
     score = score_mixing(model, data, 100, 3, "mixing")
-    assert score.told_by_uncertainty == pytest.approx([told(labels, count) for count in range(K_ATTR + 1)], rel=1e-5)
-    assert score.told_others == pytest.approx(told(labels.roll(FAR, dims=0), K_ATTR), rel=1e-5)
-    assert score.told_at_random[0] == score.as_it_is
-    assert score.told_at_random[-1] == score.told_by_uncertainty[-1]
-    assert score.told_at_random[1:-1] != score.told_by_uncertainty[1:-1]
+    assert score.fed_by_uncertainty == pytest.approx([told(labels, count) for count in range(K_ATTR + 1)], rel=1e-5)
+    assert score.fed_others == pytest.approx(told(labels.roll(FAR, dims=0), K_ATTR), rel=1e-5)
+    assert score.fed_at_random[0] == score.as_it_is
+    assert score.fed_at_random[-1] == score.fed_by_uncertainty[-1]
+    assert score.fed_at_random[1:-1] != score.fed_by_uncertainty[1:-1]
 
 
 def test_one_label_a_position_is_told_at_once(data: WindowData) -> None:
     assert data.labels is not None
     first = WindowData(data.windows, WindowLabels(data.labels.concepts[..., :1]))
     score: MixingScore = score_mixing(cocomix(), first, 100, 8, "mixing")
-    assert score.told_by_uncertainty == score.told_at_random
-    assert len(score.told_at_random) == 2
+    assert score.fed_by_uncertainty == score.fed_at_random
+    assert len(score.fed_at_random) == 2

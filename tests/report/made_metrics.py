@@ -119,8 +119,8 @@ def write_run(method: str, seed: int, losses: Sequence[float], right: int | None
             "validation_loss": losses[-1],
         },
     )
-    mixing = {"windows": 64, "as_it_is": 4.0, "zeroed": 4.5, "shuffled": 4.4, "mean": 4.2, "told_others": 4.3}
-    mixing |= {"told_by_uncertainty": [4.0, 3.9, 3.85], "told_at_random": [4.0, 3.95, 3.85]}
+    mixing = {"windows": 64, "as_it_is": 4.0, "zeroed": 4.5, "shuffled": 4.4, "mean": 4.2, "fed_others": 4.3}
+    mixing |= {"fed_by_uncertainty": [4.0, 3.9, 3.85], "fed_at_random": [4.0, 3.95, 3.85]}
     concepts = {"cross_entropy": 5.2, "recall_at_k": 0.51, "recall_at_labels": 0.22, "never_predicted": 0.12}
     concepts |= {"ignored": 0.058, "mixing": mixing}
     score = {"loss": losses[-1], "perplexity": math.exp(losses[-1]), "bits_per_byte": losses[-1] / math.log(2) / 3.8}

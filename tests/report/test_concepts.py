@@ -12,9 +12,9 @@ def facts(loss: float, ignored: float | None = None) -> ConceptFacts:
         zeroed=5,
         shuffled=5,
         mean=5,
-        told_by_uncertainty=told,
-        told_at_random=told,
-        told_others=5,
+        fed_by_uncertainty=told,
+        fed_at_random=told,
+        fed_others=5,
     )
     return ConceptFacts(
         cross_entropy=loss, recall_at_k=0.5, recall_at_labels=0.2, never_predicted=0, ignored=ignored, mixing=mixing

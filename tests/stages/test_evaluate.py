@@ -161,8 +161,8 @@ def test_two_processes_measure_what_one_does(trained: None, folder: Path) -> Non
     (metrics, documents), (others, other_documents) = found
     for split in ("validation", "test"):
         assert others[split] == pytest.approx(metrics[split])
-    assert others["concepts"].pop("mixing")["told_others"] == pytest.approx(
-        metrics["concepts"].pop("mixing")["told_others"]
+    assert others["concepts"].pop("mixing")["fed_others"] == pytest.approx(
+        metrics["concepts"].pop("mixing")["fed_others"]
     )
     assert others["concepts"] == pytest.approx(metrics["concepts"])
     assert other_documents.pop("loss") == pytest.approx(documents.pop("loss"))
