@@ -96,13 +96,14 @@ COMMENT_COLUMN = 30
 
 
 def _align(content: CommentedMap, changed: Mapping[str, Any]) -> None:
-    """Move comments that a long value had displaced back to their column."""
+    """Move comments that a long value or a block list had displaced back to their place."""
     for key, value in changed.items():
         inner, comments = content[key], content.ca.items.get(key)
         if isinstance(value, Mapping) and isinstance(inner, CommentedMap):
             _align(inner, value)
-        elif comments and comments[2] and comments[2].column > COMMENT_COLUMN:
-            comments[2].column = COMMENT_COLUMN
+        elif comments and comments[2]:
+            comments[2].column = min(comments[2].column, COMMENT_COLUMN)
+            comments[3] = None  # set for a block list; for the value that replaces it, the next key would lose its line
 
 
 def _yaml() -> YAML:

@@ -97,6 +97,18 @@ def test_a_comment_that_a_long_value_pushed_aside_comes_back(params: Path) -> No
     assert with_values(long, [{"tokenize": {"pretrained": None}}], "test") == before
 
 
+@pytest.mark.parametrize("value", [[], ["a"], ["a", "b"]])
+def test_a_list_written_line_by_line_can_be_replaced(params: Path, value: list[str]) -> None:
+    before = params.read_bytes()
+    lines = before.replace(b"paths: []      ", b"paths:         ").replace(
+        b"    text_field", b"    - a  # b\n    text_field", 1
+    )
+    assert yaml.safe_load(lines)["corpus"]["files"]["paths"] == ["a"]
+    after = with_values(lines, [{"corpus": {"files": {"paths": value}}}], "test")
+    assert yaml.safe_load(after)["corpus"]["files"]["paths"] == value
+    assert with_values(after, [{"corpus": {"files": {"paths": []}}}], "test") == before
+
+
 def test_a_section_of_free_names_can_be_set(params: Path) -> None:
     Path("params.yaml").write_bytes(with_values(params.read_bytes(), [{"sae": {"also": {"wide": {"k": 16}}}}], "test"))
     assert load().sae.others()["wide"].k == 16
