@@ -74,7 +74,7 @@ def test_activations_that_are_not_stored_need_the_base_model_up_to_their_site_be
     section: dict[str, Any],
 ) -> None:
     stored, low, high = (
-        needs(activations={"keep": keep, "sites": [site]}, sae=section)["sae"].memory
+        needs(activations={"keep": keep, "mixed_shards": 2, "sites": [site]}, sae=section)["sae"].memory
         for keep, site in ((True, "resid_post_3"), (False, "resid_post_1"), (False, "resid_post_3"))
     )
     assert stored < low < high
