@@ -304,6 +304,43 @@ def test_all_trainings_end_with_their_flow_in_one_line_and_the_same_command_goes
     assert (left["number"], left["each@x"], left["each@y"]) == ("Up to date", "Completed", "Completed")
 
 
+@pytest.mark.parametrize("by", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_second_signal_while_trainings_stop_adds_no_line_and_leaves_nothing(
+    two_at_a_time: Path, server: str, by: signal.Signals
+) -> None:
+    stop = "def stop(*_): pathlib.Path('stopping').touch(); time.sleep(2); raise SystemExit(1)"
+    default = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    Path("each.py").write_text(MEETING.replace(default, f"{stop}\nsignal.signal(signal.SIGINT, stop)"))
+    Path("hang").touch()
+    flow = start("flows.pipeline --trainings 2", {"PREFECT_API_URL": server})
+    until(lambda: all(Path(f"pid-{each}").exists() for each in "xy"))
+    os.killpg(flow.pid, by)
+    until(Path("stopping").exists, every=0.02)
+    said = stopped(flow, by)
+    assert said.count(f"stopped by {by.name}") == 1
+    assert said.endswith(f"\nstopped by {by.name}\n")
+    assert "Traceback" not in said
+
+
+def test_a_stage_that_needs_the_whole_machine_waits_for_all_trainings(
+    project: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("each.py").write_text(
+        "import os, sys, time\n"
+        "if sys.argv[1] == 'y':\n"
+        "    while not os.path.exists('each-x.txt'): time.sleep(0.05)\n"
+        "    time.sleep(1)\n"
+        "open(f'each-{sys.argv[1]}.txt', 'w').close()\n"
+    )
+    monkeypatch.setenv("COCOMIX_TRAININGS", "4")
+    final = pipeline(return_state=True)
+    assert final.is_completed()
+    runs = {run.name: run for run in tasks(final)}
+    began, ended = runs["wait"].start_time, [runs[f"each@{each}"].end_time for each in "xy"]
+    assert began
+    assert all(each and each <= began for each in ended)
+
+
 def test_a_training_that_is_killed_is_tried_again_beside_the_other(
     two_at_a_time: Path, server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
