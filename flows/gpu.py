@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from threading import Event
 
@@ -32,12 +33,20 @@ def gpus() -> tuple[str, ...]:
     found = [each for each in DEV.glob("nvidia*") if re.fullmatch("nvidia[0-9]+", each.name)]
     if not found and not (DEV / "kfd").exists():
         return ()
-    visible = os.environ.get(VISIBLE)
-    names = [str(each) for each in range(len(found) or 1)] if visible is None else visible.split(",")
+
+    def is_gpu(name: str) -> bool:
+        if re.fullmatch("[0-9]+", name):
+            return not found or int(name) < len(found)  # AMD's driver has one file for all GPUs
+        return re.match("(GPU|MIG)-.", name) is not None
+
+    names = [str(each) for each in range(len(found) or 1)]
+    if (visible := os.environ.get(VISIBLE)) is not None:
+        # CUDA ignores the first name that it rejects, such as -1, and all names after it.
+        names = list(takewhile(is_gpu, map(str.strip, visible.split(","))))
     if ":" in device:  # cuda:N counts in the visible ones
         number = int(device.partition(":")[2])
-        return tuple(names[number : number + 1])
-    return tuple(filter(None, names))
+        names = names[number : number + 1]
+    return tuple(names)
 
 
 @contextmanager

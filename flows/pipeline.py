@@ -149,7 +149,13 @@ def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def add_trainings(parser: argparse.ArgumentParser) -> None:
     """Add the option `--trainings`."""
     about = "trainings and evaluations at a time, each with a share of the machine; instead of COCOMIX_TRAININGS"
-    parser.add_argument("--trainings", type=whole_number, metavar="N", help=about)
+    parser.add_argument("--trainings", type=_trainings, metavar="N", help=about)
+
+
+def _trainings(text: str) -> int:
+    if not 1 <= (number := whole_number(text)) <= 2**16:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 1 to {2**16}")
+    return number
 
 
 def set_trainings(trainings: int | None) -> None:

@@ -38,11 +38,11 @@ def shares() -> list[Share]:
 
 
 def _environment(count: int, part: tuple[str, ...]) -> dict[str, str]:
-    told = runtime()
+    settings = runtime()
     environment = {VISIBLE: ",".join(part)} if part else {}
-    processes = told.processes if told.processes != "auto" else len(part) or 1
-    if told.processes == "auto" and not part:
+    processes = settings.processes if settings.processes != "auto" else len(part) or 1
+    if settings.processes == "auto" and not part:
         environment["COCOMIX_PROCESSES"] = "1"
-    if told.threads == "auto" and "OMP_NUM_THREADS" not in os.environ:
-        environment["COCOMIX_THREADS"] = str(max(1, told.cores // (count * processes)))
+    if settings.threads == "auto" and "OMP_NUM_THREADS" not in os.environ:
+        environment["COCOMIX_THREADS"] = str(max(1, settings.cores // (count * processes)))
     return environment

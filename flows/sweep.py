@@ -81,6 +81,9 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
 
     Returns:
         Error messages of failed tasks, by title.
+
+    Raises:
+        UserError: when a person has edited params.yaml between two settings.
     """
     log = get_run_logger()
     done = finished_runs(name)
@@ -89,7 +92,6 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     if outdated := {each.setting for task in asked if (each := _result_of(task, done)) and each.code != code}:
         listed = ", ".join(sorted(outdated)) or FILE
         log.warning(f"{_path(name)}: the code has changed since {listed}; remove the file to run all again")
-    left = [task for task in asked if _result_of(task, done) is None]
 
     def collect(task: Task) -> None:
         nonlocal done
@@ -103,23 +105,31 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
         publish.comparison(name, comparison(asked, done))
 
     publish.comparison(name, comparison(asked, done))
-    for content, group in groupby(left, attrgetter("content")):
-        failed |= _run_setting(list(group), content, write_params, collect)
+    groups = [list(group) for _, group in groupby(asked, attrgetter("setting.name"))]
+    for number, group in enumerate(groups, 1):
+        if left := [task for task in group if _result_of(task, done) is None]:
+            finished = sum(_result_of(task, done) is not None for task in asked)
+            setting = left[0].setting.name or FILE
+            log.info(f"[{number}/{len(groups)}] {setting}: {finished} of {len(asked)} models are done")
+            failed |= _run_setting(left, write_params, collect)
     return failed
 
 
 def _run_setting(
-    asked: Sequence[Task], content: bytes, write_params: Callable[[bytes], None], collect: Callable[[Task], None]
+    left: Sequence[Task], write_params: Callable[[bytes], None], collect: Callable[[Task], None]
 ) -> dict[str, str]:
-    """Run tasks that have the same content of params.yaml, beside each other where `runtime().trainings` allows it.
+    """Run tasks of one setting, beside each other where `runtime().trainings` allows it.
 
     Args:
         collect: called with each task that is done.
 
     Returns:
         Error messages of failed tasks, by title.
+
+    Raises:
+        UserError: when a person has edited params.yaml.
     """
-    wanted = {f"evaluate@{task.method}-{task.seed}": task for task in asked}
+    wanted = {f"evaluate@{task.method}-{task.seed}": task for task in left}
     failed: dict[str, str] = {}
 
     def ended(stage: str) -> None:
@@ -129,12 +139,12 @@ def _run_setting(
             except UserError as error:
                 failed[stage] = str(error)
 
+    write_params(left[0].content)
     try:
-        write_params(content)
         dag = read_dag()
         # In the order of the tasks, so that each model is evaluated before the next ones are trained.
         nodes = {node.name: node for stage in wanted for node in select(dag, [stage])}
-        failed |= bring_up_to_date(nodes.values(), asked[0].setting.name, ended).failed
+        failed |= bring_up_to_date(nodes.values(), left[0].setting.name, ended).failed
     except UserError as error:
         failed = dict.fromkeys(wanted, str(error))
     messages = {task.title: failed[stage] for stage, task in wanted.items() if stage in failed}

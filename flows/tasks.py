@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from graphlib import TopologicalSorter
 from queue import SimpleQueue
+from random import uniform
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
-from prefect.tasks import exponential_backoff
 
 from cocomix.plumbing.runtime import runtime
 from flows import publish
@@ -26,21 +26,11 @@ from flows.shares import Share, shares, whole
 UP_TO_DATE = "Up to date"
 FIRST_MICRO_BATCH = 8
 """Windows per forward pass in the first retry after the stage's own choice ran out of memory."""
+RETRY_SECONDS = (2, 4, 8, 16)
+"""Delays before the retries of a stage that was busy or killed; each grows by up to half as much at random."""
 
 
-def _can_pass(_task: object, _run: object, state: State[Any]) -> bool:
-    return state.name in ("Busy", "Killed")
-
-
-@task(
-    task_run_name="{title}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=4,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=_can_pass,
-)
+@task(task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
 def stage(
     node: Stage,
     changed: bool,
@@ -51,7 +41,7 @@ def stage(
     """Bring one stage up to date.
 
     Its state is Completed, Restored (from DVC's run cache), Up to date, Failed, or Cancelled. Busy (another DVC
-    holds a resource) and Killed are failures that are retried with growing delays.
+    holds a resource) and Killed are failures that remained after all retries.
 
     Args:
         changed: whether the stage may have something to do; only then DVC is asked, which decides.
@@ -62,8 +52,7 @@ def stage(
     if not changed:
         return Completed(name=UP_TO_DATE, message="nothing changed")
     try:
-        with hold(share.gpus, end) if node.gpu and share.gpus else nullcontext():
-            result = _run(node.name, share.environment, end)
+        result = _run_with_retries(node, share, end)
     except Stopped:
         return Cancelled()
     if result.outcome in ("ran", "restored"):
@@ -78,6 +67,30 @@ def stage(
         case "failed":
             name = {"busy": "Busy", "killed": "Killed"}.get(result.cause, "Failed")
             return Failed(name=name, message=result.error)
+
+
+def _run_with_retries(node: Stage, share: Share, end: Event) -> Result:
+    """Run a stage on its GPUs; retry it with growing delays while another holds what it needs, or if it was killed.
+
+    Prefect's own retries would sleep on after `end` is set.
+
+    Raises:
+        Stopped: after `end` is set.
+    """
+
+    def run() -> Result:
+        with hold(share.gpus, end) if node.gpu and share.gpus else nullcontext():
+            return _run(node.name, share.environment, end)
+
+    for least in RETRY_SECONDS:
+        result = run()
+        if result.cause not in ("busy", "killed"):
+            return result
+        delay = least * uniform(1, 1.5)
+        get_run_logger().warning(f"{result.cause}: {result.error}; once more in {delay:.0f} s")
+        if end.wait(delay):
+            raise Stopped
+    return run()
 
 
 def _run(name: str, environment: Mapping[str, str], end: Event) -> Result:
@@ -129,6 +142,8 @@ def bring_up_to_date(nodes: Iterable[Stage], suffix: str = "", ended: Callable[[
     unsure = set[str]()  # stages that ran: their dependents may have changed
     free = shares()
     all_shares = len(free)
+    if all_shares < (asked := runtime().trainings):
+        get_run_logger().info(f"{all_shares} of {asked} trainings run at a time, one for each GPU")
     # Each stage has a thread. The main thread waits here, where signals, and so a cancellation, reach it.
     try:
         while True:

@@ -67,7 +67,7 @@ def main(run: Callable[[Params], None], *, by_torchrun: bool = False) -> NoRetur
     """Run a stage as a program, and exit. It is one process, unless the stage has called `share_work`.
 
     With `by_torchrun`, it may also be one of several processes that torchrun has started, such as one for each machine.
-    A stage whose worker processes use all cores of a machine starts no others there.
+    Worker processes of such a stage use all cores of the machine, so it starts no further processes of this program.
 
     The exit status is 0, 2 after bad input or a full disk (with a one-line message), or 128 + the signal that stopped
     it.

@@ -67,7 +67,8 @@ def residual_edited(
 ) -> Iterator[None]:
     """Inside, every forward pass of `model` continues with `edit(activations)` at `location` of block `layer`.
 
-    The edited activations become of the model's type, such as bf16.
+    The edited activations get the type of those that they replace. In a model in bf16, some families have a residual
+    stream in fp32.
 
     To differentiate with respect to the activations alone, let `edit` return a leaf tensor: the frozen blocks
     below then cost no backward pass.
@@ -76,12 +77,14 @@ def residual_edited(
     part = part_of(model, site)
     change: list[Tensor] = []
 
+    def apply(stream: Tensor) -> Tensor:
+        return edit(stream).to(stream.dtype)
+
     def replace(_part: nn.Module, _args: Any, output: Any) -> Any:
-        edited = edit(stream_of(output)).to(model.dtype)
-        return _with_stream(output, edited)
+        return _with_stream(output, apply(stream_of(output)))
 
     def replace_input(_part: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        edited = edit(args[0]).to(model.dtype)
+        edited = apply(args[0])
         change.append(edited - args[0])
         return (edited, *args[1:])
 

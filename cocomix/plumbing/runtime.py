@@ -6,6 +6,7 @@ Each setting is an environment variable `COCOMIX_<NAME>`, or a key of an optiona
 the environment wins. No setting is a parameter: changing one invalidates no artifact.
 """
 
+import math
 import os
 import re
 from functools import cache
@@ -17,6 +18,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from cocomix.plumbing.checked import parse, read_yaml
 
 FILE = Path("runtime.yaml")
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time in each period, or `max`, and the period; Kubernetes sets it from `limits.cpu`."""
 
 LOGITS = 2**27
 """Maximum logits in memory during an evaluation on a CPU or a small GPU: 512 MB in fp32."""
@@ -44,7 +48,7 @@ class Runtime(BaseModel):
     threads: Count | Literal["auto"] = "auto"
     """Threads of each process; auto: OMP_NUM_THREADS if set, else the cores divided by the processes."""
     workers: Count | Literal["auto"] = "auto"
-    """Processes that read and clean text; auto: one per CPU core."""
+    """Processes that read and clean text; auto: the cores divided by the stage's processes on this machine."""
     micro_batch: Count | Literal["auto"] = "auto"
     """Windows per forward pass; auto: in training the process's share of the batch, else the fastest size."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -76,8 +80,13 @@ class Runtime(BaseModel):
 
     @property
     def cores(self) -> int:
-        """CPU cores that this process may use."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """CPU cores that this process may use, also by the quota of its container."""
+        found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if CPU_QUOTA.exists():  # Linux, cgroup v2
+            quota, period = CPU_QUOTA.read_text().split()
+            if quota != "max":
+                found = min(found, math.ceil(int(quota) / int(period)))
+        return found
 
 
 @cache

@@ -353,8 +353,11 @@ def _saes(params: Params, base: Shape, words: Vocabulary, to_layer: float, store
     sections = [params.sae, *params.sae.others().values()]
     disk = 4 * sum(map(weights, sections))
     splicing = _held(params, base) + 4 * words.vocab_size * (3 * FORWARD_TOKENS + 5 * words.context)
+    # What is not stored is computed by a base model of its own for each site, which stays in memory to the end.
+    sites = {each.site or params.activations.sites[0] for each in sections} if not params.activations.keep else set()
+    held = LIBRARIES + sum(_held(params, base, Site.parse(each).layer) for each in sites)
     if params.sae.source == "published":
-        return StageNeeds(disk=disk, memory=LIBRARIES + 2 * disk + splicing)
+        return StageNeeds(disk=disk, memory=held + 2 * disk + splicing)
     steps = sum(sae_flops(width, each.latents, each.k) * each.epochs for each in sections)
     again = 0 if params.activations.keep else to_layer * max(each.epochs for each in sections)
     batch = 8 * params.sae.batch_size * sum(each.latents for each in sections)
@@ -362,7 +365,7 @@ def _saes(params: Params, base: Shape, words: Vocabulary, to_layer: float, store
         flops=(steps + again) * stored["train"],
         disk=disk,
         scratch=2 * 3 * disk,
-        memory=LIBRARIES + max(4 * disk + batch, disk + splicing),
+        memory=held + max(4 * disk + batch, disk + splicing),
     )
 
 

@@ -6,6 +6,8 @@ from transformers import (
     Glm4Config,
     Glm4ForCausalLM,
     GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     PreTrainedModel,
@@ -16,6 +18,7 @@ from cocomix.base.hooks import activations_at, residual_at, residual_edited
 from cocomix.base.sites import check_sites
 from cocomix.params import Location, Site
 from tests.base.conftest import SHAPE
+from tests.conftest import VOCAB
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -44,6 +47,25 @@ def test_the_model_is_as_before_after_its_residual_stream_was_taken(model: PreTr
 
 
 def test_an_unchanged_residual_stream_changes_nothing(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    expected = model(ids).logits
+    with residual_edited(model, 2, torch.clone):
+        torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("location", ["resid_post", "mlp_out"])
+def test_an_unchanged_residual_stream_changes_nothing_in_bf16(
+    model: PreTrainedModel, ids: torch.Tensor, location: Location
+) -> None:
+    model.to(torch.bfloat16)
+    expected = model(ids).logits
+    with residual_edited(model, 2, torch.clone, location):
+        torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=0)
+
+
+def test_a_residual_stream_that_a_model_in_bf16_keeps_in_fp32_is_not_rounded(ids: torch.Tensor) -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "vocab_size": VOCAB, "state_size": 8, "initializer_range": 0.2}
+    model = MambaForCausalLM(MambaConfig(**shape, residual_in_fp32=True)).eval().to(torch.bfloat16)
+    assert residual_at(model, ids, 2).dtype == torch.float32
     expected = model(ids).logits
     with residual_edited(model, 2, torch.clone):
         torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=0)

@@ -17,7 +17,7 @@ import yaml
 from flows.pipeline import command_line
 from tests.flows.conftest import ROOT, set_params
 from tests.flows.test_reproduce import ends, wait_for_pid
-from tests.flows.test_ui import PATIENCE
+from tests.flows.test_ui import PATIENCE, until
 from tests.stages.conftest import finished
 from tests.stages.project import Project
 
@@ -25,6 +25,8 @@ __all__ = ["finished"]
 
 CLUSTER = ROOT / "cluster"
 SRUN = """#!/bin/bash
+[ "$1 $2" = "--cpus-per-task $SLURM_CPUS_PER_TASK" ] || exit 2
+shift 2
 for SLURM_PROCID in $(seq 0 $((SLURM_NNODES - 1))); do
   export SLURM_PROCID
   "$@" &
@@ -47,6 +49,7 @@ def sbatch(folder: Path, script: str, *arguments: str, nodes: int = 1) -> "subpr
     if not (folder / ".venv").exists():
         (folder / ".venv").symlink_to(sys.prefix)
     slurm = {"JOB_ID": "7", "SUBMIT_DIR": str(folder), "NNODES": str(nodes), "JOB_NODELIST": "n[1-2]"}
+    slurm |= {"CPUS_PER_TASK": "3"}
     return subprocess.Popen(
         ["bash", str(CLUSTER / script), *arguments],
         env=os.environ
@@ -58,6 +61,14 @@ def sbatch(folder: Path, script: str, *arguments: str, nodes: int = 1) -> "subpr
         text=True,
         start_new_session=True,
     )
+
+
+def program(folder: Path, commands: str) -> None:
+    """Put a shell script in place of Python in a folder's .venv."""
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/bash\n{commands}\n")
+    python.chmod(0o755)
 
 
 def options(script: str) -> Mapping[str, str]:
@@ -72,6 +83,30 @@ def test_the_pipeline_gets_a_signal_in_time_to_save_and_queues_itself_again() ->
     given = options("pipeline.sbatch")
     assert given["signal"] == "B:USR1@120"  # B: to the script, not to job steps
     assert "requeue" in given
+
+
+def test_a_stage_on_several_machines_gets_a_signal_in_time_to_save() -> None:
+    assert options("stage.sbatch")["signal"] == "TERM@120"  # to the job steps, so to torchrun
+
+
+def test_a_stage_gets_the_cores_of_its_job_on_each_machine_and_a_port_of_the_job(folder: Path) -> None:
+    program(folder, 'echo "$@"')
+    said, _ = sbatch(folder, "stage.sbatch", "pretrain", "cocomix", "0", nodes=2).communicate(timeout=PATIENCE)
+    first, second = said.splitlines()
+    assert first == second
+    assert "--rdzv-endpoint localhost:20007 " in first
+    assert first.endswith(" -m stages.pretrain cocomix 0")
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_flow_that_ends_by_itself_when_its_time_is_up_is_not_queued_again(folder: Path, status: int) -> None:
+    program(folder, f"trap 'exit {status}' TERM; touch began; while :; do sleep 0.1; done")
+    job = sbatch(folder, "pipeline.sbatch")
+    until((folder / "began").exists)
+    job.send_signal(signal.SIGUSR1)
+    job.communicate(timeout=PATIENCE)
+    assert job.returncode == status
+    assert not (folder / "scontrol.log").exists()
 
 
 @pytest.mark.parametrize(
@@ -126,6 +161,24 @@ def test_the_manifests_for_kubernetes_are_valid_and_their_command_is_one_of_the_
     python, option, program, *arguments = container["command"]
     assert (python, option, program) == (".venv/bin/python", "-m", "flows.pipeline")
     assert command_line(arguments).trainings == container["resources"]["limits"]["nvidia.com/gpu"]
+    (setup,) = pod["initContainers"]
+    assert (setup["workingDir"], setup["volumeMounts"]) == (container["workingDir"], container["volumeMounts"][:1])
     volumes = {each["name"]: each for each in pod["volumes"]}
     assert volumes["project"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert {each["name"] for each in container["volumeMounts"]} == set(volumes)
+
+
+def test_the_setup_of_kubernetes_clones_once_and_goes_on_after_a_restart(folder: Path) -> None:
+    _, job = yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text())
+    (setup,) = job["spec"]["template"]["spec"]["initContainers"]
+    source, volume = folder / "source", folder / "volume"
+    volume.mkdir()
+    git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "init", "-q", str(source)], check=True)
+    (source / "Makefile").write_text(".venv/ready:\n\tmkdir .venv && touch $@\n")
+    subprocess.run([*git, "add", "Makefile"], check=True)
+    subprocess.run([*git, "commit", "-qm", "All"], check=True)
+    environment = os.environ | {"REPOSITORY": str(source), "GIT_CEILING_DIRECTORIES": str(folder)}
+    for _ in range(2):
+        subprocess.run(setup["command"], cwd=volume, env=environment, check=True)
+    assert (volume / ".venv/ready").exists()

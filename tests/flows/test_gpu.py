@@ -29,6 +29,15 @@ def devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["nvidia0", "nvidia1"], {"COCOMIX_DEVICE": "cuda:1"}, "1"),
         (["nvidia0"], {"COCOMIX_DEVICE": "cuda:1"}, ""),
         (["kfd"], {}, "0"),
+        (["kfd"], {"CUDA_VISIBLE_DEVICES": "0,1"}, "0,1"),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": " 1, 0"}, "1,0"),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "-1"}, ""),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "1,-1,0"}, "1"),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "0,2,1"}, "0"),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ""),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "GPU-5ebe, MIG-1f2a"}, "GPU-5ebe,MIG-1f2a"),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "", "COCOMIX_DEVICE": "cuda:0"}, ""),
+        (["nvidia0", "nvidia1"], {"CUDA_VISIBLE_DEVICES": "1, 0", "COCOMIX_DEVICE": "cuda:1"}, "0"),
     ],
 )
 def test_gpus_are_those_of_the_machine_that_stages_may_use(

@@ -14,7 +14,7 @@ from flows.overrides import assignments
 from flows.pipeline import command_line
 from flows.serve import ATTEMPTS, FLOWS
 from flows.settings import settings, tasks
-from flows.tasks import stage
+from flows.tasks import RETRY_SECONDS
 from tests.flows.conftest import ROOT
 
 PAGE = (ROOT / "docs/operations.md").read_text()
@@ -67,6 +67,8 @@ def test_variables_are_settings_of_prefect(name: str) -> None:
 
 
 def test_numbers_are_those_of_the_code() -> None:
-    assert stage.retries == 4
-    assert stage.retry_delay_seconds == [2, 4, 8, 16]
+    assert f"four times, after {', '.join(map(str, RETRY_SECONDS[:3]))} and {RETRY_SECONDS[3]} s" in " ".join(
+        PAGE.split()
+    )
+    assert len(RETRY_SECONDS) == 4
     assert ATTEMPTS == 5

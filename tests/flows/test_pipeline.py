@@ -18,6 +18,7 @@ from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.runtime import runtime
 from flows.pipeline import command_line, custom, pipeline
 from flows.server import RUNNER_PID
+from flows.shares import Share
 from tests.flows.conftest import ROOT, set_params
 from tests.flows.test_ends import start, stopped
 from tests.flows.test_reproduce import ends, wait_for_pid
@@ -105,19 +106,36 @@ def test_wrong_overrides_fail_the_flow_in_one_line_before_anything_runs(
     assert tasks(final) == []
 
 
-def test_a_failing_stage_ends_the_flow_with_its_own_words_and_is_not_tried_again(project: Path, server: str) -> None:
+def test_a_failing_stage_ends_the_flow_with_its_own_words_and_is_not_tried_again(
+    project: Path, server: str, caplog: pytest.LogCaptureFixture
+) -> None:
     set_params(number=13)
     final = pipeline(return_state=True)
     assert final.is_failed()
     assert final.message == "number: params.yaml: sae.seed: 13: must not be 13"
-    assert [(run.name, run.run_count) for run in tasks(final)] == [("number", 1)]
+    assert [run.name for run in tasks(final)] == ["number"]
+    assert retries(caplog) == []
 
 
-def test_a_killed_stage_is_tried_again(project: Path, server: str) -> None:
+def test_a_killed_stage_is_tried_again(project: Path, server: str, caplog: pytest.LogCaptureFixture) -> None:
     Path("kill").touch()
-    final = pipeline(("number",), return_state=True)
-    assert final.is_completed()
-    assert [(run.name, run.run_count) for run in tasks(final)] == [("number", 2)]
+    assert pipeline(("number",), return_state=True).is_completed()
+    assert len(retries(caplog)) == 1
+    assert retries(caplog)[0].startswith("killed: ")
+
+
+def test_a_stage_that_is_killed_at_each_try_fails_as_killed(
+    project: Path, server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flows.tasks.RETRY_SECONDS", (0, 0))
+    Path("number.py").write_text("import os; os.kill(os.getpid(), 9)")
+    assert states("number") == {"number": "Killed", "flow": "Failed"}
+    assert len(retries(caplog)) == 2
+
+
+def retries(log: pytest.LogCaptureFixture) -> list[str]:
+    """The lines of a log that announce another try of a stage."""
+    return [line for line in log.messages if "; once more in " in line]
 
 
 def test_a_stage_that_lacks_memory_gets_smaller_micro_batches(project: Path, server: str) -> None:
@@ -286,19 +304,74 @@ def test_all_trainings_end_with_their_flow_in_one_line_and_the_same_command_goes
     assert (left["number"], left["each@x"], left["each@y"]) == ("Up to date", "Completed", "Completed")
 
 
-def test_a_training_that_is_killed_is_tried_again_beside_the_other(two_at_a_time: Path, server: str) -> None:
+@pytest.mark.parametrize("by", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_second_signal_while_trainings_stop_adds_no_line_and_leaves_nothing(
+    two_at_a_time: Path, server: str, by: signal.Signals
+) -> None:
+    stop = "def stop(*_): pathlib.Path('stopping').touch(); time.sleep(2); raise SystemExit(1)"
+    default = "signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    Path("each.py").write_text(MEETING.replace(default, f"{stop}\nsignal.signal(signal.SIGINT, stop)"))
+    Path("hang").touch()
+    flow = start("flows.pipeline --trainings 2", {"PREFECT_API_URL": server})
+    until(lambda: all(Path(f"pid-{each}").exists() for each in "xy"))
+    os.killpg(flow.pid, by)
+    until(Path("stopping").exists, every=0.02)
+    said = stopped(flow, by)
+    assert said.count(f"stopped by {by.name}") == 1
+    assert said.endswith(f"\nstopped by {by.name}\n")
+    assert "Traceback" not in said
+
+
+def test_a_stage_that_needs_the_whole_machine_waits_for_all_trainings(
+    project: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("each.py").write_text(
+        "import os, sys, time\n"
+        "if sys.argv[1] == 'y':\n"
+        "    while not os.path.exists('each-x.txt'): time.sleep(0.05)\n"
+        "    time.sleep(1)\n"
+        "open(f'each-{sys.argv[1]}.txt', 'w').close()\n"
+    )
+    monkeypatch.setenv("COCOMIX_TRAININGS", "4")
+    final = pipeline(return_state=True)
+    assert final.is_completed()
+    runs = {run.name: run for run in tasks(final)}
+    began, ended = runs["wait"].start_time, [runs[f"each@{each}"].end_time for each in "xy"]
+    assert began
+    assert all(each and each <= began for each in ended)
+
+
+def test_a_training_that_is_killed_is_tried_again_beside_the_other(
+    two_at_a_time: Path, server: str, caplog: pytest.LogCaptureFixture
+) -> None:
     Path("each.py").write_text(
         "import os, sys\n"
         "if sys.argv[1] == 'x' and not os.path.exists('began-x'):\n"
         "    open('began-x', 'w').close()\n"
         "    os.kill(os.getpid(), 9)\n" + MEETING
     )
-    final = pipeline(("each",), return_state=True)
-    assert final.is_completed()
-    assert {run.name: run.run_count for run in tasks(final)}["each@x"] == 2
+    assert pipeline(("each",), return_state=True).is_completed()
+    assert len(retries(caplog)) == 1
 
 
-def test_a_wrong_number_of_trainings_is_one_line(project: Path) -> None:
-    run = subprocess.run([sys.executable, "-m", "flows.pipeline", "--trainings", "0"], capture_output=True, text=True)
+@pytest.mark.parametrize("number", ["0", "65537"])
+def test_a_wrong_number_of_trainings_names_the_option(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line(["--trainings", number])
+    assert capsys.readouterr().err.endswith(f"error: argument --trainings: {number}: must be from 1 to 65536\n")
+
+
+def test_fewer_trainings_at_a_time_than_asked_are_told_in_one_line(
+    project: Path, server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flows.tasks.shares", lambda: [Share({}, ())])
+    monkeypatch.setenv("COCOMIX_TRAININGS", "2")
+    assert pipeline(("number",), return_state=True).is_completed()
+    assert caplog.messages.count("1 of 2 trainings run at a time, one for each GPU") == 1
+
+
+def test_a_wrong_number_of_trainings_in_the_environment_is_one_line(project: Path) -> None:
+    environment = os.environ | {"COCOMIX_TRAININGS": "0"}
+    run = subprocess.run([sys.executable, "-m", "flows.pipeline"], env=environment, capture_output=True, text=True)
     assert run.stderr == "error: COCOMIX_TRAININGS: '0': input should be greater than or equal to 1\n"
     assert run.returncode == 1

@@ -1,4 +1,6 @@
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from flows import sweep as module
 from flows.settings import Task
 from flows.sweep import _asked, finished_runs, sweep
 from flows.tasks import Ended
-from tests.flows.test_pipeline import artifacts, tasks
+from tests.flows.conftest import ROOT
+from tests.flows.test_ends import start, stopped
+from tests.flows.test_pipeline import artifacts, retries, tasks
 
 EVALUATE = """
 stages:
@@ -49,7 +53,7 @@ def run(project: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_artifact(
-    run: Callable[..., Any],
+    run: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = Path("params.yaml").read_bytes()
     final = run("sae.seed=3,13,4")
@@ -67,6 +71,7 @@ def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_a
         ["sae.seed=4", "ntp", "0", "4.0000", "+1.0000"],
     ]
     assert Path("params.yaml").read_bytes() == before
+    assert "[3/3] sae.seed=4: 1 of 3 models are done" in caplog.messages
 
     again = run("sae.seed=3,4")
     assert again.message == "metrics/sweep/mine.json"
@@ -74,11 +79,52 @@ def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_a
     assert artifacts(again)["sweep-mine"] == artifacts(final)["sweep-mine"]
 
 
-def test_a_killed_stage_of_a_sweep_is_tried_again(run: Callable[..., Any]) -> None:
-    Path("kill").touch()
-    final = run("sae.seed=3")
+def test_two_settings_of_the_same_parameters_both_have_results(run: Callable[..., Any]) -> None:
+    Path("same.yaml").write_text("one: {}\nother: {}\n")
+    final = sweep("same.yaml", methods=("ntp",), seeds=(0,), return_state=True)
     assert final.is_completed()
-    assert [each.run_count for each in tasks(final)] == [2]
+    assert [each.setting for each in finished_runs("same")] == ["one", "other"]
+
+
+def test_models_that_train_at_the_same_time_are_collected_as_they_end(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = EVALUATE.replace("seed: [0]", "seed: [0, 1]").replace("number.txt", '"number-${item.seed}.txt"')
+    Path("dvc.yaml").write_text(matrix.replace("number.py", "seed.py ${item.seed}"))
+    Path("seed.py").write_text(
+        "import os, sys, time\n"
+        "while sys.argv[1] == '0' and not os.path.exists('metrics/sweep/mine.json'): time.sleep(0.05)\n"
+        "open(f'number-{sys.argv[1]}.txt', 'w').close()\n"
+    )
+    Path("number.txt").write_text("3")
+    monkeypatch.setenv("COCOMIX_TRAININGS", "2")
+    final = sweep("mine", ("sae.seed=3",), methods=("ntp",), seeds=(0, 1), return_state=True)
+    assert final.is_completed()
+    assert [each.seed for each in finished_runs("mine")] == [1, 0]
+    assert "ntp     0 1" in artifacts(final)["sweep-mine"]
+
+
+def test_a_killed_stage_of_a_sweep_is_tried_again(run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    Path("kill").touch()
+    assert run("sae.seed=3").is_completed()
+    assert len(retries(caplog)) == 1
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_sweep_that_is_stopped_between_two_tries_puts_the_parameters_back(
+    run: Callable[..., Any], server: str, by: signal.Signals
+) -> None:
+    Path("number.py").write_text("import os; os.kill(os.getpid(), 9)")
+    Path("patient.py").write_text("from flows import sweep, tasks\ntasks.RETRY_SECONDS = (600,)\nsweep.main()")
+    before = Path("params.yaml").read_bytes()
+    environment = {"PREFECT_API_URL": server, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(ROOT)])}
+    process = start("patient mine sae.seed=3 --methods ntp --seeds 0", environment)
+    assert process.stdout
+    while "once more in" not in process.stdout.readline():
+        assert process.poll() is None
+    assert Path("params.yaml").read_bytes() != before
+    assert stopped(process, by).endswith(f"stopped by {by.name}\n")
+    assert Path("params.yaml").read_bytes() == before
 
 
 def test_a_sweep_waits_for_another_one_of_the_folder(run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -124,6 +170,23 @@ def test_a_result_of_parameters_that_a_person_edited_meanwhile_does_not_count(
     final = run()
     assert final.message == "1 of 1 failed:\n  ntp seed 0: params.yaml was edited meanwhile: the result does not count"
     assert finished_runs("mine") == []
+
+
+def test_an_edit_of_the_parameters_between_two_settings_ends_the_sweep(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = list[str]()
+
+    def edit(_nodes: object, suffix: str, _ended: object) -> Ended:
+        begun.append(suffix)
+        Path("params.yaml").write_text("edited")
+        return Ended({}, {})
+
+    monkeypatch.setattr(module, "bring_up_to_date", edit)
+    final = run("sae.seed=3,4,5")
+    assert final.message == "params.yaml: edited while the sweep was at work; the same command goes on"
+    assert begun == ["sae.seed=3"]
+    assert Path("params.yaml").read_text() == "edited"
 
 
 @pytest.mark.parametrize("name", ["", " ", ".", "..", ".yaml", "a/b", "a=b", "a\nb", "\ud800", "-a", "a" * 250, "a "])

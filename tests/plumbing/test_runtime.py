@@ -45,3 +45,17 @@ def test_a_wrong_value_in_the_file_names_the_file_and_the_key(folder: Path) -> N
     (folder / "runtime.yaml").write_text("threads: many\n")
     with pytest.raises(UserError, match=r"^runtime\.yaml: threads: 'many': "):
         runtime()
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("6400000 100000", 8)],
+)
+def test_cores_are_at_most_the_quota_of_the_container(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("cocomix.plumbing.runtime.CPU_QUOTA", folder / "cpu.max")
+    assert runtime().cores == 8
+    (folder / "cpu.max").write_text(f"{quota}\n")
+    assert runtime().cores == cores

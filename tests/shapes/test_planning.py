@@ -69,6 +69,17 @@ def test_where_no_block_above_the_layer_is_needed_none_takes_memory() -> None:
     assert activation.memory < loss.memory
 
 
+@pytest.mark.parametrize("section", [{}, {"source": "published", "published": {"path": "x", "format": "openai"}}])
+def test_activations_that_are_not_stored_need_the_base_model_up_to_their_site_beside_the_whole_one(
+    section: dict[str, Any],
+) -> None:
+    stored, low, high = (
+        needs(activations={"keep": keep, "mixed_shards": 2, "sites": [site]}, sae=section)["sae"].memory
+        for keep, site in ((True, "resid_post_3"), (False, "resid_post_1"), (False, "resid_post_3"))
+    )
+    assert stored < low < high
+
+
 def test_no_more_activations_are_stored_than_there_are_tokens() -> None:
     few = TEXT._replace(tokens={"train": 12_800.0, "validation": 1280.0, "test": 1280.0})
     bytes_of_a_row = 2 * 128 + 5
