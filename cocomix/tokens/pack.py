@@ -244,8 +244,12 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-@cache
 def opened(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, once in each process, for `ids_of` and `spans_of`."""
+    """The tokenizer of a tokenizer.json, read once in each process, for `ids_of` and `spans_of`."""
+    return _opened(path.absolute(), path.stat().st_mtime_ns)
+
+
+@cache
+def _opened(path: Path, _changed: int) -> Tokenizer:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
     return plain(Tokenizer.from_file(str(path)))

@@ -47,7 +47,7 @@ def test_it_is_packed_like_the_corpus(
     tokens: Tokens, folder: Path, monkeypatch: pytest.MonkeyPatch, megabytes: float | None
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
-    monkeypatch.setattr("cocomix.evaluation.corpora._BATCH_BYTES", 100)
+    monkeypatch.setattr("cocomix.evaluation.corpus_files._BATCH_BYTES", 100)
     params = write(folder, [*DOCUMENTS, *SPECIAL]).model_copy(update={"megabytes": megabytes})
     (folder / "built").mkdir()
     files = FilesParams(paths=params.paths, text_field="body")

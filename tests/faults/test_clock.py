@@ -72,4 +72,4 @@ def test_files_dated_in_the_future_are_neither_made_again_nor_taken_for_others(
         os.utime(each, (tomorrow, tomorrow))
     assert changed(project) == set()
     project.change({"sae": {"k": 7}})
-    assert changed(project) == {"sae"}
+    assert changed(project) == {"sae", "report"}

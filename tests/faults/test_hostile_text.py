@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from cocomix.params import load
 from cocomix.plumbing.errors import UserError
 from flows import pipeline
-from flows.overrides import override
+from flows.overrides import assignments, override
 from flows.plan import plan
 from flows.preset import switch
 from flows.settings import settings, tasks
@@ -103,8 +103,7 @@ def test_no_parameter_with_a_form_is_any_text(key: str, text: str) -> None:
 def test_assignments_of_the_command_line_are_plain_yaml(text: str) -> None:
     before = there()
     with suppress(UserError):
-        (given,) = pipeline.command_line(["--set", f"report.title={text}"]).set
-        override(dict([pipeline._assignment(given)]))
+        override(assignments(pipeline.command_line(["--set", f"report.title={text}"]).set))
         load()
     assert there() == before
 

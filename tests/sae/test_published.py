@@ -126,9 +126,9 @@ def test_the_documented_commands_and_program_take_the_documented_autoencoders(
         assert (project / command.split()[2] / "cfg.json").exists()
     assert len(commands) == 2
     (program,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
-    found: dict[str, Any] = {"x": torch.randn(5, 32)}
+    found = dict[str, Any]()
     exec(program, found)
-    assert found["latents"].values.shape == (5, also["wide"]["k"])
+    assert found["latents"].values.shape == (len(found["x"]), load_sae(Artifact(project / "artifacts/sae")).config.k)
 
 
 def test_every_key_of_the_metrics_is_documented(project: Path) -> None:

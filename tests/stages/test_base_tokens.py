@@ -104,6 +104,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, value in {"DEVICE": "cpu", "PRECISION": "fp32", "WORKERS": "1", "MICRO_BATCH": "4"}.items():
             patch.setenv(f"COCOMIX_{name}", value)
         runtime.cache_clear()
+        shutil.copytree(ROOT / "presets", "presets")
         texts = [text[:1200] for text in list(topics.values())[:24]]
         texts[0] += " cafe\u0301 \U0001f600\U0001f468\u200d\U0001f469 \u654f\u6377 </s> <|endoftext|> \u2167 end"
         write_files(Path(), {f"texts/{number}.txt": text for number, text in enumerate(texts)})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -178,6 +179,7 @@ def preset(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
     runtime.cache_clear()
     with chdir(tmp_path):
+        shutil.copytree(ROOT / "presets", "presets")
         texts = [text[:2500] for text in list(topics.values())[:24]]
         write_files(Path(), {f"texts/{number}.txt": text for number, text in enumerate(texts)})
         tokenizer_like, model_like, published_like = TEACHERS[request.param]
