@@ -18,6 +18,7 @@ from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.efficiency import Spread, TrainingToReach
 from cocomix.report.tuning import Trial, Tuning
 from cocomix.statistics import CONFIDENCE, Interval
+from cocomix.tokens.visible import is_visible
 
 NAMES: dict[Method, str] = {
     "ntp": "Next-token prediction",
@@ -211,9 +212,7 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tu
     about = "; the intervals are about other documents and other seeds" if len(results) > 1 else ""
     chance = one_seed(results) or f"These are means of {count} seeds{about}."
     chosen = ["Loss weights were compared on the validation split; the final losses are of the test split."]
-    return " ".join(
-        [chance, *(chosen if tuned else []), *_counted(methods, pretrain), *_settings(methods, pretrain)]
-    )
+    return " ".join([chance, *(chosen if tuned else []), *_counted(methods, pretrain), *_settings(methods, pretrain)])
 
 
 def _counted(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
@@ -306,7 +305,7 @@ def visible(token: str) -> str:
     """The text of a token; symbols, if it consists of white space."""
     return (
         token
-        if token.strip()
+        if is_visible(token)
         else token.translate({ord(" "): "\N{OPEN BOX}", ord("\n"): "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"})
     )
 

@@ -45,7 +45,10 @@ def test_whether_mixing_helps_is_said_either_way(gap: Interval, said: str) -> No
         (conclusions.use_of_labels("cocomix", 4.1, 4.105, False), "CoCoMix does not use its labels"),
         (conclusions.use_of_labels("cocomix", 4.1, 4.3, False), "CoCoMix uses its labels"),
         (conclusions.use_of_labels("cocomix", 4.3, 4.1, True), "CoCoMix uses its labels"),
-        (conclusions.use_of_labels("cocomix", 4.3, 4.1, False), "CoCoMix does not benefit from its labels, which raise"),
+        (
+            conclusions.use_of_labels("cocomix", 4.3, 4.1, False),
+            "CoCoMix does not benefit from its labels, which raise",
+        ),
         (conclusions.mixture("cocomix", 4.1, 4.3), "CoCoMix needs the concepts that it mixes in"),
         (conclusions.mixture("cocomix", 4.1, 4.105), "CoCoMix does not need the concepts that it mixes in"),
         (conclusions.prediction("predicted", 5.2, 6.0), 'The form "predicted" predicts concepts from the text'),
@@ -108,6 +111,9 @@ def test_white_space_is_shown_only_where_there_is_nothing_else() -> None:
     assert [visible(each) for each in (" a", "\n", " \n")] == [" a", end, space + end]
 
 
+NAMELESS = 40
+
+
 class OfScores:
     """An atlas, as far as `read_cards` reads it."""
 
@@ -117,13 +123,16 @@ class OfScores:
     def scores(self) -> list[tuple[int, float | None, int]]:
         return [(number, *each) for number, each in enumerate(self._scores)]
 
+    def label(self, number: int) -> str:
+        return "" if number == NAMELESS else "a name"
+
     def concept(self, number: int) -> Any:
         return SimpleNamespace(contexts=[], _replace=lambda **_: number)
 
 
 def test_the_best_and_the_typical_names_are_shown_if_they_rest_on_enough() -> None:
     aucs = [0.5 + each / 100 for each in range(40)]
-    atlas: Any = OfScores([*((auc, LEAST) for auc in aucs), (1.0, LEAST - 1), (None, 0)])
+    atlas: Any = OfScores([*((auc, LEAST) for auc in aucs), (1.0, LEAST), (1.0, LEAST - 1), (None, 0)])
     cards = read_cards(atlas)
     assert cards.best == [39, 38, 37, 36]
     assert len(cards.typical) == SHOWN

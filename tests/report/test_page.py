@@ -109,19 +109,22 @@ def test_the_answer_with_what_it_costs_comes_first(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dropped", [{}, {"contaminated documents": 41, "near-duplicates": 1234}])
-def test_texts_of_the_tests_in_the_corpus_are_counted(folder: Path, dropped: dict[str, int]) -> None:
+def test_contaminated_documents_are_counted(folder: Path, dropped: dict[str, int]) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "Text of the tests in the corpus" not in html
+    assert "Contamination" not in html
     content = json.loads((path := Path("metrics/corpus.json")).read_text())
-    found = {"tasks.hellaswag": 40, "corpora.books": 0}
+    found = {
+        "tasks.hellaswag": {"documents": 40, "texts": 5000, "long_texts": 1200},
+        "corpora.books": {"documents": 0, "texts": 7, "long_texts": 7},
+    }
     path.write_text(json.dumps(content | {"dropped": dropped, "contaminated": found}))
     run(load())
     html = Path("artifacts/report/index.html").read_text()
-    for name, documents in found.items():
-        assert f"<code>{name}</code></th><td>{documents}</td>" in html
+    assert rows(html, "Task or corpus")["tasks.hellaswag"] == ["40", "1,200", "5,000"]
+    assert rows(html, "Task or corpus")["corpora.books"] == ["0", "7", "7"]
     text = " ".join(Page(html).text.split())
     assert ("left out of the corpus: 41 in all" in text) == ("1,234 near-duplicates" in text) == bool(dropped)
-    assert ("The corpus was not changed" in text) != bool(dropped)
+    assert ("They were only counted" in text) != bool(dropped)
 
 
 @pytest.mark.parametrize(
