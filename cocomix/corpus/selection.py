@@ -100,7 +100,8 @@ def select(
         dropped["near-duplicates"] += int(repeated.sum())
         chosen = _without(chosen, repeated)
     signatures.unlink()
-    return Selection(chosen, dropped, benchmarks and benchmarks.contamination(contaminated), first_beyond)
+    found_of = benchmarks.contamination(contaminated) if benchmarks else None
+    return Selection(chosen, dropped, found_of, first_beyond)
 
 
 def _without(

@@ -29,7 +29,7 @@ def _commit() -> str:
     # A repository around the project, which does not hold it, knows nothing of its code.
     if not _git("ls-files", "--", *CODE):
         return "unknown"
-    head = _git("rev-parse", "--short=12", "HEAD")
+    head = _git("rev-parse", "--verify", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=normal", "--", *CODE)
     return (head or "unknown") + (", changed since" if changed else "")
 
