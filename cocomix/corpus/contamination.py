@@ -1,7 +1,7 @@
 """Documents that contain a piece of a text to evaluate on: they share 13 words in a row with it.
 
-Runs of 13 words are the usual definition (Brown et al. 2020, arXiv 2005.14165, appendix C). Texts of fewer words are
-not looked for.
+The length of 13 words is GPT-3's (Brown et al. 2020, arXiv 2005.14165, appendix C). Texts of fewer words are not looked
+for.
 """
 
 from collections.abc import Iterable, Mapping
