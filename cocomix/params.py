@@ -172,9 +172,9 @@ class CorpusParams(Section):
 
     @property
     def used(self) -> dict[str, Any]:
-        """The parameters that the corpus depends on: without options that are off."""
-        options = ("near_duplicates", "decontaminate")
-        return self.model_dump(mode="json", exclude={each for each in options if getattr(self, each) is None})
+        """The parameters that the corpus depends on: without options that are off or only count."""
+        options = {"near_duplicates": self.near_duplicates is None, "decontaminate": self.decontaminate != "drop"}
+        return self.model_dump(mode="json", exclude={name for name, is_off in options.items() if is_off})
 
     @property
     def limit(self) -> tuple[str, float]:

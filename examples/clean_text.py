@@ -7,6 +7,7 @@
 It reads the folder `raw` (.jsonl, plain or compressed, with a field `text`) and writes `clean/text/*.jsonl.gz`. Then
 set `corpus.source: files` and `corpus.files.paths: [clean/text/*.jsonl.gz]`. datatrove has its own environment, because
 it needs other versions of libraries than the pipeline. A killed run continues with the tasks that are not complete.
+Complete tasks never run again: remove `clean` after a change of `raw`, of the filters or of `--tasks`.
 
 More filters go into `filters`, such as `LanguageFilter(["en"])`, which downloads its model. On a Slurm cluster, replace
 `LocalPipelineExecutor` by `SlurmPipelineExecutor`, which also takes the time and the partition of the jobs.

@@ -18,9 +18,9 @@ from flows.preset import content_of, sections, with_values
 def schema() -> JsonSchemaValue:
     """The JSON schema of overrides, any part of params.yaml, in the form that Prefect's form and server need.
 
-    A field's title is its key, `sae.k`, and its description ends with the value in params.yaml. There are no defaults,
-    because the form would fill them in, and only values that are given are overrides. Values of dotted keys, which the
-    form does not show, are unconstrained.
+    A field's title is its key, `sae.k`, and its description ends with the value in params.yaml at that time. There are
+    no defaults, because the form would fill them in, and only values that are given are overrides. Values of dotted
+    keys, which the form does not show, are unconstrained.
     """
     whole, now = Params.model_json_schema(), current()
     definitions = whole.pop("$defs")
@@ -37,7 +37,8 @@ def schema() -> JsonSchemaValue:
         if "title" in of:
             found["title"] = key
         if key in now:
-            found["description"] = f"{found.get('description', '')} Now: {json.dumps(now[key])}.".lstrip()
+            value = json.dumps(now[key], ensure_ascii=False)
+            found["description"] = f"{found.get('description', '')} When this form was made: {value}.".lstrip()
         if "properties" in of:  # `position` keeps the order: PostgreSQL, as the server's database, does not
             found["properties"] = {
                 name: part(inner, f"{key}.{name}".removeprefix(".")) | {"position": position}

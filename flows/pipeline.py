@@ -42,7 +42,7 @@ COMMON = (
     "sae.k",
 )
 """Parameters whose values the form shows."""
-_NOW = ", ".join(f"`{key}={json.dumps(now[key])}`" for key in COMMON if key in (now := current()))
+_NOW = ", ".join(f"`{key}={json.dumps(now[key], ensure_ascii=False)}`" for key in COMMON if key in (now := current()))
 Lines = Annotated[
     tuple[str, ...],
     WithJsonSchema(

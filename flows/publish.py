@@ -66,7 +66,7 @@ class StageProgress:
 
 def parameters(overrides: Mapping[str, Any], preset: str | None = None) -> None:
     """Show params.yaml as this run uses it."""
-    lines = [f"{key}: {json.dumps(value)}" for key, value in overrides.items()]
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
     given = "\n".join([f"preset: {preset}", *lines] if preset else lines)
     title = f"Given for this run:\n\n{_fenced(given)}\n\n" if given else ""
     with _if_possible():

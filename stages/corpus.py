@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cocomix.check.external import outside
-from cocomix.corpus.build import CorpusSummary, build, fingerprint
+from cocomix.check.external import corpus_inputs, outside
+from cocomix.corpus.build import CorpusSummary, build
 from cocomix.corpus.contamination import write_benchmarks
 from cocomix.corpus.splits import SPLITS
 from cocomix.params import CorpusParams, Params
@@ -33,8 +33,9 @@ def run(params: Params) -> None:
         sizes = {str(split): summary.splits[split]._asdict() for split in SPLITS}
         _say_what_is_little(params.corpus, summary)
         dropped = {"dropped": summary.dropped, "limited": summary.limited}
-        found = {} if summary.contaminated is None else {"contaminated": summary.contaminated}
-        metrics = sizes | {"sources": summary.sources} | dropped | found
+        metrics = sizes | {"sources": summary.sources} | dropped
+        if summary.contaminated is not None:
+            metrics["contaminated"] = {name: each._asdict() for name, each in summary.contaminated.items()}
         (work.side / "metrics.json").write_bytes(to_json(metrics))
         section = params.corpus
         hub = section.hub.model_dump(include={"dataset", "config", "revision"}) if section.source == "hub" else {}
@@ -43,10 +44,11 @@ def run(params: Params) -> None:
     produce(
         "corpus",
         ARTIFACTS / "corpus",
-        {"source": fingerprint(params.corpus), **outside("corpus.decontaminate", params)},
+        corpus_inputs(params),
         params.corpus.used,
         compute,
         side={"metrics.json": Path("metrics/corpus.json")},
+        side_only={"decontaminate": params.corpus.decontaminate, **outside("corpus.decontaminate", params)},
     )
 
 

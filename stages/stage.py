@@ -133,6 +133,7 @@ def produce(
     params: Mapping[str, Any],
     compute: Compute,
     side: Mapping[str, Path] | None = None,
+    side_only: Mapping[str, Any] | None = None,
 ) -> None:
     """Make one artifact, resuming from the work of an earlier process.
 
@@ -142,13 +143,14 @@ def produce(
         compute: does the work in the given `Work`, and returns the facts for the manifest's `about`.
         side: see `Work`. A file `metrics.json` gets the keys `artifact`, the artifact's digest, and `usage`, the
             resources used.
+        side_only: see `Work`.
 
     Raises:
         UserError: when the inputs do not belong together, or a declared file is missing at the end.
     """
     check_origins(inputs)
     digests = {name: each if isinstance(each, str) else each.digest for name, each in inputs.items()}
-    with Work(stage, out, digests, params, side) as work:
+    with Work(stage, out, digests, params, side, side_only) as work:
         if _reads:
             work.confirm_inputs = _reads.check_files
         if not work.finished:

@@ -122,6 +122,14 @@ def outside(key: str, params: Params) -> dict[str, str]:
     return {} if found is None else {key: found}
 
 
+def corpus_inputs(params: Params) -> dict[str, str]:
+    """The inputs of the corpus: its source, and the texts whose pieces are dropped from it."""
+    from cocomix.corpus.build import fingerprint
+
+    dropped = outside("corpus.decontaminate", params) if params.corpus.decontaminate == "drop" else {}
+    return {"source": fingerprint(params.corpus), **dropped}
+
+
 def digests(params: Params) -> dict[str, str | None]:
     """`digest_of` for all keys."""
     return {key: digest_of(key, params) for key in KEYS}

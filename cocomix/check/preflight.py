@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cocomix.check.external import outside
+from cocomix.check.external import corpus_inputs
 from cocomix.params import LAYERS, Params, Site
 from cocomix.plumbing.errors import UserError, install
 from cocomix.shapes.pretrained import check_pretrained
@@ -201,12 +201,10 @@ def _check_steer(params: Params) -> None:
     if math.isfinite(most):
         check_validation_windows(params, int(most / BYTES_OF_A_TOKEN / params.tokenize.context))
     windows = _validation_windows_here(params)
-    if windows is not None and params.steer.windows > windows:
-        from cocomix.corpus.build import fingerprint
-
-        inputs = {"source": fingerprint(params.corpus), **outside("corpus.decontaminate", params)}
-        if _manifest("corpus")["inputs"] == inputs:
-            check_validation_windows(params, windows)
+    if windows is None or windows >= params.steer.windows:
+        return
+    if _manifest("corpus")["inputs"] == corpus_inputs(params):
+        check_validation_windows(params, windows)
 
 
 def _validation_windows_here(params: Params) -> int | None:

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from cocomix.corpus.contamination import Contamination
 from cocomix.corpus.files import FileRow, document_of, files_digest, find_files, read_rows
 from cocomix.corpus.hub import read_hub
 from cocomix.corpus.installed import InstalledDocs, read_installed_docs, split_groups, versions
@@ -31,8 +32,8 @@ class CorpusSummary(NamedTuple):
     """Packages, files or datasets read."""
     dropped: Mapping[str, int]
     """Number of dropped items by kind."""
-    contaminated: Mapping[str, int] | None
-    """Number of documents that contain a piece of each benchmark; None: they were not looked for."""
+    contaminated: Mapping[str, Contamination] | None
+    """Documents that contain a piece of each benchmark; None: they were not looked for."""
     limited: bool
     """Whether corpus.megabytes left out the rest of the source."""
 

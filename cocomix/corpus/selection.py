@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cocomix.corpus.contamination import read_benchmarks
+from cocomix.corpus.contamination import Contamination, read_benchmarks
 from cocomix.corpus.near_duplicates import VALUES, repeats
 from cocomix.corpus.parts import Marks, read_part, read_signatures
 from cocomix.corpus.splits import SPLITS, Split
@@ -25,8 +25,8 @@ class Selection(NamedTuple):
     """For each part its file, the rows to keep, and of each row its split, as an index of `SPLITS`."""
     dropped: Counter[str]
     """Number of dropped documents by kind."""
-    contaminated: dict[str, int] | None
-    """Number of documents with a piece of each benchmark, dropped or not; None: they were not looked for."""
+    contaminated: dict[str, Contamination] | None
+    """Documents with a piece of each benchmark, dropped or not, within the limit; None: they were not looked for."""
     first_beyond: tuple[str, int] | None
     """Source and bytes of the first document beyond the limit."""
 
@@ -54,8 +54,8 @@ def select(
     seen = set[int]()
     kept = array("Q")
     dropped = Counter[str]({"contaminated documents": 0} if params.decontaminate == "drop" else {})
-    benchmarks = read_benchmarks(marks.benchmarks).names if marks.benchmarks else []
-    contaminated = Counter[str](dict.fromkeys(benchmarks, 0))
+    benchmarks = read_benchmarks(marks.benchmarks) if marks.benchmarks else None
+    contaminated = Counter[int]()
     chosen: list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]] = []
     first_beyond = None
     _, left = params.limit
@@ -75,14 +75,16 @@ def select(
                     dropped["repeated documents"] += 1
                     continue
                 seen.add(digest)
-                contaminated.update(benchmarks[piece] for piece in pieces)
-                if pieces and params.decontaminate == "drop":
-                    dropped["contaminated documents"] += 1
-                    continue
-                left -= size
+                is_dropped = pieces and params.decontaminate == "drop"
+                if not is_dropped:
+                    left -= size
                 if left < 0:
                     first_beyond = (read_part(path, "source")["source"][row].as_py(), size)
                     break
+                contaminated.update(pieces)
+                if is_dropped:
+                    dropped["contaminated documents"] += 1
+                    continue
                 rows.append(row)
                 splits.append(SPLITS.index(assign(digest, group)))
                 kept.append(digest)
@@ -98,7 +100,8 @@ def select(
         dropped["near-duplicates"] += int(repeated.sum())
         chosen = _without(chosen, repeated)
     signatures.unlink()
-    return Selection(chosen, dropped, dict(contaminated) if marks.benchmarks else None, first_beyond)
+    found_of = benchmarks.contamination(contaminated) if benchmarks else None
+    return Selection(chosen, dropped, found_of, first_beyond)
 
 
 def _without(

@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cocomix.base.hooks import residual_at
 from cocomix.evaluation.language_model import windows_at_once
 from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.plumbing.device import device, send
+from cocomix.tokens.spaced import spaced
+from cocomix.tokens.visible import is_visible
 from cocomix.tokens.window_data import WindowData
 from cocomix.training.losses import NO_LABEL
 
@@ -45,8 +46,8 @@ def choose_examples(model: CoCoMixLanguageModel, data: WindowData, texts: Sequen
     model.eval().to(device())
     (count, context), m = data.windows.shape, data.labels.per_position
     rows = spaced(count, EXAMPLES)
-    is_visible = np.array([bool(each.strip()) for each in texts])[data.windows[rows][:, : 3 * context // 4 + 1]]
-    positions = torch.from_numpy(3 * context // 4 - is_visible[:, ::-1].argmax(1))
+    can_be_seen = np.array([is_visible(each) for each in texts])[data.windows[rows][:, : 3 * context // 4 + 1]]
+    positions = torch.from_numpy(3 * context // 4 - can_be_seen[:, ::-1].argmax(1))
     examples = []
     at_once = windows_at_once(EXAMPLES, context, model.config)
     for start in range(0, len(rows), at_once):
@@ -75,8 +76,3 @@ def choose_examples(model: CoCoMixLanguageModel, data: WindowData, texts: Sequen
             )
         ]
     return examples
-
-
-def spaced(count: int, most: int) -> NDArray[np.int64]:
-    """The indices of at most `most` evenly spaced items of `count`, the first and the last included."""
-    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))

@@ -27,6 +27,7 @@ from cocomix.plumbing.device import device, send
 from cocomix.plumbing.distributed import totals
 from cocomix.plumbing.parts import Summing
 from cocomix.plumbing.progress import progress
+from cocomix.tokens.spaced import spaced
 from cocomix.tokens.window_data import WindowData
 from cocomix.training.losses import NO_LABEL
 
@@ -105,7 +106,7 @@ def score_mixing(
     model.eval().to(device())
     assert data.labels is not None
     (count, context), m = data.windows.shape, data.labels.per_position
-    sample = np.unique(np.linspace(0, count - 1, windows).astype(np.int64))
+    sample = spaced(count, windows)
     turns = np.random.default_rng(0).random((len(sample), context, m), dtype=np.float32)
     mine = shares(len(sample), windows_at_once(batch_size, context, model.config))
     total = torch.zeros(model.config.hidden_size, dtype=torch.float64)

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from cocomix.evaluation.examples import spaced
 from cocomix.plumbing.device import device
+from cocomix.tokens.spaced import spaced
 
 PROMPTS = 3
 PROMPT_TOKENS, NEW_TOKENS = 24, 48

@@ -31,7 +31,7 @@ def _schema(**columns: Any) -> pa.Schema:
 
 CONCEPTS_SCHEMA = _schema(
     concept=pa.int32(),
-    label=pa.string(),  # empty: the concept never fired
+    label=pa.string(),  # empty: the concept never fired, or nothing tells where
     labeller=pa.string(),  # tokens | model
     auc=pa.float32(),  # of the label on held-out text; null: the concept does not fire there
     balanced_accuracy=pa.float32(),
@@ -121,7 +121,7 @@ class Card(NamedTuple):
 
     concept: int
     label: str
-    """Empty: the concept never fired."""
+    """Empty: the concept never fired, or no token is more frequent where it fires than elsewhere."""
     labeller: Literal["tokens", "model"]
     auc: float | None
     """How well the label separates held-out firings from other positions; 0.5: chance, None: no held-out firings."""

@@ -42,6 +42,7 @@ from cocomix.plumbing.parts import Advance, in_parts
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.base_tokens import BaseTokens
+from cocomix.tokens.visible import is_visible
 from cocomix.tokens.windows import Split, Tokens
 
 POOL = 4
@@ -123,7 +124,7 @@ def _write(
     concepts = sae.config.concepts
     cues_at = partial(cues_at_places, tokens, "train", params.before)
     rates = background_rates(train.tokens, cues_at(train.background))
-    visible = torch.tensor([bool(each.strip()) for each in texts])
+    visible = torch.tensor([is_visible(each) for each in texts])
     cues = best_cues(train.sample, cues_at, rates, visible, concepts, params.label_tokens)
     labels = [label_of(each, texts) for each in cues.numbers.tolist()]
     labellers = ["tokens"] * concepts

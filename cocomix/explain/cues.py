@@ -3,7 +3,8 @@
 A cue is a token at a relative place: `at` the firing, right before it (it fires `after` the token), right after it (it
 fires `before` the token, which the concept cannot see but may predict), or `near`, anywhere earlier in the context.
 Cues are ranked by how much more often they occur at the concept's firings than in the whole text and than at other
-concepts' firings. Concepts that would have the same label each get one more cue, by which they differ from each other.
+concepts' firings. Where concepts would have the same label, each gets the cue by which it differs most from the others,
+if there is one: as one more, or instead of its weakest.
 """
 
 import json
@@ -156,7 +157,7 @@ def _tell_apart(
 ) -> None:
     """Give each concept that shares all its cues with others the cue by which it differs most from them, in place.
 
-    The cue takes a free column, or that of the weakest cue.
+    The cue takes a free column, or that of the weakest cue. It is more frequent than in the whole text too.
     """
     _, group, members = torch.unique(numbers.sort(1).values, dim=0, return_inverse=True, return_counts=True)
     is_twin = (members[group] > 1) & (numbers[:, 0] >= 0)
@@ -165,6 +166,7 @@ def _tell_apart(
     counts = _Counts(*map(torch.cat, zip(*_counted(twins, cues_at, sizes, len(rates)), strict=True)))
     keys, inverse = torch.unique(group[counts.concepts] * len(rates) + counts.cues, return_inverse=True)
     usual = inverse.bincount(counts.shares, minlength=len(keys))[inverse] / members[group[counts.concepts]]
+    usual = torch.maximum(rates[counts.cues], usual)
     scores = _scores(counts, usual, factors)
     scores[(numbers[counts.concepts] == counts.cues[:, None]).any(1)] = 0
     rows, _ = best_of_each(counts.concepts, scores, 1)

@@ -4,8 +4,8 @@ An artifact is a directory with a `manifest.json`, which is written last. It nam
 digests of its inputs, and the rows, bytes and digest of every file. It holds no time and no host name: the same inputs
 give the same bytes. `Artifact` reads one and refuses a missing, short or altered file.
 
-`Work` makes one. A stage works in `artifacts/.work/<stage>/<key>/`. The key covers parameters, input digests and code,
-so only the same work resumes from what a killed process left:
+`Work` makes one. A stage works in `artifacts/.work/<stage>/<key>/`. The key covers parameters, input digests and code
+(and what only its metrics depend on), so only the same work resumes from what a killed process left:
 
     files/      finished files, each written under a temporary name, synced, renamed, and entered in journal.jsonl
     side/       small files for other places (metrics, plots), which may hold times
@@ -203,6 +203,7 @@ class Work:
         inputs: digests by name.
         params: the parameters that the result depends on.
         side: target path of each file in `side/`, by name; `publish` copies them there.
+        side_only: what these files depend on and the artifact does not, as JSON values.
 
     Raises:
         UserError: when another job holds the stage.
@@ -215,12 +216,15 @@ class Work:
         inputs: Mapping[str, str],
         params: Mapping[str, Any],
         side: Mapping[str, Path] | None = None,
+        side_only: Mapping[str, Any] | None = None,
         root: Path = ROOT,
     ) -> None:
         self.stage, self.out, self._side_targets = stage, out, dict(side or {})
         self.inputs, self._params = dict(inputs), dict(params)
         self._fingerprint = digest_of_json({"stage": stage, "inputs": self.inputs, "params": self._params})
-        key = digest_of_json({"fingerprint": self._fingerprint, "code": _digest_of_program()})[:16]
+        key = digest_of_json(
+            {"fingerprint": self._fingerprint, "code": _digest_of_program(), "side": dict(side_only or {})}
+        )[:16]
         self._home = root / stage
         self.path = self._home / key
         self.confirm_inputs: Callable[[], None] = lambda: None

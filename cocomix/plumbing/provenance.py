@@ -11,7 +11,7 @@ from pathlib import Path
 from cocomix.plumbing.runtime import runtime
 
 CODE = ("cocomix", "stages", "params.yaml")
-"""What `provenance` compares with the commit."""
+"""What `provenance` compares with the commit, untracked files included."""
 
 
 def provenance() -> dict[str, str]:
@@ -26,19 +26,20 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    head = _git("rev-parse", "--short=12", "HEAD")
-    if head is None or head.returncode:
+    # A repository around the project, which does not hold it, knows nothing of its code.
+    if not _git("ls-files", "--", *CODE):
         return "unknown"
-    changed = _git("diff", "--quiet", "HEAD", "--", *CODE)
-    return head.stdout.strip() + (", changed since" if changed and changed.returncode else "")
+    head = _git("rev-parse", "--verify", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=normal", "--", *CODE)
+    return (head or "unknown") + (", changed since" if changed else "")
 
 
-def _git(*arguments: str) -> "subprocess.CompletedProcess[str] | None":
-    """None: git is not installed."""
+def _git(*arguments: str) -> str:
+    """The output; empty where git fails or is not installed."""
     try:
-        return subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, text=True)
+        return subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, text=True).stdout.strip()
     except OSError:
-        return None
+        return ""
 
 
 def _machine() -> str:
@@ -52,4 +53,4 @@ def _machine() -> str:
 
     from cocomix.plumbing.device import device
 
-    return f"{torch.cuda.get_device_name(device())}; {cores}" if device().type == "cuda" else cores
+    return f"{torch.cuda.get_device_name(device())}, {cores}" if device().type == "cuda" else cores

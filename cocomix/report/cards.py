@@ -22,12 +22,16 @@ class Cards(NamedTuple):
 
 
 def read_cards(atlas: Atlas) -> Cards:
-    """Choose concepts by the AUC of their names, among those with at least `LEAST` held-out firings.
+    """Choose concepts by the AUC of their names, among those with a name and at least `LEAST` held-out firings.
 
     Raises:
         UserError: when the atlas is damaged.
     """
-    scored = sorted((-auc, number) for number, auc, held_out in atlas.scores() if auc is not None and held_out >= LEAST)
+    scored = sorted(
+        (-auc, number)
+        for number, auc, held_out in atlas.scores()
+        if auc is not None and held_out >= LEAST and atlas.label(number)
+    )
     best = [number for _, number in scored[:SHOWN]]
     first = max(SHOWN, (len(scored) - SHOWN) // 2)
     typical = [number for _, number in scored[first : first + SHOWN]]

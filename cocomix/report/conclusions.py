@@ -5,23 +5,29 @@ Each conclusion is a function of the figures that it rests on. A loss is in nats
 
 from collections.abc import Sequence
 
-from cocomix.params import CocomixParams, PretrainParams
+from cocomix.params import AttributionParams, CocomixParams, PretrainParams
 from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.concepts import mean_concepts
 from cocomix.report.documents import difference
 from cocomix.report.facts import Pipeline
-from cocomix.report.wording import inside, name_of, within
+from cocomix.report.wording import inside, labels_may_hurt, name_of, subject, within
 from cocomix.statistics import CONFIDENCE, Interval
 from cocomix.steering.averages import Sweep
 
 EQUAL = 0.01
 """Differences between losses of one model that are at most this large count as none: nats per token."""
+SAME_COST = 0.05
+"""Share of the baseline's compute by which two costs differ at most to count as equal."""
 HARDLY = 0.6
 """AUC up to which the name of a concept hardly tells where it fires; chance is 0.5."""
 
 
 def conclusions(
-    results: Sequence[MethodResult], pretrain: PretrainParams, pipeline: Pipeline, sweeps: Sequence[Sweep]
+    results: Sequence[MethodResult],
+    pretrain: PretrainParams,
+    attribution: AttributionParams,
+    pipeline: Pipeline,
+    sweeps: Sequence[Sweep],
 ) -> list[str]:
     """All conclusions of a run, those on the comparison first."""
     by_method = {each.method: each for each in results}
@@ -42,7 +48,8 @@ def conclusions(
             said.append(prediction(result.method, concepts.cross_entropy, pipeline.attribution.frequency_loss))
             if mixed := concepts.mixing:
                 said.append(mixture(result.method, mixed.as_it_is, mixed.shuffled))
-                said.append(use_of_labels(result.method, mixed.fed_by_uncertainty[-1], mixed.fed_others))
+                fed, others = mixed.fed_by_uncertainty[-1], mixed.fed_others
+                said.append(use_of_labels(result.method, fed, others, labels_may_hurt(attribution)))
     said += [steered(each.name.removesuffix("_set"), each) for each in sweeps if each.name.endswith("_set")]
     said.append(names(pipeline.explain.auc))
     return said
@@ -54,13 +61,13 @@ def against(method: str, other: str, gap: Interval) -> str:
     Args:
         gap: the method's loss minus the other's.
     """
-    first, second = name_of(method), inside(other)
+    first, second = subject(method), inside(other)
     if not gap.excludes_zero:
         return f"{first} and {second} end at test losses that these documents do not tell apart ({_interval(gap)})."
     if gap.mean < 0:
         return f"{first} ends at a lower test loss than {second}, by {-gap.mean:.3f} nats ({_interval(gap)})."
     return (
-        f"{name_of(other)} is ahead of {inside(method)}: its test loss is {gap.mean:.3f} nats lower ({_interval(gap)})."
+        f"{subject(other)} is ahead of {inside(method)}: its test loss is {gap.mean:.3f} nats lower ({_interval(gap)})."
     )
 
 
@@ -73,7 +80,7 @@ def mixing(gap: Interval, predicting: str) -> str:
     """
     if not gap.excludes_zero:
         return (
-            f"Mixing concepts in makes no difference to the test loss that these documents show: CoCoMix minus "
+            "Mixing concepts in makes no difference to the test loss that these documents show: CoCoMix minus "
             f"{predicting}, which only predicts them, is within {within(gap, '.3f')} nats."
         )
     if gap.mean < 0:
@@ -85,12 +92,17 @@ def mixing(gap: Interval, predicting: str) -> str:
 
 
 def whole_cost(method: str, ratio: float) -> str:
-    """Whether a method saves compute once its supervision counts.
+    """Whether a method saves compute once its supervision counts, by more than `SAME_COST`.
 
     Args:
         ratio: compute to reach the baseline's final loss, supervision included, over the baseline's.
     """
-    name, other = name_of(method), inside(BASELINE)
+    name, other = subject(method), inside(BASELINE)
+    if abs(ratio - 1) <= SAME_COST:
+        return (
+            f"{name} takes about the same compute as {other} for the same loss, once its supervision counts: "
+            f"{ratio:.2f} times as much."
+        )
     if ratio < 1:
         return f"{name} saves compute, even with its supervision: {ratio:.2f} times that of {other} for the same loss."
     return (
@@ -103,8 +115,8 @@ def prediction(method: str, cross_entropy: float, frequency_loss: float) -> str:
     """Whether a model predicts its labels better than their frequencies do."""
     figures = f"cross-entropy {cross_entropy:.2f}, by frequency alone {frequency_loss:.2f} nats"
     if cross_entropy < frequency_loss - EQUAL:
-        return f"{name_of(method)} predicts concepts from the text ({figures})."
-    return f"{name_of(method)} predicts concepts no better than their frequencies do ({figures})."
+        return f"{subject(method)} predicts concepts from the text ({figures})."
+    return f"{subject(method)} predicts concepts no better than their frequencies do ({figures})."
 
 
 def mixture(method: str, own: float, others: float) -> str:
@@ -116,28 +128,36 @@ def mixture(method: str, own: float, others: float) -> str:
     """
     figures = f"loss {own:.3f}, with the concepts of other text {others:.3f}"
     if others - own > EQUAL:
-        return f"{name_of(method)} needs the concepts that it mixes in ({figures})."
-    return f"{name_of(method)} does not need the concepts that it mixes in ({figures})."
+        return f"{subject(method)} needs the concepts that it mixes in ({figures})."
+    return f"{subject(method)} does not need the concepts that it mixes in ({figures})."
 
 
-def use_of_labels(method: str, own: float, others: float) -> str:
+def use_of_labels(method: str, own: float, others: float, may_hurt: bool) -> str:
     """Whether a model reads the labels that are fed to it.
 
     Args:
         own: its loss with the labels of its text fed in.
         others: its loss with those of another text.
+        may_hurt: whether a loss that rises shows that the model uses them: see `labels_may_hurt`.
     """
     figures = f"loss {own:.3f} with its text's labels fed in, {others:.3f} with another text's"
     if abs(own - others) <= EQUAL:
-        return f"{name_of(method)} does not use its labels ({figures})."
-    return f"{name_of(method)} uses its labels ({figures})."
+        return f"{subject(method)} does not use its labels ({figures})."
+    if own > others and not may_hurt:
+        return f"{subject(method)} does not benefit from its labels, which raise its loss ({figures})."
+    return f"{subject(method)} uses its labels ({figures})."
 
 
 def steered(method: str, sweep: Sweep) -> str:
-    """Whether the strongest edit of a concept raises its own tokens more than the edits of other concepts do."""
+    """Whether the strongest edit of a concept raises its own tokens, and more than the edits of other concepts do."""
     last = sweep.effects[-1]
     name = "the base model" if method == "base" else name_of(method)
-    gap = last.log_ratio.difference
+    own, gap = last.log_ratio.own, last.log_ratio.difference
+    if gap.low > 0 and own.low <= 0:
+        return (
+            f"Raising a concept in {name} keeps its own tokens likelier than raising another one does, but does not "
+            f"make them likelier than no edit, as far as the {sweep.concepts} concepts show that were tried."
+        )
     if gap.low > 0:
         return f"Raising a concept in {name} makes its own tokens likelier, more than raising another one does."
     return (

@@ -64,6 +64,16 @@ class SplitText(Facts):
     bytes: int
 
 
+class ContaminationFacts(Facts):
+    """Documents of the corpus that contain a piece of a task or corpus."""
+
+    documents: int
+    texts: int
+    """Texts of the task or corpus."""
+    long_texts: int
+    """Those of at least 13 words, which alone can be found."""
+
+
 class CorpusFacts(StageFacts):
     """metrics/corpus.json."""
 
@@ -75,8 +85,8 @@ class CorpusFacts(StageFacts):
     """Whether a limit of megabytes left out text."""
     dropped: dict[str, int] = {}
     """Number of documents or paragraphs left out, by kind."""
-    contaminated: dict[str, int] | None = None
-    """Number of documents with a piece of each task and corpus; None: they were not looked for."""
+    contaminated: dict[str, ContaminationFacts] | None = None
+    """By task and corpus; None: they were not looked for."""
 
 
 class SplitTokens(Facts):

@@ -18,6 +18,7 @@ from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.efficiency import Spread, TrainingToReach
 from cocomix.report.tuning import Trial, Tuning
 from cocomix.statistics import CONFIDENCE, Interval
+from cocomix.tokens.visible import is_visible
 
 NAMES: dict[Method, str] = {
     "ntp": "Next-token prediction",
@@ -31,6 +32,11 @@ NAMES: dict[Method, str] = {
 def name_of(method: str) -> str:
     """The name of a method for people; a form's is its own."""
     return NAMES.get(method, method)  # type: ignore[call-overload]
+
+
+def subject(method: str) -> str:
+    """A method's name at the beginning of a sentence."""
+    return NAMES.get(method, f'The form "{method}"')  # type: ignore[call-overload]
 
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -105,7 +111,6 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
         if not others:
             return []
         answers = [_answer(each, baseline) for each in sorted(others, key=lambda each: each.method != "cocomix")]
-        answers[0] = answers[0]._replace(headline=f"{answers[0].headline}{one_seed(len(baseline.runs))}")
         best = min(results, key=_test_loss)
         if len(others) > 1:
             lowest = f"The lowest test loss of all is that of {inside(best.method)}, {_test_loss(best):.3f}."
@@ -117,24 +122,26 @@ def answers(results: Sequence[MethodResult]) -> list[Answer]:
     losses = ", ".join(f"{inside(each.method)} at {_test_loss(each):.3f}" for each in rest)
     return [
         Answer(
-            f"{name_of(best.method)} ended at a test loss of {_test_loss(best):.3f}, {losses}."
-            f"{one_seed(len(best.runs))}",
+            f"{subject(best.method)} ended at a test loss of {_test_loss(best):.3f}, {losses}.",
             f"{name_of(BASELINE)}, with which they would be compared, was not trained.",
         )
     ]
 
 
-def one_seed(seeds: int) -> str:
-    """What intervals of a single seed leave out; empty: there are several seeds."""
-    return "" if seeds > 1 else " This is one seed: its intervals are not about other seeds or other machines."
+def one_seed(results: Sequence[MethodResult]) -> str:
+    """A sentence on what the intervals of a single seed leave out; empty: there are several seeds."""
+    if len(results[0].runs) > 1:
+        return ""
+    about = ": its intervals are about which documents are read, not about other seeds or other machines"
+    return f"This is one seed{about if len(results) > 1 else ''}."
 
 
 def _answer(result: MethodResult, baseline: MethodResult) -> Answer:
-    name, other = name_of(result.method), inside(BASELINE)
+    name, other = subject(result.method), inside(BASELINE)
     saving, ours, theirs = result.saving, result.runs[0].training, baseline.runs[0].training
     assert saving is not None
     cost = ours.flops_per_token / theirs.flops_per_token
-    compute = f"It needs {cost:.2f} times the training FLOPs per token"
+    compute = f"{name} needs {cost:.2f} times the training FLOPs per token"
     if saving.spent:
         headline = (
             f"{name} reached the final validation loss of {other} after {si(saving.spent.tokens.mean)} of "
@@ -202,15 +209,10 @@ def _test_loss(result: MethodResult) -> float:
 def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tuning | None) -> str:
     """Notes on all answers: how certain they are, which costs they include, how settings differ from the paper."""
     count, methods = len(results[0].runs), [each.method for each in results]
-    if count > 1:
-        chance = f"These are means of {count} seeds"
-        chance += "; the intervals are about other documents and other seeds" if len(results) > 1 else ""
-    else:
-        chance = "The intervals are about which documents are read" if len(results) > 1 else "This is one seed"
+    about = "; the intervals are about other documents and other seeds" if len(results) > 1 else ""
+    chance = one_seed(results) or f"These are means of {count} seeds{about}."
     chosen = ["Loss weights were compared on the validation split; the final losses are of the test split."]
-    return " ".join(
-        [f"{chance}.", *(chosen if tuned else []), *_counted(methods, pretrain), *_settings(methods, pretrain)]
-    )
+    return " ".join([chance, *(chosen if tuned else []), *_counted(methods, pretrain), *_settings(methods, pretrain)])
 
 
 def _counted(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
@@ -275,6 +277,11 @@ def labels(attribution: AttributionParams) -> str:
     return f"those whose absence would {change} the base model's loss on {where} the most"
 
 
+def labels_may_hurt(attribution: AttributionParams) -> bool:
+    """Whether labels are concepts with which the base model predicts the text worse."""
+    return attribution.score != "activation" and attribution.sign == "released"
+
+
 def fed_labels(attribution: AttributionParams) -> str:
     """Sentences on how to interpret the loss of a model with labels supplied."""
     if attribution.score == "activation":
@@ -282,7 +289,7 @@ def fed_labels(attribution: AttributionParams) -> str:
             "They are what the autoencoder finds in the text so far, which the model has read too. The model uses its "
             "concepts if the loss is lower than with other text's labels."
         )
-    if attribution.sign == "released":
+    if labels_may_hurt(attribution):
         return (
             "Without these concepts the base model would predict the following text better, so the loss may well rise. "
             "The model uses its concepts if the loss changes differently than with other text's labels. This does not "
@@ -298,7 +305,7 @@ def visible(token: str) -> str:
     """The text of a token; symbols, if it consists of white space."""
     return (
         token
-        if token.strip()
+        if is_visible(token)
         else token.translate({ord(" "): "\N{OPEN BOX}", ord("\n"): "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"})
     )
 
@@ -363,7 +370,7 @@ def forms_say(pretrain: PretrainParams) -> list[str]:
     for name in pretrain.methods:
         if name in pretrain.forms:
             changes = ", ".join(_differences(cocomix, pretrain.forms[name].model_dump(mode="json")))
-            said.append(f"{name} is CoCoMix with {changes}." if changes else f"{name} is CoCoMix as it is.")
+            said.append(f"{subject(name)} is CoCoMix {f'with {changes}' if changes else 'as it is'}.")
     return said
 
 
@@ -378,15 +385,20 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any], before: st
     return found
 
 
+NAMED = "pretrain.forms"
+"""The section whose keys are names that users choose, among those that `changed` compares."""
+
+
 def changed(params: Mapping[str, Any], shipped: Mapping[str, Any], before: str = "") -> list[tuple[str, str, str]]:
     """The parameters that differ from the shipped ones: key, value and shipped value, as JSON.
 
     Args:
-        shipped: nested like `params`; keys that it lacks are not compared.
+        shipped: nested like `params`; keys that it lacks are not compared, except for those in `NAMED`.
     """
     found = list[tuple[str, str, str]]()
-    for key, value in shipped.items():
-        own = params.get(key)
+    added = [key for key in params if key not in shipped] if before == f"{NAMED}." else []
+    for key in [*shipped, *added]:
+        own, value = params.get(key), shipped.get(key)
         if isinstance(value, Mapping) and isinstance(own, Mapping):
             found += changed(own, value, f"{before}{key}.")
         elif own != value:

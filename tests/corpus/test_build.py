@@ -189,6 +189,23 @@ def test_parts_shared_by_processes_make_the_same_bytes(
         assert (shared / f"{split}.parquet").read_bytes() == (out / f"{split}.parquet").read_bytes()
 
 
+def test_an_error_in_one_of_several_processes_is_named_there_and_the_others_keep_their_parts(
+    out: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl("a.jsonl", TEXTS)
+    Path("a.jsonl").write_text("{\n" + Path("a.jsonl").read_text())  # in the first part, which the first process reads
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    monkeypatch.setenv("RANK", "1")
+    assert build(params_of(["a.jsonl"]), out) is None
+    kept = {path.name for path in (out / "parts").glob("*.arrow")}
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=r"a\.jsonl:1: not valid JSON"):
+        build(params_of(["a.jsonl"]), out)
+    assert "000001.arrow" in kept <= {path.name for path in (out / "parts").iterdir()}
+    assert not (out / "parts/000000.arrow").exists()
+
+
 def test_of_a_source_that_may_not_be_needed_whole_the_first_process_reads_all(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

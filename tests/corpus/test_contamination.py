@@ -1,3 +1,4 @@
+import json
 import random
 from pathlib import Path
 
@@ -59,9 +60,28 @@ def test_planted_pieces_are_counted_and_dropped_by_option(
         | {"decontaminate": option}
     )
     (out := folder / "out").mkdir()
-    summary = build(params, out, benchmarks_of(folder, planted=tests, other=[" ".join(words_of(77, 40))]))
+    benchmarks = benchmarks_of(folder, planted=[*tests, "too short"], other=[" ".join(words_of(77, 40))])
+    summary = build(params, out, benchmarks)
     assert summary
-    assert summary.contaminated == {"planted": 15, "other": 0}
+    assert summary.contaminated == {"planted": (15, 11, 10), "other": (0, 1, 1)}
     dropped = 15 if option == "drop" else 0
     assert sum(size.documents for size in summary.splits.values()) == 100 - dropped
     assert summary.dropped == ({"contaminated documents": 15} if dropped else {})
+
+
+def test_documents_beyond_the_limit_are_not_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCOMIX_WORKERS", "1")
+    test = words_of(0, 20)
+    Path("data.jsonl").write_text(
+        "".join(json.dumps({"text": " ".join([*words_of(1000 + each, 50), *test])}) + "\n" for each in range(100))
+    )
+    params = CorpusParams.model_validate(
+        {"source": "files", "files": FilesParams(paths=["*.jsonl"]), "validation_share": 0.2, "test_share": 0.2}
+        | {"decontaminate": "count", "megabytes": 0.02}
+    )
+    (out := folder / "out").mkdir()
+    summary = build(params, out, benchmarks_of(folder, planted=[" ".join(test)]))
+    assert summary
+    assert summary.contaminated
+    kept = sum(size.documents for size in summary.splits.values())
+    assert summary.contaminated["planted"].documents == kept < 100

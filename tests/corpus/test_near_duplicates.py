@@ -53,6 +53,23 @@ def test_words_do_not_depend_on_case_signs_and_spaces() -> None:
     assert len(word_hashes("x" * 200)) == 4
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("漢字かなラーメン、abc", 9),
+        ("한국어 텍스트", 2),
+        ("กำลังกินข้าว", 9),
+        ("ຂ້ອຍ", 3),
+        ("ខ្មែរ", 3),
+        ("မြန်မာ", 3),
+        ("हिन्दी में", 2),
+        ("cafe\N{COMBINING ACUTE ACCENT} noir", 2),
+    ],
+)
+def test_marks_belong_to_their_letters_and_letters_without_spaces_are_words(text: str, words: int) -> None:
+    assert len(word_hashes(text)) == words
+
+
 def test_the_words_of_a_long_text_are_those_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"{text_of(0)}... {'x' * 500} {text_of(1)}"
     whole = word_hashes(text).tolist()

@@ -69,6 +69,18 @@ def test_concepts_that_fire_at_the_same_token_are_told_apart_by_where_they_diffe
     assert cues.numbers[:2].tolist() == [[AFTER + 0], [AFTER + 1]]
 
 
+def test_a_cue_that_is_rarer_than_in_the_text_tells_no_concepts_apart() -> None:
+    concepts = [each for each in range(10) for _ in range(200)]
+    ids = planted(concepts, {0: (BEFORE - 1, 0), 1: (BEFORE - 1, 1)}, share=0.2)
+    ids[:400, BEFORE] = 5
+    present = cues_of(ids, BEFORE, VOCAB)
+    rates = torch.full((4 * VOCAB,), 0.4, dtype=torch.float64)
+    rates[AT + 5] = 0.1
+    cues = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 10, most=3)
+    assert cues.numbers[:2].tolist() == [[AT + 5, -1, -1]] * 2
+    assert (cues.weights[cues.numbers >= 0] > 0).all()
+
+
 def test_what_most_concepts_fire_at_names_none_of_them() -> None:
     concepts = [each for each in range(8) for _ in range(100)]
     ids = planted(concepts, {each: (BEFORE - 1, each % 2) for each in range(8)})

@@ -74,7 +74,8 @@ def test_the_form_names_each_parameter_by_its_key_describes_it_and_fills_in_noth
     assert [field(key)["position"] for key in ("corpus", "tokenize", "sae.architecture", "sae.source")] == [0, 1, 0, 1]
     assert field("sae")["description"] == "The sparse autoencoder."
     latents = load(ROOT / "params.yaml").sae.latents
-    assert field("sae.latents")["description"] == f"C, the size of the dictionary (paper: 32768). Now: {latents}."
+    about = field("sae.latents")["description"]
+    assert about == f"C, the size of the dictionary (paper: 32768). When this form was made: {latents}."
     assert field("sae.k")["type"] == "integer"
     assert "batchtopk" in field("sae.architecture")["enum"]
     assert field("activations.keep")["enum"] == [True, False]

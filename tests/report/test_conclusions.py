@@ -42,14 +42,20 @@ def test_whether_mixing_helps_is_said_either_way(gap: Interval, said: str) -> No
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (conclusions.use_of_labels("cocomix", 4.1, 4.105), "CoCoMix does not use its labels"),
-        (conclusions.use_of_labels("cocomix", 4.1, 4.3), "CoCoMix uses its labels"),
-        (conclusions.use_of_labels("cocomix", 4.3, 4.1), "CoCoMix uses its labels"),  # as labels that hurt are used
+        (conclusions.use_of_labels("cocomix", 4.1, 4.105, False), "CoCoMix does not use its labels"),
+        (conclusions.use_of_labels("cocomix", 4.1, 4.3, False), "CoCoMix uses its labels"),
+        (conclusions.use_of_labels("cocomix", 4.3, 4.1, True), "CoCoMix uses its labels"),
+        (
+            conclusions.use_of_labels("cocomix", 4.3, 4.1, False),
+            "CoCoMix does not benefit from its labels, which raise",
+        ),
         (conclusions.mixture("cocomix", 4.1, 4.3), "CoCoMix needs the concepts that it mixes in"),
         (conclusions.mixture("cocomix", 4.1, 4.105), "CoCoMix does not need the concepts that it mixes in"),
-        (conclusions.prediction("predicted", 5.2, 6.0), "predicted predicts concepts from the text"),
-        (conclusions.prediction("predicted", 6.0, 6.0), "predicted predicts concepts no better than their frequencies"),
+        (conclusions.prediction("predicted", 5.2, 6.0), 'The form "predicted" predicts concepts from the text'),
+        (conclusions.prediction("predicted", 6.0, 6.0), 'The form "predicted" predicts concepts no better than'),
         (conclusions.whole_cost("cocomix", 0.8), "CoCoMix saves compute, even with its supervision: 0.80 times"),
+        (conclusions.whole_cost("cocomix", 0.97), "CoCoMix takes about the same compute as next-token prediction"),
+        (conclusions.whole_cost("cocomix", 1.03), "CoCoMix takes about the same compute as next-token prediction"),
         (conclusions.whole_cost("cocomix", 1.2), "CoCoMix saves no compute once its supervision counts: 1.20 times"),
         (conclusions.names(0.8), "The names of concepts tell where they fire (AUC 0.80"),
         (conclusions.names(0.55), "The names of concepts hardly tell where they fire (AUC 0.55"),
@@ -60,17 +66,25 @@ def test_a_figure_decides_which_of_two_conclusions_is_drawn(said: str, expected:
 
 
 @pytest.mark.parametrize(
-    ("gap", "said"), [(ABOVE, "more than raising another"), (AROUND, "no likelier than raising another")]
+    ("own", "gap", "said"),
+    [
+        (ABOVE, ABOVE, "makes its own tokens likelier, more than raising another"),
+        (AROUND, ABOVE, "does not make them likelier than no edit"),
+        (BELOW, ABOVE, "does not make them likelier than no edit"),
+        (ABOVE, AROUND, "no likelier than raising another"),
+    ],
 )
-def test_steering_is_set_against_other_concepts(gap: Interval, said: str) -> None:
-    effect: Any = SimpleNamespace(log_ratio=SimpleNamespace(difference=gap))
+def test_steering_is_set_against_no_edit_and_other_concepts(own: Interval, gap: Interval, said: str) -> None:
+    effect: Any = SimpleNamespace(log_ratio=SimpleNamespace(own=own, difference=gap))
     for method in ("cocomix", "base"):
         assert said in conclusions.steered(method, Sweep(f"{method}_set", 16, [effect]))
 
 
-def test_a_headline_of_one_seed_says_what_its_intervals_leave_out() -> None:
-    assert one_seed(1) == " This is one seed: its intervals are not about other seeds or other machines."
-    assert one_seed(3) == ""
+def test_one_seed_says_what_its_intervals_leave_out() -> None:
+    of_one, of_two = (SimpleNamespace(runs=[None] * seeds) for seeds in (1, 2))
+    several: Any = [[of_one, of_one], [of_one], [of_two, of_two]]
+    about = ": its intervals are about which documents are read, not about other seeds or other machines"
+    assert [one_seed(each) for each in several] == [f"This is one seed{about}.", "This is one seed.", ""]
 
 
 def test_parameters_are_compared_by_key_and_shown_as_they_are_written() -> None:
@@ -84,9 +98,20 @@ def test_parameters_are_compared_by_key_and_shown_as_they_are_written() -> None:
     ]
 
 
+def test_forms_that_are_not_shipped_differ_too() -> None:
+    params = {"pretrain": {"forms": {"own": {"mixing": "add"}}}}
+    assert changed(params, {"pretrain": {"forms": {"predicted": {"mixing": "none"}}}}) == [
+        ("pretrain.forms.predicted", "null", '{"mixing": "none"}'),
+        ("pretrain.forms.own", '{"mixing": "add"}', "null"),
+    ]
+
+
 def test_white_space_is_shown_only_where_there_is_nothing_else() -> None:
     end, space = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\N{OPEN BOX}"
     assert [visible(each) for each in (" a", "\n", " \n")] == [" a", end, space + end]
+
+
+NAMELESS = 40
 
 
 class OfScores:
@@ -98,13 +123,16 @@ class OfScores:
     def scores(self) -> list[tuple[int, float | None, int]]:
         return [(number, *each) for number, each in enumerate(self._scores)]
 
+    def label(self, number: int) -> str:
+        return "" if number == NAMELESS else "a name"
+
     def concept(self, number: int) -> Any:
         return SimpleNamespace(contexts=[], _replace=lambda **_: number)
 
 
 def test_the_best_and_the_typical_names_are_shown_if_they_rest_on_enough() -> None:
     aucs = [0.5 + each / 100 for each in range(40)]
-    atlas: Any = OfScores([*((auc, LEAST) for auc in aucs), (1.0, LEAST - 1), (None, 0)])
+    atlas: Any = OfScores([*((auc, LEAST) for auc in aucs), (1.0, LEAST), (1.0, LEAST - 1), (None, 0)])
     cards = read_cards(atlas)
     assert cards.best == [39, 38, 37, 36]
     assert len(cards.typical) == SHOWN

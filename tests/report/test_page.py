@@ -109,19 +109,22 @@ def test_the_answer_with_what_it_costs_comes_first(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dropped", [{}, {"contaminated documents": 41, "near-duplicates": 1234}])
-def test_texts_of_the_tests_in_the_corpus_are_counted(folder: Path, dropped: dict[str, int]) -> None:
+def test_contaminated_documents_are_counted(folder: Path, dropped: dict[str, int]) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "Text of the tests in the corpus" not in html
+    assert "Contamination" not in html
     content = json.loads((path := Path("metrics/corpus.json")).read_text())
-    found = {"tasks.hellaswag": 40, "corpora.books": 0}
+    found = {
+        "tasks.hellaswag": {"documents": 40, "texts": 5000, "long_texts": 1200},
+        "corpora.books": {"documents": 0, "texts": 7, "long_texts": 7},
+    }
     path.write_text(json.dumps(content | {"dropped": dropped, "contaminated": found}))
     run(load())
     html = Path("artifacts/report/index.html").read_text()
-    for name, documents in found.items():
-        assert f"<code>{name}</code></th><td>{documents}</td>" in html
+    assert rows(html, "Task or corpus")["tasks.hellaswag"] == ["40", "1,200", "5,000"]
+    assert rows(html, "Task or corpus")["corpora.books"] == ["0", "7", "7"]
     text = " ".join(Page(html).text.split())
     assert ("left out of the corpus: 41 in all" in text) == ("1,234 near-duplicates" in text) == bool(dropped)
-    assert ("The corpus was not changed" in text) != bool(dropped)
+    assert ("They were only counted" in text) != bool(dropped)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_nothing_is_said_to_be_saved_where_the_first_evaluation_came_too_late(fo
     run(load())
     html, summary = (Path("artifacts/report", name).read_text() for name in ("index.html", "summary.txt"))
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
-        assert "before its first evaluation, so the number of tokens was not measured. This is one seed" in text
+        assert "before its first evaluation, so the number of tokens was not measured. CoCoMix needs" in text
         assert "fewer" not in text
     assert summary.splitlines()[2].endswith("  before the first evaluation")
     assert rows(html, "Method", "efficiency")["CoCoMix"] == ["before the first evaluation", "1 of 1"]
@@ -348,9 +351,10 @@ def test_a_form_is_a_method_of_its_own_with_its_name_its_look_and_its_cost(folde
     assert max(page.ids.values()) == 1
     assert list(rows(html, "Perplexity"))[1:] == ["Next-token prediction", "predicted", "control", "CoCoMix"]
     for text in (" ".join(page.text.split()), " ".join(summary.split())):
-        places = [text.index(f"{name} reached") for name in ("CoCoMix", "predicted", "control")]
+        places = [text.index(f"{name} reached") for name in ("CoCoMix", 'form "predicted"', 'form "control"')]
         assert places == sorted(places)
-        assert "predicted is CoCoMix with mixing: none. control is CoCoMix with predicts: nothing, kd.kl_wei" in text
+        assert 'The form "predicted" is CoCoMix with mixing: none.' in text
+        assert 'The form "control" is CoCoMix with predicts: nothing, kd.kl_wei' in text
         assert "compute of predicted and CoCoMix excludes the cost of the concept labels" in text
         assert "compute of control includes the base model's forward pass." in text
         assert "a variant of CoCoMix" not in text
@@ -369,7 +373,7 @@ def test_a_form_is_a_method_of_its_own_with_its_name_its_look_and_its_cost(folde
 def test_what_a_form_learns_from_is_paid_without_cocomix_too(folder: Path) -> None:
     html, summary = report({"ntp": [4.0], "predicted": [3.9]}, ("forms: {}", "forms: {predicted: {mixing: none}}"))
     text = " ".join(summary.split())
-    assert "predicted reached the final validation loss of next-token prediction" in text
+    assert 'The form "predicted" reached the final validation loss of next-token prediction' in text
     assert "matches the stored parameters of CoCoMix of width 192, not trained here" in text
     assert 'id="supervision"' in html
 

@@ -138,7 +138,7 @@ def test_processes_of_several_machines_make_the_same_bytes_and_go_on_after_a_kil
         assert run(stage)[0] == 0
     alone = digests()
     metrics = json.loads(Path("metrics/corpus.json").read_text())
-    assert metrics["contaminated"] == {"corpora.planted": 25}
+    assert metrics["contaminated"] == {"corpora.planted": {"documents": 25, "texts": 1, "long_texts": 1}}
     assert metrics["dropped"] == {"contaminated documents": 25, "near-duplicates": 40}
     shutil.rmtree("artifacts")
     for stage, first_part in (("corpus", "parts/*.arrow"), ("tokenize", "*/*.npy")):
@@ -154,6 +154,20 @@ def test_processes_of_several_machines_make_the_same_bytes_and_go_on_after_a_kil
         assert [status for _, status in ended] == [0, 0, 0], ended
     assert digests() == alone
     assert json.loads(Path("metrics/corpus.json").read_text())["dropped"] == metrics["dropped"]
+
+
+def test_counting_contaminated_documents_does_not_change_the_corpus(project: Path) -> None:
+    write_planted("data/a.jsonl")
+    assert run("corpus")[0] == 0
+    digest = Artifact(Path("artifacts/corpus")).digest
+    change("corpus", decontaminate="count")
+    change("evaluate", corpora={"planted": {"paths": ["tests.txt"]}})
+    for text, documents in ((Path("tests.txt").read_text(), 25), ("nothing to find", 0)):
+        Path("tests.txt").write_text(text)
+        assert run("corpus")[0] == 0
+        assert Artifact(Path("artifacts/corpus")).digest == digest
+        metrics = json.loads(Path("metrics/corpus.json").read_text())
+        assert metrics["contaminated"]["corpora.planted"]["documents"] == documents
 
 
 def test_a_limit_and_splits_of_few_documents_are_named(project: Path) -> None:

@@ -291,7 +291,8 @@ def test_forms_are_made_beside_the_others_and_each_runs_again_only_with_what_it_
     assert list(compared) == ["ntp", "predicted", "added", "cocomix"]
     assert compared["predicted"]["concepts"]["mixing"] is None
     assert compared["predicted"]["supervision"] == compared["cocomix"]["supervision"]
-    assert "predicted is CoCoMix with mixing: none." in (project.path / "artifacts/report/summary.txt").read_text()
+    summary = (project.path / "artifacts/report/summary.txt").read_text()
+    assert 'The form "predicted" is CoCoMix with mixing: none.' in summary
     project.change({"pretrain": {"cocomix": {"concept_weight": 0.2}}})
     project.dvc("repro", "methods")
     assert changed(project) == {
