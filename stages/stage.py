@@ -217,8 +217,12 @@ def to_json(content: object) -> bytes:
 
 
 def _leave(status: int) -> NoReturn:
-    """End the process; one of several must end by `os._exit`, see `distributed.join`."""
-    if runtime().world_size > 1:
+    """End the process.
+
+    One of several must end by `os._exit`, see `distributed.join`. So must one that was stopped: while Python finalizes,
+    signals have their default effect again, and an echo would end it with another status.
+    """
+    if runtime().world_size > 1 or interrupt.received():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,5 +1,6 @@
 """Stop at a safe point: signals are recorded when they arrive and obeyed between two units of work."""
 
+import math
 import os
 import select
 import signal
@@ -41,11 +42,12 @@ def install() -> None:
 def _note(number: int, _frame: FrameType | None) -> None:
     global _received, _since
     if _received is None:
-        _received, _since = signal.Signals(number), time.monotonic()
+        _received, _since = signal.Signals(number), math.inf  # an echo may come while the disk is slow below
         # If the parent is killed for waiting too long, its death must not count as the second signal.
         outlive_parent()
         if held := lock.held():
             held.mark_stopping()
+        _since = time.monotonic()
     elif time.monotonic() - _since > ECHO_SECONDS:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
