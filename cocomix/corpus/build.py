@@ -92,15 +92,15 @@ def build(params: CorpusParams, folder: Path, benchmarks: Path | None = None) ->
     if runtime().rank:
         return None
     selection = select(paths, params, marks, assign, folder)
-    documents_left = sum(len(rows) for _, rows, _ in selection.parts)
+    documents_left = sum(len(part.rows) for part in selection.parts)
     with (
         CorpusWriter(folder) as writer,
         progress("corpus: writing", documents_left, "documents") as bar,
     ):
-        for part, (_, rows, _) in enumerate(selection.parts):
-            for split, table in selection.tables(part):
+        for part in selection.parts:
+            for split, table in part.tables():
                 writer.add(split, table)
-            bar.advance(len(rows))
+            bar.advance(len(part.rows))
         sizes = writer.sizes()
     limited = limited or selection.first_beyond is not None
     dropped = {**of_source, **selection.dropped}

@@ -18,24 +18,31 @@ from cocomix.corpus.store import SCHEMA
 from cocomix.params import CorpusParams
 
 
-class Selection(NamedTuple):
-    """Which documents of each part are kept."""
+class Chosen(NamedTuple):
+    """The documents of a part that are kept."""
 
-    parts: list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]]
-    """For each part its file, the rows to keep, and of each row its split, as an index of `SPLITS`."""
+    path: Path
+    rows: NDArray[np.int32]
+    splits: NDArray[np.int8]
+    """Of each row, as an index of `SPLITS`."""
+
+    def tables(self) -> Iterator[tuple[Split, pa.Table]]:
+        """Yield the documents by split, as `CorpusWriter.add` takes them."""
+        table = read_part(self.path, *SCHEMA.names, "bytes")
+        for number, split in enumerate(SPLITS):
+            yield split, table.take(self.rows[self.splits == number])
+
+
+class Selection(NamedTuple):
+    """Which documents are kept."""
+
+    parts: list[Chosen]
     dropped: Counter[str]
     """Number of dropped documents by kind."""
     contaminated: dict[str, Contamination] | None
     """Documents with a piece of each benchmark, dropped or not, within the limit; None: they were not looked for."""
     first_beyond: tuple[str, int] | None
     """Source and bytes of the first document beyond the limit."""
-
-    def tables(self, part: int) -> Iterator[tuple[Split, pa.Table]]:
-        """Yield the kept documents of a part by split, as `CorpusWriter.add` takes them."""
-        path, rows, splits = self.parts[part]
-        table = read_part(path, *SCHEMA.names, "bytes")
-        for number, split in enumerate(SPLITS):
-            yield split, table.take(rows[splits == number])
 
 
 def select(
@@ -56,7 +63,7 @@ def select(
     dropped = Counter[str]({"contaminated documents": 0} if params.decontaminate == "drop" else {})
     benchmarks = read_benchmarks(marks.benchmarks) if marks.benchmarks else None
     contaminated = Counter[int]()
-    chosen: list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]] = []
+    chosen = list[Chosen]()
     first_beyond = None
     _, left = params.limit
     signatures = folder / "signatures"
@@ -88,7 +95,7 @@ def select(
                 rows.append(row)
                 splits.append(SPLITS.index(assign(digest, group)))
                 kept.append(digest)
-            chosen.append((path, np.array(rows, np.int32), np.array(splits, np.int8)))
+            chosen.append(Chosen(path, np.array(rows, np.int32), np.array(splits, np.int8)))
             if marks.signature:
                 read_signatures(path)[rows].tofile(signed)
             if first_beyond:
@@ -104,11 +111,9 @@ def select(
     return Selection(chosen, dropped, found_of, first_beyond)
 
 
-def _without(
-    parts: list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]], repeated: NDArray[np.bool_]
-) -> list[tuple[Path, NDArray[np.int32], NDArray[np.int8]]]:
-    ends = np.cumsum([len(rows) for _, rows, _ in parts])
+def _without(parts: list[Chosen], repeated: NDArray[np.bool_]) -> list[Chosen]:
+    ends = np.cumsum([len(each.rows) for each in parts])
     return [
-        (path, rows[~drop], splits[~drop])
-        for (path, rows, splits), drop in zip(parts, np.split(repeated, ends[:-1]), strict=True)
+        Chosen(each.path, each.rows[~drop], each.splits[~drop])
+        for each, drop in zip(parts, np.split(repeated, ends[:-1]), strict=True)
     ]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cocomix.params import (
@@ -369,42 +369,42 @@ def forms_say(pretrain: PretrainParams) -> list[str]:
     said = []
     for name in pretrain.methods:
         if name in pretrain.forms:
-            changes = ", ".join(_differences(cocomix, pretrain.forms[name].model_dump(mode="json")))
+            form = pretrain.forms[name].model_dump(mode="json")
+            changes = ", ".join(
+                f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
+                for key, value, _ in _differences(form, cocomix)
+            )
             said.append(f"{subject(name)} is CoCoMix {f'with {changes}' if changes else 'as it is'}.")
     return said
-
-
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any], before: str = "") -> list[str]:
-    """The values of `second` that are others in `first`, as `kd.kl_weight: 1`."""
-    found = []
-    for key, value in second.items():
-        if isinstance(value, Mapping):
-            found += _differences(first[key], value, f"{before}{key}.")
-        elif value != first[key]:
-            found.append(f"{before}{key}: {value if isinstance(value, str) else json.dumps(value)}")
-    return found
 
 
 NAMED = "pretrain.forms"
 """The section whose keys are names that users choose, among those that `changed` compares."""
 
 
-def changed(params: Mapping[str, Any], shipped: Mapping[str, Any], before: str = "") -> list[tuple[str, str, str]]:
+def changed(params: Mapping[str, Any], shipped: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The parameters that differ from the shipped ones: key, value and shipped value, as JSON.
 
     Args:
         shipped: nested like `params`; keys that it lacks are not compared, except for those in `NAMED`.
     """
-    found = list[tuple[str, str, str]]()
-    added = [key for key in params if key not in shipped] if before == f"{NAMED}." else []
-    for key in [*shipped, *added]:
-        own, value = params.get(key), shipped.get(key)
-        if isinstance(value, Mapping) and isinstance(own, Mapping):
-            found += changed(own, value, f"{before}{key}.")
-        elif own != value:
-            here, there = (json.dumps(each, ensure_ascii=False) for each in (own, value))
-            found.append((f"{before}{key}", here, there))
-    return found
+    return [
+        (key, json.dumps(own, ensure_ascii=False), json.dumps(value, ensure_ascii=False))
+        for key, own, value in _differences(params, shipped)
+    ]
+
+
+def _differences(
+    params: Mapping[str, Any], others: Mapping[str, Any], before: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key and both values where `params` differs from `others`; the keys are as in `changed`."""
+    added = [key for key in params if key not in others] if before == f"{NAMED}." else []
+    for key in [*others, *added]:
+        own, other = params.get(key), others.get(key)
+        if isinstance(other, Mapping) and isinstance(own, Mapping):
+            yield from _differences(own, other, f"{before}{key}.")
+        elif own != other:
+            yield f"{before}{key}", own, other
 
 
 def inside(method: str) -> str:

@@ -56,11 +56,16 @@ def planted(concepts: list[int], cues: dict[int, tuple[int, int]], share: float 
     return ids
 
 
-def test_concepts_that_fire_at_the_same_token_are_told_apart_by_where_they_differ() -> None:
+def twins() -> tuple[list[int], Tensor]:
+    """The concepts of some firings, and the cues there: the first two fire at token 5, sometimes after 0 and 1."""
     concepts = [each for each in range(10) for _ in range(200)]
     ids = planted(concepts, {0: (BEFORE - 1, 0), 1: (BEFORE - 1, 1)}, share=0.2)
     ids[:400, BEFORE] = 5
-    present = cues_of(ids, BEFORE, VOCAB)
+    return concepts, cues_of(ids, BEFORE, VOCAB)
+
+
+def test_concepts_that_fire_at_the_same_token_are_told_apart_by_where_they_differ() -> None:
+    concepts, present = twins()
     rates = torch.full((4 * VOCAB,), 0.4, dtype=torch.float64)
     rates[[AT + 5, AFTER + 0, AFTER + 1]] = 0.1
     cues = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 10, most=3)
@@ -70,10 +75,7 @@ def test_concepts_that_fire_at_the_same_token_are_told_apart_by_where_they_diffe
 
 
 def test_a_cue_that_is_rarer_than_in_the_text_tells_no_concepts_apart() -> None:
-    concepts = [each for each in range(10) for _ in range(200)]
-    ids = planted(concepts, {0: (BEFORE - 1, 0), 1: (BEFORE - 1, 1)}, share=0.2)
-    ids[:400, BEFORE] = 5
-    present = cues_of(ids, BEFORE, VOCAB)
+    concepts, present = twins()
     rates = torch.full((4 * VOCAB,), 0.4, dtype=torch.float64)
     rates[AT + 5] = 0.1
     cues = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 10, most=3)
