@@ -3,7 +3,7 @@
 Nothing runs, and nothing is written except digests of large external files (`cocomix/plumbing/digests.py`). Missing or
 truncated files of artifacts are reported; altered bytes only with `--verify`.
 
-Needs are computed from the parameters (`cocomix/shapes/planning.py`). A stage's time is its operations over a rate. On
+Needs are computed from the parameters (`cocomix/shapes/planning/`). A stage's time is its operations over a rate. On
 this machine, the rate is that of the longest finished stage of its kind, else of the longest training, else assumed. On
 a named GPU, it is an assumed share of its peak.
 """
@@ -31,7 +31,9 @@ from cocomix.plumbing.errors import UserError, suggestion
 from cocomix.plumbing.gpus import GPUS, Gpu, gpu_named
 from cocomix.plumbing.runtime import runtime
 from cocomix.report.wording import duration, si
-from cocomix.shapes.planning import LIBRARIES, CorpusSize, StageNeeds, estimated_corpus, measured_corpus, stage_needs
+from cocomix.shapes.planning.corpus import CorpusSize, estimated_corpus, measured_corpus
+from cocomix.shapes.planning.needs import LIBRARIES, StageNeeds
+from cocomix.shapes.planning.stages import stage_needs
 from flows import dag
 from flows.overrides import nested
 from flows.preset import content_of, sections, with_values

@@ -18,7 +18,9 @@ from cocomix.models.configs import config_of
 from cocomix.params import CocomixParams, Params, TrainingParams
 from cocomix.plumbing.device import peak_flops
 from cocomix.shapes.models import TeacherSizes, shape_of, shapes
-from cocomix.shapes.planning import LIBRARIES, Words, estimated_corpus, stage_needs
+from cocomix.shapes.planning.corpus import Words, estimated_corpus
+from cocomix.shapes.planning.needs import LIBRARIES
+from cocomix.shapes.planning.stages import stage_needs
 from cocomix.tokens.window_data import WindowData, WindowLabels
 from cocomix.training.loop import Training, TrainingCurveRow
 from cocomix.training.objectives import ConceptMixing, Objective, Weighted

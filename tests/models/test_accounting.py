@@ -9,7 +9,7 @@ from cocomix.models.accounting import flops_per_token, parameters, parameters_of
 from cocomix.models.configs import config_of
 from cocomix.params import ModelParams
 from cocomix.shapes.models import plain_shape
-from cocomix.shapes.planning import Words
+from cocomix.shapes.planning.corpus import Words
 from tests.modeling.conftest import ids, tiny, variant
 
 __all__ = ["variant"]

@@ -14,7 +14,7 @@ from cocomix.params import InitParams, ModelParams
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.models import Shape, plain_shape
-from cocomix.shapes.planning import Words
+from cocomix.shapes.planning.corpus import Words
 from cocomix.shapes.pretrained import pretrained_shape
 from tests.modeling.conftest import ids
 

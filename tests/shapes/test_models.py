@@ -35,7 +35,7 @@ from cocomix.shapes.models import (
     training_flops,
     widened,
 )
-from cocomix.shapes.planning import Words
+from cocomix.shapes.planning.corpus import Words
 from cocomix.tokens.windows import Tokens
 from tests.training.test_loop import PARAMS
 

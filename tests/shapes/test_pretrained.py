@@ -11,7 +11,8 @@ from cocomix.params import Params
 from cocomix.plumbing.checked import parse
 from cocomix.plumbing.errors import UserError
 from cocomix.shapes.models import TeacherSizes, shapes
-from cocomix.shapes.planning import CorpusSize, Words, stage_needs
+from cocomix.shapes.planning.corpus import CorpusSize, Words
+from cocomix.shapes.planning.stages import stage_needs
 from cocomix.shapes.pretrained import pretrained_shape
 from tests.shipped import paper_values
 

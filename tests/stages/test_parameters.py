@@ -78,7 +78,8 @@ class Read:
         def getattribute(section: Section, name: str) -> Any:
             value = object.__getattribute__(section, name)
             reader = sys._getframe(1).f_globals["__name__"]
-            if (before := places.get(id(section))) is None or (is_plumbing(reader) and reader != "cocomix.params"):
+            decides = not is_plumbing(reader) or reader.startswith("cocomix.params")
+            if not decides or (before := places.get(id(section))) is None:
                 return value
             if name in type(section).model_fields and not isinstance(value, Section):
                 self.keys.add(f"{before}{name}")

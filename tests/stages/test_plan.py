@@ -10,7 +10,8 @@ import pytest
 from dvc.repo import Repo
 
 from cocomix.params import load
-from cocomix.shapes.planning import measured_corpus, stage_needs
+from cocomix.shapes.planning.corpus import measured_corpus
+from cocomix.shapes.planning.stages import stage_needs
 from flows.plan import Planned, plan
 from tests.stages.project import OUTS, Project
 from tests.stages.test_pipeline import changed

@@ -44,7 +44,8 @@ from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
-from cocomix.shapes.planning import estimated_corpus, stage_needs
+from cocomix.shapes.planning.corpus import estimated_corpus
+from cocomix.shapes.planning.stages import stage_needs
 from tests.conftest import write_files
 from tests.stages.test_dvc_yaml import ROOT
 

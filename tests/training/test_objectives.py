@@ -14,7 +14,7 @@ from cocomix.modeling.concept_edits import Concepts
 from cocomix.models.configs import config_of
 from cocomix.params import KdParams, ModelParams, MtpParams
 from cocomix.shapes.models import plain_shape
-from cocomix.shapes.planning import Words
+from cocomix.shapes.planning.corpus import Words
 from cocomix.training.distillation import Distillation
 from cocomix.training.losses import NO_LABEL, concept_loss, distillation_loss, hidden_loss
 from cocomix.training.objectives import ConceptMixing, HiddenMixing, Losses, MultiToken, Objective, Weighted
