@@ -1,7 +1,7 @@
 """Switch params.yaml to a preset, keeping its comments: `python -m flows.preset smoke`; `default` switches back.
 
-A preset file holds only differences from the shipped parameters. `presets/default.yaml` holds the shipped value of each
-key that any preset sets, and is applied before every preset. So the result does not depend on the preset that was
+A preset file holds only differences from the shipped parameters, which `presets/default.yaml` holds. Before every
+preset, each key that any preset sets gets its shipped value. So the result does not depend on the preset that was
 active before. Keys that no preset sets keep their values.
 """
 
@@ -19,12 +19,14 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from cocomix.params import FILE, Params
 from cocomix.plumbing.artifact import write_atomically
-from cocomix.plumbing.checked import mapping, merge, parse, read_file
+from cocomix.plumbing.checked import mapping, merge, parse, read_file, read_yaml
 from cocomix.plumbing.dialect import needs_quotes
 from cocomix.plumbing.errors import UserError, suggestion
 from flows.workspace import alone
 
 FOLDER = Path("presets")
+DEFAULT = "default"
+"""The preset that goes back: a copy of params.yaml as it ships."""
 
 
 def switch(name: str) -> None:
@@ -42,19 +44,25 @@ def content_of(name: str) -> bytes:
     Raises:
         UserError: when there is no such preset, or the resulting parameters are not valid.
     """
-    names = [path.stem for path in FOLDER.glob("*.yaml")]
-    if name not in names:
-        raise UserError(f"{name}: no such preset in {FOLDER}; {suggestion(name, names)}")
-    return merged(FILE, FOLDER / "default.yaml", FOLDER / f"{name}.yaml")
+    files = {path.stem: path for path in FOLDER.glob("*.yaml")}
+    if name not in files:
+        raise UserError(f"{name}: no such preset in {FOLDER}; {suggestion(name, [*files])}")
+    others = [path for path in files.values() if path.stem != DEFAULT]
+    set_by_presets: dict[str, Any] = {}
+    for path in others:
+        merge(set_by_presets, read_yaml(path))
+    restored = _restricted(_yaml().load(sections(FOLDER / f"{DEFAULT}.yaml")), set_by_presets)
+    chosen = [_yaml().load(sections(path)) for path in others if path.stem == name]
+    return with_values(sections(FILE), [restored, *chosen], str(files[name]))
 
 
-def merged(params: Path, *overrides: Path) -> bytes:
-    """The content of `params` with the values of the other files and its own comments.
-
-    Raises:
-        UserError: when a file cannot be read, or the result is not valid.
-    """
-    return with_values(sections(params), [_yaml().load(sections(path)) for path in overrides], str(overrides[-1]))
+def _restricted(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of nested mappings whose keys are in `keys`, which is nested like `values`."""
+    return {
+        key: _restricted(value, keys[key]) if isinstance(value, Mapping) and isinstance(keys[key], Mapping) else value
+        for key, value in values.items()
+        if key in keys
+    }
 
 
 def sections(path: Path) -> bytes:

@@ -11,9 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cocomix.explain.atlas import Atlas
-from cocomix.params import CocomixParams, Params
+from cocomix.params import CocomixParams, Params, load
 from cocomix.plumbing.artifact import MANIFEST, Artifact, Work, digest_of
-from cocomix.plumbing.checked import read_yaml
 from cocomix.report.cards import read_cards
 from cocomix.report.comparison import BASELINE, MethodResult, compare
 from cocomix.report.concepts import mean_concepts, read_examples
@@ -90,7 +89,7 @@ def run(params: Params) -> None:
     )
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
     sweeps = read_sweeps(Artifact(STEERING).file("effects.parquet"))
-    differs = changed(params.model_dump(mode="json"), read_yaml(SHIPPED))
+    differs = changed(params, load(SHIPPED))
     swept = [run for path in sweep_files() for run in read_sweep(path)]
     tuned = tuning(params, pipeline.methods.widths, swept)
 

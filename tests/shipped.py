@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
 
 from cocomix.params import Params
-from flows.preset import merged
+from flows.preset import with_values
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
@@ -15,7 +16,8 @@ SHIPPED = Path(__file__).parents[1] / "params.yaml"
 def paper_form() -> str:
     """The content of params.yaml in the paper's form and without forms: tests change single values of it."""
     presets = SHIPPED.parent / "presets"
-    text = merged(SHIPPED, presets / "default.yaml", presets / "paper-form.yaml").decode()
+    default, paper = presets / "default.yaml", presets / "paper-form.yaml"
+    text = with_values(default.read_bytes(), [YAML().load(paper)], str(paper)).decode()
     return re.sub(r"(?m)^  forms: .*\n    predicted: .*$", "  forms: {}", text)
 
 

@@ -69,6 +69,21 @@ def test_the_file_tree_names_every_folder_of_the_library() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_picture_is_there(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", text(page))
+    files = [each for each in targets if not each.startswith("https://")]
+    assert [each for each in files if not (ROOT / page).parent.joinpath(each).is_file()] == []
+
+
+def test_every_picture_of_the_readme_says_what_it_shows_and_is_small() -> None:
+    pictures = re.findall(r"!\[([^\]]*)\]\((.*?)\)", text("README.md"))
+    assert pictures
+    for said, file in pictures:
+        assert len(said) > 30
+        assert (ROOT / file).stat().st_size <= 150_000
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_exists(page: str) -> None:
     targets = set(re.findall(r"^(\w+):", text("Makefile"), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make (\w+)", text(page), re.MULTILINE)) <= targets

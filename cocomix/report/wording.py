@@ -9,6 +9,7 @@ from cocomix.params import (
     AttributionParams,
     CocomixParams,
     Method,
+    Params,
     PretrainParams,
     ScheduleParams,
     distillation,
@@ -365,41 +366,45 @@ def variant(cocomix: CocomixParams) -> str:
 
 def forms_say(pretrain: PretrainParams) -> list[str]:
     """A sentence for each listed form: in which parameters it differs from `pretrain.cocomix`."""
-    cocomix = pretrain.cocomix.model_dump(mode="json")
-    said = []
+    forms, said = _changes_of_forms(pretrain), []
     for name in pretrain.methods:
-        if name in pretrain.forms:
-            form = pretrain.forms[name].model_dump(mode="json")
+        if name in forms:
             changes = ", ".join(
-                f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
-                for key, value, _ in _differences(form, cocomix)
+                f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in forms[name].items()
             )
             said.append(f"{subject(name)} is CoCoMix {f'with {changes}' if changes else 'as it is'}.")
     return said
 
 
-NAMED = "pretrain.forms"
-"""The section whose keys are names that users choose, among those that `changed` compares."""
-
-
-def changed(params: Mapping[str, Any], shipped: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The parameters that differ from the shipped ones: key, value and shipped value, as JSON.
-
-    Args:
-        shipped: nested like `params`; keys that it lacks are not compared, except for those in `NAMED`.
-    """
+def changed(params: Params, shipped: Params) -> list[tuple[str, str, str]]:
+    """The parameters that differ from the shipped ones: key, value and shipped value, as JSON; null: not there."""
     return [
         (key, json.dumps(own, ensure_ascii=False), json.dumps(value, ensure_ascii=False))
-        for key, own, value in _differences(params, shipped)
+        for key, own, value in _differences(_as_written(params), _as_written(shipped))
     ]
+
+
+def _as_written(params: Params) -> dict[str, Any]:
+    """The parameters as JSON values; a form holds only its changes."""
+    values = params.model_dump(mode="json")
+    values["pretrain"]["forms"] = _changes_of_forms(params.pretrain)
+    return values
+
+
+def _changes_of_forms(pretrain: PretrainParams) -> dict[str, dict[str, Any]]:
+    """For each form, the values that differ from `pretrain.cocomix`, by dotted key."""
+    cocomix = pretrain.cocomix.model_dump(mode="json")
+    return {
+        name: {key: own for key, own, _ in _differences(form.model_dump(mode="json"), cocomix)}
+        for name, form in pretrain.forms.items()
+    }
 
 
 def _differences(
     params: Mapping[str, Any], others: Mapping[str, Any], before: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the dotted key and both values where `params` differs from `others`; the keys are as in `changed`."""
-    added = [key for key in params if key not in others] if before == f"{NAMED}." else []
-    for key in [*others, *added]:
+    """Yield the dotted key and both values where nested mappings differ; None stands for a missing value."""
+    for key in {**others, **params}:
         own, other = params.get(key), others.get(key)
         if isinstance(other, Mapping) and isinstance(own, Mapping):
             yield from _differences(own, other, f"{before}{key}.")

@@ -266,6 +266,10 @@ def test_every_text_is_readable_and_nothing_is_wider_than_a_phone(steering: Path
     looked, poor = page.evaluate(CONTRAST)
     assert looked > 100
     assert not poor
+    page.set_viewport_size({"width": 1280, "height": 500})
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    in_front = page.evaluate("document.elementFromPoint(1100, 100).closest('section').id")
+    assert in_front == "card"  # and not the tokens, which stick to the top
     page.set_viewport_size({"width": 375, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 

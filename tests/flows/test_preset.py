@@ -15,7 +15,7 @@ from cocomix.params import load
 from cocomix.plumbing.checked import mapping
 from cocomix.plumbing.errors import UserError
 from cocomix.shapes.models import TeacherSizes, parameters_of, shapes
-from flows.preset import main, merged, switch, with_values
+from flows.preset import main, switch, with_values
 from flows.workspace import alone
 from tests.flows.conftest import ROOT
 
@@ -45,15 +45,6 @@ def params(folder: Path) -> Path:
     return folder / "params.yaml"
 
 
-def keys(content: dict[str, object], before: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
-    """The paths of all values."""
-    return {
-        path
-        for key, value in content.items()
-        for path in (keys(value, (*before, key)) if isinstance(value, dict) else {(*before, key)})
-    }
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_gives_valid_parameters_and_keeps_every_comment(params: Path, name: str) -> None:
     before = params.read_text()
@@ -71,11 +62,17 @@ def test_default_goes_back_to_the_shipped_bytes(params: Path, name: str) -> None
     assert params.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_default_names_every_key_that_a_preset_sets(name: str) -> None:
-    default = yaml.safe_load((ROOT / "presets" / "default.yaml").read_text())
-    preset = yaml.safe_load((ROOT / "presets" / f"{name}.yaml").read_text())
-    assert keys(preset) <= keys(default)
+def test_default_is_a_copy_of_the_shipped_parameters() -> None:
+    assert (ROOT / "presets/default.yaml").read_bytes() == shipped()
+
+
+def test_default_restores_what_a_preset_of_ones_own_sets(params: Path) -> None:
+    before = params.read_bytes()
+    Path("presets/mine.yaml").write_text("report: {title: mine}\nsae: {learning_rate: 2.0e-3}\n")
+    switch("mine")
+    assert load().report.title == "mine"
+    switch("default")
+    assert params.read_bytes() == before
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
@@ -182,7 +179,7 @@ def test_an_unknown_key_is_refused_and_nothing_is_written(params: Path) -> None:
 def test_values_that_contradict_each_other_are_refused(params: Path) -> None:
     Path("presets/mine.yaml").write_text("sae: {k: 5000}\n")
     with pytest.raises(UserError, match=r"k \(5000\) must not exceed latents"):
-        merged(params, Path("presets/mine.yaml"))
+        switch("mine")
 
 
 def test_a_preset_is_not_written_underneath_a_flow_or_sweep(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +221,7 @@ def test_parameters_that_share_a_value_by_an_alias_are_refused_by_all_who_would_
     Path("presets/mine.yaml").write_text("base: {model: &m {n_head: 2}}\npretrain: {model: *m}\n")
     with pytest.raises(UserError, match=r"^presets/mine\.yaml:1: &m names a value to repeat it; write it out"):
         switch("mine")
+    Path("presets/mine.yaml").unlink()
     os.mkfifo("presets/pipe.yaml")
     with pytest.raises(UserError, match=r"^presets/pipe\.yaml: no regular file$"):
         switch("pipe")

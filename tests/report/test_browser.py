@@ -149,6 +149,8 @@ def test_on_a_phone_nothing_but_tables_scrolls_sideways(browser: Any, page: str)
           .map(each => each.outerHTML.slice(0, 80))
     """)
     assert too_wide == []
+    columns = shown.evaluate("getComputedStyle(document.querySelector('.written')).gridTemplateColumns")
+    assert len(columns.split()) == 1
     shown.close()
 
 

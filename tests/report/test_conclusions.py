@@ -3,11 +3,13 @@ from typing import Any
 
 import pytest
 
+from cocomix.params import Params
 from cocomix.report import conclusions
 from cocomix.report.cards import LEAST, SHOWN, read_cards
 from cocomix.report.wording import changed, one_seed, visible
 from cocomix.statistics import Interval
 from cocomix.steering.averages import Sweep
+from tests.shipped import paper_params, paper_values
 
 BELOW, ABOVE, AROUND = Interval(-0.2, -0.3, -0.1), Interval(0.2, 0.1, 0.3), Interval(0.05, -0.1, 0.2)
 
@@ -87,22 +89,33 @@ def test_one_seed_says_what_its_intervals_leave_out() -> None:
     assert [one_seed(each) for each in several] == [f"This is one seed{about}.", "This is one seed.", ""]
 
 
-def test_parameters_are_compared_by_key_and_shown_as_they_are_written() -> None:
-    params = {"a": {"b": 1, "c": [0], "x": "only here"}, "d": None}
-    assert changed(params, {"a": {"b": 1, "c": [0]}, "d": None}) == []
-    assert changed(params, {"a": {"b": 2, "c": [0, 1]}, "d": True, "e": "gone"}) == [
-        ("a.b", "1", "2"),
-        ("a.c", "[0]", "[0, 1]"),
-        ("d", "null", "true"),
-        ("e", "null", '"gone"'),
+def test_every_parameter_that_differs_is_shown_as_it_is_written() -> None:
+    shipped = paper_params()
+    assert changed(shipped, shipped) == []
+    values = paper_values()
+    values["tokenize"]["pretrained"] = "caf\u00e9"
+    values["sae"] |= {"k": 16, "also": {"wide": {"latents": 4096}}}
+    values["explain"]["model"]["judged"] = 5
+    values["pretrain"]["training"]["betas"] = [0.8, 0.9]
+    assert changed(Params.model_validate(values), shipped) == [
+        ("tokenize.pretrained", '"caf\u00e9"', "null"),
+        ("sae.k", "16", "32"),
+        ("sae.also.wide", '{"latents": 4096}', "null"),
+        ("explain.model.judged", "5", "10"),
+        ("pretrain.training.betas", "[0.8, 0.9]", "[0.9, 0.95]"),
     ]
 
 
-def test_forms_that_are_not_shipped_differ_too() -> None:
-    params = {"pretrain": {"forms": {"own": {"mixing": "add"}}}}
-    assert changed(params, {"pretrain": {"forms": {"predicted": {"mixing": "none"}}}}) == [
-        ("pretrain.forms.predicted", "null", '{"mixing": "none"}'),
-        ("pretrain.forms.own", '{"mixing": "add"}', "null"),
+def test_forms_differ_in_their_own_changes_only() -> None:
+    values = paper_values()
+    values["pretrain"]["forms"] = {"predicted": {"mixing": "none"}, "gone": {"gate": True}}
+    shipped = Params.model_validate(values)
+    values["pretrain"]["cocomix"]["concept_weight"] = 0.5
+    values["pretrain"]["forms"] = {"predicted": {"mixing": "none"}, "own": {"kd": {"kl_weight": 1.0}}}
+    assert changed(Params.model_validate(values), shipped) == [
+        ("pretrain.cocomix.concept_weight", "0.5", "0.3"),
+        ("pretrain.forms.gone", "null", '{"gate": true}'),
+        ("pretrain.forms.own", '{"kd.kl_weight": 1.0}', "null"),
     ]
 
 

@@ -702,8 +702,9 @@ def test_what_models_write_and_what_names_tell_is_shown_as_text(folder: Path) ->
 
 
 def test_the_page_says_when_where_and_with_what_it_was_made_and_what_differs(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0]}, ("  k: 32 ", "  k: 16 "))
+    html, _ = report({"ntp": [4.0]}, ("  k: 32 ", "  k: 16 "), ("shown: 10", "shown: 9"))
     assert rows(html, "Parameter")["sae.k"] == ["16", "32"]
+    assert rows(html, "Parameter")["explain.shown"] == ["9", "10"]
     assert "<dt>Commit</dt>" not in html
     for name, commit, date in (("sae", "123", "2026-01-02"), ("base", "456", "2026-01-01")):
         made = {"commit": commit, "date": date, "machine": "a GPU", "versions": "Python 3"}
