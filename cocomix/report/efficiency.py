@@ -79,7 +79,7 @@ class Saving(NamedTuple):
 def reach(curve: Curve, loss: float) -> Reach | None:
     """Where a learning curve first reaches `loss`, interpolated linearly; None: nowhere, or before its first point.
 
-    The learning rate is still high there: a schedule that ended at this point would have needed less.
+    A training that ends at this point need not reach `loss`: its learning rate falls earlier (docs/log.md, 76).
     """
     below = (curve.loss <= loss).nonzero()[0]
     if not len(below) or not below[0]:
