@@ -131,7 +131,7 @@ function showToken() {
       el("h3", {}, "Labelled, from the base model", agreed.size ? " (underlined: also mixed)" : ""),
       position.labelled.length
         ? el("ul", { class: "list bars" }, ...position.labelled.map((each) => row(each, each.strength / best, each.strength.toFixed(3))))
-        : el("p", { class: "quiet" }, "None: nothing follows, or no active concept adds to the loss."),
+        : el("p", { class: "quiet" }, "None: this position has no label."),
     ] : []),
   ].filter(Boolean));
   if (focused >= 0) panel.querySelectorAll("button")[focused]?.focus(); // a text that is read again takes no focus away

@@ -2,7 +2,7 @@
 import { el } from "./cards.js";
 import { ask, byId, json, latest, soon } from "./requests.js";
 
-const RANGE = 10;
+const RANGE = 25;
 /** What can be edited: the headings of its continuations, and what a strength is. */
 const WRITERS = {
   model: { names: ["Original", "Steered"], unit: "a strength is a logit" },
