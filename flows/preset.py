@@ -52,7 +52,7 @@ def content_of(name: str) -> bytes:
     for path in others:
         merge(set_by_presets, read_yaml(path))
     restored = _restricted(_yaml().load(sections(FOLDER / f"{DEFAULT}.yaml")), set_by_presets)
-    chosen = [_yaml().load(sections(path)) for path in others if path.stem == name]
+    chosen = [] if name == DEFAULT else [_yaml().load(sections(files[name]))]
     return with_values(sections(FILE), [restored, *chosen], str(files[name]))
 
 
