@@ -361,15 +361,15 @@ def test_a_run_of_a_deployment_that_was_changed_runs_nothing_and_says_so(running
     # A deployment that nobody serves, though of our flow's name, stays where it is.
     _change(client, str(own.flow_id), "foreign", {"pull_steps": SCRIPT})
     _change(client, str(other), "manual", {"pull_steps": SCRIPT, "entrypoint": "evil.py:flow"})
-    waiting = [
-        client.create_flow_run_from_deployment(client.read_deployment_by_name(name).id).id
-        for name in ("pipeline/foreign", "other/manual")
-    ]
+    foreign = [client.read_deployment_by_name(name).id for name in ("pipeline/foreign", "other/manual")]
+    waiting = [client.create_flow_run_from_deployment(each).id for each in foreign]
     set_params(number=1, wait=0)
     _change(client, str(own.flow_id), "manual", {"pull_steps": []})
     prefect.until_state(prefect.run(stages=["number"]), "Completed")
     assert {prefect.read(each).state_name for each in waiting} <= {"Scheduled", "Late"}
     assert not Path("x").exists()
+    for each in foreign:
+        client.delete_deployment(each)
 
 
 def _change(client: Any, flow: str, name: str, change: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def test_a_sweep_compares_settings_and_leaves_the_project_as_it_was(finished: Pr
     command = ["mine.yaml", STEPS, "--methods", "cocomix", "--seeds", "1"]
     done = run(project, *command)
     assert done.returncode == 1
-    assert f"broken, {STEPS} cocomix seed 1: corpus: " in done.stderr
+    assert f"broken, {STEPS} cocomix seed 1: corpus.files.paths: 'no/such' matches no file in " in done.stderr
     runs = results(project, "mine")
     assert [(each["setting"], each["seed"]) for each in runs] == [
         (f"{name}, {STEPS}", 1) for name in ("plain", "added")
