@@ -111,8 +111,9 @@ def test_the_answer_with_what_it_costs_comes_first(folder: Path) -> None:
 @pytest.mark.parametrize("losses", [{"ntp": [4.0], "cocomix": [3.0]}, {"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]}])
 def test_no_sentence_stands_twice(folder: Path, losses: dict[str, list[float]]) -> None:
     html, _ = report(losses)
-    blocks = [re.sub("<.*?>", "", each) for _, each in re.findall(r"<(p|li|dd|figcaption)\b[^>]*>(.*?)</\1>", html, re.S)]
-    sentences = Counter(each for block in blocks for each in re.split(r"(?<=\.) ", " ".join(block.split())))
+    blocks = re.findall(r"<(p|li|dd|figcaption)\b[^>]*>(.*?)</\1>", html, re.DOTALL)
+    texts = [" ".join(re.sub("<.*?>", "", block).split()) for _, block in blocks]
+    sentences = Counter(each for text in texts for each in re.split(r"(?<=\.) ", text))
     assert {each for each, times in sentences.items() if times > 1 and each.count(" ") > 3} == set()
 
 
