@@ -10,7 +10,7 @@ Each figure is a median. Of the modules, only the first and the last are ours: t
 
 import argparse
 import json
-import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -47,12 +47,15 @@ print(json.dumps(seconds))
 
 def of_command(arguments: list[str]) -> float:
     """CPU seconds of `python -m cocomix` with some arguments."""
-    command = [sys.executable, "-m", "cocomix", *arguments]
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(started.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)}: ended with status {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_utime + usage.ru_stime
+    before = _of_children()
+    subprocess.run([sys.executable, "-m", "cocomix", *arguments], stdout=subprocess.DEVNULL, check=True)
+    return _of_children() - before
+
+
+def _of_children() -> float:
+    """CPU seconds of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def of_imports() -> dict[str, float]:
