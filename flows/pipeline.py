@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import WithJsonSchema
 
-from cocomix.plumbing.checked import whole_number
+from cocomix.plumbing.checked import count_number
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from flows import publish
@@ -149,13 +149,7 @@ def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def add_trainings(parser: argparse.ArgumentParser) -> None:
     """Add the option `--trainings`."""
     about = "trainings and evaluations at a time, each with a share of the machine; instead of COCOMIX_TRAININGS"
-    parser.add_argument("--trainings", type=_trainings, metavar="N", help=about)
-
-
-def _trainings(text: str) -> int:
-    if not 1 <= (number := whole_number(text)) <= 2**16:
-        raise argparse.ArgumentTypeError(f"{text}: must be from 1 to {2**16}")
-    return number
+    parser.add_argument("--trainings", type=count_number, metavar="N", help=about)
 
 
 def set_trainings(trainings: int | None) -> None:

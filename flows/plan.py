@@ -1,11 +1,11 @@
-"""Show what would run and why, and what it needs: `python -m flows.plan [--preset NAME] [--gpu H100] [--json]`.
+"""Show what would run and why, and what it needs: `python -m flows.plan [--preset NAME] [--gpu H100] [--gpus 8]`.
 
 Nothing runs, and nothing is written except digests of large external files (`cocomix/plumbing/digests.py`). Missing or
 truncated files of artifacts are reported; altered bytes only with `--verify`.
 
 Needs are computed from the parameters (`cocomix/shapes/planning/`). A stage's time is its operations over a rate. On
 this machine, the rate is that of the longest finished stage of its kind, else of the longest training, else assumed. On
-a named GPU, it is an assumed share of its peak.
+GPUs of a named kind, it is an assumed share of their peak: they share the windows of a stage, on one node or several.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rich.table import Table
 from cocomix.check.preflight import init_config, preflight
 from cocomix.corpus.files import find_files
 from cocomix.params import FILE, Params
-from cocomix.plumbing.checked import mapping, parse
+from cocomix.plumbing.checked import count_number, mapping, parse
 from cocomix.plumbing.errors import UserError, suggestion
 from cocomix.plumbing.gpus import GPUS, Gpu, gpu_named
 from cocomix.plumbing.runtime import runtime
@@ -89,13 +89,29 @@ class Planned:
     rate: str
     """Source of the rate behind `seconds`."""
     gpu_seconds: float
-    """Time on one GPU of the named kind; equal to `seconds` for a stage that does not use a GPU."""
+    """Time on the GPUs of the named kind; equal to `seconds` for a stage that does not use a GPU."""
     gpu_windows: int | None
-    """Windows of a training step that fit into the GPU's memory at a time (COCOMIX_MICRO_BATCH); 0: the model does not
-    fit (COCOMIX_SHARDING=fsdp); None: all of them, or the stage is no training."""
+    """Windows of a training step that fit into a GPU's memory at a time (COCOMIX_MICRO_BATCH); 0: the model does not
+    fit; None: all of the GPU's share, or the stage is no training."""
+    sharded_windows: int | None
+    """The same with the model sharded over the GPUs (COCOMIX_SHARDING=fsdp)."""
 
 
-def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
+class Gpus(NamedTuple):
+    """The GPUs to estimate for."""
+
+    name: str
+    kind: Gpu
+    number: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.number if self.number > 1 else 'one'} {self.name}"
+
+
+ONE_H100 = Gpus("H100", GPUS["H100"])
+
+
+def plan(preset: str | None = None, gpus: Gpus = ONE_H100) -> list[Planned]:
     """Plan all stages, in topological order.
 
     Args:
@@ -111,7 +127,7 @@ def plan(preset: str | None = None, gpu: Gpu = GPUS["H100"]) -> list[Planned]:
     needs = stage_needs(params, text, init_config(params))
     rates = _measured_rates(stages, content)
     return [
-        _planned(stage, why[name], needs.get(name, StageNeeds()), params, rates, gpu) for name, stage in stages.items()
+        _planned(stage, why[name], needs.get(name, StageNeeds()), params, rates, gpus) for name, stage in stages.items()
     ]
 
 
@@ -192,12 +208,13 @@ def _kind(stage: str) -> str:
 
 
 def _planned(
-    stage: dag.Stage, why: Why, need: StageNeeds, params: Params, rates: Mapping[str, Rate], gpu: Gpu
+    stage: dag.Stage, why: Why, need: StageNeeds, params: Params, rates: Mapping[str, Rate], gpus: Gpus
 ) -> Planned:
     kind = _kind(stage.name)
     rate = rates.get(kind) or (rates.get("training") if need.flops else None) or _assumed_rate(kind, params)
     seconds = START + (need.flops or need.text) / rate.per_second
     training = params.base.training if kind == "base" else params.pretrain.training
+    busy = training.batch_size / _share(training.batch_size, gpus) if need.window_memory else gpus.number
     return Planned(
         stage=stage.name,
         runs=why.runs,
@@ -208,8 +225,9 @@ def _planned(
         memory=need.memory + need.window_memory * _windows_at_a_time(training.batch_size),
         seconds=seconds,
         rate=rate.source,
-        gpu_seconds=START + need.flops / (UTILISATION * gpu.peak) if stage.gpu else seconds,
-        gpu_windows=_fitting(need, gpu, training.batch_size),
+        gpu_seconds=START + need.flops / (UTILISATION * gpus.kind.peak * busy) if stage.gpu else seconds,
+        gpu_windows=_fitting(need, gpus, training.batch_size),
+        sharded_windows=_fitting(need, gpus, training.batch_size, shards=gpus.number),
     )
 
 
@@ -241,13 +259,20 @@ def _windows_at_a_time(batch_size: int) -> int:
     return math.ceil(batch_size / (processes if processes != "auto" else len(_gpus_here()) or runtime().cores))
 
 
-def _fitting(need: StageNeeds, gpu: Gpu, batch_size: int) -> int | None:
-    free = 0.9 * gpu.memory - (need.memory - LIBRARIES)
-    fitting = max(0, int(free / need.window_memory)) if need.window_memory else batch_size
-    return fitting if fitting < batch_size else None
+def _share(batch_size: int, gpus: Gpus) -> int:
+    """Windows of a training step on the GPU that has most of them."""
+    return math.ceil(batch_size / gpus.number)
 
 
-def show(planned: list[Planned], gpu_name: str, console: Console) -> None:
+def _fitting(need: StageNeeds, gpus: Gpus, batch_size: int, shards: int = 1) -> int | None:
+    """Windows that fit into a GPU's memory; None: all of its share of the batch."""
+    share = _share(batch_size, gpus)
+    free = 0.9 * gpus.kind.memory - (need.memory - LIBRARIES) / shards
+    fitting = max(0, int(free / need.window_memory)) if need.window_memory else share
+    return fitting if fitting < share else None
+
+
+def show(planned: list[Planned], gpus: Gpus, console: Console) -> None:
     """Print why each stage runs, a table of needs, and totals."""
     running = [each for each in planned if each.runs != "no"]
     for why in dict.fromkeys(each.why for each in running):
@@ -259,7 +284,7 @@ def show(planned: list[Planned], gpu_name: str, console: Console) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("stage", no_wrap=True)
-    for name in ("disk", "memory", "operations", "here", f"one {gpu_name}"):
+    for name in ("disk", "memory", "operations", "here", str(gpus)):
         table.add_column(name, justify="right", no_wrap=True)
     for each in running:
         operations = si(each.flops, "FLOP") if each.flops else ""
@@ -273,7 +298,7 @@ def show(planned: list[Planned], gpu_name: str, console: Console) -> None:
     unsure = f", {perhaps} of them perhaps" if perhaps else ""
     console.print(
         f"{len(running)} of {len(planned)} stages would run{unsure}: {_time(seconds)} here, {_time(gpu_seconds)} with "
-        f"one {gpu_name} at {UTILISATION:.0%} of its peak (assumed)."
+        f"{gpus} at {UTILISATION:.0%} of the peak (assumed)."
     )
     enough = "." if needed <= free else ": TOO LITTLE."
     console.print(f"Disk: {si(needed, 'B')} at most, work in progress included; {si(free, 'B')} are free here{enough}")
@@ -287,10 +312,21 @@ def show(planned: list[Planned], gpu_name: str, console: Console) -> None:
             "a lower COCOMIX_MICRO_BATCH takes less."
         )
     for each in running:
-        if each.gpu_windows == 0:
-            console.print(f"{each.stage} does not fit into one {gpu_name}: COCOMIX_SHARDING=fsdp on several.")
-        elif each.gpu_windows is not None:
-            console.print(f"{each.stage} on one {gpu_name}: COCOMIX_MICRO_BATCH={each.gpu_windows} at most.")
+        if line := _fit(each, gpus):
+            console.print(line)
+
+
+def _fit(planned: Planned, gpus: Gpus) -> str:
+    """The settings with which a training fits into the GPUs; empty: any."""
+    most, sharded = planned.gpu_windows, planned.sharded_windows
+    if most is None:
+        return ""
+    if most:
+        return f"{planned.stage} on {gpus}: COCOMIX_MICRO_BATCH={most} at most."
+    if sharded == 0:
+        return f"{planned.stage} does not fit into {gpus}: more of them, with COCOMIX_SHARDING=fsdp."
+    at_most = "" if sharded is None else f" and COCOMIX_MICRO_BATCH={sharded} at most"
+    return f"{planned.stage} does not fit into one {gpus.name}: on {gpus}, COCOMIX_SHARDING=fsdp{at_most}."
 
 
 def _time(seconds: float) -> str:
@@ -302,22 +338,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.plan", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", help="plan with the parameters of a preset, leaving params.yaml as it is")
     parser.add_argument("--gpu", default="H100", help=f"a kind of GPU to estimate for: {', '.join(GPUS)}")
+    parser.add_argument("--gpus", type=count_number, default=1, metavar="N", help="how many share each stage")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--verify", action="store_true", help="first read everything, as python -m flows.verify")
     given = parser.parse_args()
     try:
-        gpu = gpu_named(given.gpu)
-        if gpu is None:
+        kind = gpu_named(given.gpu)
+        if kind is None:
             raise UserError(f"--gpu {given.gpu}: not known; {suggestion(given.gpu, GPUS)}")
-        planned, refused = plan(given.preset, gpu), refusal(given.preset)
+        gpus = Gpus(given.gpu, kind, given.gpus)
+        planned, refused = plan(given.preset, gpus), refusal(given.preset)
         damaged = list(map(str, verify())) if given.verify else cut_short()
     except UserError as error:
         sys.exit(f"error: {error}")
     if given.json:
         stages = [asdict(each) for each in planned]
-        print(json.dumps({"gpu": given.gpu, "stages": stages, "damaged": damaged, "refused": refused}, indent=2))
+        found = {"gpu": given.gpu, "gpus": given.gpus, "stages": stages, "damaged": damaged, "refused": refused}
+        print(json.dumps(found, indent=2))
     else:
-        show(planned, given.gpu, Console())
+        show(planned, gpus, Console())
     trouble = ["damaged:", *damaged, REMEDY] if damaged else []
     if refused:
         trouble.append(f"error: refused at the start: {refused}")

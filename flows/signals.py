@@ -68,9 +68,9 @@ def bound(wait_for_work: Callable[[], None]) -> None:
     def watch() -> None:
         while (number := os.read(read, 1)[0]) not in SIGNALS:
             pass
+        line, status = _end(*_of(number))  # Prefect's handler calls ours only after the flow
         wait_for_work()
         time.sleep(PATIENCE_SECONDS)
-        line, status = _ending or _of(number)
         _say(line)
         os._exit(status)
 
@@ -99,10 +99,12 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-def _end(line: str, status: int) -> None:
+def _end(line: str, status: int) -> tuple[str, int]:
+    """Note the end of this process, unless one is noted; the noted one."""
     global _ending
     _ending = _ending or (line, status)
     logging.disable()  # one line is enough
+    return _ending
 
 
 def _of(number: int) -> tuple[str, int]:

@@ -32,17 +32,18 @@ def test_a_stage_killed_under_one_value_and_another_makes_of_each_what_an_undist
     project: Project, finished: Project, tmp_path: Path, stage: str, changes: dict[str, Any]
 ) -> None:
     undisturbed = finished.copy(tmp_path / "undisturbed")
-    undisturbed.change(changes)
+    change(undisturbed, changes)
     other = made(undisturbed, stage)
 
     shipped = (project.path / "params.yaml").read_bytes()
     forget(project, stage)
     first = kill_half_way(project, stage)
-    project.change(changes)
+    change(project, changes)
     second = kill_half_way(project, stage)
     assert first != second
     assert made(project, stage) == other
     (project.path / "params.yaml").write_bytes(shipped)
+    made(project, "methods")
     assert made(project, stage) == content(finished.path / "artifacts" / OUTS[stage]) != other
 
 
@@ -66,6 +67,12 @@ def test_a_parameter_that_changes_while_its_stage_works_is_not_noted_as_that_of_
     project.change({"sae": {"k": 7}})  # another stage's
     project.dvc("--wait-for-lock", "repro", "--single-item", "--no-run-cache", "tokenize")
     assert locked(project, "tokenize") == before
+
+
+def change(project: Project, changes: dict[str, Any]) -> None:
+    """Change parameters; `pretrain` reads those of its method from what `methods` made."""
+    project.change(changes)
+    made(project, "methods")
 
 
 def made(project: Project, stage: str) -> dict[str, bytes]:

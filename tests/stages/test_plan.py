@@ -10,16 +10,17 @@ import pytest
 from dvc.repo import Repo
 
 from cocomix.params import load
+from cocomix.plumbing.gpus import GPUS
 from cocomix.shapes.planning.corpus import measured_corpus
 from cocomix.shapes.planning.stages import stage_needs
-from flows.plan import Planned, plan
+from flows.plan import START, Gpus, Planned, plan
 from tests.stages.project import OUTS, Project
 from tests.stages.test_pipeline import changed
 
 
-def planned(project: Project, preset: str | None = None) -> dict[str, Planned]:
+def planned(project: Project, preset: str | None = None, gpus: int = 1) -> dict[str, Planned]:
     with chdir(project.path):
-        return {each.stage: each for each in plan(preset)}
+        return {each.stage: each for each in plan(preset, Gpus("H100", GPUS["H100"], gpus))}
 
 
 def metrics(project: Project, name: str) -> dict[str, Any]:
@@ -93,6 +94,23 @@ def test_a_preset_is_planned_without_touching_anything(finished: Project, tmp_pa
     assert {path: (project.path / path).read_bytes() for path in before} == before
 
 
+def test_gpus_share_the_windows_of_each_stage_and_the_memory_of_a_sharded_model(
+    finished: Project, tmp_path: Path
+) -> None:
+    project = finished.copy(tmp_path / "project")
+    one, eight, many = (planned(project, "paper-1.38b", gpus) for gpus in (1, 8, 1024))
+    batch_size = 1024  # presets/paper-1.38b.yaml
+    for name in ("attribution", "evaluate@ntp-0"):
+        assert one[name].gpu_seconds - START == pytest.approx(8 * (eight[name].gpu_seconds - START))
+    training = "pretrain@cocomix-0"
+    assert one[training].gpu_seconds - START == pytest.approx(batch_size * (many[training].gpu_seconds - START))
+    assert eight["corpus"].gpu_seconds == one["corpus"].gpu_seconds  # no work for a GPU
+    whole, sharded = eight[training].gpu_windows, eight[training].sharded_windows
+    assert whole is not None
+    assert sharded is None or sharded > whole
+    assert many[training].gpu_windows is None  # one window each
+
+
 def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"report": {"title": "Other"}})
@@ -100,6 +118,8 @@ def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -
     printed = project.run(*command)
     stages = json.loads(project.run(*command, "--json"))["stages"]
     assert "check, report: report.title: " in printed
+    assert "one a100" in printed
+    assert "16 a100 at 30% of the peak" in project.run(*command, "--gpus", "16")
     assert f"2 of {len(stages)} stages would run" in printed
     assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["check", "report"]
 
