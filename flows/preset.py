@@ -1,14 +1,15 @@
 """Switch params.yaml to a preset, keeping its comments: `python -m flows.preset smoke`; `default` switches back.
 
-A preset file holds only differences from the shipped parameters, which `presets/default.yaml` holds. Before every
-preset, each key that any preset sets gets its shipped value. So the result does not depend on the preset that was
-active before. Keys that no preset sets keep their values.
+`presets/default.yaml` holds the shipped parameters; `default` writes them as they are. Each other file holds only
+differences from them. Before it is applied, each key that any preset sets gets its shipped value, so the result does
+not depend on the preset that was active before. Keys that no preset sets keep their values.
 """
 
 import argparse
 import io
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +48,41 @@ def content_of(name: str) -> bytes:
     files = {path.stem: path for path in FOLDER.glob("*.yaml")}
     if name not in files:
         raise UserError(f"{name}: no such preset in {FOLDER}; {suggestion(name, [*files])}")
-    others = [path for path in files.values() if path.stem != DEFAULT]
-    set_by_presets: dict[str, Any] = {}
-    for path in others:
-        merge(set_by_presets, read_yaml(path))
-    restored = _restricted(_yaml().load(sections(FOLDER / f"{DEFAULT}.yaml")), set_by_presets)
-    chosen = [] if name == DEFAULT else [_yaml().load(sections(files[name]))]
-    return with_values(sections(FILE), [restored, *chosen], str(files[name]))
+    shipped, source = sections(FOLDER / f"{DEFAULT}.yaml"), str(files[name])
+    if name == DEFAULT:
+        parse(Params, mapping(shipped, source), source)
+        return shipped
+    chosen = _yaml().load(sections(files[name]))
+    content = _yaml().load(sections(FILE))
+    _restore(content, _yaml().load(shipped), _set_by(path for path in files.values() if path.stem != DEFAULT))
+    _set(content, chosen)
+    return _dumped(content, source)
 
 
-def _restricted(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of nested mappings whose keys are in `keys`, which is nested like `values`."""
-    return {
-        key: _restricted(value, keys[key]) if isinstance(value, Mapping) and isinstance(keys[key], Mapping) else value
-        for key, value in values.items()
-        if key in keys
-    }
+def _set_by(presets: Iterable[Path]) -> dict[str, Any]:
+    """The keys that presets set, nested as in params.yaml, each with the value of one of them."""
+    found: dict[str, Any] = {}
+    for path in presets:
+        with suppress(UserError):  # only the chosen preset needs to be valid
+            merge(found, read_yaml(path))
+    return found
+
+
+def _restore(content: CommentedMap, shipped: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
+    """Give each key its shipped value, in place, and remove it if none is shipped, as for an entry of `sae.also`.
+
+    Args:
+        keys: nested as in params.yaml; the values do not matter.
+    """
+    for key, inner in keys.items():
+        if key not in shipped:
+            content.pop(key, None)
+        elif all(isinstance(each, Mapping) for each in (inner, shipped[key], content.get(key))):
+            _restore(content[key], shipped[key], inner)
+            if not content[key]:  # of a section that was written line by line, {} would get a line of its own
+                content[key] = shipped[key]
+        else:
+            _set(content, {key: shipped[key]})
 
 
 def sections(path: Path) -> bytes:
@@ -87,8 +107,18 @@ def with_values(params: bytes, overrides: Iterable[Mapping[str, Any]], source: s
     """
     content = _yaml().load(params)
     for values in overrides:
-        merge(content, values)
-        _align(content, values)
+        _set(content, values)
+    return _dumped(content, source)
+
+
+def _set(content: CommentedMap, values: Mapping[str, Any]) -> None:
+    """Set values in nested mappings, in place, and keep the comments in their column."""
+    merge(content, values)
+    _align(content, values)
+
+
+def _dumped(content: CommentedMap, source: str) -> bytes:
+    """The content of params.yaml as bytes, after checking that it is valid; see `with_values`."""
     stream = io.BytesIO()
     _yaml().dump(content, stream)
     try:

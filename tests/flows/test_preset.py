@@ -81,10 +81,51 @@ def test_what_no_preset_sets_stays_as_it_is(params: Path, seed: int, rate: float
     own = shipped().decode().replace("  seed: 0\n  checkpoint", f"  seed: {seed}\n  checkpoint")
     own = own.replace("  learning_rate: 1.0e-3", f"  learning_rate: {rate!r}")
     params.write_text(own)
-    switch("smoke")
-    assert (load().sae.seed, load().sae.learning_rate) == (seed, rate)
+    for name in ("smoke", "modern"):
+        switch(name)
+        assert (load().sae.seed, load().sae.learning_rate) == (seed, rate)
+
+
+NAMED = """
+sae: {also: {wide: {latents: 2048}}}
+evaluate: {corpora: {books: {paths: ["books/*.txt"]}}}
+pretrain: {forms: {added: {mixing: add}}}
+"""
+"""Entries whose names are free, which no shipped preset has."""
+
+
+def test_default_writes_the_shipped_parameters_whatever_was_there(params: Path) -> None:
+    before = params.read_bytes()
+    params.write_bytes(with_values(before, [yaml.safe_load(NAMED), {"report": {"title": "mine"}}], "test"))
     switch("default")
-    assert (load().sae.seed, load().sae.learning_rate) == (seed, rate)
+    assert params.read_bytes() == before
+    params.write_text("sae: [")
+    switch("default")
+    assert params.read_bytes() == before
+
+
+def test_entries_with_free_names_go_with_the_preset_that_set_them(params: Path) -> None:
+    switch("smoke")
+    smoke = params.read_bytes()
+    Path("presets/mine.yaml").write_text(NAMED)
+    switch("mine")
+    assert load().sae.others().keys() == {"wide"}
+    assert load().evaluate.corpora.keys() == {"books"}
+    assert "added" in load().pretrain.forms
+    switch("smoke")
+    assert params.read_bytes() == smoke
+
+
+@pytest.mark.parametrize("content", ["sae: [", "", "sae: &a {k: 16}", "sae: {k: many}", "sae: {latnts: 64}", "sae: 16"])
+@pytest.mark.parametrize("name", ["smoke", "default"])
+def test_only_the_chosen_preset_needs_to_be_valid(params: Path, name: str, content: str) -> None:
+    switch(name)
+    before = params.read_bytes()
+    Path("presets/broken.yaml").write_text(content)
+    switch(name)
+    assert params.read_bytes() == before
+    with pytest.raises(UserError, match=r"^presets/broken\.yaml"):
+        switch("broken")
 
 
 def test_a_comment_that_a_long_value_pushed_aside_comes_back(params: Path) -> None:
@@ -160,7 +201,7 @@ def test_larger_base_has_a_base_model_larger_than_its_students(params: Path) -> 
     chosen = load()
     assert chosen.base.model.d_model > chosen.pretrain.model.d_model
     assert chosen.pretrain.model == shipped_params.pretrain.model
-    assert chosen.pretrain.methods == ["ntp", "kd", "pause", "cocomix"]
+    assert chosen.pretrain.methods == ["ntp", "predicted", "cocomix", "kd"]
 
 
 def test_an_unknown_preset_is_refused_with_a_suggestion(params: Path) -> None:

@@ -108,6 +108,15 @@ def test_the_answer_with_what_it_costs_comes_first(folder: Path) -> None:
     assert html.index("30% fewer") < html.index("<svg")
 
 
+@pytest.mark.parametrize("losses", [{"ntp": [4.0], "cocomix": [3.0]}, {"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]}])
+def test_no_sentence_stands_twice(folder: Path, losses: dict[str, list[float]]) -> None:
+    html, _ = report(losses)
+    blocks = re.findall(r"<(p|li|dd|figcaption)\b[^>]*>(.*?)</\1>", html, re.DOTALL)
+    texts = [" ".join(re.sub("<.*?>", "", block).split()) for _, block in blocks]
+    sentences = Counter(each for text in texts for each in re.split(r"(?<=\.) ", text))
+    assert {each for each, times in sentences.items() if times > 1 and each.count(" ") > 3} == set()
+
+
 @pytest.mark.parametrize("dropped", [{}, {"contaminated documents": 41, "near-duplicates": 1234}])
 def test_contaminated_documents_are_counted(folder: Path, dropped: dict[str, int]) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
