@@ -1,8 +1,8 @@
 """Switch params.yaml to a preset, keeping its comments: `python -m flows.preset smoke`; `default` switches back.
 
-`presets/default.yaml` holds the shipped parameters; `default` writes them as they are. Each other file holds only
-differences from them. Before it is applied, each key that any preset sets gets its shipped value, so the result does
-not depend on the preset that was active before. Keys that no preset sets keep their values.
+A preset file holds only differences from the shipped parameters, which `presets/default.yaml` holds. Before every
+preset, each key that any preset sets gets its shipped value. So the result does not depend on the preset that was
+active before. Keys that no preset sets keep their values.
 """
 
 import argparse
@@ -48,15 +48,11 @@ def content_of(name: str) -> bytes:
     files = {path.stem: path for path in FOLDER.glob("*.yaml")}
     if name not in files:
         raise UserError(f"{name}: no such preset in {FOLDER}; {suggestion(name, [*files])}")
-    shipped, source = sections(FOLDER / f"{DEFAULT}.yaml"), str(files[name])
-    if name == DEFAULT:
-        parse(Params, mapping(shipped, source), source)
-        return shipped
-    chosen = _yaml().load(sections(files[name]))
-    content = _yaml().load(sections(FILE))
-    _restore(content, _yaml().load(shipped), _set_by(path for path in files.values() if path.stem != DEFAULT))
-    _set(content, chosen)
-    return _dumped(content, source)
+    shipped, content = (_yaml().load(sections(path)) for path in (FOLDER / f"{DEFAULT}.yaml", FILE))
+    _restore(content, shipped, _set_by(path for path in files.values() if path.stem != DEFAULT))
+    if name != DEFAULT:
+        _set(content, _yaml().load(sections(files[name])))
+    return _dumped(content, str(files[name]))
 
 
 def _set_by(presets: Iterable[Path]) -> dict[str, Any]:

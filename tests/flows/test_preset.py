@@ -81,7 +81,7 @@ def test_what_no_preset_sets_stays_as_it_is(params: Path, seed: int, rate: float
     own = shipped().decode().replace("  seed: 0\n  checkpoint", f"  seed: {seed}\n  checkpoint")
     own = own.replace("  learning_rate: 1.0e-3", f"  learning_rate: {rate!r}")
     params.write_text(own)
-    for name in ("smoke", "modern"):
+    for name in ("smoke", "modern", "default"):
         switch(name)
         assert (load().sae.seed, load().sae.learning_rate) == (seed, rate)
 
@@ -94,16 +94,6 @@ pretrain: {forms: {added: {mixing: add}}}
 """Entries whose names are free, which no shipped preset has."""
 
 
-def test_default_writes_the_shipped_parameters_whatever_was_there(params: Path) -> None:
-    before = params.read_bytes()
-    params.write_bytes(with_values(before, [yaml.safe_load(NAMED), {"report": {"title": "mine"}}], "test"))
-    switch("default")
-    assert params.read_bytes() == before
-    params.write_text("sae: [")
-    switch("default")
-    assert params.read_bytes() == before
-
-
 def test_entries_with_free_names_go_with_the_preset_that_set_them(params: Path) -> None:
     switch("smoke")
     smoke = params.read_bytes()
@@ -114,6 +104,9 @@ def test_entries_with_free_names_go_with_the_preset_that_set_them(params: Path) 
     assert "added" in load().pretrain.forms
     switch("smoke")
     assert params.read_bytes() == smoke
+    switch("mine")
+    switch("default")
+    assert params.read_text() == shipped().decode()
 
 
 @pytest.mark.parametrize("content", ["sae: [", "", "sae: &a {k: 16}", "sae: {k: many}", "sae: {latnts: 64}", "sae: 16"])
@@ -201,7 +194,7 @@ def test_larger_base_has_a_base_model_larger_than_its_students(params: Path) -> 
     chosen = load()
     assert chosen.base.model.d_model > chosen.pretrain.model.d_model
     assert chosen.pretrain.model == shipped_params.pretrain.model
-    assert chosen.pretrain.methods == ["ntp", "predicted", "cocomix", "kd"]
+    assert chosen.pretrain.methods == ["ntp", "kd", "pause", "cocomix"]
 
 
 def test_an_unknown_preset_is_refused_with_a_suggestion(params: Path) -> None:
