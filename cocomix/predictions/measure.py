@@ -39,7 +39,7 @@ class ConceptPredictions(NamedTuple):
     places: list[Place]
     """The strongest predictions, at most one per window."""
     promotes: list[Promoted]
-    """Tokens by the change of the next-token distribution when the concept's strength is doubled at a strong place."""
+    """Next tokens that become likelier when its strength is doubled at the strongest places, one at a time."""
 
 
 class _Reading(NamedTuple):
