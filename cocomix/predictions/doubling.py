@@ -3,8 +3,8 @@
 An edit at a position changes nothing before it. The keys and values of one pass over a window therefore serve all edits
 in it: each edit costs one token, which attends to the positions before its own.
 
-The changes of a concept's distributions are averaged over windows. Until all windows are done, final hidden states
-represent the distributions, which are much larger.
+A concept's changes are averaged over its windows, but windows are read one after another. Until all are read, final
+hidden states stand for the next-token distributions, which are much larger.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from cocomix.modeling.kernels import chunks
 from cocomix.plumbing.parts import Advance, in_parts
 
 STEP = 256
-"""Edits per forward pass: enough to fill a processor. Each also takes a score of attention for each other one."""
+"""Edits per forward pass: enough to fill a processor. More cost more, since each is scored by the attention of all."""
 
 
 class Promoted(NamedTuple):
@@ -84,7 +84,7 @@ def _doubled(model: CoCoMixLanguageModel, ids: Tensor, places: Tensor, there: Te
         tokens, cache = ids[window[edits[:1]]], CoCoMixCache(model.config)
         plain = model.base_model(tokens, past_key_values=cache, use_cache=True).last_hidden_state
         states = []
-        for some in edits.split(STEP):
+        for some in torch.split(edits, STEP):
             at = position[some]
             edited = model.base_model(
                 tokens[:, at],
@@ -99,7 +99,7 @@ def _doubled(model: CoCoMixLanguageModel, ids: Tensor, places: Tensor, there: Te
             advance(len(some))
         return save({"states": torch.cat(states, dim=1).cpu()})
 
-    in_window = window.argsort(stable=True).split(window.bincount().tolist())
+    in_window = torch.split(window.argsort(stable=True), window.bincount().tolist())
     parts = {kept / f"doubled-{row}.safetensors": edits for row, edits in enumerate(in_window) if len(edits)}
     in_parts(parts, doubled, len, f"{task}: doubled", "places")
     hidden = torch.zeros(2, *there.shape, model.config.hidden_size, dtype=model.dtype, device=ids.device)

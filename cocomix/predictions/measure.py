@@ -115,7 +115,7 @@ def _read(model: CoCoMixLanguageModel, ids: Tensor, labels: Tensor, places: int,
         }
         return save({name: each.cpu() for name, each in result.items()})
 
-    batches = torch.arange(len(ids), device=ids.device).split(micro_batch(seq))
+    batches = torch.split(torch.arange(len(ids), device=ids.device), micro_batch(seq))
     parts = {kept / f"read-{number}.safetensors": rows for number, rows in enumerate(batches)}
     in_parts(parts, read, lambda rows: len(rows) * seq, f"{task}: reading", "tokens")
     predictions, right = torch.zeros(2, concepts, dtype=torch.int64)
