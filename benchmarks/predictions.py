@@ -5,8 +5,9 @@ over_whole_windows   its time per concept divided by that of doubling the concep
                      the two in which it is strongest, without the language model head
 places_per_position  places at which a concept is doubled, per position of the windows
 
-The shape is GPT-2 124M's with 32,768 concepts. All weights and tokens are random. One concept is mixed per position, so
-that as few windows as these have about as many places per position as a whole dictionary in 64 windows of 1,024 tokens.
+The shape is GPT-2 124M's with 32,768 concepts, in two windows of 256 tokens. All weights and tokens are random. One
+concept is mixed per position, so that there is about one place per position, as for a whole dictionary in 64 windows of
+1,024 tokens.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import measured, medians, report, set_up
 from cocomix.base.loading import prepared
@@ -52,7 +53,9 @@ class Shape(NamedTuple):
             concept_layer=self.concept_layer,
             attn_implementation=attention(self.context),
         )
-        return prepared(CoCoMixForCausalLM(config))
+        model = CoCoMixForCausalLM(config)
+        nn.init.normal_(model.transformer.wte.weight)  # so that positions differ, and predict different concepts
+        return prepared(model)
 
     def ids(self) -> Tensor:
         return torch.randint(self.vocab, (self.windows, self.context), device=device())
