@@ -34,6 +34,7 @@ bench: .venv/ready        ## speed and memory, as ratios against named alternati
 	python -m benchmarks.distillation --json
 	python -m benchmarks.evaluate --json
 	python -m benchmarks.generate --json
+	python -m benchmarks.predictions --json
 	python -m benchmarks.student_step --json
 
 bench-peers: .venv/ready peers  ## the autoencoder's training against other libraries

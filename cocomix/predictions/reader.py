@@ -34,7 +34,7 @@ class PromotedToken(NamedTuple):
     token: int
     text: str
     change: float
-    """Change of its probability when the concept's strength is doubled where it is predicted."""
+    """Change of its probability as the next token when the concept's strength is doubled where it is predicted."""
 
 
 class Predictions(NamedTuple):

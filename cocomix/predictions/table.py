@@ -27,7 +27,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "predictions": pa.int64(),  # number of them at which it is among the concept_k predicted concepts
     "right": pa.int64(),  # number of these predictions at which it is a label
     "labelled": pa.int64(),  # number of positions at which it is a label
-    "promotes": pa.list_(pa.int32()),  # tokens, by the effect of doubling its strength
+    "promotes": pa.list_(pa.int32()),  # next tokens, by the effect of doubling its strength at strong places
     "promotes_change": pa.list_(pa.float32()),  # change of their probability
     "contexts": pa.list_(pa.struct(_CONTEXT)),
 }

@@ -16,6 +16,7 @@ from benchmarks import medians
         ("distillation", {"cached_over_ntp", "online_over_cached"}),
         ("evaluate", {"over_gpt2", "same_model"}),
         ("generate", {"over_block_ratio", "flatness"}),
+        ("predictions", {"over_evaluation", "over_whole_windows", "places_per_position"}),
         ("student_step", {"with_labels", "student_only", "peak_memory", "over_flop_ratio"}),
     ],
 )

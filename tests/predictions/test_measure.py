@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cocomix.modeling import CoCoMixForCausalLM
+from cocomix.modeling import CoCoMixForCausalLM, CoCoMixLanguageModel
 from cocomix.modeling.concept_edits import Scale
 from cocomix.plumbing.runtime import runtime
-from cocomix.predictions.measure import ConceptPredictions, measure_predictions
+from cocomix.predictions import doubling
+from cocomix.predictions.measure import DOUBLED, ConceptPredictions, Place, measure_predictions
 from cocomix.predictions.table import BEFORE, predictions_table
-from tests.modeling.conftest import tiny
+from tests.modeling.conftest import LLAMA, MIXINGS, precise, tiny
 
 WINDOWS, SEQ, CONCEPTS = 7, 40, 40
 IDS = torch.randint(61, (WINDOWS, SEQ), generator=torch.Generator().manual_seed(0))
@@ -68,21 +69,52 @@ def test_places_are_the_strongest_of_different_windows(
 
 
 @torch.no_grad()
-def test_tokens_are_promoted_by_what_doubling_the_concept_does_in_its_strongest_windows(
-    model: CoCoMixForCausalLM, found: list[ConceptPredictions]
+def written_out(model: CoCoMixLanguageModel, concept: int, places: list[Place]) -> Tensor:
+    """The mean change of the next token's probabilities: a whole forward pass for each of the places."""
+    changes = []
+    for window, position, *_ in places:
+        edits = [Scale(concept, 2.0, start=position, stop=position + 1)]
+        passes = (model(IDS[window, None], concept_edits=some).logits[0, position] for some in (edits, None))
+        doubled, plain = (each.softmax(-1) for each in passes)
+        changes.append(doubled - plain)
+    return torch.stack(changes).mean(0)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("backbone", [{}, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("mixing", [each for each in MIXINGS if each != "none"])
+def test_tokens_are_promoted_by_what_doubling_the_concept_does_at_one_strong_place_after_another(
+    mixing: str, backbone: dict[str, object], attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {len(each.promotes) for each in found} == {0, 4}
+    monkeypatch.setattr(doubling, "STEP", 3)
+    model = precise(tiny(mixing=mixing, **backbone, attn_implementation=attention))
+    found = measure_predictions(model, IDS[:3, :9], LABELS[:3, :9], promoted=4, kept=tmp_path, places=3)
+    assert {len(each.places) for each in found} == {0, 1, DOUBLED, 3}
     for concept, each in enumerate(found):
-        if not each.predictions:
+        if not each.places:
             assert each.promotes == []
             continue
-        rows = sorted(place.window for place in each.places)
-        here = where(model, concept)[0][rows]
-        plain = model(IDS[rows]).logits.softmax(-1)
-        doubled = model(IDS[rows], concept_edits=[Scale(concept, 2.0)]).logits.softmax(-1)
-        change = (doubled - plain)[here].mean(0)
-        assert [effect.token for effect in each.promotes] == change.topk(4).indices.tolist()
-        torch.testing.assert_close(torch.tensor([effect.change for effect in each.promotes]), change.topk(4).values)
+        change = written_out(model, concept, each.places[:DOUBLED])
+        values = torch.tensor([effect.change for effect in each.promotes])
+        torch.testing.assert_close(values, change.topk(4).values.float(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            change[[effect.token for effect in each.promotes]].float(), values, atol=1e-5, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("kind", ["read", "doubled", "promoted"])
+def test_a_killed_measurement_goes_on_with_the_part_that_it_lost(
+    model: CoCoMixForCausalLM, found: list[ConceptPredictions], tmp_path: Path, kind: str
+) -> None:
+    there = {path: path.read_bytes() for path in (tmp_path / "kept").rglob("*.safetensors")}
+    lost = [path for path in there if path.name.startswith(kind)][-1]
+    lost.unlink()
+    passes: list[object] = []
+    handle = model.base_model.register_forward_hook(lambda *_: passes.append(None))
+    assert measure_predictions(model, IDS, LABELS, promoted=4, kept=tmp_path / "kept", places=2) == found
+    handle.remove()
+    assert {path: path.read_bytes() for path in there} == there
+    assert len(passes) == {"read": 1, "doubled": 2, "promoted": 0}[kind]
 
 
 def test_the_table_holds_a_row_a_concept_with_the_tokens_around_each_place(

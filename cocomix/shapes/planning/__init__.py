@@ -13,8 +13,8 @@ of the base model's forward pass, f of them up to the layer, d its width, C late
     pretrain     3 times the model's forward pass per token, plus the base model's part
     with Muon    also the orthogonalisation of each matrix of the blocks, per step, in base and pretrain
     evaluate     the model's forward pass per held-out token; for CoCoMix also the passes with changed concepts
-    steer        for each edit, the model's forward pass per token of the text and of the continuation; and for each
-                 concept, that of the windows in which it is doubled
+    steer        for each edit, the model's forward pass per token of the text and of the continuation; and twice per
+                 token of the text in which predictions are read, once for each place at which a concept is doubled
 
 Training FLOPs are counted as in the metrics, without the validation losses. Disk is the size of the artifact, plus that
 of the work folder while the stage runs. Memory is a rough estimate for one process: weights, gradients and AdamW's two

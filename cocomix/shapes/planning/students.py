@@ -2,7 +2,7 @@
 
 from cocomix.params import CocomixParams, MethodParams, MtpParams, Params, reads_distribution, runs_base
 from cocomix.plumbing.runtime import LOGITS
-from cocomix.shapes.models import Shape, deepened, flops_per_token, parameters_of, training_flops
+from cocomix.shapes.models import Shape, deepened, dimensions, flops_per_token, parameters_of, training_flops
 from cocomix.shapes.planning.base import unique_draws
 from cocomix.shapes.planning.models import held, optimizing, saved, window_memory
 from cocomix.shapes.planning.needs import LIBRARIES, StageNeeds
@@ -11,7 +11,7 @@ from cocomix.shapes.planning.sizes import Sizes
 INTERVENTIONS = 12
 """Passes over evaluate.intervention_windows with changed concepts, or with true labels substituted one by one."""
 DOUBLED = 2
-"""Windows in which `steer` doubles a concept: `cocomix.predictions.measure.DOUBLED`, which imports torch."""
+"""Places at which `steer` doubles a concept: `cocomix.predictions.measure.DOUBLED`, which imports torch."""
 
 
 def pretrain_needs(params: Params, section: MethodParams, shape: Shape, sizes: Sizes) -> StageNeeds:
@@ -70,9 +70,19 @@ def steer_needs(params: Params, steered: list[Shape], sizes: Sizes) -> StageNeed
     two_edits_of_each_model = 2 * seeds * sum(flops_per_token(each, context) for each in steered)
     sweeps = 2 * seeds * len(steered) + 1
     windows = min(section.read_windows, sizes.text.windows("validation", context))
-    reading = sum(flops_per_token(each, context) * (windows + DOUBLED * each["num_concepts"]) for each in steered)
+    doubled = [DOUBLED * each["num_concepts"] for each in steered]
+    # Once for the places, once for the keys and values of the edits.
+    read = sum(
+        flops_per_token(each, context) * (2 * windows * context + some)
+        for each, some in zip(steered, doubled, strict=True)
+    )
+    hidden = [8 * some * dimensions(each).d_model for each, some in zip(steered, doubled, strict=True)]
     return StageNeeds(
-        flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)) + seeds * context * reading,
+        flops=edits * tokens * (two_edits_of_each_model + flops_per_token(base, context)) + seeds * read,
         disk=10e3 + 150 * sweeps * edits,
-        memory=LIBRARIES + 4 * seeds * sum(parameters_of(each).stored for each in steered) + held(params, base),
+        scratch=seeds * (sum(hidden) + 12 * windows * sum(each["num_concepts"] for each in steered)),
+        memory=LIBRARIES
+        + 4 * seeds * sum(parameters_of(each).stored for each in steered)
+        + held(params, base)
+        + max(hidden),
     )

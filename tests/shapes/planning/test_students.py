@@ -78,8 +78,14 @@ def test_draws_that_are_read_cost_disk_in_place_of_the_base_models_forward_pass(
     assert read_too.flops == drawn["pretrain@cocomix-0"].flops
 
 
-def test_steering_costs_the_windows_in_which_each_concept_is_doubled() -> None:
+def test_steering_costs_a_token_for_each_place_at_which_a_concept_is_doubled() -> None:
     assert DOUBLED == measure.DOUBLED
-    few, many = (needs(steer={"read_windows": windows})["steer"].flops for windows in (1, 101))
-    reading = (many - few) / 100  # FLOPs of a window
-    assert few > DOUBLED * params().sae.concepts * reading
+    context, concepts = params().tokenize.context, params().sae.concepts
+    edits = {"concepts": 2, "strengths": [5], "windows": 1, "prompt_tokens": 1, "new_tokens": 2}
+    few, many = (needs(steer=edits | {"read_windows": windows})["steer"] for windows in (1, 101))
+    per_token = (many.flops - few.flops) / (100 * 2 * context)
+    places = few.flops / per_token - 2 * context
+    edited = 2 * (context + 3)  # by two models and the base model
+    assert DOUBLED * concepts < places < DOUBLED * concepts + 3 * edited
+    hidden = 4 * 2 * DOUBLED * concepts * params().pretrain.model.d_model
+    assert hidden < few.scratch < many.scratch < 2 * hidden
