@@ -190,8 +190,5 @@ def held_out_scores(cues: Cues, seen: ScanResult, tokens: Tokens, params: Explai
     sample, concepts = seen.sample, len(cues.numbers)
     firing = torch.full((concepts, params.held_out), torch.nan)
     firing[sample.concepts, rank_within(sample.concepts)] = cues.score(sample.concepts, cues_at(sample.places))
-    background = cues_at(seen.background)
-    others = torch.stack(
-        [cues.score(torch.full((len(background),), concept), background) for concept in range(concepts)]
-    )
-    return Scores(firing, others.masked_fill(seen.background_fires.T, torch.nan))
+    others = cues.score_all(cues_at(seen.background))
+    return Scores(firing, others.masked_fill_(seen.background_fires.T, torch.nan))
