@@ -31,26 +31,24 @@ function forEach(tokens, is, use) {
 /** The concept of this number, then those of `Atlas.search`; without anything wanted all concepts, in order. */
 function search(typed) {
   const wanted = typed.trim().toLowerCase();
-  if (!wanted) return labels.map((_, concept) => ({ concept, why: "" }));
+  if (!wanted) return { concepts: [...labels.keys()], why: () => "" };
   const is = new Uint8Array(texts.length);
   for (const [token, text] of lowerTexts.entries()) is[token] = text === wanted;
-  const [on, promoted] = [new Float64Array(labels.length), new Float64Array(labels.length)];
+  const [label, on, promoted] = [0, 1, 2].map(() => new Float64Array(labels.length));
+  for (const [concept, text] of lowerLabels.entries()) label[concept] = text.includes(wanted);
   forEach(firesOn, is, (concept, _, at) => { on[concept] += shares[at]; });
   forEach(promotes, is, (concept, place) => { promoted[concept] = Math.max(promoted[concept], 0.5 / (1 + place)); });
-  const scored = [];
-  for (const [concept, label] of lowerLabels.entries()) {
-    const scores = { label: Number(label.includes(wanted)), "fires on": on[concept], promotes: promoted[concept] };
-    const score = scores.label + scores["fires on"] + scores.promotes;
-    if (score) scored.push({ concept, score, why: Object.keys(scores).find((why) => scores[why]) });
-  }
-  const number = /^\d+$/.test(wanted) && Number(wanted) < labels.length ? [{ concept: Number(wanted), why: "label" }] : [];
-  return [...number, ...scored.sort((one, other) => other.score - one.score)];
+  const scores = label.map((each, concept) => each + on[concept] + promoted[concept]);
+  const number = /^\d+$/.test(wanted) && Number(wanted) < labels.length ? [Number(wanted)] : [];
+  const found = [...labels.keys()].filter((concept) => scores[concept] && concept !== number[0]);
+  const why = (concept) => (concept === number[0] || label[concept] ? "label" : on[concept] ? "fires on" : "promotes");
+  return { concepts: [...number, ...found.sort((one, other) => scores[other] - scores[one])], why };
 }
 
 function show() {
-  const all = search(field.value);
-  results(found, all.slice(0, LIMIT).map((each) => ({ ...each, label: labels[each.concept] })), go);
-  count.textContent = all.length > LIMIT ? `${all.length} concepts, of which the first ${LIMIT}` : `${all.length} ${all.length === 1 ? "concept" : "concepts"}`;
+  const { concepts, why } = search(field.value);
+  results(found, concepts.slice(0, LIMIT).map((concept) => ({ concept, label: labels[concept], why: why(concept) })), go);
+  count.textContent = concepts.length > LIMIT ? `${concepts.length} concepts, of which the first ${LIMIT}` : `${concepts.length} ${concepts.length === 1 ? "concept" : "concepts"}`;
 }
 
 const go = (concept) => { location.hash = concept; };
