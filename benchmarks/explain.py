@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks import medians, report, set_up
 from cocomix.explain.atlas import (
@@ -53,7 +52,7 @@ from cocomix.explore.export import parts_of, write_page
 from cocomix.explore.session import LISTED
 from cocomix.params import ExplainParams
 from cocomix.plumbing.artifact import Work
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 SAMPLE = 64
 WANTED = ["the", "a", "t", "abaaa", "near", "31"]
@@ -82,33 +81,35 @@ PARAMS = ExplainParams(
 )
 
 
-class RandomTokens(Tokens):
-    """The same random windows for each split; the frequencies of tokens follow Zipf's law."""
+def random_tokens(folder: Path, vocab: int, windows: int, context: int) -> Tokens:
+    """The same windows in both splits; the frequencies of tokens follow Zipf's law."""
+    shares = 1 / np.arange(1, vocab + 1)
+    ids = np.random.default_rng(0).choice(vocab, (windows, context), p=shares / shares.sum()).astype(np.uint16)
+    with Work("tokenize", folder, {}, {}) as work:
+        for split in ("train", "validation"):
+            with work.write(f"{split}.npy") as pending:
+                pending.rows = windows
+                np.save(pending.path, ids)
+        work.finish({"context": context, "vocab_size": vocab, "eos_id": 0, "origin": {"source": "files"}})
+        work.publish()
+    return Tokens(folder)
 
-    def __init__(self, vocab: int, windows: int, context: int) -> None:
-        self.vocab_size, self.context = vocab, context
-        shares = 1 / np.arange(1, vocab + 1)
-        drawn = np.random.default_rng(0).choice(vocab, windows * context, p=shares / shares.sum())
-        self._windows = drawn.astype(np.uint32).reshape(windows, context)
 
-    def windows(self, _split: Split) -> NDArray[np.unsignedinteger]:
-        return self._windows
-
-    def texts(self) -> list[str]:
-        """`the`, and further words of five letters, each after a space."""
-        letters = [[chr(97 + token // 26**place % 26) for place in range(5)] for token in range(self.vocab_size)]
-        return [" the", *(f" {''.join(each)}" for each in letters[1:])]
+def words(count: int) -> list[str]:
+    """`the`, and further words of five letters, each after a space."""
+    letters = [[chr(97 + token // 26**place % 26) for place in range(5)] for token in range(1, count)]
+    return [" the", *(f" {''.join(each)}" for each in letters)]
 
 
 class Dictionary(NamedTuple):
     """What the stage has found, at random."""
 
-    tokens: RandomTokens
+    tokens: Tokens
     cues: Cues
     seen: ScanResult
 
     @classmethod
-    def random(cls, concepts: int, tokens: RandomTokens) -> "Dictionary":
+    def random(cls, concepts: int, tokens: Tokens) -> "Dictionary":
         shape = torch.Size((concepts, PARAMS.label_tokens))
         ids = torch.from_numpy(tokens.windows("train").astype(np.int64)).flatten()
         numbers = torch.randint(len(PLACES), shape) * tokens.vocab_size + ids[: shape.numel()].view(shape)
@@ -130,7 +131,7 @@ class Dictionary(NamedTuple):
         )
 
 
-def _firings(concepts: int, each: int, tokens: RandomTokens) -> Firings:
+def _firings(concepts: int, each: int, tokens: Tokens) -> Firings:
     """As many random firings of each concept."""
     count = concepts * each
     around = torch.rand(count, PARAMS.before + 1 + PARAMS.after)
@@ -161,7 +162,7 @@ def auc_by_loop(found: Dictionary, concepts: int) -> list[float]:
 
 def write_atlas(found: Dictionary, scored: Detection, out: Path) -> Atlas:
     concepts, (tokens, seen) = len(found.cues.numbers), (found.tokens, found.seen)
-    texts, many = tokens.texts(), (concepts, PARAMS.shown)
+    texts, many = words(tokens.vocab_size), (concepts, PARAMS.shown)
     ids = torch.from_numpy(tokens.windows("train").astype(np.int64)).flatten()
     table = concepts_table(
         seen,
@@ -246,7 +247,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def ratios(concepts: int, tokens: RandomTokens, folder: Path) -> Iterator[tuple[str, float]]:
+def ratios(concepts: int, tokens: Tokens, folder: Path) -> Iterator[tuple[str, float]]:
     """The ratios by name; files go to `folder`."""
     found = Dictionary.random(concepts, tokens)
     share = min(SAMPLE, concepts) / concepts
@@ -256,7 +257,7 @@ def ratios(concepts: int, tokens: RandomTokens, folder: Path) -> Iterator[tuple[
     atlas, page = write_atlas(found, detected[0], folder / "atlas"), folder / "atlas.html"
     yield "export_s", (ours := cpu_seconds(lambda: write_page(atlas, page)))
     yield "export", cpu_seconds(lambda: cards_by_loop(atlas, min(SAMPLE, concepts))) / share / ours
-    rows = [each.to_pylist() for each in atlas.columns(*COLUMNS)]
+    rows = [each.to_pylist() for each in atlas.columns(*COLUMNS).columns]
     works = {"ours": partial(atlas.search, limit=LISTED), "loop": partial(search_by_loop, atlas.texts, rows)}
     taken = [medians({name: partial(work, each) for name, work in works.items()}, 3) for each in WANTED]
     slowest = {name: max(each[name].cpu for each in taken) for name in works}
@@ -272,5 +273,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     set_up()
     with tempfile.TemporaryDirectory() as folder:
-        measured = dict(ratios(32_768, RandomTokens(50_257, windows=4096, context=256), Path(folder)))
+        measured = dict(
+            ratios(32_768, random_tokens(Path(folder, "tokens"), 50_257, windows=4096, context=256), Path(folder))
+        )
     report("explain", measured)

@@ -168,7 +168,7 @@ class Atlas(Artifact):
 
     def concept(self, concept: int) -> Card:
         """The entry of a concept."""
-        (row,) = self.rows(self._checked(concept), concept + 1)
+        (row,) = self.stored_rows(self._checked(concept), concept + 1)
         lists = ("fires_on", "promotes", "nearest")
         plain = {name: row[name] for name in Card._fields if name not in (*lists, "contexts")}
         return Card(
@@ -192,7 +192,7 @@ class Atlas(Artifact):
         """The contexts of a concept: the strongest first, then the quantiles from strong to weak."""
         yield from map(self._context, self._context_rows(self._checked(concept), concept + 1))
 
-    def rows(self, start: int, stop: int) -> list[dict[str, Any]]:
+    def stored_rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """The rows of concepts.parquet from `start` to before `stop`, each with its `contexts`, as rows too."""
         rows: list[dict[str, Any]] = self._table.slice(start, stop - start).to_pylist()
         for row in rows:

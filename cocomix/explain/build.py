@@ -192,7 +192,7 @@ def held_out_scores(cues: Cues, seen: ScanResult, tokens: Tokens, params: Explai
     sample, concepts = seen.sample, len(cues.numbers)
     firing = torch.full((concepts, params.held_out), torch.nan)
     rank = rank_within(sample.concepts)
-    for rows in torch.arange(len(rank)).split(AT_A_TIME):
+    for rows in torch.split(torch.arange(len(rank)), AT_A_TIME):
         some = sample.concepts[rows]
         firing[some, rank[rows]] = cues.score(some, cues_at(sample.places[rows]))
     others = cues.score_all(cues_at(seen.background))

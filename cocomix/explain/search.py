@@ -28,7 +28,7 @@ class SearchIndex:
     """
 
     def __init__(self, table: pa.Table, texts: Sequence[str]) -> None:
-        self._labels: list[str] = table["label"].to_pylist()
+        self._labels: list[Any] = table["label"].to_pylist()
         self._lower = pa.array([each.lower() for each in self._labels])
         self._texts = pa.array([each.strip().lower() for each in texts])
         self._fires_on, self._promotes = Lists(table["fires_on"]), Lists(table["promotes"])
@@ -39,14 +39,14 @@ class SearchIndex:
         wanted = text.strip().lower()
         if not wanted:
             return []
-        is_wanted = pc.equal(self._texts, wanted).to_numpy(zero_copy_only=False)
+        is_wanted = pc.equal(self._texts, pa.scalar(wanted)).to_numpy(zero_copy_only=False)
         concepts, fires_on, promotes = len(self._labels), self._fires_on, self._promotes
         hits = is_wanted[fires_on.values].nonzero()[0]
         on = np.bincount(fires_on.concepts[hits], self._shares[hits], minlength=concepts)
         hits = is_wanted[promotes.values].nonzero()[0]
         promoted = np.zeros(concepts)
         np.maximum.at(promoted, promotes.concepts[hits], 0.5 / (1 + promotes.ranks[hits]))
-        scores: dict[Why, NDArray[np.float64]] = {
+        scores: dict[Why, NDArray[Any]] = {
             "label": pc.match_substring(self._lower, wanted).to_numpy(zero_copy_only=False).astype(np.float64),
             "fires on": on,
             "promotes": promoted,

@@ -87,7 +87,7 @@ def _write_parts(atlas: Atlas, folder: Path, predicted: PredictionsReader | None
         old.unlink()
     with progress("export", len(atlas), "concepts") as bar:
         for number, start in enumerate(range(0, len(atlas), GROUP)):
-            rows = atlas.rows(start, start + GROUP)
+            rows = atlas.stored_rows(start, start + GROUP)
             for row in rows:
                 row["predicted"] = plain(predicted.concept(row["concept"])) if predicted else None
             content = f'part({number}, "{_packed(_json(rows))}");\n'

@@ -168,9 +168,9 @@ def test_a_search_finds_what_a_walk_through_the_cards_finds_in_the_same_order(at
 def test_the_rows_of_many_concepts_are_those_of_each(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cocomix.explain.tables.GROUP", 7)
     atlas, _ = made(setting)
-    rows = atlas.rows(0, LATENTS)
-    assert rows == [row for concept in range(LATENTS) for row in atlas.rows(concept, concept + 1)]
-    assert rows[7:19] == atlas.rows(7, 19)
+    rows = atlas.stored_rows(0, LATENTS)
+    assert rows == [row for concept in range(LATENTS) for row in atlas.stored_rows(concept, concept + 1)]
+    assert rows[7:19] == atlas.stored_rows(7, 19)
     for row, card in zip(rows, map(atlas.concept, range(LATENTS)), strict=True):
         shown = [[token.token for token in each.shown] for each in card.contexts]
         assert [each["tokens"] for each in row["contexts"]] == shown
