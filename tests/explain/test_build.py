@@ -81,6 +81,15 @@ def test_what_an_interrupted_process_saw_is_kept_and_the_atlas_is_the_same(
     assert sum(counted) == (60 + 24 - 32) * CONTEXT
 
 
+def test_the_atlas_is_the_same_however_much_is_computed_at_a_time(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = made(setting)[0].manifest.files
+    for name, amount in {"build": 11, "cues": 3, "detection": 7, "scan": 5}.items():
+        monkeypatch.setattr(f"cocomix.explain.{name}.AT_A_TIME", amount)
+    assert made(setting, key="parts")[0].manifest.files == expected
+
+
 def test_another_seed_reads_other_windows(setting: Setting, atlas: Atlas) -> None:
     other, _ = made(setting, key="seed", params=PARAMS.model_copy(update={"seed": 1}))
     assert other.concept(0).contexts != atlas.concept(0).contexts

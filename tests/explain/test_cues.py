@@ -87,9 +87,9 @@ def test_cues_are_the_same_however_many_concepts_are_counted_at_a_time(monkeypat
     concepts = [each for each in range(12) for _ in range(100)]
     present = cues_of(planted(concepts, {each: (BEFORE, each // 3) for each in range(10)}), BEFORE, VOCAB)
     rates = torch.full((4 * VOCAB,), 0.05, dtype=torch.float64)
-    together = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 12, most=2)
+    together = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 17, most=2)
     monkeypatch.setattr("cocomix.explain.cues.AT_A_TIME", 2)
-    in_parts = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 12, most=2)
+    in_parts = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 17, most=2)
     assert torch.equal(in_parts.numbers, together.numbers)
     assert torch.equal(in_parts.weights, together.weights)
 
