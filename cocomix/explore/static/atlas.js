@@ -1,7 +1,7 @@
 
 // The exported atlas. It follows cards.js in one script: a page from disk may not import.
 
-const LIMIT = 200;
+const LIMIT = 100;
 const [field, found, count, card] = ["search", "found", "found-count", "card"].map((id) => document.getElementById(id));
 const { parts, group } = document.querySelector("main").dataset;
 
@@ -28,10 +28,11 @@ function forEach(tokens, is, use) {
   }
 }
 
-/** The concept of this number, then those of `Atlas.search`; without anything wanted all concepts, in order. */
+/** How many concepts are found, and the first: that of this number, then those of `Atlas.search`, best first.
+ * Without anything wanted, all are, in order. */
 function search(typed) {
   const wanted = typed.trim().toLowerCase();
-  if (!wanted) return { concepts: [...labels.keys()], why: () => "" };
+  if (!wanted) return { number: labels.length, concepts: [...labels.keys()].slice(0, LIMIT), why: () => "" };
   const is = new Uint8Array(texts.length);
   for (const [token, text] of lowerTexts.entries()) is[token] = text === wanted;
   const [label, on, promoted] = [0, 1, 2].map(() => new Float64Array(labels.length));
@@ -39,16 +40,19 @@ function search(typed) {
   forEach(firesOn, is, (concept, _, at) => { on[concept] += shares[at]; });
   forEach(promotes, is, (concept, place) => { promoted[concept] = Math.max(promoted[concept], 0.5 / (1 + place)); });
   const scores = label.map((each, concept) => each + on[concept] + promoted[concept]);
-  const number = /^\d+$/.test(wanted) && Number(wanted) < labels.length ? [Number(wanted)] : [];
-  const found = [...labels.keys()].filter((concept) => scores[concept] && concept !== number[0]);
-  const why = (concept) => (concept === number[0] || label[concept] ? "label" : on[concept] ? "fires on" : "promotes");
-  return { concepts: [...number, ...found.sort((one, other) => scores[other] - scores[one])], why };
+  const typedNumber = /^\d+$/.test(wanted) && Number(wanted) < labels.length ? [Number(wanted)] : [];
+  const others = [...labels.keys()].filter((concept) => scores[concept] && concept !== typedNumber[0]);
+  // Only the best are sorted by a function, which is slow.
+  const least = Float64Array.from(others, (concept) => scores[concept]).sort().at(-LIMIT) ?? 0;
+  const best = others.filter((concept) => scores[concept] >= least).sort((one, other) => scores[other] - scores[one]);
+  const why = (concept) => (concept === typedNumber[0] || label[concept] ? "label" : on[concept] ? "fires on" : "promotes");
+  return { number: typedNumber.length + others.length, concepts: [...typedNumber, ...best].slice(0, LIMIT), why };
 }
 
 function show() {
-  const { concepts, why } = search(field.value);
-  results(found, concepts.slice(0, LIMIT).map((concept) => ({ concept, label: labels[concept], why: why(concept) })), go);
-  count.textContent = concepts.length > LIMIT ? `${concepts.length} concepts, of which the first ${LIMIT}` : `${concepts.length} ${concepts.length === 1 ? "concept" : "concepts"}`;
+  const { number, concepts, why } = search(field.value);
+  results(found, concepts.map((concept) => ({ concept, label: labels[concept], why: why(concept) })), go);
+  count.textContent = number > LIMIT ? `${number} concepts, of which the first ${LIMIT}` : `${number} ${number === 1 ? "concept" : "concepts"}`;
 }
 
 const go = (concept) => { location.hash = concept; };
