@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from cocomix.explain.atlas import Atlas
+from cocomix.explore import export
 from cocomix.explore.export import parts_of, write_page
 from cocomix.explore.session import Session
 from cocomix.predictions.reader import Predictions, PredictionsReader, open_predictions
@@ -424,6 +425,25 @@ def test_the_exported_atlas_opens_from_disk_and_finds_what_the_atlas_finds(
     expect(page.locator("#card .contexts >> nth=0 >> mark >> nth=0")).to_be_visible()
     page.go_back()
     expect(page.locator("#card h2")).to_have_text(f"0{atlas.label(0)}")
+
+
+def test_only_the_best_of_many_results_are_shown(
+    atlas: Atlas, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static = tmp_path / "static"
+    shutil.copytree(export.STATIC, static)
+    script = static / "atlas.js"
+    script.write_text(script.read_text().replace("LIMIT = 100", "LIMIT = 5"))
+    monkeypatch.setattr(export, "STATIC", static)
+    out = atlas.path.parent / "short.html"
+    write_page(atlas, out)
+    page.goto(out.resolve().as_uri())
+    for wanted in ("near", "w2", "w1"):
+        page.fill("#search", wanted)
+        found = atlas.search(wanted, limit=40)
+        assert len(found) > 5
+        expect(page.locator("#found-count")).to_have_text(f"{len(found)} concepts, of which the first 5")
+        expect(page.locator("#found b")).to_have_text([str(each.concept) for each in found[:5]])
 
 
 def test_a_part_is_loaded_when_a_card_of_it_is_opened_by_a_link_too(
