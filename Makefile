@@ -33,6 +33,7 @@ bench: .venv/ready        ## speed and memory, as ratios against named alternati
 	python -m benchmarks.attribution --json
 	python -m benchmarks.distillation --json
 	python -m benchmarks.evaluate --json
+	python -m benchmarks.explain --json
 	python -m benchmarks.generate --json
 	python -m benchmarks.predictions --json
 	python -m benchmarks.student_step --json

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cocomix.explain.search import Found, SearchIndex
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
 
@@ -140,14 +141,6 @@ class Card(NamedTuple):
     contexts: list[Context]
 
 
-class Found(NamedTuple):
-    """A search result."""
-
-    concept: int
-    label: str
-    why: Literal["label", "fires on", "promotes"]
-
-
 class Atlas(Artifact):
     """Reads the atlas: `Atlas().concept(412)`, `Atlas().search("import")`.
 
@@ -175,7 +168,7 @@ class Atlas(Artifact):
 
     def concept(self, concept: int) -> Card:
         """The entry of a concept."""
-        row = self._table.slice(self._checked(concept), 1).to_pylist()[0]
+        (row,) = self.stored_rows(self._checked(concept), concept + 1)
         lists = ("fires_on", "promotes", "nearest")
         plain = {name: row[name] for name in Card._fields if name not in (*lists, "contexts")}
         return Card(
@@ -192,43 +185,32 @@ class Atlas(Artifact):
                 Near(near, self.label(near), cosine)
                 for near, cosine in zip(row["nearest"], row["nearest_cosine"], strict=True)
             ],
-            contexts=list(self.contexts(concept)),
+            contexts=list(map(self._context, row["contexts"])),
         )
 
     def contexts(self, concept: int) -> Iterator[Context]:
         """The contexts of a concept: the strongest first, then the quantiles from strong to weak."""
-        file, ends = self._contexts
-        group = bisect_left(ends, self._checked(concept))
-        if group == len(ends):
-            return
-        rows = file.read_row_group(group)
-        for row in rows.filter(pc.field("concept") == concept).drop_columns("concept").to_pylist():
-            pairs = zip(row.pop("tokens"), row.pop("strengths"), strict=True)
-            yield Context(**row, shown=[Shown(token, self.texts[token], strength) for token, strength in pairs])
+        yield from map(self._context, self._context_rows(self._checked(concept), concept + 1))
+
+    def stored_rows(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """The rows of concepts.parquet from `start` to before `stop`, each with its `contexts`, as rows too."""
+        rows: list[dict[str, Any]] = self._table.slice(start, stop - start).to_pylist()
+        for row in rows:
+            row["contexts"] = []
+        for context in self._context_rows(start, stop):
+            rows[context["concept"] - start]["contexts"].append(context)
+        return rows
+
+    def columns(self, *names: str) -> pa.Table:
+        """Columns of concepts.parquet."""
+        return self._table.select(names)
 
     def search(self, text: str, limit: int = 20) -> list[Found]:
         """Concepts whose label contains `text`, or that fire on it or promote it as a token, best first.
 
         Case and the space around a token are ignored.
         """
-        wanted = text.strip().lower()
-        tokens = {token for token, each in enumerate(self.texts) if each.strip().lower() == wanted}
-        if not wanted:
-            return []
-        found: list[tuple[float, Found]] = []
-        columns = map(self._column, ("label", "fires_on", "fires_on_share", "promotes"))
-        for concept, (label, on, shares, promoted) in enumerate(zip(*columns, strict=True)):
-            scores: dict[Literal["label", "fires on", "promotes"], float] = {
-                "label": float(wanted in label.lower()),
-                "fires on": sum(share for token, share in zip(on, shares, strict=True) if token in tokens),
-                "promotes": max(
-                    (0.5 / (1 + place) for place, token in enumerate(promoted) if token in tokens), default=0
-                ),
-            }
-            if any(scores.values()):
-                found.append((sum(scores.values()), Found(concept, label, next(why for why in scores if scores[why]))))
-        found.sort(key=lambda each: -each[0])
-        return [each for _, each in found[:limit]]
+        return self._search_index.search(text, limit)
 
     @cached_property
     def texts(self) -> list[str]:
@@ -239,6 +221,22 @@ class Atlas(Artifact):
     def student_texts(self) -> list[str]:
         """The text of each token of the students, by id."""
         return self._texts(STUDENT_VOCABULARY) if STUDENT_VOCABULARY in self.manifest.files else self.texts
+
+    def _context_rows(self, start: int, stop: int) -> list[dict[str, Any]]:
+        file, ends = self._contexts
+        groups = range(len(ends))[bisect_left(ends, start) : bisect_left(ends, stop - 1) + 1]
+        concept = pc.field("concept")
+        rows: list[dict[str, Any]] = (
+            file.read_row_groups(list(groups)).filter((concept >= start) & (concept < stop)).to_pylist()
+        )
+        return rows
+
+    def _context(self, row: dict[str, Any]) -> Context:
+        shown = [
+            Shown(token, self.texts[token], strength)
+            for token, strength in zip(row["tokens"], row["strengths"], strict=True)
+        ]
+        return Context(**{name: row[name] for name in Context._fields if name != "shown"}, shown=shown)
 
     def _texts(self, name: str) -> list[str]:
         # ParquetFile here and below, since read_table imports pandas.
@@ -258,6 +256,10 @@ class Atlas(Artifact):
         file = pq.ParquetFile(self.file(CONTEXTS))
         numbers: Any = (file.metadata.row_group(each).column(0).statistics for each in range(file.num_row_groups))
         return file, [each.max for each in numbers]
+
+    @cached_property
+    def _search_index(self) -> SearchIndex:
+        return SearchIndex(self._table, self.texts)
 
     @cached_property
     def _columns(self) -> dict[str, list[Any]]:

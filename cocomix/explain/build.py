@@ -47,6 +47,8 @@ from cocomix.tokens.windows import Split, Tokens
 
 POOL = 4
 """Firings kept in the pool per quantile of the strength; one of them is chosen."""
+AT_A_TIME = 2**17
+"""Number of held-out firings that are scored at a time."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,9 @@ def held_out_scores(cues: Cues, seen: ScanResult, tokens: Tokens, params: Explai
     cues_at = partial(cues_at_places, tokens, "validation", params.before)
     sample, concepts = seen.sample, len(cues.numbers)
     firing = torch.full((concepts, params.held_out), torch.nan)
-    firing[sample.concepts, rank_within(sample.concepts)] = cues.score(sample.concepts, cues_at(sample.places))
-    background = cues_at(seen.background)
-    others = torch.stack(
-        [cues.score(torch.full((len(background),), concept), background) for concept in range(concepts)]
-    )
-    return Scores(firing, others.masked_fill(seen.background_fires.T, torch.nan))
+    rank = rank_within(sample.concepts)
+    for rows in torch.split(torch.arange(len(rank)), AT_A_TIME):
+        some = sample.concepts[rows]
+        firing[some, rank[rows]] = cues.score(some, cues_at(sample.places[rows]))
+    others = cues.score_all(cues_at(seen.background))
+    return Scores(firing, others.masked_fill_(seen.background_fires.T, torch.nan))

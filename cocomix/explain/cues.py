@@ -45,9 +45,26 @@ class Cues(NamedTuple):
             concepts: int64 [n].
             present: `cues_of` the contexts, [n, m].
         """
-        numbers = self.numbers[concepts]
-        there = (present[:, None] == numbers[:, :, None]).any(2) & (numbers >= 0)
-        return (there * self.weights[concepts]).sum(1)
+        scores = torch.zeros(len(concepts))
+        for numbers, weights in zip(self.numbers.T, self.weights.T, strict=True):
+            scores += (present == numbers[concepts, None]).any(1) * weights[concepts]
+        return scores
+
+    def score_all(self, present: Tensor) -> Tensor:
+        """`score` of every concept in the same contexts, to the last bit: float32 [concepts, m].
+
+        Args:
+            present: `cues_of` the contexts, [m, ...].
+        """
+        cues, rows = torch.unique(present, return_inverse=True)
+        has = torch.zeros(len(cues), len(present), dtype=torch.bool)
+        has[rows, torch.arange(len(present))[:, None]] = True
+        at = torch.searchsorted(cues, self.numbers).clamp(max=len(cues) - 1)
+        found = self.weights * (cues[at] == self.numbers)
+        scores = torch.zeros(len(self.numbers), len(present))
+        for row, weights in zip(at.T, found.T, strict=True):
+            scores += has[row] * weights[:, None]
+        return scores
 
 
 def cues_of(ids: Tensor, before: int, vocab: int) -> Tensor:
@@ -110,10 +127,11 @@ def best_cues(
     sizes = sample.concepts.bincount(minlength=concepts)
     factors = torch.where(visible, 1.0, WHITE_SPACE).repeat(len(PLACES))
     usual = torch.zeros(len(rates), dtype=torch.float64)
-    for counts in _counted(sample, cues_at, sizes, len(rates)):
+    part_of = torch.arange(concepts) // AT_A_TIME
+    for counts in _counted(sample, part_of, cues_at, sizes, len(rates)):
         usual.index_add_(0, counts.cues, counts.shares)
     usual = torch.maximum(rates, usual / (sizes > 0).sum().clamp(min=1))
-    for counts in _counted(sample, cues_at, sizes, len(rates)):
+    for counts in _counted(sample, part_of, cues_at, sizes, len(rates)):
         scores = _scores(counts, usual[counts.cues], factors)
         best = scores.new_zeros(concepts).scatter_reduce(0, counts.concepts, scores, "amax")
         rows, rank = best_of_each(counts.concepts, scores, most)
@@ -126,10 +144,18 @@ def best_cues(
     return Cues(numbers, weights)
 
 
-def _counted(sample: Firings, cues_at: Callable[[Tensor], Tensor], sizes: Tensor, cues: int) -> Iterator[_Counts]:
-    """Count the cues of `AT_A_TIME` concepts at a time."""
-    for first in range(0, len(sizes), AT_A_TIME):
-        some = sample.at(((sample.concepts >= first) & (sample.concepts < first + AT_A_TIME)).nonzero().flatten())
+def _counted(
+    sample: Firings, part_of: Tensor, cues_at: Callable[[Tensor], Tensor], sizes: Tensor, cues: int
+) -> Iterator[_Counts]:
+    """Count the cues of one part of the concepts at a time.
+
+    Args:
+        part_of: the part of each concept; -1: none.
+        sizes: number of firings of each concept in the whole sample.
+    """
+    parts = part_of[sample.concepts]
+    for part in range(int(part_of.max()) + 1):
+        some = sample.at((parts == part).nonzero().flatten())
         present = cues_at(some.places)
         keys = some.concepts[:, None] * cues + present
         pairs, counts = torch.unique(keys[present >= 0], return_counts=True)
@@ -162,18 +188,19 @@ def _tell_apart(
     _, group, members = torch.unique(numbers.sort(1).values, dim=0, return_inverse=True, return_counts=True)
     is_twin = (members[group] > 1) & (numbers[:, 0] >= 0)
     sizes = sample.concepts.bincount(minlength=len(numbers))
-    twins = sample.at(is_twin[sample.concepts].nonzero().flatten())
-    counts = _Counts(*map(torch.cat, zip(*_counted(twins, cues_at, sizes, len(rates)), strict=True)))
-    keys, inverse = torch.unique(group[counts.concepts] * len(rates) + counts.cues, return_inverse=True)
-    usual = inverse.bincount(counts.shares, minlength=len(keys))[inverse] / members[group[counts.concepts]]
-    usual = torch.maximum(rates[counts.cues], usual)
-    scores = _scores(counts, usual, factors)
-    scores[(numbers[counts.concepts] == counts.cues[:, None]).any(1)] = 0
-    rows, _ = best_of_each(counts.concepts, scores, 1)
-    rows = rows[scores[rows] > 0]
-    of = counts.concepts[rows]
-    column = (numbers[of] >= 0).sum(1).clamp(max=numbers.shape[1] - 1)
-    numbers[of, column], weights[of, column] = counts.cues[rows], _weights(counts, rates)[rows]
+    # Each part has whole groups.
+    part_of = ((members.cumsum(0) - members) // AT_A_TIME)[group].where(is_twin, -1)
+    for counts in _counted(sample, part_of, cues_at, sizes, len(rates)):
+        keys, inverse = torch.unique(group[counts.concepts] * len(rates) + counts.cues, return_inverse=True)
+        usual = inverse.bincount(counts.shares, minlength=len(keys))[inverse] / members[group[counts.concepts]]
+        usual = torch.maximum(rates[counts.cues], usual)
+        scores = _scores(counts, usual, factors)
+        scores[(numbers[counts.concepts] == counts.cues[:, None]).any(1)] = 0
+        rows, _ = best_of_each(counts.concepts, scores, 1)
+        rows = rows[scores[rows] > 0]
+        of = counts.concepts[rows]
+        column = (numbers[of] >= 0).sum(1).clamp(max=numbers.shape[1] - 1)
+        numbers[of, column], weights[of, column] = counts.cues[rows], _weights(counts, rates)[rows]
 
 
 def label_of(numbers: Sequence[int], texts: Sequence[str]) -> str:

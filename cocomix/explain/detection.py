@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-AT_A_TIME = 64
+AT_A_TIME = 1024
 """Number of concepts whose contexts are compared at a time."""
 
 
@@ -31,8 +31,11 @@ def detection(firing: Tensor, others: Tensor) -> Detection:
     """
     auc = []
     for yes, no in zip(torch.split(firing, AT_A_TIME), torch.split(others, AT_A_TIME), strict=True):
-        above = (yes[:, :, None] > no[:, None]) + 0.5 * (yes[:, :, None] == no[:, None])
-        pairs = ~(yes[:, :, None].isnan() | no[:, None].isnan())
-        auc.append((above * pairs).sum((1, 2)) / pairs.sum((1, 2)))
+        numbers = (~no.isnan()).sum(1, keepdim=True)
+        ordered = no.nan_to_num(nan=torch.inf).sort(1).values
+        lower, not_higher = (torch.searchsorted(ordered, yes, right=right) for right in (False, True))
+        twice_above = (lower + not_higher.minimum(numbers)).masked_fill(yes.isnan(), 0)
+        pairs = (~yes.isnan()).sum(1) * numbers[:, 0]
+        auc.append(twice_above.sum(1) / (2 * pairs))
     right, wrong = ((each > 0).sum(1) / (~each.isnan()).sum(1) for each in (firing, others))
     return Detection(torch.cat(auc), (right + 1 - wrong) / 2, (~firing.isnan()).sum(1))

@@ -8,6 +8,7 @@ each, and so are the strongest. So processes can scan shards of text in any orde
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -48,7 +49,7 @@ class Firings(NamedTuple):
         Args:
             keys: int64 [n] from 0 to 2^32.
         """
-        order = (self.concepts << 32 | keys).argsort(stable=True)
+        order = _stable_order(self.concepts << 32 | keys)
         return self.at(order[rank_within(self.concepts[order]) < most])
 
 
@@ -146,6 +147,11 @@ def best_of_each(groups: Tensor, scores: Tensor, most: int) -> BestRows:
     order = order[groups[order].argsort(stable=True)]
     rank = rank_within(groups)
     return BestRows(order[rank < most], rank[rank < most])
+
+
+def _stable_order(keys: Tensor) -> Tensor:
+    """Stable argsort: int64 [n]. On a CPU numpy's, which only merges what is sorted, such as two parts of the text."""
+    return torch.from_numpy(np.argsort(keys.numpy(), kind="stable")) if keys.is_cpu else keys.argsort(stable=True)
 
 
 def _mixed(numbers: Tensor) -> Tensor:

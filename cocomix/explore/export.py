@@ -1,9 +1,10 @@
-"""Export the atlas as one HTML page that opens from disk: search and cards, without a server.
+"""Export the atlas as a page that opens from disk, without a server: search and cards.
 
     python -m cocomix.explore.export atlas.html
 
-The page holds the cards in compressed groups, and unpacks a group when one of its cards is opened. It loads nothing
-from the network. Its content security policy allows only its own script, and corpus text is never parsed as HTML.
+The page holds what a search needs. The cards are in the folder `atlas_parts` beside it, in compressed parts, and the
+page loads a part when one of its cards is opened. It loads nothing from the network. Its content security policy allows
+only its own script and the scripts that this one loads, and corpus text is never parsed as HTML.
 """
 
 import argparse
@@ -14,8 +15,12 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import numpy as np
 
 from cocomix.explain.atlas import Atlas
+from cocomix.explain.search import Lists
 from cocomix.explore.as_json import plain
 from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.distributed import stand_alone
@@ -24,8 +29,8 @@ from cocomix.plumbing.progress import progress
 from cocomix.predictions.reader import PredictionsReader, open_predictions
 
 STATIC = Path(__file__).with_name("static")
-GROUP = 64
-"""Number of concepts in a compressed group."""
+GROUP = 256
+"""Number of concepts in a part."""
 
 
 def main() -> None:
@@ -46,11 +51,22 @@ def main() -> None:
         write_page(atlas, options.out, open_predictions(options.steering, atlas))
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
+    parts = [each.stat().st_size for each in parts_of(options.out).iterdir()]
+    print(
+        f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, "
+        f"and {parts_of(options.out)}: {sum(parts) / 1e6:.1f} MB in {len(parts)} files"
+    )
+
+
+def parts_of(out: Path) -> Path:
+    """The folder with the parts of a page."""
+    return out.with_name(f"{out.stem}_parts")
 
 
 def write_page(atlas: Atlas, out: Path, predicted: PredictionsReader | None = None) -> None:
-    """Write the page atomically; the same atlas gives the same bytes.
+    """Write the page and its parts; the same atlas gives the same bytes.
+
+    An earlier export is removed first, and the page is written last: it never shows parts of another atlas.
 
     Args:
         predicted: a language model's predictions of the concepts.
@@ -58,46 +74,63 @@ def write_page(atlas: Atlas, out: Path, predicted: PredictionsReader | None = No
     Raises:
         UserError: when `out` cannot be written.
     """
-    # A page opened from disk may not import modules, so both scripts are inlined as one.
-    script = "".join((STATIC / name).read_text(encoding="utf-8") for name in ("cards.js", "atlas.js"))
-    style = (STATIC / "style.css").read_text(encoding="utf-8")
-    index, groups = [], []
-    with progress("export", len(atlas), "concepts") as bar:
-        for start in range(0, len(atlas), GROUP):
-            numbers = range(start, min(start + GROUP, len(atlas)))
-            cards = [atlas.concept(each) for each in numbers]
-            beside = [predicted.concept(each) if predicted else None for each in numbers]
-            index += [
-                {
-                    "label": card.label,
-                    "fires_on": [[each.text, each.share] for each in card.fires_on],
-                    "promotes": [each.text for each in card.promotes],
-                }
-                for card in cards
-            ]
-            both = zip(plain(cards), plain(beside), strict=True)
-            groups.append(_packed([{**card, "predicted": some} for card, some in both]))
-            bar.advance(len(cards))
-    html = (STATIC / "atlas.html").read_text(encoding="utf-8")
-    parts = {
-        "{{style}}": style,
-        "{{script}}": script,
-        "{{policy}}": f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:",
-        "{{group}}": str(GROUP),
-        "{{index}}": _packed(index),
-        "{{groups}}": "\n".join(f'<script type="text/plain" class="group">{each}</script>' for each in groups),
-    }
-    for name, content in parts.items():
-        html = html.replace(name, content)
     try:
-        write_atomically(out, html.encode())
+        out.unlink(missing_ok=True)
+        _write_parts(atlas, parts_of(out), predicted)
+        write_atomically(out, _page(atlas, parts_of(out).name).encode())
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}") from None
 
 
-def _packed(value: Any) -> str:
-    """Compressed JSON in base64, which has no special characters of HTML."""
-    return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
+def _write_parts(atlas: Atlas, folder: Path, predicted: PredictionsReader | None) -> None:
+    for old in folder.glob("[0-9]*.js"):
+        old.unlink()
+    with progress("export", len(atlas), "concepts") as bar:
+        for number, start in enumerate(range(0, len(atlas), GROUP)):
+            rows = atlas.stored_rows(start, start + GROUP)
+            for row in rows:
+                row["predicted"] = plain(predicted.concept(row["concept"])) if predicted else None
+            content = f'part({number}, "{_packed(_json(rows))}");\n'
+            write_atomically(folder / f"{number}.js", content.encode())
+            bar.advance(len(rows))
+
+
+def _page(atlas: Atlas, parts: str) -> str:
+    # A page opened from disk may not import modules, so both scripts are inlined as one.
+    script = "".join((STATIC / name).read_text(encoding="utf-8") for name in ("cards.js", "atlas.js"))
+    style = (STATIC / "style.css").read_text(encoding="utf-8")
+    table = atlas.columns("label", "fires_on", "fires_on_share", "promotes")
+    columns = {
+        "label": _json(table["label"].to_pylist()),
+        "text": _json(atlas.texts),
+        "fires_on": Lists(table["fires_on"]).padded(-1).astype("<i4").tobytes(),
+        "fires_on_share": Lists(table["fires_on_share"]).padded(np.nan).astype("<f4").tobytes(),
+        "promotes": Lists(table["promotes"]).padded(-1).astype("<i4").tobytes(),
+    }
+    content = {
+        "{{style}}": style,
+        "{{script}}": script,
+        "{{policy}}": f"default-src 'none'; script-src '{_hash(script)}' 'strict-dynamic'; "
+        f"style-src '{_hash(style)}'; img-src data:",
+        "{{parts}}": quote(parts),
+        "{{group}}": str(GROUP),
+        "{{columns}}": "\n".join(
+            f'<script type="text/plain" id="{name}">{_packed(column)}</script>' for name, column in columns.items()
+        ),
+    }
+    html = (STATIC / "atlas.html").read_text(encoding="utf-8")
+    for name, each in content.items():
+        html = html.replace(name, each)
+    return html
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _packed(content: bytes) -> str:
+    """Compressed, in base64, which has no special characters of HTML and JavaScript."""
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 def _hash(text: str) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from cocomix.explain.atlas import Atlas, Card, Found
+from cocomix.explain.atlas import Atlas, Card
+from cocomix.explain.search import Found
 from cocomix.explore.calls import Continuation, python_call, shell_call
 from cocomix.explore.continuation import continuation
 from cocomix.explore.edit_syntax import Written, parse_edit

@@ -15,6 +15,7 @@ from benchmarks import medians
         ("attribution", {"rate", "peak_memory", "next_token_over_sequence", "attribution_over_forward"}),
         ("distillation", {"cached_over_ntp", "online_over_cached"}),
         ("evaluate", {"over_gpt2", "same_model"}),
+        ("explain", {"scores", "export", "search", "page_mb", "part_mb"}),
         ("generate", {"over_block_ratio", "flatness"}),
         ("predictions", {"over_evaluation", "over_whole_windows", "places_per_position"}),
         ("student_step", {"with_labels", "student_only", "peak_memory", "over_flop_ratio"}),

@@ -7,6 +7,7 @@ import torch
 
 from cocomix.explain.atlas import CONCEPTS, CONTEXTS, Atlas
 from cocomix.explain.build import AtlasSummary, make_atlas
+from cocomix.explain.search import Found
 from cocomix.params import ExplainParams
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Work
@@ -80,6 +81,15 @@ def test_what_an_interrupted_process_saw_is_kept_and_the_atlas_is_the_same(
     assert sum(counted) == (60 + 24 - 32) * CONTEXT
 
 
+def test_the_atlas_is_the_same_however_much_is_computed_at_a_time(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = made(setting)[0].manifest.files
+    for name, amount in {"build": 11, "cues": 3, "detection": 7, "scan": 5}.items():
+        monkeypatch.setattr(f"cocomix.explain.{name}.AT_A_TIME", amount)
+    assert made(setting, key="parts")[0].manifest.files == expected
+
+
 def test_another_seed_reads_other_windows(setting: Setting, atlas: Atlas) -> None:
     other, _ = made(setting, key="seed", params=PARAMS.model_copy(update={"seed": 1}))
     assert other.concept(0).contexts != atlas.concept(0).contexts
@@ -140,6 +150,39 @@ def test_labels_are_found_by_their_tokens_and_by_tokens_that_are_promoted(atlas:
         assert text in [each.text for each in atlas.concept(concept).promotes]
     assert len(atlas.search(text, limit=1)) == 1
     assert atlas.search("no such token") == atlas.search("  ") == []
+
+
+def test_a_search_finds_what_a_walk_through_the_cards_finds_in_the_same_order(atlas: Atlas) -> None:
+    cards = [atlas.concept(each) for each in range(LATENTS)]
+
+    def walked(wanted: str) -> list[Found]:
+        found: list[tuple[float, Found]] = []
+        for card in cards:
+            places = [place for place, each in enumerate(card.promotes) if each.text.strip().lower() == wanted]
+            scores = {
+                "label": float(wanted in card.label.lower()),
+                "fires on": sum(each.share for each in card.fires_on if each.text.strip().lower() == wanted),
+                "promotes": max((0.5 / (1 + each) for each in places), default=0.0),
+            }
+            if any(scores.values()):
+                why = next(each for each, score in scores.items() if score)
+                found.append((sum(scores.values()), Found(card.concept, card.label, why)))
+        return [each for _, each in sorted(found, key=lambda each: -each[0])]
+
+    for wanted in ("w9", "w3", "w1", "near", "t", "q"):
+        assert atlas.search(wanted, limit=LATENTS) == walked(wanted)
+        assert atlas.search(wanted, limit=2) == walked(wanted)[:2]
+
+
+def test_the_rows_of_many_concepts_are_those_of_each(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cocomix.explain.tables.GROUP", 7)
+    atlas, _ = made(setting)
+    rows = atlas.stored_rows(0, LATENTS)
+    assert rows == [row for concept in range(LATENTS) for row in atlas.stored_rows(concept, concept + 1)]
+    assert rows[7:19] == atlas.stored_rows(7, 19)
+    for row, card in zip(rows, map(atlas.concept, range(LATENTS)), strict=True):
+        shown = [[token.token for token in each.shown] for each in card.contexts]
+        assert [each["tokens"] for each in row["contexts"]] == shown
 
 
 def test_a_number_that_is_no_concept_is_an_error(atlas: Atlas) -> None:

@@ -83,6 +83,17 @@ def test_a_cue_that_is_rarer_than_in_the_text_tells_no_concepts_apart() -> None:
     assert (cues.weights[cues.numbers >= 0] > 0).all()
 
 
+def test_cues_are_the_same_however_many_concepts_are_counted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    concepts = [each for each in range(12) for _ in range(100)]
+    present = cues_of(planted(concepts, {each: (BEFORE, each // 3) for each in range(10)}), BEFORE, VOCAB)
+    rates = torch.full((4 * VOCAB,), 0.05, dtype=torch.float64)
+    together = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 17, most=2)
+    monkeypatch.setattr("cocomix.explain.cues.AT_A_TIME", 2)
+    in_parts = best_cues(firings(concepts), lambda places: present[places], rates, VISIBLE, 17, most=2)
+    assert torch.equal(in_parts.numbers, together.numbers)
+    assert torch.equal(in_parts.weights, together.weights)
+
+
 def test_what_most_concepts_fire_at_names_none_of_them() -> None:
     concepts = [each for each in range(8) for _ in range(100)]
     ids = planted(concepts, {each: (BEFORE - 1, each % 2) for each in range(8)})
@@ -112,6 +123,16 @@ def test_a_context_scores_the_weights_of_the_cues_that_it_has() -> None:
     present = cues_of(torch.tensor([[1, 3, 3, 5, 2, 9], [1, 1, 1, 5, 4, -1]]), BEFORE, VOCAB)
     assert cues.score(torch.tensor([0, 0]), present).tolist() == [2.5, 0.0]
     assert cues.score(torch.tensor([1, 1]), present).tolist() == [1.0, 1.0]
+
+
+def test_all_concepts_are_scored_at_once_as_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.stack([torch.randperm(4 * VOCAB, generator=generator)[:5] for _ in range(30)])
+    numbers[torch.rand(numbers.shape, generator=generator) < 0.3] = -1
+    cues = Cues(numbers, torch.randn(numbers.shape, generator=generator).masked_fill(numbers < 0, 0))
+    present = cues_of(torch.randint(-1, VOCAB, (20, BEFORE + 2), generator=generator), BEFORE, VOCAB)
+    one_by_one = [cues.score(torch.full((20,), concept), present) for concept in range(30)]
+    assert torch.equal(cues.score_all(present), torch.stack(one_by_one))
 
 
 def test_a_label_names_places_and_shows_space() -> None:

@@ -3,15 +3,18 @@
 import re
 import shutil
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from cocomix.explain.atlas import Atlas, Card
-from cocomix.explore.export import write_page
+from cocomix.explain.atlas import Atlas
+from cocomix.explore import export
+from cocomix.explore.export import parts_of, write_page
 from cocomix.explore.session import Session
 from cocomix.predictions.reader import Predictions, PredictionsReader, open_predictions
 from tests.explore.serving import serving
@@ -295,16 +298,15 @@ def test_a_long_continuation_shows_as_it_comes_and_can_be_stopped(
 class Hostile(Atlas):
     """Its corpus tries to become part of the page."""
 
-    def concept(self, concept: int) -> Card:
-        card = super().concept(concept)
-        shown = [[token._replace(text=HOSTILE) for token in each.shown] for each in card.contexts]
-        return card._replace(
-            label=HOSTILE,
-            promotes=[each._replace(text=HOSTILE) for each in card.promotes],
-            fires_on=[each._replace(text=HOSTILE) for each in card.fires_on],
-            nearest=[each._replace(label=HOSTILE) for each in card.nearest],
-            contexts=[each._replace(shown=some) for each, some in zip(card.contexts, shown, strict=True)],
-        )
+    @cached_property
+    def texts(self) -> list[str]:
+        return [HOSTILE] * len(super().texts)
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        table = super()._table
+        place = table.schema.get_field_index("label")
+        return table.set_column(place, table.schema.field(place), [[HOSTILE] * len(table)])
 
 
 class HostilePredictions(PredictionsReader):
@@ -403,7 +405,10 @@ def test_the_exported_atlas_opens_from_disk_and_finds_what_the_atlas_finds(
     write_page(atlas, out)
     again = atlas.path.parent / "again.html"
     write_page(atlas, again)
-    assert again.read_bytes() == out.read_bytes()
+    assert again.read_text().replace("again_parts", "atlas_parts") == out.read_text()
+    for number in range(6):
+        parts = [parts_of(each) / f"{number}.js" for each in (out, again)]
+        assert parts[0].read_bytes() == parts[1].read_bytes()
     page.goto(out.resolve().as_uri())
     expect(page.locator("#card h2")).to_have_text(f"0{atlas.label(0)}")
     for wanted in ("w9", "W3 ", "near"):
@@ -420,3 +425,66 @@ def test_the_exported_atlas_opens_from_disk_and_finds_what_the_atlas_finds(
     expect(page.locator("#card .contexts >> nth=0 >> mark >> nth=0")).to_be_visible()
     page.go_back()
     expect(page.locator("#card h2")).to_have_text(f"0{atlas.label(0)}")
+
+
+def test_only_the_best_of_many_results_are_shown(
+    atlas: Atlas, page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static = tmp_path / "static"
+    shutil.copytree(export.STATIC, static)
+    script = static / "atlas.js"
+    script.write_text(script.read_text().replace("LIMIT = 100", "LIMIT = 5"))
+    monkeypatch.setattr(export, "STATIC", static)
+    out = atlas.path.parent / "short.html"
+    write_page(atlas, out)
+    page.goto(out.resolve().as_uri())
+    for wanted in ("near", "w2", "w1"):
+        page.fill("#search", wanted)
+        found = atlas.search(wanted, limit=40)
+        assert len(found) > 5
+        expect(page.locator("#found-count")).to_have_text(f"{len(found)} concepts, of which the first 5")
+        expect(page.locator("#found b")).to_have_text([str(each.concept) for each in found[:5]])
+
+
+def test_a_part_is_loaded_when_a_card_of_it_is_opened_by_a_link_too(
+    atlas: Atlas, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cocomix.explore.export.GROUP", 7)
+    out = atlas.path.parent / "a page #1 <x>.html"
+    write_page(atlas, out)
+    read: list[str] = []
+    page.on("request", lambda request: read.append(urlsplit(request.url).path.rpartition("/")[2]))
+    page.goto(f"{out.resolve().as_uri()}#23")
+    expect(page.locator("#card h2")).to_have_text(f"23{atlas.label(23)}")
+    page.evaluate("location.hash = 27")
+    expect(page.locator("#card h2")).to_have_text(f"27{atlas.label(27)}")
+    page.evaluate("location.hash = 39")
+    expect(page.locator("#card h2")).to_have_text(f"39{atlas.label(39)}")
+    assert [each for each in read if each.endswith(".js")] == ["3.js", "5.js"]
+
+
+def test_a_page_without_its_parts_says_so(atlas: Atlas, browser: Browser) -> None:
+    out = atlas.path.parent / "alone.html"
+    write_page(atlas, out)
+    shutil.rmtree(parts_of(out))
+    page = browser.new_page()
+    page.goto(out.resolve().as_uri())
+    expect(page.locator("#card .error")).to_have_text(
+        "alone_parts/0.js cannot be read; the folder belongs beside this page", timeout=PATIENCE
+    )
+    expect(page.locator("#found button")).to_have_count(40)
+    page.close()
+
+
+def test_a_later_export_leaves_nothing_of_an_earlier_one(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = atlas.path.parent / "twice.html"
+    with monkeypatch.context() as patch:
+        patch.setattr("cocomix.explore.export.GROUP", 7)
+        write_page(atlas, out)
+        assert len(list(parts_of(out).iterdir())) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(Atlas, "columns", lambda *_: pytest.fail("interrupted"))
+        with pytest.raises(pytest.fail.Exception):
+            write_page(atlas, out)
+    assert not out.exists()
+    assert [each.name for each in parts_of(out).iterdir()] == ["0.js"]
