@@ -5,7 +5,8 @@
 
 The settings are the grid of all values given as `key=value,value`, or the named ones of a file (`name: {pretrain: ...}`
 with differences only), or each of the file's at each point of the grid. Under each setting, DVC brings `evaluate` of
-every method and seed up to date, with all that it needs; earlier results come from its cache.
+every method and seed up to date, with all that it needs; earlier results come from its cache. A setting that does not
+fit this machine, such as a file that is missing, is reported before any work; the others run.
 
 Results are added to metrics/sweep/NAME.json one by one. The same command resumes after them: a run is skipped if a
 result has the same parameters. At the end, the project's folder is as before, params.yaml included.
@@ -27,9 +28,10 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from cocomix.params import FILE, Seed
+from cocomix.check.preflight import preflight
+from cocomix.params import FILE, Params, Seed
 from cocomix.plumbing.artifact import write_atomically
-from cocomix.plumbing.checked import whole_number
+from cocomix.plumbing.checked import mapping, parse, whole_number
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.sources import digest_of_sources, states
 from cocomix.report.efficiency import equal_flops, loss_at, spread
@@ -88,7 +90,7 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     log = get_run_logger()
     done = finished_runs(name)
     files, code = states(), _digest_of_code()
-    failed: dict[str, str] = {}
+    failed = _refused([task for task in asked if _result_of(task, done) is None])
     if outdated := {each.setting for task in asked if (each := _result_of(task, done)) and each.code != code}:
         listed = ", ".join(sorted(outdated)) or FILE
         log.warning(f"{_path(name)}: the code has changed since {listed}; remove the file to run all again")
@@ -107,11 +109,33 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     publish.comparison(name, comparison(asked, done))
     groups = [list(group) for _, group in groupby(asked, attrgetter("setting.name"))]
     for number, group in enumerate(groups, 1):
-        if left := [task for task in group if _result_of(task, done) is None]:
+        if left := [task for task in group if _result_of(task, done) is None and task.title not in failed]:
             finished = sum(_result_of(task, done) is not None for task in asked)
             setting = left[0].setting.name or FILE
             log.info(f"[{number}/{len(groups)}] {setting}: {finished} of {len(asked)} models are done")
             failed |= _run_setting(left, write_params, collect)
+    return failed
+
+
+def _refused(left: Sequence[Task]) -> dict[str, str]:
+    """Check settings against this machine before any work.
+
+    Returns:
+        Error messages of tasks whose setting is refused, by title.
+    """
+    errors = dict[bytes, str]()
+    for content in dict.fromkeys(task.content for task in left):
+        try:
+            preflight(parse(Params, mapping(content, str(FILE)), str(FILE)))
+        except UserError as error:
+            errors[content] = str(error)
+    return _logged({task.title: errors[task.content] for task in left if task.content in errors})
+
+
+def _logged(failed: dict[str, str]) -> dict[str, str]:
+    """The same error messages, after logging them."""
+    for title, message in failed.items():
+        get_run_logger().error(f"failed: {title}: {message}")
     return failed
 
 
@@ -147,10 +171,7 @@ def _run_setting(
         failed |= bring_up_to_date(nodes.values(), left[0].setting.name, ended).failed
     except UserError as error:
         failed = dict.fromkeys(wanted, str(error))
-    messages = {task.title: failed[stage] for stage, task in wanted.items() if stage in failed}
-    for title, message in messages.items():
-        get_run_logger().error(f"failed: {title}: {message}")
-    return messages
+    return _logged({task.title: failed[stage] for stage, task in wanted.items() if stage in failed})
 
 
 def finished_runs(name: str) -> list[SweepRun]:

@@ -46,6 +46,7 @@ def test_a_sweep_compares_settings_and_leaves_the_project_as_it_was(finished: Pr
     done = run(project, *command)
     assert done.returncode == 1
     assert f"broken, {STEPS} cocomix seed 1: corpus.files.paths: 'no/such' matches no file in " in done.stderr
+    assert done.stderr.index("failed: broken") < done.stderr.index("[1/3] plain")
     runs = results(project, "mine")
     assert [(each["setting"], each["seed"]) for each in runs] == [
         (f"{name}, {STEPS}", 1) for name in ("plain", "added")
