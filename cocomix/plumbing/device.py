@@ -5,6 +5,8 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from torch import Tensor
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.gpus import gpu_named
 from cocomix.plumbing.runtime import LOGITS, runtime
+
+CPU_INFO = Path("/proc/cpuinfo")
+"""Linux's description of the processors."""
 
 
 def device() -> torch.device:
@@ -39,17 +44,24 @@ def device() -> torch.device:
 
 
 def bf16() -> bool:
-    """Whether matrix products use bf16, from `runtime().precision`; auto: if the hardware has bf16 instructions."""
+    """Whether matrix products use bf16, from `runtime().precision`; auto: if the hardware has fast instructions."""
     if runtime().precision != "auto":
         return runtime().precision == "bf16"
     match device().type:
         case "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
         case "cpu":
-            # oneDNN's own check is also true where bf16 is emulated, which is slower than fp32.
-            return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
+            # oneDNN's own check is also true where bf16 is emulated, which is slower than fp32. So are the instructions
+            # of Intel's AVX512, but not those of AMX, or of AMD's AVX512 (docs/log.md, 83).
+            amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
+            return bool(amx) or (bool(avx512) and not _is_intel(CPU_INFO))
         case _:
             return False
+
+
+@cache
+def _is_intel(info: Path) -> bool:
+    return info.exists() and "GenuineIntel" in info.read_text()
 
 
 def autocast() -> AbstractContextManager[object]:

@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -69,9 +70,15 @@ def test_an_evaluation_computes_as_many_logits_at_once_as_a_gpu_has_room_for(
     assert most_logits() == most
 
 
-@pytest.mark.parametrize("supported", [True, False])
-def test_bf16_is_used_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD"])
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (True, True)])
+def test_bf16_is_used_where_the_processor_multiplies_it_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vendor: str, avx512: bool, amx: bool
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
     monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert bf16() == supported
+    monkeypatch.setattr(device_module, "CPU_INFO", info)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert bf16() == (amx or (avx512 and vendor == "AuthenticAMD"))
