@@ -52,7 +52,7 @@ class Runtime(BaseModel):
     micro_batch: Count | Literal["auto"] = "auto"
     """Windows per forward pass; auto: in training the process's share of the batch, else the fastest size."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of training: fp32, or autocast to bf16; auto: bf16 if the hardware multiplies bf16."""
+    """Arithmetic of training: fp32, or autocast to bf16; auto: bf16 if the hardware multiplies it faster."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """What each of several training processes holds; ddp: the whole model and optimiser; fsdp: a shard of them."""
     activation_checkpointing: bool = False
