@@ -21,6 +21,7 @@ export function startSteering(about, names, choose) {
     if (await add(byId("edit").value.trim())) byId("edit").value = "";
   });
   byId("stop").addEventListener("click", stopWriting);
+  byId("new-tokens").value ||= about.new_tokens;
   for (const id of ["new-tokens", "temperature", "seed", "before-selection"]) byId(id).addEventListener("change", write);
   byId("choice").hidden = !about.labels; // without them there is no base model either
   byId("of").addEventListener("change", () => { showWriter(); write(); });
