@@ -160,7 +160,7 @@ function compare(original, place) {
   const text = place.textContent;
   let same = 0;
   while (same < text.length && text[same] === original[same]) same++;
-  if (same === text.length && same === original.length) return "The edits change nothing here.";
+  if (same === text.length && same === original.length) return "The edits change nothing here; larger ones may.";
   place.replaceChildren(text.slice(0, same), el("span", { class: "differs" }, text.slice(same)));
   return same ? `The same for ${same} characters, then different.` : "Different from the first token.";
 }
