@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("text", help="what the model reads")
         each.add_argument("--json", action="store_true", help="one JSON value instead")
         if name == "concepts":
-            each.add_argument("--top", type=whole_number, default=4, help="predicted concepts to show (default: 4)")
+            each.add_argument(
+                "--top", type=whole_number, default=4, help="predicted concepts in the table (default: 4)"
+            )
             continue
         each.add_argument(
             "--edit", nargs="+", default=[], metavar="EDIT", help="such as 412x4", required=name == "steer"
@@ -118,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--before-selection", action="store_true", help="scale and ablate before the largest are kept"
         )
-        each.add_argument("--tokens", type=whole_number, default=40, help="new tokens at most (default: 40)")
+        half = "new tokens at most (default: 40, or half of what the model reads if that is less)"
+        each.add_argument("--tokens", type=whole_number, help=half)
         each.add_argument("--temperature", type=float, default=0.8, help="of sampling (default: 0.8)")
         each.add_argument("--greedy", action="store_true", help="the likeliest token each time")
         each.add_argument("--seed", type=whole_number, default=0, help="of sampling (default: 0)")

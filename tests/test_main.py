@@ -104,6 +104,14 @@ def test_steering_shows_the_original_beside_the_steered_for_both_models(capsys: 
     assert "base steered" in shown
 
 
+def test_a_continuation_of_no_given_length_is_at_most_half_of_what_the_model_reads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["generate", "w5 w9", "--greedy", "--json"]
+    assert printed(capsys, *options) == printed(capsys, *options, "--tokens", "24")
+    assert "25 tokens and 24 new ones; the model reads at most 48" in refused("generate", "w5 " * 25)
+
+
 def test_sampling_is_a_function_of_the_seed(capsys: pytest.CaptureFixture[str]) -> None:
     def sample(seed: int) -> str:
         return printed(capsys, "generate", "w5 w9", "--tokens", "9", "--temperature", "2", "--seed", str(seed))

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cocomix.explore.continuation import Sampling, checked_temperature, continuation
+from cocomix.explore.continuation import Sampling, checked_temperature, continuation, default_tokens
 from cocomix.explore.edit_syntax import Written, parse_edit
 from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.explore.terminal import Stream, meanings, side_by_side, table_of
@@ -39,14 +39,14 @@ def show_concepts(options: argparse.Namespace, console: Console) -> None:
 
 def generate(options: argparse.Namespace, console: Console) -> None:
     """Continue a text, with or without edits."""
-    sampling = _sampling(options)
     model, tokenizer = load_model(options.model)
+    sampling = _sampling(options, model.config.max_position_embeddings)
     edits = _edits(options, model.config)
     writer, sae = model, None
     if options.base:
         writer, sae, _, own = load_extractor(options.artifacts, model)
         tokenizer = own or tokenizer
-    ids = encode(writer, options.text, tokenizer, options.tokens)
+    ids = encode(writer, options.text, tokenizer, sampling.tokens)
     with editing(writer, sae, edits) as edited:
         if options.json:
             text = continuation(writer, tokenizer, ids, sampling, **edited)
@@ -58,9 +58,9 @@ def generate(options: argparse.Namespace, console: Console) -> None:
 
 def steer(options: argparse.Namespace, console: Console) -> None:
     """Show continuations without and with edits, from the same random numbers."""
-    sampling = _sampling(options)
     model, tokenizer = load_model(options.model)
-    edits, ids = _edits(options, model.config), encode(model, options.text, tokenizer, options.tokens)
+    sampling = _sampling(options, model.config.max_position_embeddings)
+    edits, ids = _edits(options, model.config), encode(model, options.text, tokenizer, sampling.tokens)
     found = {
         "original": continuation(model, tokenizer, ids, sampling),
         "steered": continuation(model, tokenizer, ids, sampling, concept_edits=edits),
@@ -68,7 +68,7 @@ def steer(options: argparse.Namespace, console: Console) -> None:
     if options.base:
         base, sae, _, own = load_extractor(options.artifacts, model)
         tokenizer = own or tokenizer
-        ids = encode(base, options.text, tokenizer, options.tokens)
+        ids = encode(base, options.text, tokenizer, sampling.tokens)
         found["base"] = continuation(base, tokenizer, ids, sampling)
         with concepts_edited(base, sae, edits):
             found["base steered"] = continuation(base, tokenizer, ids, sampling)
@@ -80,8 +80,9 @@ def steer(options: argparse.Namespace, console: Console) -> None:
         console.print(side_by_side(options.text, found))
 
 
-def _sampling(options: argparse.Namespace) -> Sampling:
-    if not 1 <= options.tokens <= 10**6:
+def _sampling(options: argparse.Namespace, context: int) -> Sampling:
+    tokens = default_tokens(context) if options.tokens is None else options.tokens
+    if not 1 <= tokens <= 10**6:
         raise UserError("--tokens must be from 1 to a million")
     try:
         checked_temperature(options.temperature)
@@ -89,7 +90,7 @@ def _sampling(options: argparse.Namespace) -> Sampling:
         raise UserError(f"--temperature {options.temperature:g}: {error}") from None
     if not 0 <= options.seed < 2**63:
         raise UserError("--seed must be from 0 to 2^63 - 1")
-    return Sampling(options.tokens, 0.0 if options.greedy else options.temperature, options.seed)
+    return Sampling(tokens, 0.0 if options.greedy else options.temperature, options.seed)
 
 
 def _edits(options: argparse.Namespace, config: ConceptFields) -> list[Written]:

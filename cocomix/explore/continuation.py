@@ -12,7 +12,7 @@ from cocomix.plumbing.errors import UserError
 class Sampling(NamedTuple):
     """How tokens are sampled."""
 
-    tokens: int = 40
+    tokens: int
     """Maximum new tokens."""
     temperature: float = 0.8
     """0: greedy decoding; otherwise within `TEMPERATURES`."""
@@ -21,6 +21,15 @@ class Sampling(NamedTuple):
 
 TEMPERATURES = (0.01, 10.0)
 """Allowed range: below it, dividing the logits overflows; above it, all tokens are about equally likely."""
+
+
+def default_tokens(context: int) -> int:
+    """Maximum new tokens, if nobody says how many. Half of a short context leaves room for a text.
+
+    Args:
+        context: the most tokens that the model reads.
+    """
+    return min(40, context // 2)
 
 
 def checked_temperature(temperature: float) -> float:

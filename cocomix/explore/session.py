@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCrite
 from cocomix.explain.atlas import Atlas, Card
 from cocomix.explain.search import Found
 from cocomix.explore.calls import Continuation, python_call, shell_call
-from cocomix.explore.continuation import continuation
+from cocomix.explore.continuation import continuation, default_tokens
 from cocomix.explore.edit_syntax import Written, parse_edit
 from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.plumbing.artifact import MANIFEST, Artifact
@@ -35,6 +35,8 @@ class About(NamedTuple):
     concepts: int
     context: int
     """Maximum tokens that the model can read."""
+    new_tokens: int
+    """New tokens of a continuation, until another number is asked for."""
     mixes: bool
     """Whether the model mixes the concepts that it predicts: otherwise edits do not change its text."""
     labels: bool
@@ -85,6 +87,7 @@ class Session:
             model=str(self._folder),
             concepts=config.num_concepts,
             context=config.max_position_embeddings,
+            new_tokens=default_tokens(config.max_position_embeddings),
             mixes=config.mixing != "none",
             labels=self._extractor is not None,
             atlas=self._atlas is not None,

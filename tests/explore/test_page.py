@@ -94,6 +94,7 @@ def opened(session: Session, page: Page) -> Iterator[Page]:
         page.route("**/api/about", lambda route: (page.fill("#prompt", "w5 w9 w2"), route.continue_()))
         page.goto(f"http://{address}/")
         expect(page.locator("#tokens .token")).to_have_count(3)
+        expect(page.locator("#new-tokens")).to_have_value("24")  # half of what the model reads
         page.fill("#new-tokens", "8")
         page.press("#new-tokens", "Enter")
         expect(page.locator("#shell")).to_contain_text("--tokens 8")

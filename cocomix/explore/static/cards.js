@@ -84,6 +84,18 @@ function predictedBlocks(predicted) {
   ];
 }
 
+const TERMS = {
+  "at, after, before, near": "in a label, tokens that tell its firings from other positions: where it fires, just before, just after, some tokens earlier",
+  "AUC": "how often the label alone ranks a held-out firing above another position; 0.5 is chance",
+  "Fires on": "tokens, with their share of its firings",
+  "Promotes": "tokens, with what its direction alone adds to their logits",
+  "Where it fires": "text around its firings, with their strength; the tint of a token is the strength there",
+  "Nearest": "concepts, with the cosine of the two directions",
+};
+
+const explanation = () => el("details", {}, el("summary", {}, "How to read this card"),
+  el("ul", { class: "quiet" }, ...Object.entries(TERMS).map(([term, meaning]) => el("li", {}, el("b", {}, term), `: ${meaning}`))));
+
 /** The card of a concept: `open` is told of a near concept that is chosen, `actions` are elements for its head. */
 export function cardOf(card, open, ...actions) {
   if (!card.firings) {
@@ -110,5 +122,6 @@ export function cardOf(card, open, ...actions) {
     block("Nearest", el("ul", { class: "list" },
       ...card.nearest.map((each) => el("li", {}, el("button", { type: "button", class: "concept", click: () => open(each.concept) },
         el("b", {}, String(each.concept)), el("span", { class: "name" }, each.label || "no label"), el("small", {}, each.cosine.toFixed(2))))))),
+    explanation(),
   ].filter(Boolean);
 }

@@ -21,6 +21,7 @@ export function startSteering(about, names, choose) {
     if (await add(byId("edit").value.trim())) byId("edit").value = "";
   });
   byId("stop").addEventListener("click", stopWriting);
+  byId("new-tokens").value ||= about.new_tokens;
   for (const id of ["new-tokens", "temperature", "seed", "before-selection"]) byId(id).addEventListener("change", write);
   byId("choice").hidden = !about.labels; // without them there is no base model either
   byId("of").addEventListener("change", () => { showWriter(); write(); });
@@ -159,7 +160,7 @@ function compare(original, place) {
   const text = place.textContent;
   let same = 0;
   while (same < text.length && text[same] === original[same]) same++;
-  if (same === text.length && same === original.length) return "The edits change nothing here.";
+  if (same === text.length && same === original.length) return "The edits change nothing here; larger ones may.";
   place.replaceChildren(text.slice(0, same), el("span", { class: "differs" }, text.slice(same)));
   return same ? `The same for ${same} characters, then different.` : "Different from the first token.";
 }
