@@ -158,7 +158,8 @@ def _represent_text(to: RoundTripRepresenter, text: str) -> ScalarNode:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.preset", description="Switch params.yaml to a preset.")
-    parser.add_argument("name", help=f"a file of {FOLDER}, without .yaml")
+    names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    parser.add_argument("name", help=f"a file of {FOLDER}, without .yaml: {names}")
     name = parser.parse_args().name
     try:
         with alone():

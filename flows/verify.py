@@ -204,7 +204,7 @@ def main() -> None:
                 remove(found)
             print("Removed; `dvc repro` makes it again, or `dvc pull` brings it where a remote has it.")
         else:
-            sys.exit(f"{len(found)} places are damaged: {REMEDY}")
+            sys.exit(f"damaged places: {len(found)}; {REMEDY}")
     except DvcException as error:
         sys.exit(f"error: dvc.yaml: {' '.join(str(error).split())}")
     except UserError as error:

@@ -30,6 +30,11 @@ from flows.server import RUNNER_PID, check_proxies, check_server
 class Worker(ProcessWorker):
     """Runs the project's flows for a work pool, as `flows.serve` does."""
 
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        """A key of its own in Prefect's table of workers, which warns of two classes for `process`."""
+        return __name__
+
     async def run(
         self,
         flow_run: FlowRun,

@@ -109,7 +109,7 @@ def _rounding(work: Work, site: Site) -> float:
 
 def _check_disk(work: Work, needed: int, written: int) -> None:
     free = shutil.disk_usage(work.path).free
-    say(f"activations: {_megabytes(needed)} to store, {_megabytes(written)} of it is; {_megabytes(free)} are free")
+    say(f"activations: {_megabytes(needed)} to store, {_megabytes(written)} stored so far; {_megabytes(free)} are free")
     if needed - written > free:
         raise UserError(
             f"activations: {_megabytes(needed - written)} are still to be written to {work.path}, "

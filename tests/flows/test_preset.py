@@ -216,6 +216,15 @@ def test_values_that_contradict_each_other_are_refused(params: Path) -> None:
         switch("mine")
 
 
+def test_help_names_the_presets(
+    params: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["preset", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert {"default", "smoke", "rivals"} <= set(re.findall(r"[\w-]+", capsys.readouterr().out))
+
+
 def test_a_preset_is_not_written_underneath_a_flow_or_sweep(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = params.read_bytes()
     monkeypatch.setattr("sys.argv", ["preset", "smoke"])

@@ -84,7 +84,7 @@ def test_a_flipped_byte_is_found_and_what_is_removed_comes_back_as_it_was(
     monkeypatch.setattr(sys, "argv", ["verify"])
     with pytest.raises(SystemExit) as end:
         main()
-    assert "places are damaged: `python -m flows.verify --remove`, then `dvc repro`" in str(end.value)
+    assert "; `python -m flows.verify --remove`, then `dvc repro`" in str(end.value)
     monkeypatch.setattr(sys, "argv", ["verify", "--remove"])
     main()
     repro()

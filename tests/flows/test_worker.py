@@ -139,3 +139,8 @@ def test_a_worker_runs_nothing_that_the_server_says_a_deployment_is(prefect: Ui)
         client.request("PATCH", f"/deployments/{own.id}", json={"job_variables": {}}).raise_for_status()
         prefect.until_state(run("number"), "Completed")
     assert not Path("x").exists()
+
+
+def test_the_worker_starts_without_a_warning() -> None:
+    told = subprocess.run([sys.executable, "-m", "flows.worker", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (0, "")
