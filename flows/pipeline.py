@@ -12,10 +12,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from pydantic import WithJsonSchema
 
-from cocomix.plumbing.checked import count_number
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from flows import publish
+from flows.arguments import count
 from flows.dag import Mode, names, outdated_inputs, read_dag, select
 from flows.overrides import Overrides, assignments, current, flat, override
 from flows.owner import check_definition
@@ -149,7 +149,7 @@ def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def add_trainings(parser: argparse.ArgumentParser) -> None:
     """Add the option `--trainings`."""
     about = "trainings and evaluations at a time, each with a share of the machine; instead of COCOMIX_TRAININGS"
-    parser.add_argument("--trainings", type=count_number, metavar="N", help=about)
+    parser.add_argument("--trainings", type=count, metavar="N", help=about)
 
 
 def set_trainings(trainings: int | None) -> None:

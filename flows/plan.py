@@ -26,7 +26,7 @@ from rich.table import Table
 from cocomix.check.preflight import init_config, preflight
 from cocomix.corpus.files import find_files
 from cocomix.params import FILE, Params
-from cocomix.plumbing.checked import count_number, mapping, parse
+from cocomix.plumbing.checked import mapping, parse
 from cocomix.plumbing.errors import UserError, suggestion
 from cocomix.plumbing.gpus import GPUS, Gpu, gpu_named
 from cocomix.plumbing.runtime import runtime
@@ -35,6 +35,7 @@ from cocomix.shapes.planning.corpus import CorpusSize, estimated_corpus, measure
 from cocomix.shapes.planning.needs import LIBRARIES, StageNeeds
 from cocomix.shapes.planning.stages import stage_needs
 from flows import dag
+from flows.arguments import count
 from flows.overrides import nested
 from flows.preset import content_of, sections, with_values
 from flows.verify import REMEDY, cut_short, verify
@@ -338,7 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.plan", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", help="plan with the parameters of a preset, leaving params.yaml as it is")
     parser.add_argument("--gpu", default="H100", help=f"a kind of GPU to estimate for: {', '.join(GPUS)}")
-    parser.add_argument("--gpus", type=count_number, default=1, metavar="N", help="how many share each stage")
+    parser.add_argument("--gpus", type=count, default=1, metavar="N", help="how many share each stage")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--verify", action="store_true", help="first read everything, as python -m flows.verify")
     given = parser.parse_args()

@@ -6,7 +6,6 @@ The message names the file, the key, the value, and what is allowed; for an unkn
 import json
 import re
 import stat
-from argparse import ArgumentTypeError
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -35,18 +34,6 @@ def whole_number(text: str) -> int:
     if not re.fullmatch("[-+]?[0-9]{1,30}", text):
         raise ValueError
     return int(text)
-
-
-def count_number(text: str) -> int:
-    """Parse a number of things, from 1 to 65536, on the command line.
-
-    Raises:
-        ArgumentTypeError: when it is out of this range.
-        ValueError: when `text` is no whole number.
-    """
-    if not 1 <= (number := whole_number(text)) <= 2**16:
-        raise ArgumentTypeError(f"{text}: must be from 1 to {2**16}")
-    return number
 
 
 def port_number(text: str) -> int:
