@@ -27,7 +27,7 @@ def test_the_program_prints_a_line_a_position_with_its_concepts(
     shown = DOCS.partition("prints concepts and scores")[2].split("```")[1].strip().splitlines()
     assert len(shown) == 7
     for line in (*lines, *shown):
-        assert re.fullmatch(r"'.*' +then '.*' *(\d+: \d\.\d{3} *)*", line), line
+        assert re.fullmatch(r"'.*' +then '.*'( +\d+: \d\.\d{3})* *", line), line
 
 
 def test_the_stages_and_the_presets_exist() -> None:

@@ -142,5 +142,5 @@ def test_a_worker_runs_nothing_that_the_server_says_a_deployment_is(prefect: Ui)
 
 
 def test_the_worker_starts_without_a_warning() -> None:
-    told = subprocess.run([sys.executable, "-m", "flows.worker", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert (told.returncode, told.stderr) == (0, "")
+    done = subprocess.run([sys.executable, "-m", "flows.worker", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
