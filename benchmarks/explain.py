@@ -179,13 +179,9 @@ def write_atlas(found: Dictionary, scored: Detection, out: Path) -> Atlas:
     )
     chosen = Chosen(seen.strongest, torch.full((len(seen.strongest.concepts),), torch.nan))
     with Work("explain", out, {}, {}) as work:
-        for name, parts, schema in (
-            (CONCEPTS, [table], CONCEPTS_SCHEMA),
-            (CONTEXTS, contexts_tables(chosen, tokens, PARAMS, concepts), CONTEXTS_SCHEMA),
-            (VOCABULARY, [vocabulary_table(texts, seen)], VOCABULARY_SCHEMA),
-        ):
-            with work.write(name) as pending:
-                pending.rows = write_table(pending.path, parts, schema)
+        write_table(work, CONCEPTS, [table], CONCEPTS_SCHEMA)
+        write_table(work, CONTEXTS, contexts_tables(chosen, tokens, PARAMS, concepts), CONTEXTS_SCHEMA)
+        write_table(work, VOCABULARY, [vocabulary_table(texts, seen)], VOCABULARY_SCHEMA)
         work.finish({"concepts": concepts, "context": tokens.context})
         work.publish()
     return Atlas(out)

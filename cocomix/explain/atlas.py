@@ -10,7 +10,7 @@ students' tokens, for readers of what students predict.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cocomix.explain.search import Found, SearchIndex
-from cocomix.plumbing.artifact import Artifact
+from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
 
 CONCEPTS, CONTEXTS, VOCABULARY = "concepts.parquet", "contexts.parquet", "vocabulary.parquet"
@@ -276,12 +276,12 @@ class Atlas(Artifact):
         return concept
 
 
-def write_table(path: Path, parts: Sequence[pa.Table] | Iterator[pa.Table], schema: pa.Schema) -> int:
-    """Write a Parquet file with a row group for each part; return the number of rows."""
-    rows = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for part in parts:
-            if len(part):
-                writer.write_table(part, row_group_size=len(part))
-                rows += len(part)
-    return rows
+def write_table(work: Work, name: str, parts: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write a Parquet file of the atlas, with a row group for each part."""
+    with work.write(name) as pending:
+        pending.rows = 0
+        with pq.ParquetWriter(pending.path, schema, compression="zstd") as writer:
+            for part in parts:
+                if len(part):
+                    writer.write_table(part, row_group_size=len(part))
+                    pending.rows += len(part)

@@ -151,17 +151,12 @@ def _write(
         nearest(sae, params.shown),
     )
     chosen = chosen_contexts(train, params.quantiles)
-    for name, parts, schema in (
-        (CONCEPTS, [table], CONCEPTS_SCHEMA),
-        (CONTEXTS, contexts_tables(chosen, tokens, params, concepts), CONTEXTS_SCHEMA),
-        (VOCABULARY, [vocabulary_table(texts, train)], VOCABULARY_SCHEMA),
-    ):
-        with work.write(name) as pending:
-            pending.rows = write_table(pending.path, parts, schema)
+    write_table(work, CONCEPTS, [table], CONCEPTS_SCHEMA)
+    write_table(work, CONTEXTS, contexts_tables(chosen, tokens, params, concepts), CONTEXTS_SCHEMA)
+    write_table(work, VOCABULARY, [vocabulary_table(texts, train)], VOCABULARY_SCHEMA)
     if not tokens.shared:
-        with work.write(STUDENT_VOCABULARY) as pending:
-            table = student_vocabulary_table(tokens.students.texts())
-            pending.rows = write_table(pending.path, [table], STUDENT_VOCABULARY_SCHEMA)
+        table = student_vocabulary_table(tokens.students.texts())
+        write_table(work, STUDENT_VOCABULARY, [table], STUDENT_VOCABULARY_SCHEMA)
     scored = ~scores.auc.isnan()
     return AtlasSummary(
         tokens=int(train.tokens.sum()),
