@@ -1,6 +1,7 @@
 """Plans of a real project, against what its stages wrote."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import chdir
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 from dvc.repo import Repo
 
 from cocomix.params import load
+from cocomix.params.sites import Site
 from cocomix.plumbing.gpus import GPUS
+from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
+from cocomix.sae.formats import save_for
 from cocomix.shapes.planning.corpus import measured_corpus
 from cocomix.shapes.planning.stages import stage_needs
 from flows.plan import START, Gpus, Planned, plan
@@ -128,7 +132,11 @@ OUTSIDE: dict[str, tuple[dict[str, Any], str, set[str]]] = {
     "corpus.files.paths": ({}, "texts/more.txt", {"corpus"}),
     "tokenize.pretrained": ({"tokenize": {"source": "pretrained", "pretrained": "in"}}, "in/a.json", {"tokenize"}),
     "base.pretrained": ({"base": {"source": "pretrained", "pretrained": "in"}}, "in/deep/a", {"base_tokens", "base"}),
-    "sae.published.path": ({"sae": {"source": "published", "published": {"path": "in.pt"}}}, "in.pt", {"sae"}),
+    "sae.published.path": (
+        {"sae": {"source": "published", "normalize": "none", "published": {"path": "in", "format": "sparsify"}}},
+        "in/a",
+        {"sae"},
+    ),
     "explain.model.name": ({"explain": {"labeller": "model", "model": {"name": "in"}}}, "in/a", {"explain"}),
     "evaluate.corpora": (
         {"evaluate": {"corpora": {"more": {"paths": ["in/*.txt"]}}}},
@@ -141,7 +149,22 @@ OUTSIDE: dict[str, tuple[dict[str, Any], str, set[str]]] = {
         {"evaluate@ntp-0", "evaluate@cocomix-0"},
     ),
 }
-"""Parameters that name a file, the file, and the stages that read it."""
+"""Parameters that name a file or folder, a file there, and the stages that read it."""
+
+
+def make_outside(project: Project, key: str) -> None:
+    """What the stage `check` needs to find in the folder `in` before it accepts it as the value of the parameter."""
+    folder = project.path / "in"
+    match key:
+        case "tokenize.pretrained":
+            shutil.copytree(project.path / "artifacts/tokens/tokenizer", folder)
+        case "base.pretrained" | "explain.model.name":
+            shutil.copytree(project.path / "artifacts/base", folder)
+        case "sae.published.path":
+            params = load(project.path / "params.yaml")
+            shape = {"d_model": params.base.model.d_model, "latents": params.sae.latents, "k": params.sae.k}
+            site = Site.parse(params.activations.sites[0])
+            save_for(SparseAutoencoder(SaeConfig(**shape, normalize="none", layer=site.layer)), folder, "sparsify")
 
 
 @pytest.mark.slow
@@ -151,6 +174,7 @@ def test_what_a_parameter_names_runs_its_stages_again_when_it_changes_as_planned
 ) -> None:
     changes, name, stages = OUTSIDE[key]
     project = finished.copy(tmp_path / "project")
+    make_outside(project, key)
     path = project.path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("one")
