@@ -65,7 +65,7 @@ def draws(different: int) -> WindowDraws:
 
 def step(distillation: Distillation | None, read: WindowDraws | None = None) -> Callable[[], None]:
     objective = Objective(gpt2(208, 13), distillation).train()
-    optimizer = adamw(objective.parameters(), PARAMS)
+    optimizer = adamw(objective, PARAMS)
     windows = np.random.default_rng(1).integers(0, VOCAB, (WINDOWS, CONTEXT), np.uint16)
     data, order = WindowData(windows, draws=read), np.random.default_rng(2)
     kl_weight = torch.ones((), device=device()) if distillation else None

@@ -107,7 +107,7 @@ def as_run(module: nn.Module) -> nn.Module:
 
 def our_step(objective: Objective, batch: Batch) -> Step:
     """The step of `cocomix.training.Training` with one micro-batch."""
-    optimizer = adamw(objective.train().parameters(), PARAMS)
+    optimizer = adamw(objective.train(), PARAMS)
     tokens, positions = batch["windows"][:, 1:].numel(), objective.positions(batch["windows"], batch.get("labels"))
     run = as_run(objective)
 

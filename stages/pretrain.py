@@ -73,6 +73,8 @@ def run(params: Params, method: str, seed: int) -> None:
 
     def compute(work: Work) -> dict[str, Any]:
         objective = _objective(own, new_model(shape, tokens.context, init, seed), teacher, tokens.context)
+        if isinstance(own, CocomixParams):
+            objective.mixing_learning_rate = own.mixing_learning_rate
         train, validation = data("train", work.scratch), data("validation", work.scratch)
         training = Training(objective, train, validation, training_params, seed, work.scratch)
         curve = training.run(name)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cocomix.params.ranges import Share, Size, Temperature, Weight
+from cocomix.params.ranges import Rate, Share, Size, Temperature, Weight
 from cocomix.params.section import Section
 
 Method = Literal["ntp", "kd", "pause", "mtp", "cocomix"]
@@ -88,6 +88,9 @@ class CocomixParams(Section):
     """Whether a learned scalar, initially 1, multiplies the output of compress."""
     gate: bool = False
     """Whether a learned scalar, initially 0, multiplies the vector that is mixed."""
+    mixing_learning_rate: Rate | None = None
+    """Peak learning rate of compress, or of the MLP with predicts: nothing; null: training.learning_rate. Compress
+    sums 32 vectors, so its output changes faster than its weights do."""
     stop_gradient: bool
     """Whether the language model's loss has no gradient through the prediction."""
     concept_weight: Weight

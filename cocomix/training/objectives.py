@@ -60,6 +60,8 @@ class Objective(nn.Module):
         """The auxiliary losses."""
         self.teacher_forcing = 0.0
         """Share of the training windows whose labels are mixed in first."""
+        self.mixing_learning_rate: float | None = None
+        """Peak learning rate of `mixing_weights`; None: that of the others."""
         if distillation is not None:
             self.weights["distillation"] = Weighted(distillation.params.kl_weight, distillation.params.schedule)
 
@@ -82,6 +84,12 @@ class Objective(nn.Module):
     def blocks_in_training(self) -> list[nn.Module]:
         """The transformer blocks that are trained."""
         return list(blocks_of(self.model))
+
+    def mixing_weights(self) -> list[nn.Parameter]:
+        """Weights of the layer that makes the mixed vector: of `compress`, or of the MLP in place of concepts."""
+        mixer = getattr(self.model.base_model, "mixer", None)
+        layers = dict(mixer.named_children()) if isinstance(mixer, nn.Module) else {}
+        return [each for name in ("compress", "mlp") if name in layers for each in layers[name].parameters()]
 
     def training_flops(self, context: int) -> int:
         """FLOPs of training on one text token: the forward pass, and twice as many for the backward pass.

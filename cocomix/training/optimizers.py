@@ -1,9 +1,11 @@
 """The optimisers: AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the others.
 
-Muon is for hidden layers: embeddings, the unembedding, the mixer, biases and norms have AdamW in either case.
+Muon is for hidden layers: embeddings, the unembedding, the mixer, biases and norms have AdamW in either case. Each
+parameter group says under `peak` what its peak learning rate is.
 """
 
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,7 +19,7 @@ from cocomix.params import TrainingParams
 from cocomix.plumbing.device import bf16
 from cocomix.shapes.models import newton_schulz_flops
 from cocomix.training.objectives import Objective
-from cocomix.training.schedule import learning_rate, muon_learning_rate
+from cocomix.training.schedule import learning_rate
 
 
 class _WithoutBf16(TorchFunctionMode):
@@ -65,19 +67,19 @@ class Muon(torch.optim.Muon):
 def optimizers(objective: Objective, params: TrainingParams) -> list[Optimizer]:
     """The optimisers of a training run; each trainable parameter of the objective is in one of them."""
     if params.optimizer == "adamw":
-        return [adamw(objective.parameters(), params)]
+        return [adamw(objective, params)]
     fused, single = block_matrices(objective)
-    groups = [{"params": fused, "parts": 3}, {"params": single, "parts": 1}]
+    peak = params.muon_learning_rate or params.learning_rate
+    groups = [{"params": fused, "parts": 3, "peak": peak}, {"params": single, "parts": 1, "peak": peak}]
     muon = Muon(
         [group for group in groups if group["params"]],
-        lr=muon_learning_rate(params, 0),
+        lr=peak,
         weight_decay=params.weight_decay,
         # Updates as large as AdamW's, whatever the shape: AdamW's learning rate and weight decay stay good ones. The
         # other adjustment of torch takes rows for outputs, which are the columns in GPT-2.
         adjust_lr_fn="match_rms_adamw",
     )
-    with_muon = {*fused, *single}
-    return [adamw((each for each in objective.parameters() if each not in with_muon), params), muon]
+    return [adamw(objective, params, without={*fused, *single}), muon]
 
 
 def block_matrices(objective: Objective) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -89,24 +91,33 @@ def block_matrices(objective: Objective) -> tuple[list[nn.Parameter], list[nn.Pa
     return fused, [each for each in blocks.parameters() if each.ndim == 2 and each not in among]
 
 
-def adamw(weights: Iterable[nn.Parameter], params: TrainingParams) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, embeddings included; with `params.decay: all` also on biases and norms."""
-    trained = [each for each in weights if each.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [each for each in trained if each.ndim >= 2], "weight_decay": params.weight_decay},
-        {
-            "params": [each for each in trained if each.ndim < 2],
-            "weight_decay": params.weight_decay if params.decay == "all" else 0.0,
-        },
-    ]
-    return torch.optim.AdamW(groups, lr=params.learning_rate, betas=params.betas, fused=True)
+def adamw(
+    objective: Objective, params: TrainingParams, without: AbstractSet[nn.Parameter] = frozenset()
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices, embeddings included; with `params.decay: all` also on biases and norms.
+
+    The layer that makes the mixed vector has its own learning rate if the objective has one for it.
+    """
+    mixing_peak = objective.mixing_learning_rate or params.learning_rate
+    mixing = {*objective.mixing_weights()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for each in objective.parameters():
+        if each.requires_grad and each not in without:
+            decay = params.weight_decay if each.ndim >= 2 or params.decay == "all" else 0.0
+            peak = mixing_peak if each in mixing else params.learning_rate
+            groups.setdefault((decay, peak), []).append(each)
+    return torch.optim.AdamW(
+        [{"params": weights, "weight_decay": decay, "peak": peak} for (decay, peak), weights in groups.items()],
+        lr=params.learning_rate,
+        betas=params.betas,
+        fused=True,
+    )
 
 
 def update(optimizers: Sequence[Optimizer], params: TrainingParams, step: int) -> None:
     """Update the weights in a step (from 0) at its learning rates, and drop the gradients."""
     for optimizer in optimizers:
-        rate = (muon_learning_rate if isinstance(optimizer, Muon) else learning_rate)(params, step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(params, step, group["peak"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -285,7 +285,7 @@ def test_tensorboard_shows_the_curve_and_each_step(tmp_path: Path, monkeypatch: 
     assert shown == pytest.approx({row.step: row.validation_loss for row in curve})
     assert "concept_loss" in events.Tags()["scalars"]
     steps = {name: [each.value for each in events.Scalars(name)] for name in ("loss", "gradient_norm", "learning_rate")}
-    assert steps["learning_rate"] == pytest.approx([learning_rate(PARAMS, step) for step in range(12)])
+    assert steps["learning_rate"] == pytest.approx([learning_rate(PARAMS, step, 1e-2) for step in range(12)])
     assert sum(steps["loss"][:5]) / 5 == pytest.approx(curve[0].train_loss, abs=1e-5)
     assert min(steps["gradient_norm"]) > 0
 
@@ -339,7 +339,7 @@ def test_each_step_and_each_point_of_the_curve_is_shown(tmp_path: Path, monkeypa
     assert [row for row in shown if "validation_loss" in row] == [row.columns() for row in curve]
     steps = [row for row in shown if "gradient_norm" in row]
     assert [row["step"] for row in steps] == list(range(1, 13))
-    assert [row["learning_rate"] for row in steps] == [learning_rate(PARAMS, step) for step in range(12)]
+    assert [row["learning_rate"] for row in steps] == [learning_rate(PARAMS, step, 1e-2) for step in range(12)]
 
 
 def test_a_run_under_way_has_written_its_curve_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,30 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else(make: Callable[[
     assert len(muon) == (7 if make is llama else 4) * (2 + further)
 
 
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (cocomix, "compress"),
+        (llama, "compress"),
+        (hidden, "compress"),
+        (form(predicts="nothing", mixing="add", mlp_width=20, gate=True), "mlp"),
+        (form(mixing="none"), None),
+        (pause, None),
+        (ntp, None),
+    ],
+)
+def test_the_layer_that_makes_the_mixed_vector_can_have_a_learning_rate_of_its_own(
+    make: Callable[[], Objective], layer: str | None
+) -> None:
+    objective = make()
+    objective.mixing_learning_rate = 4e-3
+    (adamw,) = optimizers(objective, PARAMS)
+    peaks = {each: group["peak"] for group in adamw.param_groups for each in group["params"]}
+    for name, each in objective.named_parameters():
+        assert peaks[each] == (4e-3 if f".mixer.{layer}." in name else 1e-2), name
+    assert {*peaks.values()} == ({4e-3, 1e-2} if layer else {1e-2})
+
+
 def test_adamw_has_all_parameters_where_muon_is_not_asked_for() -> None:
     objective = cocomix()
     (adamw,) = optimizers(objective, PARAMS)
@@ -79,6 +103,7 @@ def test_the_steps_are_muon_and_adamw_written_out(
 ) -> None:
     params = MUON.model_copy(update={"steps": 5, "warmup_share": 0.4, **changes})
     objective = make()
+    objective.mixing_learning_rate = 4e-3
     weights = {name: each.detach().double() for name, each in objective.named_parameters()}
     momenta = {name: torch.zeros_like(each) for name, each in weights.items()}
     squares = {name: torch.zeros_like(each) for name, each in weights.items()}
@@ -92,7 +117,7 @@ def test_the_steps_are_muon_and_adamw_written_out(
                 update = _orthogonal(name, 0.95 * momenta[name] + 0.05 * gradient)
                 decay = params.weight_decay
             else:
-                rate = share * 1e-2
+                rate = share * (4e-3 if ".compress." in name else 1e-2)
                 momenta[name] = 0.9 * momenta[name] + 0.1 * gradient
                 squares[name] = 0.95 * squares[name] + 0.05 * gradient**2
                 root = (squares[name] / (1 - 0.95 ** (step + 1))).sqrt()

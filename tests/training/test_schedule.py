@@ -3,7 +3,7 @@
 import pytest
 
 from cocomix.params import ScheduleParams, TrainingParams
-from cocomix.training.schedule import factor, learning_rate, muon_learning_rate, steps_with
+from cocomix.training.schedule import factor, learning_rate, steps_with
 
 PARAMS = TrainingParams(
     steps=8, batch_size=1, learning_rate=1e-2, eval_every=1, eval_windows=1, checkpoint_every=1, warmup_share=0.25
@@ -42,13 +42,6 @@ def test_the_factor_of_a_weight_in_each_step(shape: str, until: float, expected:
 def test_the_learning_rate_in_each_step(changes: dict[str, object], expected: list[float]) -> None:
     params = PARAMS.model_copy(update=changes)
     steps = range(params.steps)
-    assert [learning_rate(params, step) / 1e-2 for step in steps] == pytest.approx(expected, abs=1e-6)
+    assert [learning_rate(params, step, 3e-2) / 3e-2 for step in steps] == pytest.approx(expected, abs=1e-6)
     weights = ScheduleParams(shape="learning_rate")
     assert [factor(weights, params, step) for step in steps] == pytest.approx(expected, abs=1e-6)
-    muon = params.model_copy(update={"optimizer": "muon", "muon_learning_rate": 3e-2})
-    assert [muon_learning_rate(muon, step) / 3e-2 for step in steps] == pytest.approx(expected, abs=1e-6)
-
-
-def test_muons_learning_rate_is_adamws_where_none_is_given() -> None:
-    params = PARAMS.model_copy(update={"optimizer": "muon"})
-    assert [muon_learning_rate(params, step) for step in range(8)] == [learning_rate(params, step) for step in range(8)]
