@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.check.external import outside
-from cocomix.check.preflight import check_validation_windows
+from cocomix.check.preflight import check_dropped_tokens, check_validation_windows
 from cocomix.corpus.splits import Split
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
@@ -48,6 +48,7 @@ def _encode(work: Work, tokens: Tokens, params: Params) -> tuple[dict[str, Any],
     section, corpus = params.base, Artifact(ARTIFACTS / "corpus")
     tokenizer = load_pretrained(str(section.pretrained), section.revision, "base.pretrained")
     work.confirm_inputs()
+    check_dropped_tokens(params, tokenizer.get_vocab())
     context = section.context or tokens.context
     packed = pack_corpus(work, corpus, tokenizer, context, "base.context")
     whose = f"of base.context ({context}), validation's"

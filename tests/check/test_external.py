@@ -28,7 +28,7 @@ NAMES: dict[str, tuple[dict[str, Any], str]] = {
         "in/model.safetensors",
     ),
     "evaluate.corpora": ({"evaluate": {"corpora": {"more": {"paths": ["in/*.txt"]}}}}, "in/a.txt"),
-    "evaluate.tasks_dir": (
+    "evaluate.tasks": (
         {"evaluate": {"tasks": ["wikitext"], "tasks_dir": "in"}},
         "in/wikitext2_raw/test.jsonl",
     ),

@@ -136,7 +136,7 @@ def test_a_program_that_is_started_by_its_path_says_how_to_start_it(program: str
     assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["stages.sae", "flows.preset smoke", "flows.pipeline"])
+@pytest.mark.parametrize("module", ["stages.sae", "flows.preset smoke", "flows.pipeline", "flows.verify"])
 def test_a_program_in_another_folder_says_where_to_start_it_and_leaves_nothing(tmp_path: Path, module: str) -> None:
     refused = run(tmp_path, "python", "-m", *module.split(), PYTHONPATH=str(ROOT))
     assert refused.stderr == "error: params.yaml: no such file; run from the project's folder\n"

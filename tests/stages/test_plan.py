@@ -135,7 +135,7 @@ OUTSIDE: dict[str, tuple[dict[str, Any], str, set[str]]] = {
         "in/a.txt",
         {"evaluate@ntp-0", "evaluate@cocomix-0"},
     ),
-    "evaluate.tasks_dir": (
+    "evaluate.tasks": (
         {"evaluate": {"tasks": ["wikitext"], "tasks_dir": "in"}},
         "in/wikitext2_raw/test.jsonl",
         {"evaluate@ntp-0", "evaluate@cocomix-0"},
