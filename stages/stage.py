@@ -245,6 +245,8 @@ def _machine_trouble(error: Exception) -> str | None:
         return f"no space left for {ARTIFACTS} ({words}); make room and run it again: what is finished is kept"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{words}; the project's folder must be writable"
+    if isinstance(error, MemoryError) or re.search("can(no|')t allocate memory|std::bad_alloc", words):
+        return f"cannot allocate memory ({words}); set COCOMIX_MICRO_BATCH, to compute fewer windows at a time"
     if type(error).__name__ == "OutOfMemoryError":  # by name: importing torch takes seconds
         return f"{words.partition(' GPU ')[0]} Set COCOMIX_MICRO_BATCH, to compute fewer windows at a time"
     return None

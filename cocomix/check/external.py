@@ -7,6 +7,7 @@ there, as on a parameter, and has the digest among the inputs of its work.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,15 @@ def corpus_inputs(params: Params) -> dict[str, str]:
 def digests(params: Params) -> dict[str, str | None]:
     """`digest_of` for all keys."""
     return {key: digest_of(key, params) for key in KEYS}
+
+
+def noted() -> dict[str, str | None] | None:
+    """The digests in external.json by parameter; None: the file is missing or damaged."""
+    try:
+        content = json.loads(FILE.read_bytes())
+        return {key: reduce(lambda inner, name: inner.get(name, {}), key.split("."), content) or None for key in KEYS}
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
 
 
 def to_json(digests: Mapping[str, str | None]) -> bytes:
