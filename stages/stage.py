@@ -19,7 +19,7 @@ from cocomix.check.preflight import check_place
 from cocomix.params import Params, load
 from cocomix.plumbing import distributed, interrupt, sources
 from cocomix.plumbing.allocator import keep_freed_memory
-from cocomix.plumbing.artifact import Artifact, Work, write_atomically
+from cocomix.plumbing.artifact import Artifact, Work, digest_of, write_atomically
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.origins import check_origins
@@ -141,8 +141,8 @@ def produce(
         inputs: artifacts, or digests of other inputs, by name: see `check_origins`.
         params: the parameters that the result depends on, as JSON values.
         compute: does the work in the given `Work`, and returns the facts for the manifest's `about`.
-        side: see `Work`. A file `metrics.json` gets the keys `artifact`, the artifact's digest, and `usage`, the
-            resources used.
+        side: see `Work`. A file `metrics.json` gets the keys `artifact`, the artifact's digest, `plots`, the digests of
+            other files by path, if there are any, and `usage`, the resources used.
         side_only: see `Work`.
 
     Raises:
@@ -161,8 +161,8 @@ def produce(
             peak_memory = distributed.maximum(_peak_memory())
             if runtime().rank == 0:
                 work.confirm_inputs()
-                if "metrics.json" in (side or {}):
-                    _complete(work.side / "metrics.json", work, peak_memory, work.digest(about))
+                if side and "metrics.json" in side:
+                    _complete(side, work, peak_memory, work.digest(about))
                 work.finish(about)
         else:
             say(f"{stage}: already computed, publishing it")
@@ -198,8 +198,10 @@ def _peak_memory() -> int:
     return max(started, peak_memory())
 
 
-def _complete(metrics: Path, work: Work, peak_memory: int, digest: str) -> None:
+def _complete(side: Mapping[str, Path], work: Work, peak_memory: int, digest: str) -> None:
     """Add to a stage's metrics the keys that all of them have."""
+    metrics = work.side / "metrics.json"
+    plots = {str(path): digest_of(work.side / name) for name, path in side.items() if name != metrics.name}
     usage = {
         "seconds": float((work.path / "seconds").read_text()),
         "startup_seconds": float((work.path / "startup_seconds").read_text()),
@@ -208,7 +210,8 @@ def _complete(metrics: Path, work: Work, peak_memory: int, digest: str) -> None:
         "processes": runtime().world_size,
         "made": provenance(),
     }
-    metrics.write_bytes(to_json(json.loads(metrics.read_bytes()) | {"artifact": digest, "usage": usage}))
+    common = {"artifact": digest, **({"plots": plots} if plots else {}), "usage": usage}
+    metrics.write_bytes(to_json(json.loads(metrics.read_bytes()) | common))
 
 
 def to_json(content: object) -> bytes:
