@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,9 +55,9 @@ def share_work() -> None:
     if "RANK" in os.environ:
         return
     try:
-        load()
+        params = load()
         check_place(ARTIFACTS)
-        processes = _processes()
+        processes = _processes(params)
     except Exception as error:
         _end_after(error)
     if processes > 1:
@@ -261,10 +262,17 @@ def _number_of(error: Exception) -> int | None:
     return int(number[1]) if number else getattr(error, "errno", None)
 
 
-def _processes() -> int:
-    processes = runtime().processes
-    if processes != "auto":
-        return processes
+def _processes(params: Params) -> int:
+    asked = runtime().processes
+    if asked != "auto":
+        return asked
+    trainings = (params.base.training, params.pretrain.training)
+    most = min(params.sae.batch_size, *chain.from_iterable((each.batch_size, each.eval_windows) for each in trainings))
+    return min(_devices(), most)
+
+
+def _devices() -> int:
+    """The GPUs, or without them the cores."""
     has_gpu_driver = any(Path(each).exists() for each in ("/dev/nvidiactl", "/dev/kfd"))
     if has_gpu_driver and runtime().device in ("auto", "cuda"):
         import torch

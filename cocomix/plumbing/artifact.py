@@ -422,7 +422,11 @@ def as_any_new(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file by `content`: readers see the old or the new content, also after a power loss."""
+    """Replace a file by `content`: readers see the old or the new content, also after a power loss.
+
+    A symbolic link, such as of params.yaml to one of several files, stays: the file that it names is replaced.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.aside")
     aside.write_bytes(content)
