@@ -70,7 +70,9 @@ def run(params: Params, method: str, seed: int) -> None:
         return WindowData(tokens.windows(split), labels, draws)
 
     def compute(work: Work) -> dict[str, Any]:
-        objective = _objective(own, new_model(listed.shape, tokens.context, init, seed), teacher, tokens.context)
+        model = new_model(listed.shape, tokens.context, init, seed)
+        work.confirm_inputs()
+        objective = _objective(own, model, teacher, tokens.context)
         train, validation = data("train", work.scratch), data("validation", work.scratch)
         training = Training(objective, train, validation, training_params, seed, work.scratch)
         curve = training.run(name)

@@ -53,6 +53,7 @@ def run(params: Params) -> None:
             curves = {name: each.curve for name, each in learners.items()}
         else:
             trained = {MAIN: _published(params.sae, stores[params.sae.site], base)}
+            work.confirm_inputs()
         if runtime().rank == 0:
             model, measured = load_base(base, tokens.context), {}
             stored = ActivationsParams.model_validate(activations.manifest.params)

@@ -228,7 +228,8 @@ class Work:
         self._home = root / stage
         self.path = self._home / key
         self.confirm_inputs: Callable[[], None] = lambda: None
-        """Checks that external files are still those in the key: called after reading them, before keeping results."""
+        """Checks that external files are still those in the key: called after reading them, before keeping what depends
+        on them, also in `scratch`: the files may get their old content back, and the key would be the same."""
         self._aside = self.path / "writing"
         self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
         self.finished = False
