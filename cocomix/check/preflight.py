@@ -176,7 +176,7 @@ def _check_sae(params: Params) -> None:
     for name in ("cfg.json", weights) if weights else ():
         if not (path / name).is_file():
             raise UserError(f"{key}: sae.published.format: {format} is a folder with {name}, which is not there")
-    from cocomix.sae.formats import check_published, published_config
+    from cocomix.sae.formats import check_model, check_published, published_config
 
     site = Site.parse(section.site or params.activations.sites[0])
     config = published_config(path, format, site, section.k)
@@ -184,6 +184,7 @@ def _check_sae(params: Params) -> None:
     if shape not in (None, [config.latents, config.d_model]):
         raise UserError(f"{key}: W_dec has the shape {shape}; cfg.json says {[config.latents, config.d_model]}")
     check_published(config, section, site, _d_model_of_base(params))
+    check_model(section, params.base.pretrained if params.base.source == "pretrained" else None)
 
 
 def _d_model_of_base(params: Params) -> int | None:

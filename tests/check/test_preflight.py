@@ -66,11 +66,12 @@ def files(folder: Path) -> Path:
         "sparse": sparse | {"d_in": 96},
         "sparse-32": sparse | {"d_in": 32},
         "no-weights": {},
+        "named-lens": {"architecture": "standard", "d_in": 128, "d_sae": 1024, "model_name": "pythia-70m"},
     }
     for name, config in configs.items():
         Path(name).mkdir()
         Path(name, "cfg.json").write_text(json.dumps(config))
-    for name in ("lens", "torn-lens"):
+    for name in ("lens", "torn-lens", "named-lens"):
         save_file({"W_dec": np.zeros((1024, 128), np.float32)}, f"{name}/sae_weights.safetensors")
     for name in ("sparse", "sparse-32"):
         save_file({"W_dec": np.zeros((1024, configs[name]["d_in"]), np.float32)}, f"{name}/sae.safetensors")
@@ -214,6 +215,10 @@ def files(folder: Path) -> Path:
             published("resid_post_mlp_v5_32k/autoencoders/5.pt", "openai"),
             "sae.published: resid_post_mlp_v5_32k/autoencoders/5.pt is of resid_post_6; the activations are of",
         ),
+        (
+            published("named-lens", "sae-lens", **RELU) | base("gpt2", COMMIT),
+            "sae.published: named-lens is of the model 'pythia-70m'; the base model is 'gpt2' (base.pretrained)",
+        ),
         (published("file.txt", "openai"), "file.txt: not a file of tensors"),
         (
             {"explain": {"labeller": "model", "model": {"name": "../nowhere"}}},
@@ -285,6 +290,8 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
         init("llama"),
         init("nobody/never-cached", COMMIT),
         published("lens", "sae-lens", **RELU),
+        published("named-lens", "sae-lens", **RELU),
+        published("named-lens", "sae-lens", **RELU) | base("EleutherAI/pythia-70m", COMMIT),
         published("sparse-32", "sparsify", normalize="none") | base("small"),
         published("openai.pt", "openai"),
         published("openai-old.pt", "openai"),
