@@ -21,6 +21,8 @@ from cocomix.shapes.pretrained import check_pretrained
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from cocomix.tokens.windows import Tokens
+
 ARTIFACTS = "artifacts"
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_.-]{1,96})?")
 WEIGHTS = {"sae-lens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
@@ -97,6 +99,23 @@ def check_dropped_tokens(params: Params, vocabulary: Mapping[str, int]) -> None:
     from cocomix.activations.shards import ids_to_drop
 
     ids_to_drop(vocabulary, params.activations)
+
+
+def check_init_tokenizer(params: Params, tokens: "Tokens") -> None:
+    """Check that the model of `pretrain.init` reads the tokens, if it is on this machine.
+
+    The stage `methods` checks it too. But it runs after the base model and the autoencoder have been trained.
+
+    Raises:
+        UserError: when it has another tokenizer.
+    """
+    config, init = init_config(params), params.pretrain.init
+    if config is None:
+        return
+    from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
+
+    check_vocabulary("pretrain.init.path", str(init.path), config["vocab_size"], tokens)
+    check_tokenizer("pretrain.init.path", str(init.path), init.revision, tokens)
 
 
 def check_base_model(model: "PreTrainedModel", params: Params) -> None:
