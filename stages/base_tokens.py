@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.check.external import outside
-from cocomix.check.preflight import check_dropped_tokens, check_init_tokenizer, check_validation_windows
+from cocomix.check.preflight import init_config
+from cocomix.check.tokens import check_dropped_tokens, check_init_tokenizer, check_validation_windows
 from cocomix.corpus.splits import Split
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
@@ -29,7 +30,7 @@ def run(params: Params) -> None:
         inputs |= {"corpus": Artifact(ARTIFACTS / "corpus"), **outside("base.pretrained", params)}
 
     def compute(work: Work) -> Mapping[str, Any]:
-        check_init_tokenizer(params, tokens)
+        check_init_tokenizer(params, init_config(params), tokens)
         metrics, about = _encode(work, tokens, params) if own else ({}, {})
         if runtime().rank == 0:
             (work.side / "metrics.json").write_bytes(to_json(metrics))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix.check.external import digest_of
-from cocomix.check.preflight import check_dropped_tokens, check_validation_windows
+from cocomix.check.tokens import check_dropped_tokens, check_validation_windows
 from cocomix.params import Params, TokenizeParams
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact, Work, write_atomically

@@ -9,19 +9,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix.check.external import corpus_inputs
+from cocomix.check.tokens import check_validation_windows
 from cocomix.params import LAYERS, Params, Site
 from cocomix.plumbing.errors import UserError, install
 from cocomix.shapes.pretrained import check_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-    from cocomix.tokens.windows import Tokens
 
 ARTIFACTS = "artifacts"
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_.-]{1,96})?")
@@ -74,48 +72,6 @@ def init_config(params: Params) -> dict[str, Any] | None:
         return None
     check_pretrained(config.to_dict(), params.pretrain, params.tokenize.context)
     return config.to_dict()
-
-
-def check_validation_windows(params: Params, windows: int, whose: str = "validation's") -> None:
-    """Check that the validation split has as many windows as parameters ask for.
-
-    Args:
-        windows: number of windows of the validation split.
-        whose: what they are, for the error.
-
-    Raises:
-        UserError: when it has fewer.
-    """
-    if params.steer.windows > windows:
-        raise UserError(f"steer.windows ({params.steer.windows}) must not exceed {whose} {windows} windows")
-
-
-def check_dropped_tokens(params: Params, vocabulary: Mapping[str, int]) -> None:
-    """Check that `activations.drop_tokens` are in the vocabulary of the base model.
-
-    Raises:
-        UserError: when one is not.
-    """
-    from cocomix.activations.shards import ids_to_drop
-
-    ids_to_drop(vocabulary, params.activations)
-
-
-def check_init_tokenizer(params: Params, tokens: "Tokens") -> None:
-    """Check that the model of `pretrain.init` reads the tokens, if it is on this machine.
-
-    The stage `methods` checks it too. But it runs after the base model and the autoencoder have been trained.
-
-    Raises:
-        UserError: when it has another tokenizer.
-    """
-    config, init = init_config(params), params.pretrain.init
-    if config is None:
-        return
-    from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
-
-    check_vocabulary("pretrain.init.path", str(init.path), config["vocab_size"], tokens)
-    check_tokenizer("pretrain.init.path", str(init.path), init.revision, tokens)
 
 
 def check_base_model(model: "PreTrainedModel", params: Params) -> None:

@@ -12,12 +12,11 @@ import torch
 from safetensors.numpy import save_file
 from transformers import GPT2Config, LlamaConfig, OPTConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from cocomix.check.preflight import check_init_tokenizer, preflight
+from cocomix.check.preflight import preflight
 from cocomix.params import Params
 from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
-from cocomix.tokens.windows import Tokens
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -341,16 +340,6 @@ def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
         preflight(asked)
     monkeypatch.setattr("cocomix.corpus.build.fingerprint", lambda _: "later")  # the text has changed since
     preflight(asked)
-
-
-def test_a_model_to_go_on_from_needs_the_tokenizer_of_the_tokens(tokens_folder: Path) -> None:
-    GPT2Config(n_embd=32, n_layer=4, n_head=2, n_positions=128, vocab_size=300).save_pretrained("start")
-    save_file({"weight": np.zeros(1, np.float32)}, "start/model.safetensors")
-    tokenizer = train_tokenizer(["text"], 300)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_DOCUMENT).save_pretrained("start")
-    with pytest.raises(UserError, match=r"pretrain\.init\.path: 'start' has another tokenizer than the tokens: "):
-        check_init_tokenizer(params(init("start")), Tokens(tokens_folder))
-    check_init_tokenizer(params({}), Tokens(tokens_folder))
 
 
 def test_the_shipped_parameters_need_no_library_of_models() -> None:
