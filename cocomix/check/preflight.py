@@ -46,15 +46,19 @@ def preflight(params: Params) -> None:
 
 
 def check_place(artifacts: Path) -> None:
-    """Check that the artifacts folder is no link or file: DVC accepts no folder behind a link, but says so at the end.
+    """Check that the artifacts folder and the folders in it are no links, and that it is no file.
+
+    A stage replaces such a folder by renaming, and DVC accepts none behind a link; both would fail at the end.
 
     Raises:
-        UserError: when it is.
+        UserError: when one is.
     """
-    if artifacts.is_symlink() or (artifacts.exists() and not artifacts.is_dir()):
+    inside = (each for depth in ("*", "*/*") for each in artifacts.glob(depth) if each.is_symlink() and each.is_dir())
+    wrong = artifacts.is_symlink() or (artifacts.exists() and not artifacts.is_dir())
+    if found := artifacts if wrong else next(inside, None):
         raise UserError(
-            f"{artifacts}: must be a folder, not a link or a file; to have it on another disk, mount that here, or put "
-            "the whole project there"
+            f"{found}: must be a folder, not a link or a file; to have {artifacts} on another disk, mount that here, "
+            "or put the whole project there"
         )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cocomix.check.preflight import check_place
+from cocomix.plumbing.errors import UserError
 from stages.reads import stage_of_dvc
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +122,18 @@ def test_artifacts_behind_a_link_or_a_file_in_their_place_are_refused_at_the_sta
         assert refused.stderr.startswith("error: artifacts: must be a folder, not a link or a file; ")
         assert refused.stderr.count("\n") == 1
         artifacts.unlink()
+
+
+@pytest.mark.parametrize("name", ["toy", ".work", ".work/toy", "models/ntp-0"])
+def test_a_folder_of_artifacts_behind_a_link_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+    link = tmp_path / "artifacts" / name
+    link.parent.mkdir(parents=True)
+    (tmp_path / "linked").touch()
+    (link.parent / "file").symlink_to(tmp_path / "linked")  # as those that DVC makes with cache.type: symlink
+    check_place(tmp_path / "artifacts")
+    link.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"{link}: must be a folder, not a link"):
+        check_place(tmp_path / "artifacts")
 
 
 def test_without_git_make_says_so_in_one_line(project: Path) -> None:
