@@ -16,6 +16,7 @@ from cocomix.check.external import corpus_inputs
 from cocomix.check.tokens import check_validation_windows
 from cocomix.params import LAYERS, Params, Site
 from cocomix.plumbing.errors import UserError, install
+from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.pretrained import check_pretrained
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ BYTES_OF_A_TOKEN = 0.5
 
 
 def preflight(params: Params) -> None:
-    """Check all parameters against this machine.
+    """Check all parameters, and the runtime settings, against this machine.
 
     Raises:
         UserError: the first problem: the key, the value, and what is allowed.
     """
+    if runtime().tensorboard is not None:
+        _need("tensorboard", "COCOMIX_TENSORBOARD", "tensorboard")
     _check_corpus(params)
     _check_tokenizer(params)
     _check_base(params)

@@ -16,6 +16,7 @@ from cocomix.check.preflight import preflight
 from cocomix.params import Params
 from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
@@ -340,6 +341,15 @@ def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
         preflight(asked)
     monkeypatch.setattr("cocomix.corpus.build.fingerprint", lambda _: "later")  # the text has changed since
     preflight(asked)
+
+
+def test_a_runtime_setting_whose_package_is_missing_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    preflight(params({}))
+    monkeypatch.setenv("COCOMIX_TENSORBOARD", "logs")
+    runtime.cache_clear()
+    with pytest.raises(UserError, match="COCOMIX_TENSORBOARD needs tensorboard, which is not installed: "):
+        preflight(params({}))
 
 
 def test_the_shipped_parameters_need_no_library_of_models() -> None:
