@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from dvc.repo import Repo
 
+from cocomix.check import external
 from cocomix.params import load
 from cocomix.plumbing.gpus import GPUS
 from cocomix.report.tuning import decisive_outside
@@ -145,6 +146,13 @@ OUTSIDE: dict[str, tuple[dict[str, Any], str, set[str]]] = {
 """Parameters that name a file, the file, and the stages that read it."""
 
 
+def note(project: Project) -> None:
+    """Note what parameters name, as the stage `check` does, which would refuse these files: they hold no models."""
+    with chdir(project.path):
+        external.FILE.unlink()  # a link to DVC's cache
+        external.FILE.write_bytes(external.to_json(external.digests(load())))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("key", OUTSIDE)
 def test_what_a_parameter_names_runs_its_stages_again_when_it_changes_as_planned(
@@ -157,12 +165,12 @@ def test_what_a_parameter_names_runs_its_stages_again_when_it_changes_as_planned
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("one")
     project.change(changes)
-    project.dvc("repro", "check")
+    note(project)
     before = changed(project)
     path.write_text("two")
     found = planned(project)
     assert {each for each, plan in found.items() if f"what {key} names changed" in plan.why} == {"check"} | stages
-    project.dvc("repro", "check")
+    note(project)
     assert changed(project) == before | stages
     with chdir(project.path), Repo() as repo:
         status = repo.status()
