@@ -143,7 +143,7 @@ def produce(
         params: the parameters that the result depends on, as JSON values.
         compute: does the work in the given `Work`, and returns the facts for the manifest's `about`.
         side: see `Work`. A file `metrics.json` gets the keys `artifact`, the artifact's digest, `plots`, the digests of
-            other files by path, if there are any, and `usage`, the resources used.
+            the stage's plots by path, if it has any, and `usage`, the resources used.
         side_only: see `Work`.
 
     Raises:
@@ -202,7 +202,7 @@ def _peak_memory() -> int:
 def _complete(side: Mapping[str, Path], work: Work, peak_memory: int, digest: str) -> None:
     """Add to a stage's metrics the keys that all of them have."""
     metrics = work.side / "metrics.json"
-    plots = {str(path): digest_of(work.side / name) for name, path in side.items() if name != metrics.name}
+    plots = {str(path): digest_of(work.side / name) for name, path in side.items() if path.parts[0] == "plots"}
     usage = {
         "seconds": float((work.path / "seconds").read_text()),
         "startup_seconds": float((work.path / "startup_seconds").read_text()),
