@@ -5,7 +5,8 @@ Remote code is not trusted, and weights are read from safetensors only: a pickle
 
 import os
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,6 +52,20 @@ def load_config(key: str, name: str, revision: str | None, *, local: bool = Fals
         raise unreadable(key, name, "model", error) from None
 
 
+def check_files(key: str, name: str, revision: str | None) -> None:
+    """Check the configuration and the weight files of a model without loading them: see `look_at`.
+
+    Args:
+        key: the parameter that holds `name`, for errors.
+        name: hub id or folder.
+
+    Raises:
+        UserError: in one line, when one is missing, damaged, or of a kind that is not read.
+    """
+    with _one_line(key, name):
+        look_at(name, revision)
+
+
 def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | Literal['auto']") -> "PreTrainedModel":
     """Load a causal language model.
 
@@ -63,7 +78,7 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
     """
     import torch
 
-    try:
+    with _one_line(key, name):
         held = look_at(name, revision)
         kind, config = _auto_class(name, revision)
         with torch.device("meta"), bounded(held):
@@ -77,10 +92,6 @@ def load_model(key: str, name: str, revision: str | None, dtype: "torch.dtype | 
             ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
         )
-    except UserError as error:
-        raise UserError(f"{key}: {name!r}: {error}") from None
-    except Exception as error:  # any kind: the libraries that read the files raise it
-        raise unreadable(key, name, "model", error) from None
     troubles = {
         "has no weights for": report["missing_keys"],
         "has weights of other shapes than its config.json says:": [each for each, *_ in report["mismatched_keys"]],
@@ -205,6 +216,17 @@ def _text_part(key: str, name: str, model: "PreTrainedModel") -> "PreTrainedMode
             return text
     kind = type(model).__name__
     raise UserError(f"{key}: {name!r}: the text part of a {kind}, {config.model_type}, is no language model of its own")
+
+
+@contextmanager
+def _one_line(key: str, name: str) -> Iterator[None]:
+    """Turn any error of reading a model into a `UserError` that names the parameter."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {name!r}: {error}") from None
+    except Exception as error:  # any kind: the libraries that read the files raise it
+        raise unreadable(key, name, "model", error) from None
 
 
 def unreadable(key: str, name: str, what: str, error: Exception) -> UserError:

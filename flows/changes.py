@@ -1,7 +1,6 @@
 """Reasons why DVC would run a stage, also with other contents of params.yaml and of the output of `check`."""
 
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -82,9 +81,7 @@ def reasons(stage: Stage, status: Status) -> list[str]:
 
 def found_outside(digests: Mapping[str, str | None]) -> list[str]:
     """External files and packages named by parameters that differ from external.json; empty if that is missing."""
-    try:
-        before = leaves(json.loads(external.FILE.read_bytes()))
-    except (FileNotFoundError, ValueError):
+    if (before := external.noted()) is None:
         return []
     return [f"what {key} names changed" for key, digest in digests.items() if before.get(key) != digest]
 

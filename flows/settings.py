@@ -32,6 +32,8 @@ class Task(NamedTuple):
     """Content of params.yaml."""
     params: dict[str, Any]
     """The parameters that can affect the result: see `decisive`."""
+    outside: dict[str, str | None] | None = None
+    """The present digests of what they name outside the project: see `decisive_outside`; None: not known."""
 
     @property
     def title(self) -> str:

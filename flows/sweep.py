@@ -9,7 +9,8 @@ every method and seed up to date, with all that it needs; earlier results come f
 fit this machine, such as a file that is missing, is reported before any work; the others run.
 
 Results are added to metrics/sweep/NAME.json one by one. The same command resumes after them: a run is skipped if a
-result has the same parameters. At the end, the project's folder is as before, params.yaml included.
+result has the same parameters, and the files that they name are the same. At the end, the project's folder is as
+before, params.yaml included.
 
 The table holds validation losses only, because settings must not be chosen on the test split.
 """
@@ -19,6 +20,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -28,6 +30,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from cocomix.check import external
 from cocomix.check.preflight import preflight
 from cocomix.params import FILE, Params, Seed
 from cocomix.plumbing.artifact import write_atomically
@@ -36,7 +39,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.sources import digest_of_sources, states
 from cocomix.report.efficiency import equal_flops, loss_at, spread
 from cocomix.report.facts import read_run, run_files
-from cocomix.report.tuning import SWEEPS, SweepRun, read_sweep
+from cocomix.report.tuning import SWEEPS, SweepRun, decisive_outside, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
 from flows import publish
 from flows.dag import read_dag, select
@@ -66,6 +69,7 @@ def sweep(
         check_definition("flows.sweep.sweep")
         with kept(wait=True, say=say) as write_params:
             results, asked = _asked(name, grid, methods, seeds)
+            asked = _with_outside(asked)
             failed = run(results, asked, write_params)
             compared = comparison(asked, finished_runs(results))
     except UserError as error:
@@ -130,6 +134,16 @@ def _refused(left: Sequence[Task]) -> dict[str, str]:
         except UserError as error:
             errors[content] = str(error)
     return _logged({task.title: errors[task.content] for task in left if task.content in errors})
+
+
+def _with_outside(asked: Sequence[Task]) -> list[Task]:
+    """The tasks with `outside`, where that can be read; for the others, `_refused` says why it cannot."""
+    found = dict[bytes, dict[str, str | None]]()
+    for content in dict.fromkeys(task.content for task in asked):
+        with suppress(UserError):
+            params = parse(Params, mapping(content, str(FILE)), str(FILE))
+            found[content] = decisive_outside(external.digests(params))
+    return [task._replace(outside=found.get(task.content)) for task in asked]
 
 
 def _logged(failed: dict[str, str]) -> dict[str, str]:
@@ -223,13 +237,14 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
 
 def _collect(task: Task, code: str) -> SweepRun:
     training, evaluation, *_ = run_files(task.method, task.seed)
-    curve = read_run(task.method, task.seed).curve
+    curve, noted = read_run(task.method, task.seed).curve, external.noted()
     return SweepRun(
         setting=task.setting.name,
         values=dict(task.setting.values),
         method=task.method,
         seed=task.seed,
         params=task.params,
+        outside=noted and decisive_outside(noted),
         code=code,
         pretrain=json.loads(training.read_bytes()),
         evaluate=json.loads(evaluation.read_bytes()),
@@ -239,7 +254,16 @@ def _collect(task: Task, code: str) -> SweepRun:
 
 def _result_of(task: Task, done: Sequence[SweepRun]) -> SweepRun | None:
     key = (task.setting.name, task.method, task.seed)
-    return next((each for each in done if _key(each) == key and each.params == task.params), None)
+    return next(
+        (
+            each
+            for each in done
+            if _key(each) == key
+            and each.params == task.params
+            and (None in (each.outside, task.outside) or each.outside == task.outside)
+        ),
+        None,
+    )
 
 
 def _key(result: SweepRun) -> tuple[str, str, int]:

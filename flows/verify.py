@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from cocomix.plumbing.artifact import MANIFEST, Artifact, Manifest, read_journal
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
-from flows.workspace import alone
+from flows.workspace import alone, check_folder
 
 ARTIFACTS = Path("artifacts")
 WORK = ARTIFACTS / ".work"
@@ -70,7 +70,7 @@ def verify(*, whole_cache: bool = False) -> list[Damage]:
             for out in repo.index.outs
             if out.use_cache and out.hash_info and out.hash_info.name == "md5"
         }
-    listed = {path: _children(cache, digest) for path, digest in noted.items()}
+    listed = {path: _children(cache, digest) for path, digest in noted.items() if digest.endswith(".dir")}
     for each in (*_published(listed), *_work()):
         if isinstance(each, Damage):
             found.append(each)
@@ -107,11 +107,14 @@ def remove(damage: Iterable[Damage]) -> None:
 
 
 def _manifests() -> list[Path]:
-    found = ARTIFACTS.rglob(MANIFEST)
+    found = filter(Path.is_file, ARTIFACTS.rglob(MANIFEST))
     return sorted(each for each in found if not any(part.startswith(".") for part in each.relative_to(ARTIFACTS).parts))
 
 
 def _published(listed: dict[Path, dict[str, str]]) -> Iterator[Damage | Expected]:
+    for folder in (each.relative_to(Path.cwd()) for each in listed):
+        if not (folder / MANIFEST).is_file():
+            yield Damage(folder / MANIFEST if folder.exists() else folder, "missing", folder)
     works = {path.read_bytes() for path in WORK.glob(f"*/*/{MANIFEST}")}
     for path in _manifests():
         folder, content = path.parent, path.read_bytes()
@@ -148,8 +151,6 @@ def _object(cache: Path, digest: str) -> Path:
 
 def _children(cache: Path, digest: str) -> dict[str, str]:
     """Digests of a folder's files by name, from its list in DVC's cache; empty if the list is damaged."""
-    if not digest.endswith(".dir"):
-        return {}
     try:
         content: list[dict[str, Any]] = json.loads(_object(cache, digest).read_bytes())
         return {each["relpath"]: each["md5"] for each in content}
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--remove", action="store_true", help="remove what is damaged, so that `dvc repro` makes it")
     given = parser.parse_args()
     try:
+        check_folder()
         found = verify(whole_cache=given.all)
         for each in found:
             print(each)

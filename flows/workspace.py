@@ -124,14 +124,16 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        busy = f"another run is at work in this folder ({IN_USE.read_text()})"
+        holder = IN_USE.read_text(encoding="utf-8")
+        busy = f"another run is at work in this folder ({holder})"
         if not wait:
             raise UserError(f"{busy}; wait for it") from None
         say(f"{busy}: waiting for it to end")
         lock.acquire(poll_interval=0.2)
     try:
         command = " ".join(" ".join(sys.orig_argv[1:]).split())
-        IN_USE.write_text(f"process {os.getpid()}: python {command}")
+        # Arguments need not be text.
+        IN_USE.write_text(f"process {os.getpid()}: python {command}", encoding="utf-8", errors="backslashreplace")
         drop_torn_locks(say)
         if BEFORE.exists():
             _end_sweep(say, killed=True)

@@ -44,6 +44,7 @@ def run(params: Params) -> None:
             model, curve = _train(params, tokens, work.scratch)
         else:
             model, curve = _load(params, tokens), []
+            work.confirm_inputs()
         text = split_text(tokens, "validation")
         batch_size, kept = params.base.training.batch_size, work.scratch / "validation"
         score = score_text(model, text, batch_size, "base: validation", kept=kept)

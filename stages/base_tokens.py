@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.check.external import outside
-from cocomix.check.preflight import check_validation_windows
+from cocomix.check.preflight import init_config
+from cocomix.check.tokens import check_dropped_tokens, check_init_tokenizer, check_validation_windows
 from cocomix.corpus.splits import Split
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
@@ -29,6 +30,7 @@ def run(params: Params) -> None:
         inputs |= {"corpus": Artifact(ARTIFACTS / "corpus"), **outside("base.pretrained", params)}
 
     def compute(work: Work) -> Mapping[str, Any]:
+        check_init_tokenizer(params, init_config(params), tokens)
         metrics, about = _encode(work, tokens, params) if own else ({}, {})
         if runtime().rank == 0:
             (work.side / "metrics.json").write_bytes(to_json(metrics))
@@ -48,6 +50,7 @@ def _encode(work: Work, tokens: Tokens, params: Params) -> tuple[dict[str, Any],
     section, corpus = params.base, Artifact(ARTIFACTS / "corpus")
     tokenizer = load_pretrained(str(section.pretrained), section.revision, "base.pretrained")
     work.confirm_inputs()
+    check_dropped_tokens(params, tokenizer.get_vocab())
     context = section.context or tokens.context
     packed = pack_corpus(work, corpus, tokenizer, context, "base.context")
     whose = f"of base.context ({context}), validation's"

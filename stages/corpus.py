@@ -61,7 +61,10 @@ def _benchmarks(params: Params, work: Work) -> Path | None:
     path = work.scratch / "benchmarks.npz"
     if runtime().rank == 0 and not path.exists():
         say("corpus: reading the texts of evaluate.tasks and evaluate.corpora")
-        write_benchmarks(benchmark_texts(params), path)
+        unconfirmed = work.scratch / "unconfirmed.npz"
+        write_benchmarks(benchmark_texts(params), unconfirmed)
+        work.confirm_inputs()
+        unconfirmed.replace(path)
     distributed.barrier()
     return distributed.see(path)
 

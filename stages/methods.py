@@ -8,7 +8,7 @@ from cocomix.check.external import outside
 from cocomix.params import Params, PretrainParams
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.shapes.methods import METHODS, supervision
-from cocomix.shapes.models import Shape, TeacherSizes, dimensions, shapes
+from cocomix.shapes.models import Shape, TeacherSizes, dimensions, shape_of, shapes
 from cocomix.shapes.pretrained import check_pretrained, pretrained_shape
 from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.windows import Tokens
@@ -40,7 +40,7 @@ def run(params: Params) -> None:
             name: {
                 "kind": section.kind(name),
                 "parameters": own.model_dump(mode="json"),
-                "shape": found[name],
+                "shape": shape_of(name, found[name]),
                 "supervision": supervision(own, ARTIFACTS),
             }
             for name, own in section.listed.items()

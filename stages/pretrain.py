@@ -32,7 +32,6 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.methods import ListedMethod, read_method
-from cocomix.shapes.models import shape_of
 from cocomix.tokens.window_data import WindowData, WindowLabels
 from cocomix.tokens.windows import Split, Tokens
 from cocomix.training.distillation import Distillation
@@ -51,11 +50,10 @@ def run(params: Params, method: str, seed: int) -> None:
     listed = read_method(methods, method)
     _check_origins(listed, tokens, teacher, methods)
     kind, own, training_params = listed.kind, listed.parameters, params.pretrain.training
-    shape = shape_of(method, listed.shape)
     used = {
         "method": method,
         "seed": seed,
-        "shape": shape,
+        "shape": listed.shape,
         "training": training_params.model_dump(),
         kind: own.model_dump(mode="json"),
     }
@@ -72,7 +70,9 @@ def run(params: Params, method: str, seed: int) -> None:
         return WindowData(tokens.windows(split), labels, draws)
 
     def compute(work: Work) -> dict[str, Any]:
-        objective = _objective(own, new_model(shape, tokens.context, init, seed), teacher, tokens.context)
+        model = new_model(listed.shape, tokens.context, init, seed)
+        work.confirm_inputs()
+        objective = _objective(own, model, teacher, tokens.context)
         if isinstance(own, CocomixParams):
             objective.mixing_learning_rate = own.mixing_learning_rate
         train, validation = data("train", work.scratch), data("validation", work.scratch)

@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cocomix.check import external
 from cocomix.explain.atlas import Atlas
 from cocomix.params import CocomixParams, Params, load
 from cocomix.plumbing.artifact import MANIFEST, Artifact, Work, digest_of
@@ -36,7 +37,7 @@ from cocomix.report.facts import (
 from cocomix.report.figures import accuracies, differences, learning_curves, loss_given_labels, training_curve
 from cocomix.report.numbers import headline, numbers, write_curves
 from cocomix.report.steering_figures import effects_by_cost, effects_by_strength, steering_rows, steering_says
-from cocomix.report.tuning import Tuning, decisive, own_weight, read_sweep, sweep_files, tuning
+from cocomix.report.tuning import Tuning, decisive, decisive_outside, own_weight, read_sweep, sweep_files, tuning
 from cocomix.report.usage import StageUsage, made_with, stage_usages, startup_share
 from cocomix.report.wording import (
     answers,
@@ -89,7 +90,8 @@ def run(params: Params) -> None:
     usages = stage_usages(pipeline, [run for each in results for run in each.runs])
     sweeps = read_sweeps(Artifact(STEERING).file("effects.parquet"))
     differs = changed(params, load(SHIPPED))
-    swept = [run for path in sweep_files() for run in read_sweep(path)]
+    outside = decisive_outside(external.noted() or {})
+    swept = [run for path in sweep_files() for run in read_sweep(path) if run.outside in (None, outside)]
     tuned = tuning(params, pipeline.methods.widths, swept)
 
     def compute(work: Work) -> Mapping[str, Any]:
@@ -114,6 +116,7 @@ def run(params: Params) -> None:
             "pretrain": params.pretrain.model_dump(mode="json"),
             "differs": differs,
             "decisive": decisive(params),
+            "outside": outside,
             "attribution": params.attribution.model_dump(
                 include={"score", "sign", "scope", "value", "integrated_steps"}
             ),

@@ -22,7 +22,7 @@ from cocomix.plumbing.device import device
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import ALSO, SparseAutoencoder
-from cocomix.sae.formats import check_published, is_same_model, load_published, model_named
+from cocomix.sae.formats import check_model, check_published, load_published
 from cocomix.sae.learner import SaeCurveRow
 from cocomix.sae.quality import duplicates, reconstruction, spliced_losses
 from cocomix.sae.training import SaeTraining, Wanted, write_curve
@@ -53,6 +53,7 @@ def run(params: Params) -> None:
             curves = {name: each.curve for name, each in learners.items()}
         else:
             trained = {MAIN: _published(params.sae, stores[params.sae.site], base)}
+            work.confirm_inputs()
         if runtime().rank == 0:
             model, measured = load_base(base, tokens.context), {}
             stored = ActivationsParams.model_validate(activations.manifest.params)
@@ -124,14 +125,8 @@ def _published(section: SaeParams, store: ActivationStore, base: Artifact) -> Sp
     if not Path(path).exists():
         raise UserError(f"sae.published.path: {path}: no such file or folder")
     sae = load_published(Path(path), section.published.format, store.site, section.k)
-    theirs, taken = model_named(Path(path), section.published.format), base.manifest.params
-    ours = taken["pretrained"] if taken.get("source") == "pretrained" else None
-    # A local folder may have any name.
-    if theirs and ours and not Path(ours).exists() and not is_same_model(theirs, ours):
-        raise UserError(
-            f"sae.published: {path} is of the model {theirs!r}; the base model is {ours!r} (base.pretrained); where "
-            "both are names of one model, remove model_name from its cfg.json"
-        )
+    taken = base.manifest.params
+    check_model(section, taken["pretrained"] if taken.get("source") == "pretrained" else None)
     check_published(sae.config, section, store.site, store.d_model)
     return sae.requires_grad_(False).to(device())
 

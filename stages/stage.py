@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from cocomix.check.preflight import check_place
 from cocomix.params import Params, load
 from cocomix.plumbing import distributed, interrupt, sources
 from cocomix.plumbing.allocator import keep_freed_memory
-from cocomix.plumbing.artifact import Artifact, Work, write_atomically
+from cocomix.plumbing.artifact import Artifact, Work, digest_of, write_atomically
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.origins import check_origins
@@ -54,9 +55,9 @@ def share_work() -> None:
     if "RANK" in os.environ:
         return
     try:
-        load()
+        params = load()
         check_place(ARTIFACTS)
-        processes = _processes()
+        processes = _processes(params)
     except Exception as error:
         _end_after(error)
     if processes > 1:
@@ -141,8 +142,8 @@ def produce(
         inputs: artifacts, or digests of other inputs, by name: see `check_origins`.
         params: the parameters that the result depends on, as JSON values.
         compute: does the work in the given `Work`, and returns the facts for the manifest's `about`.
-        side: see `Work`. A file `metrics.json` gets the keys `artifact`, the artifact's digest, and `usage`, the
-            resources used.
+        side: see `Work`. A file `metrics.json` gets the keys `artifact`, the artifact's digest, `plots`, the digests of
+            the stage's plots by path, if it has any, and `usage`, the resources used.
         side_only: see `Work`.
 
     Raises:
@@ -161,8 +162,8 @@ def produce(
             peak_memory = distributed.maximum(_peak_memory())
             if runtime().rank == 0:
                 work.confirm_inputs()
-                if "metrics.json" in (side or {}):
-                    _complete(work.side / "metrics.json", work, peak_memory, work.digest(about))
+                if side and "metrics.json" in side:
+                    _complete(side, work, peak_memory, work.digest(about))
                 work.finish(about)
         else:
             say(f"{stage}: already computed, publishing it")
@@ -198,8 +199,10 @@ def _peak_memory() -> int:
     return max(started, peak_memory())
 
 
-def _complete(metrics: Path, work: Work, peak_memory: int, digest: str) -> None:
+def _complete(side: Mapping[str, Path], work: Work, peak_memory: int, digest: str) -> None:
     """Add to a stage's metrics the keys that all of them have."""
+    metrics = work.side / "metrics.json"
+    plots = {str(path): digest_of(work.side / name) for name, path in side.items() if path.parts[0] == "plots"}
     usage = {
         "seconds": float((work.path / "seconds").read_text()),
         "startup_seconds": float((work.path / "startup_seconds").read_text()),
@@ -208,7 +211,8 @@ def _complete(metrics: Path, work: Work, peak_memory: int, digest: str) -> None:
         "processes": runtime().world_size,
         "made": provenance(),
     }
-    metrics.write_bytes(to_json(json.loads(metrics.read_bytes()) | {"artifact": digest, "usage": usage}))
+    common = {"artifact": digest, **({"plots": plots} if plots else {}), "usage": usage}
+    metrics.write_bytes(to_json(json.loads(metrics.read_bytes()) | common))
 
 
 def to_json(content: object) -> bytes:
@@ -245,6 +249,8 @@ def _machine_trouble(error: Exception) -> str | None:
         return f"no space left for {ARTIFACTS} ({words}); make room and run it again: what is finished is kept"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{words}; the project's folder must be writable"
+    if isinstance(error, MemoryError) or re.search("can(no|')t allocate memory|std::bad_alloc", words):
+        return f"cannot allocate memory ({words}); set COCOMIX_MICRO_BATCH, to compute fewer windows at a time"
     if type(error).__name__ == "OutOfMemoryError":  # by name: importing torch takes seconds
         return f"{words.partition(' GPU ')[0]} Set COCOMIX_MICRO_BATCH, to compute fewer windows at a time"
     return None
@@ -256,10 +262,17 @@ def _number_of(error: Exception) -> int | None:
     return int(number[1]) if number else getattr(error, "errno", None)
 
 
-def _processes() -> int:
-    processes = runtime().processes
-    if processes != "auto":
-        return processes
+def _processes(params: Params) -> int:
+    asked = runtime().processes
+    if asked != "auto":
+        return asked
+    trainings = (params.base.training, params.pretrain.training)
+    most = min(params.sae.batch_size, *chain.from_iterable((each.batch_size, each.eval_windows) for each in trainings))
+    return min(_devices(), most)
+
+
+def _devices() -> int:
+    """The GPUs, or without them the cores."""
     has_gpu_driver = any(Path(each).exists() for each in ("/dev/nvidiactl", "/dev/kfd"))
     if has_gpu_driver and runtime().device in ("auto", "cuda"):
         import torch

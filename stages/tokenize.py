@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix.check.external import digest_of
-from cocomix.check.preflight import check_validation_windows
+from cocomix.check.tokens import check_dropped_tokens, check_validation_windows
 from cocomix.params import Params, TokenizeParams
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact, Work, write_atomically
@@ -32,6 +32,8 @@ def run(params: Params) -> None:
     def compute(work: Work) -> Mapping[str, Any]:
         tokenizer = _tokenizer(section, corpus, work)
         work.confirm_inputs()
+        if params.base.tokenizer == "shared":
+            check_dropped_tokens(params, tokenizer.get_vocab())
         packed = pack_corpus(work, corpus, tokenizer, section.context, "tokenize.context")
         check_validation_windows(params, packed.metrics["validation"]["windows"])
         if runtime().rank == 0:

@@ -4,6 +4,7 @@ The token windows are chosen by a seeded permutation, without replacement, and c
 depends on which process computes it, so any number of processes writes the same files.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -91,11 +92,14 @@ def dropped_ids(tokens: Tokens, params: ActivationsParams) -> list[int]:
     Raises:
         UserError: for a token that is not in the vocabulary.
     """
-    if not params.drop_tokens:
-        return []
-    vocabulary = tokens.tokenizer().get_vocab()
+    return ids_to_drop(tokens.tokenizer().get_vocab(), params) if params.drop_tokens else []
+
+
+def ids_to_drop(vocabulary: Mapping[str, int], params: ActivationsParams) -> list[int]:
+    """As `dropped_ids`, given the id of each token."""
     ids = [vocabulary.get(each, -1) if isinstance(each, str) else each for each in params.drop_tokens]
+    known = set(vocabulary.values())
     for each, token in zip(params.drop_tokens, ids, strict=True):
-        if not 0 <= token < tokens.vocab_size:
-            raise UserError(f"activations.drop_tokens: {each!r}: no token of the vocabulary of {tokens.vocab_size}")
+        if token not in known:
+            raise UserError(f"activations.drop_tokens: {each!r}: no token of the vocabulary of {len(vocabulary)}")
     return ids

@@ -226,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     count = -(-asked.positions // per_window)
     if not 0 < count <= len(validation):
         raise UserError(f"--positions: {asked.positions}; allowed: 1 to {len(validation) * per_window}")
+    if asked.seed < 0:
+        raise UserError(f"--seed: {asked.seed}; allowed: 0 or more")
     generator = np.random.default_rng(asked.seed)
     chosen = np.sort(generator.choice(len(validation), count, replace=False))
     places = torch.from_numpy(np.sort(generator.choice(tokens.context - 1, per_window, replace=False)))

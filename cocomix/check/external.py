@@ -7,7 +7,8 @@ there, as on a parameter, and has the digest among the inputs of its work.
 
 import json
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from functools import reduce
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +71,29 @@ def _corpora(params: Params) -> str | None:
 
 def _tasks(params: Params) -> str | None:
     section = params.evaluate
-    if section.tasks_dir is None or not section.tasks:
+    if not section.tasks:
         return None
     from cocomix.evaluation.downstream_tasks import data_folder
 
-    return digest_of_json({task: digest_of_path(Path(section.tasks_dir) / data_folder(task)) for task in section.tasks})
+    folder = None if section.tasks_dir is None else Path(section.tasks_dir)
+    examples = {task: folder and digest_of_path(folder / data_folder(task)) for task in section.tasks}
+    return digest_of_json([_lm_eval(), examples])
+
+
+def _lm_eval() -> str | None:
+    """The version of lm-eval, which defines the tasks and fixes the revisions of their data on the hub."""
+    try:
+        return version("lm_eval")
+    except PackageNotFoundError:  # preflight refuses that
+        return None
 
 
 def _benchmarks(params: Params) -> str | None:
     section = params.evaluate
     if params.corpus.decontaminate is None:
         return None
-    library = None
-    if section.tasks:
-        from cocomix.evaluation.downstream_tasks import require_lm_eval
-
-        require_lm_eval()
-        library = version("lm_eval")  # which fixes the revisions of data on the hub
     corpora = {name: each.model_dump() for name, each in section.corpora.items()}
-    return digest_of_json([section.tasks, library, _tasks(params), corpora, _corpora(params)])
+    return digest_of_json([_tasks(params), corpora, _corpora(params)])
 
 
 _DIGESTS: Mapping[str, Callable[[Params], str | None]] = {
@@ -101,7 +106,7 @@ _DIGESTS: Mapping[str, Callable[[Params], str | None]] = {
     "explain.model.name": _label_model,
     "pretrain.init.path": _init,
     "evaluate.corpora": _corpora,
-    "evaluate.tasks_dir": _tasks,
+    "evaluate.tasks": _tasks,
 }
 KEYS = tuple(_DIGESTS)
 """The parameters that can name something outside the project."""
@@ -133,6 +138,15 @@ def corpus_inputs(params: Params) -> dict[str, str]:
 def digests(params: Params) -> dict[str, str | None]:
     """`digest_of` for all keys."""
     return {key: digest_of(key, params) for key in KEYS}
+
+
+def noted() -> dict[str, str | None] | None:
+    """The digests in external.json by parameter; None: the file is missing or damaged."""
+    try:
+        content = json.loads(FILE.read_bytes())
+        return {key: reduce(lambda inner, name: inner.get(name, {}), key.split("."), content) or None for key in KEYS}
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
 
 
 def to_json(digests: Mapping[str, str | None]) -> bytes:

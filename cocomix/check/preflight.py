@@ -7,19 +7,23 @@ so the shipped parameters take milliseconds. `cocomix.params` checks ranges of v
 import importlib.util
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cocomix.check.external import corpus_inputs
+from cocomix.check.tokens import check_validation_windows
 from cocomix.params import LAYERS, Params, Site
 from cocomix.plumbing.errors import UserError, install
+from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.pretrained import check_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
+ARTIFACTS = "artifacts"
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_.-]{1,96})?")
 WEIGHTS = {"sae-lens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
 """For each format that is a folder: its weight file, with the tensor W_dec of shape [latents, d_model]."""
 BYTES_OF_A_TOKEN = 0.5
@@ -27,11 +31,13 @@ BYTES_OF_A_TOKEN = 0.5
 
 
 def preflight(params: Params) -> None:
-    """Check all parameters against this machine.
+    """Check all parameters, and the runtime settings, against this machine.
 
     Raises:
         UserError: the first problem: the key, the value, and what is allowed.
     """
+    if runtime().tensorboard is not None:
+        _need("tensorboard", "COCOMIX_TENSORBOARD", "tensorboard")
     _check_corpus(params)
     _check_tokenizer(params)
     _check_base(params)
@@ -43,15 +49,19 @@ def preflight(params: Params) -> None:
 
 
 def check_place(artifacts: Path) -> None:
-    """Check that the artifacts folder is no link or file: DVC accepts no folder behind a link, but says so at the end.
+    """Check that the artifacts folder and the folders in it are no links, and that it is no file.
+
+    A stage replaces such a folder by renaming, and DVC accepts none behind a link; both would fail at the end.
 
     Raises:
-        UserError: when it is.
+        UserError: when one is.
     """
-    if artifacts.is_symlink() or (artifacts.exists() and not artifacts.is_dir()):
+    inside = (each for depth in ("*", "*/*") for each in artifacts.glob(depth) if each.is_symlink() and each.is_dir())
+    wrong = artifacts.is_symlink() or (artifacts.exists() and not artifacts.is_dir())
+    if found := artifacts if wrong else next(inside, None):
         raise UserError(
-            f"{artifacts}: must be a folder, not a link or a file; to have it on another disk, mount that here, or put "
-            "the whole project there"
+            f"{found}: must be a folder, not a link or a file; to have {artifacts} on another disk, mount that here, "
+            "or put the whole project there"
         )
 
 
@@ -69,20 +79,6 @@ def init_config(params: Params) -> dict[str, Any] | None:
         return None
     check_pretrained(config.to_dict(), params.pretrain, params.tokenize.context)
     return config.to_dict()
-
-
-def check_validation_windows(params: Params, windows: int, whose: str = "validation's") -> None:
-    """Check that the validation split has as many windows as parameters ask for.
-
-    Args:
-        windows: number of windows of the validation split.
-        whose: what they are, for the error.
-
-    Raises:
-        UserError: when it has fewer.
-    """
-    if params.steer.windows > windows:
-        raise UserError(f"steer.windows ({params.steer.windows}) must not exceed {whose} {windows} windows")
 
 
 def check_base_model(model: "PreTrainedModel", params: Params) -> None:
@@ -105,9 +101,14 @@ def _check_corpus(params: Params) -> None:
     if section.source == "files":
         from cocomix.corpus.files import find_files
 
-        find_files(section.files.paths)
+        _check_not_ours("corpus.files.paths", *find_files(section.files.paths))
     if section.source == "hub":
         _need("datasets", "corpus.source: hub", "pipeline")
+        name = str(section.hub.dataset)
+        if os.path.exists(name) or not HUB_ID.fullmatch(name):
+            raise UserError(
+                f"corpus.hub.dataset: {name!r}: no id of the hub; files of this machine need corpus.source: files"
+            )
     if section.near_duplicates is not None:
         _need("rensa", "corpus.near_duplicates", "text")
 
@@ -148,7 +149,8 @@ def _check_sae(params: Params) -> None:
         return
     path, format = Path(str(section.published.path)), section.published.format
     key = f"sae.published.path: {path}"
-    if not path.exists():
+    _check_not_ours("sae.published.path", path)
+    if not os.path.exists(path):
         raise UserError(f"{key}: no such file or folder")
     weights = WEIGHTS.get(format)
     if not weights and not path.is_file():
@@ -156,14 +158,15 @@ def _check_sae(params: Params) -> None:
     for name in ("cfg.json", weights) if weights else ():
         if not (path / name).is_file():
             raise UserError(f"{key}: sae.published.format: {format} is a folder with {name}, which is not there")
-    from cocomix.sae.formats import check_published, published_config
+    from cocomix.sae.formats import check_model, check_published, published_config
 
     site = Site.parse(section.site or params.activations.sites[0])
     config = published_config(path, format, site, section.k)
-    shape = _shape_of(path / weights, "W_dec") if weights else []
-    if shape and shape != [config.latents, config.d_model]:
+    shape = _shape_of(path / weights, "W_dec") if weights else None
+    if shape not in (None, [config.latents, config.d_model]):
         raise UserError(f"{key}: W_dec has the shape {shape}; cfg.json says {[config.latents, config.d_model]}")
     check_published(config, section, site, _d_model_of_base(params))
+    check_model(section, params.base.pretrained if params.base.source == "pretrained" else None)
 
 
 def _d_model_of_base(params: Params) -> int | None:
@@ -177,19 +180,26 @@ def _d_model_of_base(params: Params) -> int | None:
 def _check_labeller(params: Params) -> None:
     section = params.explain
     if section.labeller == "model":
-        _config("explain.model.name", str(section.model.name), section.model.revision)
+        key, name, revision = "explain.model.name", str(section.model.name), section.model.revision
+        if _config(key, name, revision) and os.path.isdir(name):
+            from cocomix.pretrained import load_tokenizer
+
+            load_tokenizer(key, name, revision)
 
 
 def _check_evaluate(params: Params) -> None:
     section = params.evaluate
     for name, corpus in section.corpora.items():
-        from cocomix.evaluation.corpus_files import check_files
+        from cocomix.evaluation.corpus_files import check_documents, files_of
 
-        check_files(name, corpus)
+        _check_not_ours(f"evaluate.corpora.{name}.paths", *files_of(name, corpus))
+        check_documents(name, corpus)
     if section.tasks:
         folder = None if section.tasks_dir is None else Path(section.tasks_dir)
-        if folder and not folder.is_dir():
+        if folder and not os.path.isdir(folder):
             raise UserError(f"evaluate.tasks_dir: {section.tasks_dir!r}: no such folder")
+        if folder:
+            _check_not_ours("evaluate.tasks_dir", folder)
         from cocomix.evaluation.downstream_tasks import check_task
 
         for task in section.tasks:
@@ -220,7 +230,7 @@ def _validation_windows_here(params: Params) -> int | None:
 
 def _manifest(artifact: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(Path("artifacts", artifact, "manifest.json").read_bytes()))
+        return dict(json.loads(Path(ARTIFACTS, artifact, "manifest.json").read_bytes()))
     except (OSError, ValueError, TypeError):  # the stage that reads it reports the problem
         return {}
 
@@ -231,7 +241,8 @@ def _is_folder(key: str, name: str, revision: str | None) -> bool:
     Raises:
         UserError: when it can be neither, or it is a hub id without a revision.
     """
-    if Path(name).is_dir():
+    _check_not_ours(key, name)
+    if os.path.isdir(name):
         return True
     if not HUB_ID.fullmatch(name):
         raise UserError(f"{key}: {name!r}: no such folder, and no id of the hub")
@@ -246,16 +257,23 @@ def _is_folder(key: str, name: str, revision: str | None) -> bool:
 
 
 def _config(key: str, name: str, revision: str | None) -> "PreTrainedConfig | None":
-    """The configuration of a model in a folder or in the hub's cache; None: not on this machine."""
+    """The configuration of a model in a folder or in the hub's cache; None: not on this machine.
+
+    Raises:
+        UserError: when it is in a folder without usable weights.
+    """
     is_folder = _is_folder(key, name, revision)
-    from cocomix.pretrained import load_config
+    from cocomix.pretrained import check_files, load_config
 
     try:
-        return load_config(key, name, revision, local=True)
+        config = load_config(key, name, revision, local=True)
     except UserError:
         if is_folder:
             raise
         return None
+    if is_folder:
+        check_files(key, name, revision)
+    return config
 
 
 def _without_weights(config: "PreTrainedConfig", name: str) -> "PreTrainedModel":
@@ -274,14 +292,29 @@ def _without_weights(config: "PreTrainedConfig", name: str) -> "PreTrainedModel"
 
 
 def _shape_of(file: Path, tensor: str) -> list[int]:
-    """Shape of a tensor in a safetensors file; empty if unreadable: the stage that reads it reports the problem."""
+    """Shape of a tensor in a safetensors file.
+
+    Raises:
+        UserError: when the file is damaged, or has no such tensor.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "np") as tensors:
             return list(tensors.get_slice(tensor).get_shape())
-    except (SafetensorError, OSError):
-        return []
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not safetensors with {tensor}: {error}") from None
+
+
+def _check_not_ours(key: str, *paths: Path | str) -> None:
+    """Check that a parameter names nothing in artifacts/: DVC would not know that one stage reads what another writes.
+
+    Raises:
+        UserError: when it does.
+    """
+    ours = os.path.join(os.path.abspath(ARTIFACTS), "")
+    if found := next((each for each in paths if os.path.join(os.path.abspath(each), "").startswith(ours)), None):
+        raise UserError(f"{key}: {str(found)!r}: in {ARTIFACTS}, which the stages write; copy it to another folder")
 
 
 def _need(package: str, what: str, extra: str) -> None:

@@ -1,6 +1,7 @@
 """Build the corpus: from a source of documents to the three splits."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -16,9 +17,12 @@ from cocomix.corpus.selection import select
 from cocomix.corpus.splits import SPLITS, Split
 from cocomix.corpus.store import CorpusWriter, Document, SplitSize, digest_of_text, none_fits
 from cocomix.params import CorpusParams
+from cocomix.plumbing import distributed
+from cocomix.plumbing.artifact import digest_of_json
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
+from cocomix.plumbing.sources import state_of
 
 _BATCH = 1000
 """Documents per part where the documents of packages are looked through again."""
@@ -52,8 +56,9 @@ def fingerprint(params: CorpusParams) -> str:
 def build(params: CorpusParams, folder: Path, benchmarks: Path | None = None) -> CorpusSummary | None:
     """Write the chosen documents to `<split>.parquet` in `folder`; all processes must call it.
 
-    Parts that an earlier process has read are kept there, and are not read again. The processes share the parts of
-    files. A source of which only a part may be needed is read by the first process alone, with its workers.
+    Parts that an earlier process has read are kept there, and are not read again, unless one of the files was written
+    since. The processes share the parts of files. A source of which only a part may be needed is read by the first
+    process alone, with its workers.
 
     Args:
         benchmarks: the file of the texts to evaluate on (see `write_benchmarks`); None: they are not looked for.
@@ -81,6 +86,8 @@ def build(params: CorpusParams, folder: Path, benchmarks: Path | None = None) ->
             batches, assign = _in_batches(found, params)
             paths = in_parts(list, batches, folder / "documents", marks)
         case "files":
+            state = _state_of(find_files(params.files.paths))
+            parts = folder / f"parts-{distributed.from_first(state) if is_shared else state}"
             lines = stretches(read_rows(params.files), lambda row: len(row.content))
             documents = partial(_documents, params.files.text_field)
             sources = len(find_files(params.files.paths))
@@ -114,6 +121,11 @@ def build(params: CorpusParams, folder: Path, benchmarks: Path | None = None) ->
             share = "" if split == "train" else f", or raise corpus.{split}_share"
             raise UserError(f"corpus: no document for the {split} split ({documents_left} in all): {more_text}{share}")
     return CorpusSummary(sizes, sources, dropped, selection.contaminated, limited)
+
+
+def _state_of(files: list[Path]) -> str:
+    """Digest of the sizes and times of files: one may change while it is read, and later get its old content back."""
+    return digest_of_json([(os.fspath(path), *state_of(path)[:3]) for path in files])[:16]
 
 
 def _documents(field: str, rows: Stretch[FileRow]) -> Iterator[Document]:

@@ -7,7 +7,9 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import escape, glob
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, BinaryIO, NamedTuple
@@ -86,15 +88,33 @@ def read_rows(params: FilesParams) -> Iterator[FileRow]:
     with progress("corpus", sum(path.stat().st_size for path in paths), "B") as bar:
         for path in paths:
             consumed = 0
-            try:
+            with _named_if_damaged(path):
                 for position, row in _read(path, params.text_field):
                     yield row
                     bar.advance(position - consumed)
                     consumed = position
                 bar.advance(path.stat().st_size - consumed)
-            except (*DAMAGE, pa.ArrowException) as error:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise UserError(f"{path}: damaged or unreadable: {reason}") from None
+
+
+def check_first_documents(params: FilesParams) -> None:
+    """Read the first document of each file.
+
+    Raises:
+        UserError: as `read_files`.
+    """
+    for path in find_files(params.paths):
+        with _named_if_damaged(path):
+            for _, row in islice(_read(path, params.text_field), 1):
+                document_of(row, params.text_field)
+
+
+@contextmanager
+def _named_if_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (*DAMAGE, pa.ArrowException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: damaged or unreadable: {reason}") from None
 
 
 def document_of(row: FileRow, field: str) -> Document:

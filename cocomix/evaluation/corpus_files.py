@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from cocomix.corpus.files import files_digest, find_files, read_files
+from cocomix.corpus.files import check_first_documents, files_digest, find_files, read_files
 from cocomix.corpus.store import Document
 from cocomix.params import EvaluationCorpusParams, FilesParams
 from cocomix.plumbing.errors import UserError
@@ -22,14 +23,24 @@ def digest_of_corpus_files(name: str, params: EvaluationCorpusParams) -> str:
         return files_digest(params.paths)
 
 
-def check_files(name: str, params: EvaluationCorpusParams) -> None:
-    """Check that the files of the corpus `name` exist.
+def files_of(name: str, params: EvaluationCorpusParams) -> list[Path]:
+    """The files of the corpus `name`.
 
     Raises:
         UserError: when a path matches no file, or a file of an unsupported kind.
     """
     with _named(name):
-        find_files(params.paths)
+        return find_files(params.paths)
+
+
+def check_documents(name: str, params: EvaluationCorpusParams) -> None:
+    """Check the first document of each file of the corpus `name`: reading all of them takes as long as the evaluation.
+
+    Raises:
+        UserError: when one cannot be read, or has no text field.
+    """
+    with _named(name):
+        check_first_documents(_as_files(params))
 
 
 def read_batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Document]]:
@@ -42,7 +53,7 @@ def read_batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Doc
     batch: list[Document] = []
     size = 0
     with _named(name):
-        for document in read_files(FilesParams(paths=params.paths, text_field=params.text_field)):
+        for document in read_files(_as_files(params)):
             document = document.stripped()
             size += len(document.text.encode())
             if size > left:
@@ -53,6 +64,10 @@ def read_batches(name: str, params: EvaluationCorpusParams) -> Iterator[list[Doc
                 yield batch
                 left, batch, size = left - size, [], 0
     yield batch
+
+
+def _as_files(params: EvaluationCorpusParams) -> FilesParams:
+    return FilesParams(paths=params.paths, text_field=params.text_field)
 
 
 @contextmanager

@@ -76,16 +76,16 @@ def load_tasks(name: str, tasks_dir: Path | None) -> dict[str, Any]:
 
 
 def check_task(task: str, tasks_dir: Path | None) -> None:
-    """Check that lm-eval knows the task, and that its examples exist if they come from a folder.
+    """Check that lm-eval knows the task, and that its examples can be read if they come from a folder.
 
     Raises:
-        UserError: when it does not, or they do not.
+        UserError: when it does not, or they cannot.
     """
     require_lm_eval()
     if tasks_dir is None:
         _tasks_with(task)
     else:
-        _local_file(task, tasks_dir)
+        _read(_local_file(task, tasks_dir))
 
 
 def task_digest(task: str, tasks_dir: Path | None) -> str:
@@ -142,14 +142,23 @@ def _from_file(file: Path) -> dict[str, Any]:
     from datasets import Dataset
 
     def read(**_: object) -> dict[str, Dataset]:
-        rows = []
-        with file.open(encoding="utf-8") as lines:  # not str.splitlines, which also splits at U+2028 and the like
-            for number, line in enumerate(lines, 1):
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise UserError(f"{file}:{number}: not JSON ({error})") from None
-        return {file.stem: Dataset.from_list(rows)}
+        return {file.stem: Dataset.from_list(_read(file))}
 
     nothing = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split", "dataset_kwargs"))
     return nothing | {"custom_dataset": read, "test_split": file.stem}
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    with file.open("rb") as lines:  # not str.splitlines, which also splits at U+2028 and the like
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{file}:{number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{file}:{number}: holds {type(row).__name__}, not an object with the fields of a task")
+            rows.append(row)
+    if not rows:
+        raise UserError(f"{file}: holds no example")
+    return rows

@@ -120,6 +120,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         agreement.check_tokenizer(self.base, self.distribution, self.pretrain)
+        agreement.check_tokens_ahead(self.tokenize, self.pretrain)
         agreement.check_decontamination(self.corpus, self.evaluate)
         agreement.check_blocks(self.base, self.activations)
         agreement.check_sites(self.activations, self.sae)

@@ -9,7 +9,7 @@ from cocomix.params.base import BaseParams
 from cocomix.params.corpus import CorpusParams
 from cocomix.params.distribution import DistributionParams
 from cocomix.params.evaluate import EvaluateParams
-from cocomix.params.methods import CocomixParams, KdParams, distillation, regresses
+from cocomix.params.methods import CocomixParams, KdParams, MtpParams, distillation, regresses
 from cocomix.params.pretrain import PretrainParams
 from cocomix.params.sae import SaeParams
 from cocomix.params.sites import Site
@@ -28,13 +28,32 @@ def _of_one_tokenizer(distribution: DistributionParams, pretrain: PretrainParams
     if distribution.draws is not None:
         return f"distribution.draws ({distribution.draws})"
     for name, section in pretrain.listed.items():
-        key = f"pretrain.forms.{name}" if name in pretrain.forms else f"pretrain.{name}"
+        key = _key(name, pretrain)
         if taught := distillation(section):
             own = key if isinstance(section, KdParams) else f"{key}.kd"
             return f"{own}.kl_weight ({taught.kl_weight:g})"
         if regresses(section):
             return f"{key}.predicts (hidden)"
     return None
+
+
+def check_tokens_ahead(tokenize: TokenizeParams, pretrain: PretrainParams) -> None:
+    """A window has the tokens ahead of a position that listed methods learn there."""
+    for name, section in pretrain.listed.items():
+        ahead = {}
+        if isinstance(section, MtpParams):
+            ahead["tokens"] = section.tokens
+        if isinstance(section, CocomixParams):
+            ahead["label_offsets"] = max(section.label_offsets)
+        for field, number in ahead.items():
+            if number >= tokenize.context:
+                raise ValueError(
+                    f"{_key(name, pretrain)}.{field} ({number}) must be below tokenize.context ({tokenize.context})"
+                )
+
+
+def _key(method: str, pretrain: PretrainParams) -> str:
+    return f"pretrain.forms.{method}" if method in pretrain.forms else f"pretrain.{method}"
 
 
 def check_decontamination(corpus: CorpusParams, evaluate: EvaluateParams) -> None:

@@ -1,9 +1,9 @@
 """The section `evaluate`: the measurements of the trained models."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from cocomix.params.ranges import Megabytes, Positive, Size
 from cocomix.params.section import Section
@@ -43,3 +43,9 @@ class EvaluateParams(Section):
     """Folder of the tasks' data; null: the hub."""
     task_limit: Positive | None = None
     """Most examples per task; null: all."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks lists a value twice: {self.tasks}")
+        return self

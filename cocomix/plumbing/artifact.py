@@ -228,7 +228,8 @@ class Work:
         self._home = root / stage
         self.path = self._home / key
         self.confirm_inputs: Callable[[], None] = lambda: None
-        """Checks that external files are still those in the key: called after reading them, before keeping results."""
+        """Checks that external files are still those in the key: called after reading them, before keeping what depends
+        on them, also in `scratch`: the files may get their old content back, and the key would be the same."""
         self._aside = self.path / "writing"
         self.files, self.side, self.scratch = (self.path / each for each in ("files", "side", "scratch"))
         self.finished = False
@@ -422,7 +423,11 @@ def as_any_new(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file by `content`: readers see the old or the new content, also after a power loss."""
+    """Replace a file by `content`: readers see the old or the new content, also after a power loss.
+
+    A symbolic link, such as of params.yaml to one of several files, stays: the file that it names is replaced.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.aside")
     aside.write_bytes(content)

@@ -6,6 +6,7 @@ the last seconds are not cached: another write might leave the same timestamp.
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,8 +38,8 @@ def digest_of_files(paths: Sequence[Path], folder: Path = Path()) -> str:
 
 def digest_of_path(path: Path) -> str | None:
     """Digest of a file, or of all files in a folder, recursively, except hidden ones; None: the path does not exist."""
-    if not path.is_dir():
-        return digest_of_files([path], path.parent) if path.is_file() else None
+    if not os.path.isdir(path):  # unlike Path.is_dir, also false for a name that no file can have
+        return digest_of_files([path], path.parent) if os.path.isfile(path) else None
     files = (each for each in path.rglob("*") if each.is_file())
     return digest_of_files(
         sorted(each for each in files if not any(part.startswith(".") for part in each.relative_to(path).parts)), path

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from cocomix.plumbing.artifact import MANIFEST, Artifact
+from cocomix.plumbing.artifact import MANIFEST, Artifact, digest_of
 from cocomix.plumbing.checked import parse, read_json
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.origins import check_origins
@@ -53,6 +53,8 @@ class StageFacts(Facts):
 
     artifact: str | None = None
     """Digest of the artifact that the stage made."""
+    plots: dict[str, str] = {}
+    """Digests of its plots by path; empty without plots, and in files from before stages recorded them."""
     usage: Usage | None = None
     """None, like `artifact`, in files from before stages recorded it."""
 
@@ -408,7 +410,7 @@ def read_run(method: str, seed: int) -> Run:
 
 
 def check_pipeline(pipeline: Pipeline, runs: Mapping[str, Run]) -> None:
-    """Check that metrics files describe the artifacts read with them, and that the artifacts belong together.
+    """Check that metrics files describe the plots and artifacts read with them, and that the artifacts belong together.
 
     Args:
         runs: by name: <method>-<seed>.
@@ -416,6 +418,8 @@ def check_pipeline(pipeline: Pipeline, runs: Mapping[str, Run]) -> None:
     Raises:
         UserError: when they do not.
     """
+    for each in (pipeline.base, pipeline.sae, *(run.training for run in runs.values())):
+        _check_plots(each)
     artifacts = {"atlas": Artifact(ATLAS), "steering": Artifact(STEERING)}
     artifacts |= {f"evaluations/{name}": Artifact(EVALUATIONS / name) for name in runs}
     facts: dict[str, StageFacts] = {
@@ -436,6 +440,16 @@ def check_pipeline(pipeline: Pipeline, runs: Mapping[str, Run]) -> None:
             raise UserError(f"{artifact.path}: not what the metrics of {stage} are of; run {stage} again")
     digests = {name: each.artifact for name, each in facts.items() if each.artifact}
     check_origins({**digests, **artifacts})
+
+
+def _check_plots(facts: StageFacts) -> None:
+    for path, digest in facts.plots.items():
+        try:
+            found = digest_of(Path(path))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; run the stage that writes it") from None
+        if found != digest:
+            raise UserError(f"{path}: not what the metrics of its stage are of; run that again")
 
 
 Model = TypeVar("Model", bound=Facts)

@@ -28,6 +28,8 @@ class SweepRun(Facts):
     seed: int
     params: dict[str, Any]
     """See `decisive`."""
+    outside: dict[str, str | None] | None = None
+    """See `decisive_outside`; None in files from before sweeps recorded it."""
     code: str
     """Digest of the code of all stages."""
     pretrain: dict[str, Any]
@@ -100,6 +102,11 @@ def decisive(params: Params) -> dict[str, Any]:
     return params.model_dump(
         mode="json", exclude={"explain": True, "steer": True, "report": True, "pretrain": {"methods", "seeds"}}
     )
+
+
+def decisive_outside(digests: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Of what parameters name outside the project, the digests that can affect what a sweep records of a run."""
+    return {key: digest for key, digest in digests.items() if not key.startswith(("explain.", "evaluate."))}
 
 
 def own_weight(method: str, params: Mapping[str, Any]) -> float | None:

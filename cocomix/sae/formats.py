@@ -185,6 +185,25 @@ def check_published(config: SaeConfig, section: SaeParams, site: Site, d_model: 
         raise UserError(f"sae.published: {path} is of {theirs}; the activations are of {site} (activations.sites)")
 
 
+def check_model(section: SaeParams, base: str | None) -> None:
+    """Check that a published autoencoder is of the base model, where both have a name.
+
+    Args:
+        base: `base.pretrained`; None: the base model is trained here.
+
+    Raises:
+        UserError: when they have different names.
+    """
+    path = section.published.path
+    theirs = model_named(Path(str(path)), section.published.format)
+    # A local folder may have any name.
+    if theirs and base and not Path(base).exists() and not is_same_model(theirs, base):
+        raise UserError(
+            f"sae.published: {path} is of the model {theirs!r}; the base model is {base!r} (base.pretrained); where "
+            "both are names of one model, remove model_name from its cfg.json"
+        )
+
+
 def _config_of(found: _Foreign, path: Path, site: Site, k: int) -> SaeConfig:
     if found.config.get("k", 1) > found.config["latents"]:
         raise UserError(f"{path}: k: {found.config['k']}: more than its {found.config['latents']} latents")

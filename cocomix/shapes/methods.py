@@ -39,7 +39,7 @@ class ListedMethod(NamedTuple):
 
     kind: Method
     parameters: MethodParams
-    shape: dict[str, Any] | None
+    shape: dict[str, Any]
     """Of its model: see `cocomix.shapes.models.shapes`."""
     supervision: str
     """See `supervision`."""

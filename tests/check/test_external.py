@@ -28,7 +28,7 @@ NAMES: dict[str, tuple[dict[str, Any], str]] = {
         "in/model.safetensors",
     ),
     "evaluate.corpora": ({"evaluate": {"corpora": {"more": {"paths": ["in/*.txt"]}}}}, "in/a.txt"),
-    "evaluate.tasks_dir": (
+    "evaluate.tasks": (
         {"evaluate": {"tasks": ["wikitext"], "tasks_dir": "in"}},
         "in/wikitext2_raw/test.jsonl",
     ),
@@ -149,3 +149,12 @@ def test_every_stage_that_reads_outside_depends_on_its_key() -> None:
     }
     of_the_section = {(key, key.partition(".")[0]) for key in external.KEYS}
     assert named == of_the_section | {("pretrain.init.path", "methods"), ("base.pretrained", "base_tokens")}
+
+
+def test_what_was_noted_is_read_by_parameter(folder: Path) -> None:
+    assert external.noted() is None
+    found = {key: None if number % 2 else str(number) for number, key in enumerate(external.KEYS)}
+    written(str(external.FILE), external.to_json(found).decode())
+    assert external.noted() == found
+    written(str(external.FILE), "[]")
+    assert external.noted() is None

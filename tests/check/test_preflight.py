@@ -16,6 +16,7 @@ from cocomix.check.preflight import preflight
 from cocomix.params import Params
 from cocomix.plumbing.checked import merge, parse, read_yaml
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
@@ -66,11 +67,12 @@ def files(folder: Path) -> Path:
         "sparse": sparse | {"d_in": 96},
         "sparse-32": sparse | {"d_in": 32},
         "no-weights": {},
+        "named-lens": {"architecture": "standard", "d_in": 128, "d_sae": 1024, "model_name": "pythia-70m"},
     }
     for name, config in configs.items():
         Path(name).mkdir()
         Path(name, "cfg.json").write_text(json.dumps(config))
-    for name in ("lens", "torn-lens"):
+    for name in ("lens", "torn-lens", "named-lens"):
         save_file({"W_dec": np.zeros((1024, 128), np.float32)}, f"{name}/sae_weights.safetensors")
     for name in ("sparse", "sparse-32"):
         save_file({"W_dec": np.zeros((1024, configs[name]["d_in"]), np.float32)}, f"{name}/sae.safetensors")
@@ -90,6 +92,27 @@ def files(folder: Path) -> Path:
     GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=128, vocab_size=300).save_pretrained("with-tokenizer")
     tokenizer = train_tokenizer(["text"], 300)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_DOCUMENT).save_pretrained("with-tokenizer")
+    for config in Path().glob("*/config.json"):
+        save_file({"weight": np.zeros(1, np.float32)}, config.with_name("model.safetensors"))
+    for name, weights in {"no-model": None, "torn-model": b"torn", "pickled-model": None}.items():
+        GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=128, vocab_size=64).save_pretrained(name)
+        if weights:
+            Path(name, "model.safetensors").write_bytes(weights)
+    Path("pickled-model/pytorch_model.bin").write_bytes(b"")
+    for name, weights in {"torn-lens-weights": b"torn", "other-lens-weights": None}.items():
+        Path(name).mkdir()
+        Path(name, "cfg.json").write_text(json.dumps(configs["lens"]))
+        save_file({"other": np.zeros(1, np.float32)}, f"{name}/sae_weights.safetensors")
+        if weights:
+            Path(name, "sae_weights.safetensors").write_bytes(weights)
+    Path("bad.jsonl").write_text('{"body": "text"}\n')
+    Path("latin.txt").write_bytes(b"\xe9t\xe9")
+    Path("artifacts/models").mkdir(parents=True)
+    Path("artifacts/summary.txt").write_text("text")
+    for task, examples in {"arc_easy": b"{", "piqa": b"", "hellaswag": b"\xff"}.items():
+        split = "test" if task == "arc_easy" else "validation"
+        Path("tasks", task).mkdir(parents=True)
+        Path("tasks", task, f"{split}.jsonl").write_bytes(examples)
     Path("torn").mkdir()
     Path("torn/config.json").write_text("{")
     Path("empty").mkdir()
@@ -126,6 +149,35 @@ def files(folder: Path) -> Path:
         (
             base("small", activations={"sites": ["resid_post_3"]}),
             "layer 3: the base model has 3 blocks; allowed: 1 to 2",
+        ),
+        (base("no-model"), "base.pretrained: 'no-model': no model.safetensors or model.safetensors.index.json there"),
+        (base("pickled-model"), "base.pretrained: 'pickled-model': no model.safetensors or model.safetensors.index.js"),
+        (base("torn-model"), "base.pretrained: 'torn-model': no model can be loaded from this folder: SafetensorError"),
+        (base("x" * 300, COMMIT), "base.pretrained: 'xxxx"),
+        (base("artifacts/base"), "base.pretrained: 'artifacts/base': in artifacts, which the stages write; copy it to"),
+        (init("./artifacts/models"), "pretrain.init.path: './artifacts/models': in artifacts, which the stages write"),
+        (init("no-model"), "pretrain.init.path: 'no-model': no model.safetensors or model.safetensors.index.json ther"),
+        (
+            {"explain": {"labeller": "model", "model": {"name": "small"}}},
+            "explain.model.name: 'small': its tokenizer knows no text: tokenizer.json is missing",
+        ),
+        (
+            {"corpus": {"source": "files", "files": {"paths": ["**/*.txt"]}}},
+            "corpus.files.paths: 'artifacts/summary.txt': in artifacts, which the stages write",
+        ),
+        (
+            {"corpus": {"source": "hub", "hub": {"dataset": "small", "revision": "main"}}},
+            "corpus.hub.dataset: 'small': no id of the hub; files of this machine need corpus.source: files",
+        ),
+        (
+            {"corpus": {"source": "hub", "hub": {"dataset": "../data", "revision": "main"}}},
+            "corpus.hub.dataset: '../data': no id of the hub",
+        ),
+        (published("x" * 300, "openai"), "sae.published.path: xxxx"),
+        (published("torn-lens-weights", "sae-lens"), "torn-lens-weights/sae_weights.safetensors: not safetensors with"),
+        (
+            published("other-lens-weights", "sae-lens"),
+            "other-lens-weights/sae_weights.safetensors: not safetensors w",
         ),
         (published("nowhere", "openai"), "sae.published.path: nowhere: no such file or folder"),
         (published("lens", "openai"), "sae.published.path: lens: sae.published.format: openai is a file, and this is"),
@@ -164,6 +216,10 @@ def files(folder: Path) -> Path:
             published("resid_post_mlp_v5_32k/autoencoders/5.pt", "openai"),
             "sae.published: resid_post_mlp_v5_32k/autoencoders/5.pt is of resid_post_6; the activations are of",
         ),
+        (
+            published("named-lens", "sae-lens", **RELU) | base("gpt2", COMMIT),
+            "sae.published: named-lens is of the model 'pythia-70m'; the base model is 'gpt2' (base.pretrained)",
+        ),
         (published("file.txt", "openai"), "file.txt: not a file of tensors"),
         (
             {"explain": {"labeller": "model", "model": {"name": "../nowhere"}}},
@@ -196,6 +252,14 @@ def files(folder: Path) -> Path:
             "evaluate.corpora.more.paths: 'no*' matches no file",
         ),
         (
+            {"evaluate": {"corpora": {"more": {"paths": ["bad.jsonl"]}}}},
+            "bad.jsonl:1: no field 'text' (evaluate.corpora.more.text_field); allowed: body",
+        ),
+        ({"evaluate": {"corpora": {"more": {"paths": ["file.txt", "latin.txt"]}}}}, "latin.txt:1: not UTF-8"),
+        ({"evaluate": {"tasks": ["arc_easy"], "tasks_dir": "tasks"}}, "tasks/arc_easy/test.jsonl:1: not JSON"),
+        ({"evaluate": {"tasks": ["piqa"], "tasks_dir": "tasks"}}, "tasks/piqa/validation.jsonl: holds no example"),
+        ({"evaluate": {"tasks": ["hellaswag"], "tasks_dir": "tasks"}}, "tasks/hellaswag/validation.jsonl:1: not JSON"),
+        (
             {"evaluate": {"tasks": ["arc_easy"], "tasks_dir": "nowhere"}},
             "evaluate.tasks_dir: 'nowhere': no such folder",
         ),
@@ -227,6 +291,8 @@ def test_what_does_not_fit_is_refused(files: Path, changes: dict[str, Any], mess
         init("llama"),
         init("nobody/never-cached", COMMIT),
         published("lens", "sae-lens", **RELU),
+        published("named-lens", "sae-lens", **RELU),
+        published("named-lens", "sae-lens", **RELU) | base("EleutherAI/pythia-70m", COMMIT),
         published("sparse-32", "sparsify", normalize="none") | base("small"),
         published("openai.pt", "openai"),
         published("openai-old.pt", "openai"),
@@ -275,6 +341,15 @@ def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
         preflight(asked)
     monkeypatch.setattr("cocomix.corpus.build.fingerprint", lambda _: "later")  # the text has changed since
     preflight(asked)
+
+
+def test_a_runtime_setting_whose_package_is_missing_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    preflight(params({}))
+    monkeypatch.setenv("COCOMIX_TENSORBOARD", "logs")
+    runtime.cache_clear()
+    with pytest.raises(UserError, match="COCOMIX_TENSORBOARD needs tensorboard, which is not installed: "):
+        preflight(params({}))
 
 
 def test_the_shipped_parameters_need_no_library_of_models() -> None:

@@ -31,6 +31,11 @@ def write_jsonl(path: str, texts: list[str]) -> None:
     Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
+def parts_in(folder: Path) -> list[Path]:
+    """The parts of files, in order."""
+    return sorted(folder.glob("parts-*/*"))
+
+
 def rows_of(folder: Path) -> list[dict[str, str]]:
     return [row for split in SPLITS for row in pq.read_table(folder / f"{split}.parquet").to_pylist()]
 
@@ -161,13 +166,24 @@ def test_parts_that_are_there_are_not_read_again_and_the_bytes_are_the_same(
     whole = build(params_of([name]), out)
     contents = [(out / f"{split}.parquet").read_bytes() for split in SPLITS]
     for left in (0, 1, 4):
-        for path in sorted((out / "parts").iterdir())[left:]:
+        for path in parts_in(out)[left:]:
             path.unlink()
-        kept = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
+        kept = {path: path.stat().st_mtime_ns for path in parts_in(out)}
         assert build(params_of([name]), out) == whole
         assert [(out / f"{split}.parquet").read_bytes() for split in SPLITS] == contents
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert len(list((out / "parts").iterdir())) > 5
+    assert len(parts_in(out)) > 5
+
+
+def test_parts_of_a_file_that_was_written_since_are_read_again(out: Path, small_parts: None) -> None:
+    write_jsonl("a.jsonl", TEXTS[:200])
+    build(params_of(["a.jsonl"]), out)
+    rows = rows_of(out)
+    write_jsonl("a.jsonl", TEXTS[100:])  # as while the file is read
+    build(params_of(["a.jsonl"]), out)
+    write_jsonl("a.jsonl", TEXTS[:200])
+    build(params_of(["a.jsonl"]), out)
+    assert rows_of(out) == rows
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -179,12 +195,13 @@ def test_parts_shared_by_processes_make_the_same_bytes(
     (shared := Path("shared")).mkdir()
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setattr(distributed, "barrier", lambda: None)
+    monkeypatch.setattr(distributed, "from_first", lambda found: found)
     made = 0
     for rank in reversed(range(processes)):  # the first process collects what the others have made
         monkeypatch.setenv("RANK", str(rank))
         assert build(params_of(["a.jsonl"]), shared) == (None if rank else whole)
-        assert len(list((shared / "parts").iterdir())) > made
-        made = len(list((shared / "parts").iterdir()))
+        assert len(parts_in(shared)) > made
+        made = len(parts_in(shared))
     for split in SPLITS:
         assert (shared / f"{split}.parquet").read_bytes() == (out / f"{split}.parquet").read_bytes()
 
@@ -196,14 +213,15 @@ def test_an_error_in_one_of_several_processes_is_named_there_and_the_others_keep
     Path("a.jsonl").write_text("{\n" + Path("a.jsonl").read_text())  # in the first part, which the first process reads
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "barrier", lambda: None)
+    monkeypatch.setattr(distributed, "from_first", lambda found: found)
     monkeypatch.setenv("RANK", "1")
     assert build(params_of(["a.jsonl"]), out) is None
-    kept = {path.name for path in (out / "parts").glob("*.arrow")}
+    kept = {path.name for path in parts_in(out) if path.suffix == ".arrow"}
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"a\.jsonl:1: not valid JSON"):
         build(params_of(["a.jsonl"]), out)
-    assert "000001.arrow" in kept <= {path.name for path in (out / "parts").iterdir()}
-    assert not (out / "parts/000000.arrow").exists()
+    assert "000001.arrow" in kept <= {path.name for path in parts_in(out)}
+    assert "000000.arrow" not in {path.name for path in parts_in(out)}
 
 
 def test_of_a_source_that_may_not_be_needed_whole_the_first_process_reads_all(

@@ -133,6 +133,10 @@ CASES = [
     (("tokenize", {"tokenize": {"context": 10_000_000}}), "too few for one window of tokenize.context (10000000)"),
     (("activations", {"activations": {"drop_tokens": [512]}}), "activations.drop_tokens: 512: no token of the vocabul"),
     (("activations", {"activations": {"drop_tokens": [-1]}}), "activations.drop_tokens: -1: no token of the vocabul"),
+    (
+        ("methods", {"pretrain": {"match": "flops", "methods": ["kd"], "model": {"d_model": 8, "n_head": 1}}}),
+        "pretrain.match: flops: kd cannot match CoCoMix's training FLOPs",
+    ),
     (evaluate(tasks=["foo"]), "evaluate.tasks: 'foo': "),
     (evaluate(tasks=["arc_easy"], tasks_dir="nowhere"), "no such file, which holds the examples of arc_easy"),
     (evaluate(stride=0), "evaluate.stride: 0: input should be greater than 0"),

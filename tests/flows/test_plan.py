@@ -43,7 +43,7 @@ def test_what_the_first_stage_will_find_is_known_beforehand() -> None:
 
 
 def test_what_the_first_stage_found_before_is_compared(folder: Path) -> None:
-    digests = {"base.pretrained": "a", "evaluate.tasks_dir": None}
+    digests = {"base.pretrained": "a", "evaluate.tasks": None}
     assert found_outside(digests) == []
     external.FILE.parent.mkdir(parents=True)
     external.FILE.write_bytes(external.to_json(digests))

@@ -12,8 +12,8 @@ import pytest
 from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SweepRun
 from flows import sweep as module
-from flows.settings import Task
-from flows.sweep import _asked, finished_runs, sweep
+from flows.settings import Setting, Task
+from flows.sweep import _asked, _result_of, finished_runs, sweep
 from flows.tasks import Ended
 from tests.flows.conftest import ROOT
 from tests.flows.test_ends import start, stopped
@@ -50,6 +50,24 @@ def run(project: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Callable
 
     monkeypatch.setattr(module, "_collect", collect)
     return lambda *grid: sweep("mine", grid, methods=("ntp",), seeds=(0,), return_state=True)
+
+
+@pytest.mark.parametrize(("recorded", "counts"), [("one", True), ("two", False), (None, True)])
+def test_a_result_counts_for_the_files_that_it_was_made_of(recorded: str | None, counts: bool) -> None:
+    task = Task(Setting("a", {}), "ntp", 0, b"", {"sae": {"k": 1}}, {"corpus.files.paths": "one"})
+    result = SweepRun(
+        setting="a",
+        values={},
+        method="ntp",
+        seed=0,
+        params=task.params,
+        outside=recorded and {"corpus.files.paths": recorded},
+        code="",
+        pretrain={},
+        evaluate={},
+        curve={},
+    )
+    assert (_result_of(task, [result]) is result) == counts
 
 
 def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_artifact(

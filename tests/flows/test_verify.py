@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -106,6 +107,16 @@ def test_files_that_are_missing_cut_or_not_of_the_artifact_are_named(project: Pa
         "artifacts/thing/three: not of this artifact",
     }
     assert cut_short() == ["artifacts/thing/deep/one: missing; remove artifacts/thing and run the stage 'thing' again"]
+
+
+def test_an_artifact_that_is_gone_is_named_and_so_is_its_manifest(project: Path) -> None:
+    folder = Path("artifacts/thing")
+    (folder / "manifest.json").unlink()
+    assert list(map(str, verify())) == ["artifacts/thing/manifest.json: missing"]
+    shutil.rmtree(folder)
+    assert list(map(str, verify())) == ["artifacts/thing: missing"]
+    repro()
+    assert verify() == []
 
 
 def test_nothing_to_verify_is_no_damage(folder: Path) -> None:

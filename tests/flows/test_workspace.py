@@ -187,3 +187,9 @@ def test_the_folder_has_one_user_at_a_time_and_who_is_not_to_wait_is_refused(fin
     message = rf"^another run is at work in this folder \(process {os.getpid()}: python .*\); wait for it$"
     with alone(), pytest.raises(UserError, match=message), kept():
         pass
+
+
+def test_a_command_that_is_no_text_can_lock_the_folder(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "flows.preset", "\udcff\u00e9"])
+    with alone(), pytest.raises(UserError, match=r"python -m flows\.preset \\udcff\u00e9\)"), alone():
+        pass

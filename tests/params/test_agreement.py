@@ -129,3 +129,20 @@ def test_bf16_is_for_pretrained_base_models_whose_losses_are_not_subtracted() ->
     values["attribution"]["score"] = "ablation"
     with pytest.raises(UserError, match=r"attribution\.score: ablation needs base\.dtype: fp32, not bf16"):
         parse(Params, values, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("mtp", r"pretrain\.mtp\.tokens \(4\) must be below tokenize\.context \(4\)"),
+        ("later", r"pretrain\.forms\.later\.label_offsets \(4\) must be below tokenize\.context \(4\)"),
+    ],
+)
+def test_what_lies_ahead_of_a_position_is_in_its_window(method: str, message: str) -> None:
+    forms = {"later": {"label_offsets": [0, 4]}}
+    more = {"steer": read_yaml(SHIPPED)["steer"] | {"prompt_tokens": 2, "new_tokens": 2}}
+    short, long = (read_yaml(SHIPPED)["tokenize"] | {"context": context} for context in (4, 5))
+    with pytest.raises(UserError, match=message):
+        formed([method], forms, tokenize=short, **more)
+    assert formed(["ntp"], forms, tokenize=short, **more)
+    assert formed([method], forms, tokenize=long, **more)

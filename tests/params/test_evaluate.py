@@ -17,6 +17,7 @@ from tests.params.changed import refusal
             "corpora: {test: {paths: [x]}}",
             "evaluate.corpora.test: 'test': allowed: a letter, then lette",
         ),
+        ("  tasks: []", "  tasks: [piqa, arc_easy, piqa]", "evaluate: tasks lists a value twice: ['piqa', 'arc_easy',"),
     ],
 )
 def test_a_wrong_value_of_the_evaluation_is_one_line_with_the_key_and_what_is_allowed(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from cocomix.plumbing import artifact as module
 from cocomix.plumbing import distributed
-from cocomix.plumbing.artifact import Artifact, FileRecord, Work
+from cocomix.plumbing.artifact import Artifact, FileRecord, Work, write_atomically
 from cocomix.plumbing.errors import UserError
 
 OUT = Path("artifacts/thing")
@@ -522,3 +522,13 @@ def test_a_published_file_has_the_mode_of_any_new_one_whatever_library_wrote_it(
         "x.safetensors": 0o640,
         "y": 0o640,
     }
+
+
+def test_a_link_stays_and_the_file_that_it_names_is_replaced(folder: Path) -> None:
+    Path("deep").mkdir()
+    Path("deep/target").write_text("old")
+    Path("link").symlink_to("deep/target")
+    write_atomically(Path("link"), b"new")
+    assert Path("link").is_symlink()
+    assert Path("deep/target").read_text() == "new"
+    assert sorted(Path().rglob("*")) == [Path("deep"), Path("deep/target"), Path("link")]

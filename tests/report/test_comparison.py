@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cocomix.plumbing.artifact import digest_of
+from cocomix.plumbing.errors import UserError
 from cocomix.report.comparison import compare
 from cocomix.report.costs import Cost
 from cocomix.report.efficiency import Reach, Spread, equal_flops, loss_at, reach, seed_mean, spread
-from cocomix.report.facts import Curve, Run, read_run
-from tests.report.made_metrics import falling, write_run
+from cocomix.report.facts import Curve, Run, check_pipeline, read_pipeline, read_run
+from tests.report.made_metrics import falling, write_pipeline, write_run
 
 METHODS = ("ntp", "cocomix")
 
@@ -111,3 +114,20 @@ def test_an_estimate_says_what_other_seeds_would_do() -> None:
 
 def test_a_spread_is_mean_lowest_and_highest() -> None:
     assert spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize("name", ["base", "sae", "pretrain/ntp-0"])
+def test_a_plot_is_of_the_run_that_the_metrics_are_of(folder: Path, name: str) -> None:
+    write_pipeline()
+    write_run("ntp", 0, falling(5.0, 4.0))
+    metrics, plot = Path("metrics", f"{name}.json"), Path("plots", f"{name}.csv")
+    content = json.loads(metrics.read_bytes())
+    metrics.write_text(json.dumps(content | {"plots": {str(plot): digest_of(plot)}}))
+    check_pipeline(read_pipeline(), {"ntp-0": read_run("ntp", 0)})
+    plot.write_text(plot.read_text() + "\n")
+    with pytest.raises(UserError, match=f"{plot}: not what the metrics of its stage are of"):
+        check_pipeline(read_pipeline(), {"ntp-0": read_run("ntp", 0)})
+    if name != "pretrain/ntp-0":
+        plot.unlink()
+        with pytest.raises(UserError, match=f"{plot}: no such file"):
+            check_pipeline(read_pipeline(), {"ntp-0": read_run("ntp", 0)})

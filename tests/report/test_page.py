@@ -751,7 +751,8 @@ def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
 def test_every_number_of_the_page_is_in_a_file_too(folder: Path) -> None:
     report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
     numbers = json.loads(Path("metrics/compare.json").read_text())
-    assert set(numbers) == {"artifact", "pipeline", "methods", "tuning", "supervision", "steering", "stages", "usage"}
+    parts = {"pipeline", "methods", "tuning", "supervision", "steering", "stages"}
+    assert set(numbers) == {*parts, "artifact", "plots", "usage"}
     assert numbers["pipeline"]["sae"]["fvu"] == 0.041
     assert numbers["pipeline"]["tokens"]["train"]["tokens"] == 30030
     cocomix = numbers["methods"]["cocomix"]

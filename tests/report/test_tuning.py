@@ -9,7 +9,7 @@ import pytest
 
 from cocomix.params import FILE, load
 from cocomix.plumbing.errors import UserError
-from cocomix.report.tuning import SWEEPS, Trial, Tuning, read_sweep, tuning
+from cocomix.report.tuning import SWEEPS, Trial, Tuning, decisive_outside, read_sweep, tuning
 from cocomix.report.wording import tuned_says
 from flows.settings import settings, tasks
 from tests.report.made_metrics import WIDTHS, write_params
@@ -222,3 +222,8 @@ def test_a_form_is_tuned_by_its_own_section_and_changes_that_of_no_other(folder:
     assert [each.weight for each in made.trials if each.method == "predicted" and each.lowest] == [1.0]
     assert [each.weight for each in made.trials if each.method == "predicted" and each.used] == [0.1]
     assert "The lowest loss of predicted is with 1, which is not the weight in params.yaml." in tuned_says(made)
+
+
+def test_what_names_and_measures_beside_the_loss_does_not_decide_on_a_run() -> None:
+    found: dict[str, str | None] = {"corpus.files.paths": "a", "explain.model.name": "b", "evaluate.tasks": None}
+    assert decisive_outside(found) == {"corpus.files.paths": "a"}

@@ -134,7 +134,7 @@ def test_the_documented_commands_and_program_take_the_documented_autoencoders(
 def test_every_key_of_the_metrics_is_documented(project: Path) -> None:
     documented = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", DOCS.partition("| key |")[2], re.M)))
     assert documented == [*dict.fromkeys(documented)]
-    assert {*documented, "artifact", "usage"} == json.loads(Path("metrics/sae.json").read_text()).keys()
+    assert {*documented, "artifact", "plots", "usage"} == json.loads(Path("metrics/sae.json").read_text()).keys()
 
 
 def test_every_architecture_and_format_is_documented_with_valid_parameters() -> None:

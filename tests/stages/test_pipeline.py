@@ -312,7 +312,7 @@ def test_without_a_model_that_mixes_concepts_nothing_is_steered(finished: Projec
     project = finished.copy(tmp_path / "project")
     project.change({"pretrain": {"methods": ["ntp"]}})
     assert ran(project.dvc("repro", "report")) == {"methods", "steer", "report"}
-    assert json.loads((project.path / "metrics/steer.json").read_text()).keys() == {"artifact", "usage"}
+    assert json.loads((project.path / "metrics/steer.json").read_text()).keys() == {"artifact", "plots", "usage"}
     assert pq.read_table(project.path / "artifacts/steering/predicted.parquet").num_rows == 0
     assert "changing them" not in (project.path / "artifacts/report/index.html").read_text()
 

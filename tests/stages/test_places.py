@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cocomix.check.preflight import check_place
+from cocomix.plumbing.errors import UserError
 from stages.reads import stage_of_dvc
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,18 @@ def test_artifacts_behind_a_link_or_a_file_in_their_place_are_refused_at_the_sta
         artifacts.unlink()
 
 
+@pytest.mark.parametrize("name", ["toy", ".work", ".work/toy", "models/ntp-0"])
+def test_a_folder_of_artifacts_behind_a_link_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+    link = tmp_path / "artifacts" / name
+    link.parent.mkdir(parents=True)
+    (tmp_path / "linked").touch()
+    (link.parent / "file").symlink_to(tmp_path / "linked")  # as those that DVC makes with cache.type: symlink
+    check_place(tmp_path / "artifacts")
+    link.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"{link}: must be a folder, not a link"):
+        check_place(tmp_path / "artifacts")
+
+
 def test_without_git_make_says_so_in_one_line(project: Path) -> None:
     shutil.rmtree(project / ".git")
     refused = run(project, "make", "-o", ".venv/ready", "run")
@@ -136,7 +150,7 @@ def test_a_program_that_is_started_by_its_path_says_how_to_start_it(program: str
     assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["stages.sae", "flows.preset smoke", "flows.pipeline"])
+@pytest.mark.parametrize("module", ["stages.sae", "flows.preset smoke", "flows.pipeline", "flows.verify"])
 def test_a_program_in_another_folder_says_where_to_start_it_and_leaves_nothing(tmp_path: Path, module: str) -> None:
     refused = run(tmp_path, "python", "-m", *module.split(), PYTHONPATH=str(ROOT))
     assert refused.stderr == "error: params.yaml: no such file; run from the project's folder\n"

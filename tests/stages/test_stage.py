@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cocomix.params import load
 from cocomix.plumbing.artifact import Artifact
+from flows.reproduce import _NO_MEMORY
 from stages.early import END_CLAIM
-from stages.stage import _machine_trouble, to_json
+from stages.stage import _machine_trouble, _processes, to_json
 from tests.faults.mounting import in_namespace
 
 ROOT = Path(__file__).parents[2]
@@ -333,6 +335,30 @@ def test_a_second_signal_does_not_end_a_stage_before_it_has_said_why(claim: dict
 
 def test_json_for_people_is_indented_and_ends_with_a_newline() -> None:
     assert to_json({"a": 1}) == b'{\n  "a": 1\n}\n'
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(2, 2), (64, 16)])
+def test_there_are_no_more_processes_than_windows_of_a_training_step(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int
+) -> None:
+    monkeypatch.delenv("COCOMIX_PROCESSES", raising=False)
+    monkeypatch.setattr("stages.stage._devices", lambda: cores)
+    params = load(ROOT / "params.yaml")
+    assert params.pretrain.training.batch_size == 16
+    assert _processes(params) == processes
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 64.0 GiB for an array"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 68719476736 bytes."),
+    ],
+)
+def test_a_machine_without_room_is_one_line_by_which_a_flow_knows_it(error: Exception) -> None:
+    said = str(_machine_trouble(error))
+    assert said == f"cannot allocate memory ({error}); set COCOMIX_MICRO_BATCH, to compute fewer windows at a time"
+    assert _NO_MEMORY.search(f"error: {said}")
 
 
 def test_a_gpu_without_room_is_one_line_with_the_remedy() -> None:
