@@ -187,7 +187,8 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
     """The table: one line per setting and method, over its seeds.
 
     Beside the loss on the whole validation split, it has the difference from the first line's for the same seeds, and
-    the loss on the learning curve after the largest number of FLOPs that all runs reached.
+    the loss on the learning curve after the largest number of FLOPs that all runs reached. The difference has a digit
+    more than the losses.
     """
     groups: dict[tuple[str, str], list[SweepRun]] = {}
     for task in asked:
@@ -210,7 +211,7 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
                 method,
                 " ".join(str(each.seed) for each in results),
                 over_seeds(spread([each.validation_loss for each in results]), ".4f"),
-                over_seeds(spread(above), "+.4f") if above else "",
+                over_seeds(spread(above), "+.5f") if above else "",
                 over_seeds(at_equal, ".4f") if at_equal else "",
                 si(training["tokens"]),
                 si(training["flops"], "FLOP"),

@@ -67,8 +67,8 @@ def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_a
     }
     rows = [line.split()[:5] for line in artifacts(final)["sweep-mine"].splitlines()]
     assert [each for each in rows if "ntp" in each] == [
-        ["sae.seed=3", "ntp", "0", "3.0000", "+0.0000"],
-        ["sae.seed=4", "ntp", "0", "4.0000", "+1.0000"],
+        ["sae.seed=3", "ntp", "0", "3.0000", "+0.00000"],
+        ["sae.seed=4", "ntp", "0", "4.0000", "+1.00000"],
     ]
     assert Path("params.yaml").read_bytes() == before
     assert "[3/3] sae.seed=4: 1 of 3 models are done" in caplog.messages
