@@ -6,7 +6,8 @@
 The settings are the grid of all values given as `key=value,value`, or the named ones of a file (`name: {pretrain: ...}`
 with differences only), or each of the file's at each point of the grid. Under each setting, DVC brings `evaluate` of
 every method and seed up to date, with all that it needs; earlier results come from its cache. A setting that does not
-fit this machine, such as a file that is missing, is reported before any work; the others run.
+fit this machine, such as a file that is missing, is reported before any work; the others run. Settings that differ in
+nothing that a method reads are named too: its models are equal.
 
 Results are added to metrics/sweep/NAME.json one by one. The same command resumes after them: a run is skipped if a
 result has the same parameters. At the end, the project's folder is as before, params.yaml included.
@@ -43,7 +44,7 @@ from flows.dag import read_dag, select
 from flows.owner import check_definition
 from flows.pipeline import add_trainings, set_trainings
 from flows.server import end_with_runner, run_here
-from flows.settings import Task, settings, tasks
+from flows.settings import Task, alike, settings, tasks
 from flows.tasks import bring_up_to_date
 from flows.workspace import check_folder, kept
 
@@ -94,6 +95,8 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     if outdated := {each.setting for task in asked if (each := _result_of(task, done)) and each.code != code}:
         listed = ", ".join(sorted(outdated)) or FILE
         log.warning(f"{_path(name)}: the code has changed since {listed}; remove the file to run all again")
+    for line in alike(asked):
+        log.warning(line)
 
     def collect(task: Task) -> None:
         nonlocal done

@@ -79,11 +79,14 @@ def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_a
     assert artifacts(again)["sweep-mine"] == artifacts(final)["sweep-mine"]
 
 
-def test_two_settings_of_the_same_parameters_both_have_results(run: Callable[..., Any]) -> None:
+def test_two_settings_of_the_same_parameters_are_named_and_both_have_results(
+    run: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     Path("same.yaml").write_text("one: {}\nother: {}\n")
     final = sweep("same.yaml", methods=("ntp",), seeds=(0,), return_state=True)
     assert final.is_completed()
     assert [each.setting for each in finished_runs("same")] == ["one", "other"]
+    assert "ntp reads nothing in which one and other differ: equal models" in caplog.messages
 
 
 def test_models_that_train_at_the_same_time_are_collected_as_they_end(
