@@ -89,7 +89,7 @@ def run(works: Sequence[Callable[[Share], object]], parts: Sequence[Share]) -> N
 
 def _train(folder: Path, training: str, part: Share) -> None:
     command = [sys.executable, "-m", "stages.pretrain", *training.split("-")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | part.environment
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **part.environment}
     subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
 
 
