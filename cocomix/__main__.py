@@ -110,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("text", help="what the model reads")
         each.add_argument("--json", action="store_true", help="one JSON value instead")
         if name == "concepts":
-            each.add_argument(
-                "--top", type=whole_number, default=4, help="predicted concepts in the table (default: 4)"
-            )
+            each.add_argument("--top", type=whole_number, default=4, help="predicted concepts of a token (default: 4)")
             continue
         each.add_argument(
             "--edit", nargs="+", default=[], metavar="EDIT", help="such as 412x4", required=name == "steer"

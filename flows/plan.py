@@ -50,6 +50,10 @@ SHORTEST = 30.0
 """Minimum seconds of a finished stage for its rate to count: shorter ones spend most of the time starting."""
 START = 6.0
 """Seconds that any stage takes to start on a CPU."""
+CHECKPOINT_RATE = 0.44e9
+"""Bytes of a checkpoint per second: docs/log.md, 52, by processor time. A slower disk takes longer."""
+HASH_RATE = 0.59e9
+"""Bytes per second of MD5 on a core, with which DVC hashes what a stage has written: docs/log.md, 85."""
 
 
 Runs = Literal["yes", "no", "perhaps"]
@@ -87,6 +91,8 @@ class Planned:
     """Memory of one process, on this machine."""
     seconds: float
     """Time on this machine."""
+    writing_seconds: float
+    """The part of all times in which a training waits for its checkpoints, and DVC hashes the artifact."""
     rate: str
     """Source of the rate behind `seconds`."""
     gpu_seconds: float
@@ -213,7 +219,8 @@ def _planned(
 ) -> Planned:
     kind = _kind(stage.name)
     rate = rates.get(kind) or (rates.get("training") if need.flops else None) or _assumed_rate(kind, params)
-    seconds = START + (need.flops or need.text) / rate.per_second
+    writing = need.checkpoints / CHECKPOINT_RATE + need.disk / HASH_RATE
+    seconds = START + (need.flops or need.text) / rate.per_second + writing
     training = params.base.training if kind == "base" else params.pretrain.training
     busy = training.batch_size / _share(training.batch_size, gpus) if need.window_memory else gpus.number
     return Planned(
@@ -225,8 +232,9 @@ def _planned(
         scratch=need.scratch,
         memory=need.memory + need.window_memory * _windows_at_a_time(training.batch_size),
         seconds=seconds,
+        writing_seconds=writing,
         rate=rate.source,
-        gpu_seconds=START + need.flops / (UTILISATION * gpus.kind.peak * busy) if stage.gpu else seconds,
+        gpu_seconds=START + need.flops / (UTILISATION * gpus.kind.peak * busy) + writing if stage.gpu else seconds,
         gpu_windows=_fitting(need, gpus, training.batch_size),
         sharded_windows=_fitting(need, gpus, training.batch_size, shards=gpus.number),
     )
@@ -301,6 +309,8 @@ def show(planned: list[Planned], gpus: Gpus, console: Console) -> None:
         f"{len(running)} of {len(planned)} stages would run{unsure}: {_time(seconds)} here, {_time(gpu_seconds)} with "
         f"{gpus} at {UTILISATION:.0%} of the peak (assumed)."
     )
+    writing = sum(each.writing_seconds for each in running)
+    console.print(f"{_time(writing)} of either are for checkpoints and DVC's hashes, which more GPUs do not shorten.")
     enough = "." if needed <= free else ": TOO LITTLE."
     console.print(f"Disk: {si(needed, 'B')} at most, work in progress included; {si(free, 'B')} are free here{enough}")
     for rate in dict.fromkeys(each.rate for each in running):

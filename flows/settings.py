@@ -1,15 +1,17 @@
 """Settings of a sweep: differences from params.yaml, and the models to train under each."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from cocomix.params import FILE, Params
+from cocomix.params import FILE, Method, Params, reads_distribution
 from cocomix.plumbing.checked import mapping, merge, parse, read_yaml
 from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import decisive
+from cocomix.report.wording import listing
 from flows.overrides import nested, under
 from flows.preset import sections, with_values
 
@@ -32,8 +34,10 @@ class Task(NamedTuple):
     """Content of params.yaml."""
     params: dict[str, Any]
     """The parameters that can affect the result: see `decisive`."""
+    read: dict[str, Any]
+    """Those of them that this method may depend on, without the sections of other methods."""
     outside: dict[str, str | None] | None = None
-    """The present digests of what they name outside the project: see `decisive_outside`; None: not known."""
+    """The present digests of what `params` name outside the project: see `decisive_outside`; None: not known."""
 
     @property
     def title(self) -> str:
@@ -91,11 +95,36 @@ def tasks(chosen: Sequence[Setting], methods: Sequence[str] = (), seeds: Sequenc
         content = with_values(shipped, [setting.values, {"pretrain": items}], source)
         params = parse(Params, mapping(content, source), source)
         found += [
-            Task(setting, method, seed, content, decisive(params))
+            Task(setting, method, seed, content, decisive(params), _read(params, method))
             for method in params.pretrain.methods
             for seed in params.pretrain.seeds
         ]
     return found
+
+
+def _read(params: Params, method: str) -> dict[str, Any]:
+    """See `Task`."""
+    pretrain = params.pretrain
+    found, others = decisive(params), {*get_args(Method), "forms"}
+    if pretrain.kind(method) in ("ntp", "kd", "mtp") and pretrain.match != "width":
+        others.remove("cocomix")  # it decides the width
+    if not reads_distribution(pretrain.section(method)):
+        del found["distribution"]
+    own = {key: value for key, value in found["pretrain"].items() if key not in others}
+    return {**found, "pretrain": own, "method": pretrain.section(method).model_dump(mode="json")}
+
+
+def alike(asked: Sequence[Task]) -> list[str]:
+    """A line for each method that reads nothing in which some of the settings differ."""
+    groups: dict[tuple[str, str], dict[str, None]] = {}
+    for task in asked:
+        same = groups.setdefault((task.method, json.dumps(task.read, sort_keys=True)), {})
+        same[task.setting.name or str(FILE)] = None
+    return [
+        f"{method} reads nothing in which {listing(names)} differ: equal models"
+        for (method, _), names in groups.items()
+        if len(names) > 1
+    ]
 
 
 def _with(setting: Setting, key: str, value: object) -> Setting:

@@ -6,7 +6,8 @@
 The settings are the grid of all values given as `key=value,value`, or the named ones of a file (`name: {pretrain: ...}`
 with differences only), or each of the file's at each point of the grid. Under each setting, DVC brings `evaluate` of
 every method and seed up to date, with all that it needs; earlier results come from its cache. A setting that does not
-fit this machine, such as a file that is missing, is reported before any work; the others run.
+fit this machine, such as a file that is missing, is reported before any work; the others run. Settings that differ in
+nothing that a method reads are named too: its models are equal.
 
 Results are added to metrics/sweep/NAME.json one by one. The same command resumes after them: a run is skipped if a
 result has the same parameters, and the files that they name are the same. At the end, the project's folder is as
@@ -46,7 +47,7 @@ from flows.dag import read_dag, select
 from flows.owner import check_definition
 from flows.pipeline import add_trainings, set_trainings
 from flows.server import end_with_runner, run_here
-from flows.settings import Task, settings, tasks
+from flows.settings import Task, alike, settings, tasks
 from flows.tasks import bring_up_to_date
 from flows.workspace import check_folder, kept
 
@@ -98,6 +99,8 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     if outdated := {each.setting for task in asked if (each := _result_of(task, done)) and each.code != code}:
         listed = ", ".join(sorted(outdated)) or FILE
         log.warning(f"{_path(name)}: the code has changed since {listed}; remove the file to run all again")
+    for line in alike(asked):
+        log.warning(line)
 
     def collect(task: Task) -> None:
         nonlocal done
@@ -201,7 +204,8 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
     """The table: one line per setting and method, over its seeds.
 
     Beside the loss on the whole validation split, it has the difference from the first line's for the same seeds, and
-    the loss on the learning curve after the largest number of FLOPs that all runs reached.
+    the loss on the learning curve after the largest number of FLOPs that all runs reached. The difference has a digit
+    more than the losses.
     """
     groups: dict[tuple[str, str], list[SweepRun]] = {}
     for task in asked:
@@ -224,7 +228,7 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
                 method,
                 " ".join(str(each.seed) for each in results),
                 over_seeds(spread([each.validation_loss for each in results]), ".4f"),
-                over_seeds(spread(above), "+.4f") if above else "",
+                over_seeds(spread(above), "+.5f") if above else "",
                 over_seeds(at_equal, ".4f") if at_equal else "",
                 si(training["tokens"]),
                 si(training["flops"], "FLOP"),

@@ -29,7 +29,7 @@ def show_concepts(options: argparse.Namespace, console: Console) -> None:
     positions = concepts(model, options.text, tokenizer, extractor, load_labels(options.artifacts))
     if options.json:
         rows = [
-            {**each._asdict(), "predicted": _plain(each.predicted), "labelled": _plain(each.labelled)}
+            {**each._asdict(), "predicted": _plain(each.predicted[: options.top]), "labelled": _plain(each.labelled)}
             for each in positions
         ]
         print(json.dumps(rows))

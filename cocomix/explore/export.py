@@ -51,11 +51,8 @@ def main() -> None:
         write_page(atlas, options.out, open_predictions(options.steering, atlas))
     except UserError as error:
         sys.exit(f"error: {error}")
-    parts = [each.stat().st_size for each in parts_of(options.out).iterdir()]
-    print(
-        f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, "
-        f"and {parts_of(options.out)}: {sum(parts) / 1e6:.1f} MB in {len(parts)} files"
-    )
+    for path, files in ((options.out, [options.out]), (parts_of(options.out), parts_of(options.out).iterdir())):
+        print(f"{path}: {sum(each.stat().st_size for each in files) / 1e3:,.0f} kB")
 
 
 def parts_of(out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Concepts of the atlas that the report shows: those with the best names, and typical ones."""
+"""Concepts of the atlas that the report shows: those with the best labels, and typical ones."""
 
 from typing import NamedTuple
 
@@ -9,20 +9,20 @@ SHOWN = 4
 CONTEXTS = 2
 """Excerpts per concept."""
 LEAST = 16
-"""Held-out firings that the score of a shown name must rest on."""
+"""Held-out firings that the score of a shown label must rest on."""
 
 
 class Cards(NamedTuple):
     """Cards of concepts, best first."""
 
     best: list[Card]
-    """The names with the highest AUC."""
+    """The labels with the highest AUC."""
     typical: list[Card]
-    """The names whose AUC is nearest to the median; none of them is among the best."""
+    """The labels whose AUC is nearest to the median; none of them is among the best."""
 
 
 def read_cards(atlas: Atlas) -> Cards:
-    """Choose concepts by the AUC of their names, among those with a name and at least `LEAST` held-out firings.
+    """Choose concepts by the AUC of their labels, among those with a label and at least `LEAST` held-out firings.
 
     Raises:
         UserError: when the atlas is damaged.

@@ -19,7 +19,7 @@ EQUAL = 0.01
 SAME_COST = 0.05
 """Share of the baseline's compute by which two costs differ at most to count as equal."""
 HARDLY = 0.6
-"""AUC up to which the name of a concept hardly tells where it fires; chance is 0.5."""
+"""AUC up to which a label in the atlas hardly tells where its concept fires; chance is 0.5."""
 
 
 def conclusions(
@@ -51,7 +51,7 @@ def conclusions(
                 fed, others = mixed.fed_by_uncertainty[-1], mixed.fed_others
                 said.append(use_of_labels(result.method, fed, others, labels_may_hurt(attribution)))
     said += [steered(each.name.removesuffix("_set"), each) for each in sweeps if each.name.endswith("_set")]
-    said.append(names(pipeline.explain.auc))
+    said.append(atlas_labels(pipeline.explain.auc))
     return said
 
 
@@ -166,11 +166,11 @@ def steered(method: str, sweep: Sweep) -> str:
     )
 
 
-def names(auc: float) -> str:
-    """Whether the names of concepts tell where they fire."""
+def atlas_labels(auc: float) -> str:
+    """Whether the labels in the atlas tell where their concepts fire."""
     if auc > HARDLY:
-        return f"The names of concepts tell where they fire (AUC {auc:.2f}; 0.5: chance)."
-    return f"The names of concepts hardly tell where they fire (AUC {auc:.2f}; 0.5: chance)."
+        return f"The labels in the atlas tell where their concepts fire (AUC {auc:.2f}; 0.5: chance)."
+    return f"The labels in the atlas hardly tell where their concepts fire (AUC {auc:.2f}; 0.5: chance)."
 
 
 def _gap(result: MethodResult, other: MethodResult) -> Interval | None:

@@ -176,7 +176,8 @@ def _with_supervision(result: MethodResult, spent: TrainingToReach) -> str:
 def _last(result: MethodResult, baseline: MethodResult) -> str:
     gap = _test_loss(result) - _test_loss(baseline)
     interval = result.corpora["test"].verdict.difference
-    lower = f"{abs(gap):.3f} nats {'lower' if gap < 0 else 'higher'}"
+    # A digit more than the losses have, so that theirs do not seem to contradict it.
+    lower = f"{abs(gap):.4f} nats {'lower' if gap < 0 else 'higher'}"
     if interval:
         verdict = "" if interval.excludes_zero else ", so that it may be none"
         lower += f" ({CONFIDENCE:.0%} interval of the difference: {within(interval, '.3f')}{verdict})"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cocomix.plumbing.errors import UserError
-from flows.settings import Setting, settings, tasks
+from flows.settings import Setting, alike, settings, tasks
 from tests.flows.conftest import ROOT
 
 
@@ -86,3 +86,40 @@ def test_methods_and_seeds_of_the_command_line_are_those_of_every_setting(monkey
     monkeypatch.chdir(ROOT)
     found = tasks([Setting("own", {"pretrain": {"methods": ["ntp", "pause"], "seeds": [5]}})], ["kd"])
     assert [(each.method, each.seed) for each in found] == [("kd", 5)]
+
+
+@pytest.mark.parametrize(
+    ("grid", "methods"),
+    [
+        (["pretrain.kd.kl_weight=0.1,0.3"], ["ntp", "pause", "cocomix"]),
+        (["pretrain.cocomix.concept_weight=0.1,0.3"], ["pause"]),
+        (["distribution.draws=10,20"], ["ntp", "kd"]),
+        (["pretrain.forms.predicted.concept_weight=0.1,0.3"], ["cocomix"]),
+    ],
+)
+def test_settings_that_differ_in_nothing_that_a_method_reads_are_named(
+    monkeypatch: pytest.MonkeyPatch, grid: list[str], methods: list[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    one, other = (each.name for each in settings(None, grid))
+    listed = ["ntp", "kd", "pause", "cocomix", "predicted"]
+    found = alike(tasks(settings(None, grid), listed, [0, 1]))
+    for method in methods:
+        assert f"{method} reads nothing in which {one} and {other} differ: equal models" in found
+    assert alike(tasks(settings(None, ["sae.k=16,32"]), listed)) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "method"),
+    [
+        ("pretrain.kd.kl_weight=0.1,0.3", "kd"),
+        ("pretrain.cocomix.concept_weight=0.1,0.3", "predicted"),
+        ("pretrain.cocomix.concept_layer=1,2", "ntp"),  # which has as many parameters
+        ("pretrain.training.steps=100,200", "ntp"),
+    ],
+)
+def test_settings_that_differ_in_what_a_method_reads_are_not(
+    monkeypatch: pytest.MonkeyPatch, key: str, method: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert alike(tasks(settings(None, [key]), [method])) == []

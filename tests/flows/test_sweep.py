@@ -54,7 +54,7 @@ def run(project: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 @pytest.mark.parametrize(("recorded", "counts"), [("one", True), ("two", False), (None, True)])
 def test_a_result_counts_for_the_files_that_it_was_made_of(recorded: str | None, counts: bool) -> None:
-    task = Task(Setting("a", {}), "ntp", 0, b"", {"sae": {"k": 1}}, {"corpus.files.paths": "one"})
+    task = Task(Setting("a", {}), "ntp", 0, b"", {"sae": {"k": 1}}, {}, {"corpus.files.paths": "one"})
     result = SweepRun(
         setting="a",
         values={},
@@ -85,8 +85,8 @@ def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_a
     }
     rows = [line.split()[:5] for line in artifacts(final)["sweep-mine"].splitlines()]
     assert [each for each in rows if "ntp" in each] == [
-        ["sae.seed=3", "ntp", "0", "3.0000", "+0.0000"],
-        ["sae.seed=4", "ntp", "0", "4.0000", "+1.0000"],
+        ["sae.seed=3", "ntp", "0", "3.0000", "+0.00000"],
+        ["sae.seed=4", "ntp", "0", "4.0000", "+1.00000"],
     ]
     assert Path("params.yaml").read_bytes() == before
     assert "[3/3] sae.seed=4: 1 of 3 models are done" in caplog.messages
@@ -97,11 +97,14 @@ def test_a_sweep_is_a_flow_with_a_task_for_each_stage_and_the_comparison_as_an_a
     assert artifacts(again)["sweep-mine"] == artifacts(final)["sweep-mine"]
 
 
-def test_two_settings_of_the_same_parameters_both_have_results(run: Callable[..., Any]) -> None:
+def test_two_settings_of_the_same_parameters_are_named_and_both_have_results(
+    run: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     Path("same.yaml").write_text("one: {}\nother: {}\n")
     final = sweep("same.yaml", methods=("ntp",), seeds=(0,), return_state=True)
     assert final.is_completed()
     assert [each.setting for each in finished_runs("same")] == ["one", "other"]
+    assert "ntp reads nothing in which one and other differ: equal models" in caplog.messages
 
 
 def test_models_that_train_at_the_same_time_are_collected_as_they_end(

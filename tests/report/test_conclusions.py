@@ -59,8 +59,8 @@ def test_whether_mixing_helps_is_said_either_way(gap: Interval, said: str) -> No
         (conclusions.whole_cost("cocomix", 0.97), "CoCoMix takes about the same compute as next-token prediction"),
         (conclusions.whole_cost("cocomix", 1.03), "CoCoMix takes about the same compute as next-token prediction"),
         (conclusions.whole_cost("cocomix", 1.2), "CoCoMix saves no compute once its supervision counts: 1.20 times"),
-        (conclusions.names(0.8), "The names of concepts tell where they fire (AUC 0.80"),
-        (conclusions.names(0.55), "The names of concepts hardly tell where they fire (AUC 0.55"),
+        (conclusions.atlas_labels(0.8), "The labels in the atlas tell where their concepts fire (AUC 0.80"),
+        (conclusions.atlas_labels(0.55), "The labels in the atlas hardly tell where their concepts fire (AUC 0.55"),
     ],
 )
 def test_a_figure_decides_which_of_two_conclusions_is_drawn(said: str, expected: str) -> None:
@@ -124,7 +124,7 @@ def test_white_space_is_shown_only_where_there_is_nothing_else() -> None:
     assert [visible(each) for each in (" a", "\n", " \n")] == [" a", end, space + end]
 
 
-NAMELESS = 40
+UNLABELLED = 40
 
 
 class OfScores:
@@ -137,13 +137,13 @@ class OfScores:
         return [(number, *each) for number, each in enumerate(self._scores)]
 
     def label(self, number: int) -> str:
-        return "" if number == NAMELESS else "a name"
+        return "" if number == UNLABELLED else "a label"
 
     def concept(self, number: int) -> Any:
         return SimpleNamespace(contexts=[], _replace=lambda **_: number)
 
 
-def test_the_best_and_the_typical_names_are_shown_if_they_rest_on_enough() -> None:
+def test_the_best_and_the_typical_labels_are_shown_if_they_rest_on_enough() -> None:
     aucs = [0.5 + each / 100 for each in range(40)]
     atlas: Any = OfScores([*((auc, LEAST) for auc in aucs), (1.0, LEAST), (1.0, LEAST - 1), (None, 0)])
     cards = read_cards(atlas)

@@ -1,6 +1,7 @@
 """Plans of a real project, against what its stages wrote."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import chdir
@@ -105,10 +106,15 @@ def test_gpus_share_the_windows_of_each_stage_and_the_memory_of_a_sharded_model(
     project = finished.copy(tmp_path / "project")
     one, eight, many = (planned(project, "paper-1.38b", gpus) for gpus in (1, 8, 1024))
     batch_size = 1024  # presets/paper-1.38b.yaml
+
+    def computing(stage: Planned) -> float:
+        return stage.gpu_seconds - START - stage.writing_seconds
+
     for name in ("attribution", "evaluate@ntp-0"):
-        assert one[name].gpu_seconds - START == pytest.approx(8 * (eight[name].gpu_seconds - START))
+        assert computing(one[name]) == pytest.approx(8 * computing(eight[name]))
     training = "pretrain@cocomix-0"
-    assert one[training].gpu_seconds - START == pytest.approx(batch_size * (many[training].gpu_seconds - START))
+    assert computing(one[training]) == pytest.approx(batch_size * computing(many[training]))
+    assert one[training].writing_seconds == many[training].writing_seconds > 0
     assert eight["corpus"].gpu_seconds == one["corpus"].gpu_seconds  # no work for a GPU
     whole, sharded = eight[training].gpu_windows, eight[training].sharded_windows
     assert whole is not None
@@ -125,6 +131,7 @@ def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -
     assert "check, report: report.title: " in printed
     assert "one a100" in printed
     assert "16 a100 at 30% of the peak" in project.run(*command, "--gpus", "16")
+    assert re.search(r"\n\d+ s of either are for checkpoints and DVC's hashes", printed)
     assert f"2 of {len(stages)} stages would run" in printed
     assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["check", "report"]
 

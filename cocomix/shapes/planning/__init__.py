@@ -22,4 +22,7 @@ moments in fp32, 16 bytes per parameter, or 12 with Muon's one; and activations 
 layer, position and dimension (Korthikanti et al. 2022, arXiv 2205.05198, Eq. 2, without the attention matrix). A base
 model that only runs has the bytes of its weights, in base.dtype; up to the layer where no block above it is needed.
 Measured constants name their source.
+
+The trainings of base and pretrain wait while a checkpoint is written, which holds the weights and the optimiser's
+moments. One that is read takes no further memory: the file is mapped, once for all processes of a machine.
 """

@@ -32,7 +32,8 @@ def base_needs(params: Params, sizes: Sizes) -> StageNeeds:
     return StageNeeds(
         flops=3 * whole * tokens + optimizer.flops,
         disk=saved(shape),
-        scratch=2 * (4 * stored + optimizer.state),
+        scratch=2 * optimizer.checkpoint,
+        checkpoints=optimizer.checkpoints,
         memory=LIBRARIES + 8 * stored + optimizer.state,
         window_memory=window_memory(shape, params.tokenize.context),
     )

@@ -1,5 +1,6 @@
 """What a model takes: its folder on disk, its memory, and its optimiser."""
 
+import math
 from typing import NamedTuple
 
 from cocomix.params import Params, TrainingParams
@@ -45,19 +46,25 @@ def window_memory(shape: Shape, context: int) -> float:
 
 
 class Optimizing(NamedTuple):
-    """What the optimiser of a training run needs."""
+    """What the optimiser of a training run needs, and the checkpoints."""
 
     flops: float
     """Of all steps."""
     state: float
     """Bytes of its moments."""
+    checkpoint: float
+    """Bytes of a checkpoint: the weights and the moments."""
+    checkpoints: float
+    """Bytes of all checkpoints of the run."""
 
 
 def optimizing(training: TrainingParams, shape: Shape) -> Optimizing:
-    """What the optimiser of a model needs."""
-    stored = parameters_of(shape).stored
-    if training.optimizer == "adamw":
-        return Optimizing(0, 8 * stored)
-    matrices = block_matrices(shape)
-    flops = sum(newton_schulz_flops(*each) for each in matrices)
-    return Optimizing(training.steps * flops, 8 * stored - 4 * sum(rows * columns for rows, columns in matrices))
+    """What the optimiser of a model needs, and the checkpoints."""
+    stored, flops = parameters_of(shape).stored, 0
+    state = 8 * stored
+    if training.optimizer == "muon":
+        matrices = block_matrices(shape)
+        flops = training.steps * sum(newton_schulz_flops(*each) for each in matrices)
+        state -= 4 * sum(rows * columns for rows, columns in matrices)
+    checkpoint = 4 * stored + state
+    return Optimizing(flops, state, checkpoint, checkpoint * math.ceil(training.steps / training.checkpoint_every))

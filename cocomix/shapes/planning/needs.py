@@ -22,6 +22,8 @@ class StageNeeds(NamedTuple):
     """Bytes of its artifact."""
     scratch: float = 0.0
     """Bytes of its work folder while it runs, besides the artifact: checkpoints, unpacked labels and draws."""
+    checkpoints: float = 0.0
+    """Bytes of all checkpoints that a training writes, one after another; it waits for each."""
     memory: float = LIBRARIES
     """Bytes of one process, independent of the micro-batch."""
     window_memory: float = 0.0

@@ -33,7 +33,8 @@ def pretrain_needs(params: Params, section: MethodParams, shape: Shape, sizes: S
         flops=training_flops(shape, section, teacher, context) * training.steps * training.batch_size * context
         + optimizer.flops,
         disk=saved(shape),
-        scratch=2 * (4 * stored + optimizer.state) + unpacked,
+        scratch=2 * optimizer.checkpoint + unpacked,
+        checkpoints=optimizer.checkpoints,
         memory=LIBRARIES + 8 * stored + optimizer.state + base_bytes,
         window_memory=window_memory(in_training, context),
     )
