@@ -161,9 +161,17 @@ def test_a_bad_model_is_refused_in_one_line_and_nothing_of_it_runs(case: str, mo
     assert not Path("was-run").exists()
 
 
-@pytest.mark.parametrize("case", ["attention of the hub", "2^40 layers", "pipe for a configuration", "no json"])
-def test_the_same_is_known_of_a_configuration_alone(case: str, model: Path) -> None:
-    change, reason = MODELS[case]
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("attention of the hub", "attn_implementation: 'a/b': allowed: eager, sdpa"),
+        ("2^40 layers", "n_layer: 1099511627776: allowed"),
+        ("pipe for a configuration", "config.json: no such file"),
+        ("no json", "not JSON"),
+    ],
+)
+def test_a_bad_configuration_is_refused_before_weights_are_looked_for(case: str, reason: str, model: Path) -> None:
+    change, _ = MODELS[case]
     change(model)
     with pytest.raises(UserError, match=reason):
         load_config("base.pretrained", str(model), None, local=True)

@@ -119,7 +119,7 @@ def files(folder: Path) -> Path:
         (base("./nowhere"), "base.pretrained: './nowhere': no such folder, and no id of the hub"),
         (base("a b"), "base.pretrained: 'a b': no such folder, and no id of the hub"),
         (base("torn"), "base.pretrained: 'torn': torn/config.json: not JSON: "),
-        (base("empty"), "base.pretrained: 'empty': no model can be loaded from this folder: "),
+        (base("empty"), "base.pretrained: 'empty': config.json: no such file"),
         (base("short"), "base.pretrained: 'short' has a context of 64; tokenize.context is 128"),
         (own("small"), "base.pretrained: 'small': its tokenizer knows no text: tokenizer.json is missing"),
         (own("with-tokenizer", 256), "base.pretrained: 'with-tokenizer' has a context of 128; base.context is 256"),
