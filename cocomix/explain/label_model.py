@@ -128,12 +128,13 @@ class LabelModel:
     def _as_questions(self, prompts: Sequence[str]) -> list[str]:
         turns = [[{"role": "user", "content": each}] for each in prompts]
         try:
-            return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            asked: list[str] = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # any kind: a template is a program
             reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise UserError(
                 f"explain.model: its chat template takes no question: {type(error).__name__}: {reason}"
             ) from None
+        return asked
 
     def _first_tokens(self, word: str) -> set[int]:
         spellings = [f"{space}{each}" for space in ("", " ") for each in (word, word.capitalize())]
