@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 from cocomix.plumbing import interrupt
 from cocomix.plumbing.errors import UserError
-from cocomix.plumbing.foreign import bounded, look_at
+from cocomix.plumbing.foreign import bounded, check_config, look_at
 
 MAX_VOCABULARY = 1 << 22
 """Upper bound of a tokenizer's ids, exclusive: a model has a row of weights for each."""
 TRIAL_SECONDS, TRIAL_BYTES = 60, 4 << 30
-"""Limits of CPU time and memory for loading a tokenizer and encoding a few texts."""
+"""Limits of CPU time and memory for loading a tokenizer and trying it on a few texts."""
 TRIAL_TEXTS = (
     "The quick brown fox, 3.14159 and naïve_variable2.\n\n\tIt's 敏捷的棕色狐狸 \U0001f600!",
     *(each * 2000 for each in ("a", "A", "0", " ", "\n", ".", "e\u0301", "猫", "\U0001f600", "ab", "a ", "a1", "x\n")),
@@ -42,12 +42,15 @@ def load_config(key: str, name: str, revision: str | None, *, local: bool = Fals
         local: whether to download nothing.
 
     Raises:
-        UserError: in one line, when none is found.
+        UserError: in one line, when none is found, or it is refused by `check_config`.
     """
     from transformers import AutoConfig
 
     try:
+        check_config(name, revision, local=local)
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, local_files_only=local)
+    except UserError as error:
+        raise UserError(f"{key}: {name!r}: {error}") from None
     except Exception as error:  # any kind: the libraries that read the files raise it
         raise unreadable(key, name, "model", error) from None
 
@@ -149,7 +152,7 @@ def _try_tokenizer(answer: Connection, offline: bool, key: str, name: str, revis
         tokenizer = _tokenizer(key, name, revision)
         for text in TRIAL_TEXTS:
             try:
-                tokenizer(text, add_special_tokens=False, verbose=False)
+                _try(tokenizer, text)
             except MemoryError:
                 raise
             except Exception:  # it need not encode every character; encoding the corpus reports its failures
@@ -159,6 +162,14 @@ def _try_tokenizer(answer: Connection, offline: bool, key: str, name: str, revis
         answer.send(str(error))
     except BaseException:  # any kind, Rust's panics included
         os._exit(1)
+
+
+def _try(tokenizer: "PreTrainedTokenizerFast", text: str) -> None:
+    """Encode and decode a text, and ask it as a question: a chat template is a program with loops."""
+    tokenizer.decode(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if tokenizer.chat_template:
+        question = [{"role": "user", "content": text}]
+        tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
 
 
 def _tokenizer(key: str, name: str, revision: str | None) -> "PreTrainedTokenizerFast":

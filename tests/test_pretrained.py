@@ -20,7 +20,7 @@ from cocomix.params import SaeFormat, Site
 from cocomix.plumbing import checkpoint
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
-from cocomix.pretrained import load_model
+from cocomix.pretrained import load_config, load_model
 from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder, load_sae
 from cocomix.sae.formats import load_published
 from tests.base.tiny_families import tiny
@@ -124,6 +124,19 @@ MODELS = {
     "negative width": (with_config(n_embd=-4), "no model can be loaded"),
     "width of text": (with_config(n_embd="x"), "no model can be loaded"),
     "quantised": (with_config(quantization_config={"quant_method": "gptq"}), "quantization_config: not read"),
+    "quantised within": (
+        with_config(text_config={"quantization_config": {"quant_method": "gptq"}}),
+        "quantization_config: not read",
+    ),
+    "attention of the hub": (
+        with_config(attn_implementation="a/b"),
+        "attn_implementation: 'a/b': allowed: eager, sdpa",
+    ),
+    "attention of a part": (
+        with_config(text_config={"_attn_implementation": "a/b"}),
+        "_attn_implementation: 'a/b': all",
+    ),
+    "adapter": (with_text("adapter_config.json", '{"base_model_name_or_path": ".."}'), "adapters are not read"),
     "weights elsewhere": (with_config(transformers_weights="weights.bin"), "transformers_weights: not read"),
     "float8": (with_type(torch.float8_e4m3fn), "is of type F8_E4M3; allowed: 16 or 32 bits"),
     "nan": (with_nan, "weights that are not finite"),
@@ -146,6 +159,22 @@ def test_a_bad_model_is_refused_in_one_line_and_nothing_of_it_runs(case: str, mo
     with pytest.raises(UserError, match=reason):
         load_model("base.pretrained", str(model), None, torch.float32)
     assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("attention of the hub", "attn_implementation: 'a/b': allowed: eager, sdpa"),
+        ("2^40 layers", "n_layer: 1099511627776: allowed"),
+        ("pipe for a configuration", "config.json: no such file"),
+        ("no json", "not JSON"),
+    ],
+)
+def test_a_bad_configuration_is_refused_before_weights_are_looked_for(case: str, reason: str, model: Path) -> None:
+    change, _ = MODELS[case]
+    change(model)
+    with pytest.raises(UserError, match=reason):
+        load_config("base.pretrained", str(model), None, local=True)
 
 
 def weights() -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _check(model: PreTrainedModel, context: int) -> None:
     name, blocks, width = type(model).__name__, blocks_of(model), getattr(model.config, "hidden_size", None)
-    limit = longest_context(model) or context
+    limit = longest_context(model.config) or context
     if limit < context:
         raise UserError(f"a {name} with a context of {limit}; the tokens need {context} (tokenize.context)")
     ids = _some_ids(model)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from cocomix.base.blocks import empty_above
@@ -49,7 +49,7 @@ def micro_batch(context: int) -> int:
     return asked if asked != "auto" else max(1, (16384 if device().type == "cuda" else 2048) // context)
 
 
-def longest_context(model: PreTrainedModel) -> int | None:
-    """The longest context that `model`'s configuration states; None: it states none, as without position embeddings."""
-    says = (getattr(model.config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+def longest_context(config: PreTrainedConfig) -> int | None:
+    """The longest context that a model's configuration states; None: it states none, as without position embeddings."""
+    says = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return next((each for each in says if isinstance(each, int) and each > 0), None)

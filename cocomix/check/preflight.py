@@ -133,13 +133,16 @@ def _check_base(params: Params) -> None:
     config = _config("base.pretrained", name, params.base.revision)
     if config is None:
         return
+    from cocomix.base.loading import longest_context
+
     text, context = config.get_text_config(), params.base.context or params.tokenize.context
-    length = getattr(text, "max_position_embeddings", context)
+    length = longest_context(text) or context
     if length < context:
         key = "tokenize.context" if params.base.context is None else "base.context"
         raise UserError(f"base.pretrained: {name!r} has a context of {length}; {key} is {context}")
-    if text.num_hidden_layers > LAYERS:
-        raise UserError(f"base.pretrained: {name!r} has {text.num_hidden_layers} blocks; allowed: at most {LAYERS}")
+    blocks = getattr(text, "num_hidden_layers", None) or 0
+    if blocks > LAYERS:
+        raise UserError(f"base.pretrained: {name!r} has {blocks} blocks; allowed: at most {LAYERS}")
     check_base_model(_without_weights(config, name), params)
 
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.corpus.fields import field_of, names_of, unknown
-from cocomix.corpus.pages import largest_page
+from cocomix.corpus.pages import largest_pages
 from cocomix.corpus.store import Document
-from cocomix.corpus.unpack import DAMAGE, PACKED, opened
+from cocomix.corpus.unpack import DAMAGE, PACKED, limited, opened
 from cocomix.params import FilesParams
 from cocomix.plumbing.digests import digest_of_files
 from cocomix.plumbing.errors import UserError
@@ -35,6 +35,8 @@ big file can be divided among the splits."""
 _KINDS = (".txt", ".md", ".jsonl", ".parquet")
 _CHUNK = 1 << 16
 _ROWS = 64
+_STRINGS = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+"""Parquet's types of a column that may hold text."""
 
 
 class FileRow(NamedTuple):
@@ -112,7 +114,7 @@ def check_first_documents(params: FilesParams) -> None:
 def _named_if_damaged(path: Path) -> Iterator[None]:
     try:
         yield
-    except (*DAMAGE, pa.ArrowException) as error:
+    except (*DAMAGE, pa.ArrowException, UnicodeDecodeError) as error:  # the last for the name of a column
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged or unreadable: {reason}") from None
 
@@ -252,17 +254,20 @@ def _jsonl(name: str, file: BinaryIO) -> Iterator[FileRow]:
 def _parquet(path: Path, name: str, file: IO[bytes], field: str) -> Iterator[tuple[int, FileRow]]:
     # Without read-ahead, memory holds pages instead of whole row groups.
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_CHUNK)
-    schema = parquet.schema
-    columns = {
-        column.path: number
-        for number, column in enumerate(map(schema.column, range(len(schema))))
-        if not column.max_repetition_level  # without lists, which hold any number of values a row
-    }
-    if field not in columns:
-        _refuse_column(name, field, parquet.schema_arrow, columns)
-    size, rows, number = path.stat().st_size, parquet.metadata.num_rows, 0
-    for group in (each for each in range(parquet.num_row_groups) if parquet.metadata.row_group(each).num_rows):
-        largest = _largest_page(name, file, parquet.metadata.row_group(group).column(columns[field]))
+    size, rows = path.stat().st_size, max(1, parquet.metadata.num_rows)
+    for number, text in enumerate(limited(_texts(name, file, parquet, field), path), 1):
+        place = f"{name}:{number}"
+        yield size * number // rows, FileRow(place, place, text)
+
+
+def _texts(name: str, file: IO[bytes], parquet: pq.ParquetFile, field: str) -> Iterator[str]:
+    """Yield the text of each row."""
+    column, number = _column(name, parquet, field), 0
+    try:
+        pages = largest_pages(file, column)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: damaged or unreadable: {error}") from None
+    for group, largest in enumerate(pages):
         if largest > DOCUMENT_BYTES:
             raise UserError(
                 f"{name}:{number + 1}: a page of {field!r} in this row group unpacks to {largest:,} bytes; "
@@ -273,28 +278,35 @@ def _parquet(path: Path, name: str, file: IO[bytes], field: str) -> Iterator[tup
         for batch in parquet.iter_batches(at_once, row_groups=[group], columns=[field]):
             for value in batch.column(0):
                 number += 1
-                place = f"{name}:{number}"
                 try:
                     found = field_of({batch.schema.names[0]: value.as_py()}, field)
                     text = found.decode() if isinstance(found, bytes) else found
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{place}: not UTF-8: {error.reason}") from None
-                yield size * number // rows, FileRow(place, place, _text(text, place, field))
+                    raise UserError(f"{name}:{number}: not UTF-8: {error.reason}") from None
+                yield _text(text, f"{name}:{number}", field)
 
 
-def _largest_page(name: str, file: IO[bytes], column: pq.ColumnChunkMetaData) -> int:
-    try:
-        return largest_page(file, column)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name}: damaged or unreadable: {error}") from None
+def _column(name: str, parquet: pq.ParquetFile, field: str) -> int:
+    """The number of the column that holds the field.
 
-
-def _refuse_column(name: str, field: str, schema: pa.Schema, columns: dict[str, int]) -> None:
-    """Raise the error for a column that does not exist, or does not hold one text per row."""
-    if field in schema.names:
+    Raises:
+        UserError: when there is none, or it does not hold one text per row.
+    """
+    columns = {
+        column.path: (number, column)
+        for number, column in enumerate(map(parquet.schema.column, range(len(parquet.schema))))
+        if not column.max_repetition_level  # without lists, which hold any number of values a row
+    }
+    schema = parquet.schema_arrow
+    if field not in columns and field in schema.names:
         raise UserError(f"{name}: the column {field!r} holds {schema.field(field).type}, not text")
-    allowed = unknown(field, columns)
-    raise UserError(f"{name}: no column {field!r} (corpus.files.text_field); {allowed}")
+    if field not in columns:
+        allowed = unknown(field, columns)
+        raise UserError(f"{name}: no column {field!r} (corpus.files.text_field); {allowed}")
+    number, column = columns[field]
+    if column.physical_type not in _STRINGS and str(column.logical_type.type) != "NULL":  # all values are missing
+        raise UserError(f"{name}: the column {field!r} holds {column.physical_type}, not text")
+    return number
 
 
 def _text(value: object, place: str, field: str) -> str:

@@ -1,27 +1,45 @@
 """Uncompressed sizes of the pages of a Parquet column, read before one is decompressed.
 
 Arrow decompresses a page whole, and a page of a few kilobytes can hold gigabytes. Arrow does not expose the page
-header with the size. It is a struct of Thrift's compact protocol: https://github.com/apache/parquet-format,
-`PageHeader`.
+header with the size. It exposes where a column begins, but aborts the process if that part of the footer is damaged.
+Both are structs of Thrift's compact protocol: https://github.com/apache/parquet-format, `PageHeader` and
+`FileMetaData`.
 """
 
-from typing import IO
-
-import pyarrow.parquet as pq
+import os
+from typing import IO, Any
 
 _HEADER_BYTES = (1 << 10, 1 << 24)
 """Bytes to read at first, and at most: a header can hold the column's smallest and largest value."""
+_ROW_GROUPS, _COLUMNS, _ROWS, _COLUMN, _PACKED, _DATA, _DICTIONARY = 4, 1, 3, 3, 7, 9, 11
+"""Fields of the footer: of the file, of a row group, of a column's chunk, and of what describes the chunk."""
 
 
-def largest_page(file: IO[bytes], column: pq.ColumnChunkMetaData) -> int:
-    """Uncompressed bytes of the largest page of a column in a row group: an upper bound on the size of a value.
+def largest_pages(file: IO[bytes], column: int) -> list[int]:
+    """Uncompressed bytes of a column's largest page in each row group: an upper bound on the size of a value.
+
+    Args:
+        file: a file that Arrow has opened as Parquet.
+        column: its number among the columns that hold values.
 
     Raises:
-        ValueError: when a page header is invalid.
+        ValueError: when the footer or a page header is invalid.
     """
-    first = column.dictionary_page_offset
-    at = min(first, column.data_page_offset) if first else column.data_page_offset
-    end, largest = at + column.total_compressed_size, 0
+    file.seek(-8, os.SEEK_END)
+    size = int.from_bytes(file.read(4), "little")
+    file.seek(-8 - size, os.SEEK_END)
+    try:
+        groups = _Struct(file.read(size)).fields()[_ROW_GROUPS]
+        return [_largest_page(file, group[_COLUMNS][column][_COLUMN]) if group[_ROWS] else 0 for group in groups]
+    except (IndexError, KeyError, TypeError):
+        raise ValueError("the footer does not say where the column is") from None
+
+
+def _largest_page(file: IO[bytes], chunk: dict[int, int]) -> int:
+    at, largest = chunk[_DATA], 0
+    if first := chunk.get(_DICTIONARY):
+        at = min(at, first)
+    end = at + chunk[_PACKED]
     while at < end:
         size, packed, header = _sizes(file, at)
         largest = max(largest, size)
@@ -35,12 +53,13 @@ def _sizes(file: IO[bytes], at: int) -> tuple[int, int, int]:
         file.seek(at)
         struct = _Struct(file.read(size))
         try:
-            numbers = struct.numbers()
+            fields = struct.fields()
         except IndexError:  # the header is longer
             continue
-        if numbers.get(2, -1) < 0 or numbers.get(3, -1) < 0:
+        unpacked, packed = fields.get(2), fields.get(3)
+        if not (isinstance(unpacked, int) and isinstance(packed, int) and min(unpacked, packed) >= 0):
             break
-        return numbers[2], numbers[3], struct.at
+        return unpacked, packed, struct.at
     raise ValueError(f"no header of a page at byte {at}")
 
 
@@ -50,37 +69,47 @@ class _Struct:
     def __init__(self, content: bytes) -> None:
         self._content, self.at = content, 0
 
-    def numbers(self) -> dict[int, int]:
-        """The fields that are whole numbers, by their ids; the others are skipped.
+    def fields(self) -> dict[int, Any]:
+        """The fields that hold whole numbers, lists or structs, by their ids; the others are None.
 
         Raises:
             IndexError: when the content ends before the struct does.
         """
-        found, field = dict[int, int](), 0
+        found, field = dict[int, Any](), 0
         while head := self._byte():
             step, kind = divmod(head, 16)
             field = field + step if step else self._number()
-            if kind in (4, 5, 6):  # integers of 16, 32 and 64 bits
-                found[field] = self._number()
-            else:
-                self._skip(kind)
+            found[field] = self._value(kind)
         return found
 
-    def _skip(self, kind: int) -> None:
+    def _value(self, kind: int) -> Any:
         match kind:
             case 1 | 2:  # true and false: the kind is the value
                 pass
             case 3:
                 self._byte()
+            case 4 | 5 | 6:  # integers of 16, 32 and 64 bits
+                return self._number()
             case 7:
                 self.at += 8
             case 8:
                 size = self._varint()  # which moves `at`
                 self.at += size
+            case 9:
+                return self._list()
             case 12:
-                self.numbers()
+                return self.fields()
             case _:
-                raise ValueError(f"a header of a page with a field of kind {kind}")
+                raise ValueError(f"a field of kind {kind}")
+        return None
+
+    def _list(self) -> list[Any]:
+        size, kind = divmod(self._byte(), 16)
+        if size == 15:
+            size = self._varint()
+        if size > len(self._content) - self.at:  # a value takes a byte and more
+            raise IndexError
+        return [self._value(kind) for _ in range(size)]
 
     def _number(self) -> int:
         value = self._varint()

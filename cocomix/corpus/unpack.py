@@ -3,10 +3,10 @@
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from cocomix.plumbing.errors import UserError, install
 
@@ -23,6 +23,8 @@ _WINDOW = 1 << 31
 
 PACKED = (".gz", ".zst")
 
+Content = TypeVar("Content", str, bytes)
+
 
 @contextmanager
 def opened(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
@@ -37,10 +39,15 @@ def opened(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
         yield file
         return
     chunks = _gzip(file) if path.suffix == ".gz" else _zstd(file)
-    yield io.BufferedReader(_Chunks(_limited(chunks, path)), _CHUNK)
+    yield io.BufferedReader(_Chunks(limited(chunks, path)), _CHUNK)
 
 
-def _limited(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
+def limited(chunks: Iterable[Content], path: Path) -> Iterator[Content]:
+    """Yield the chunks of text or bytes that a file unpacks to.
+
+    Raises:
+        UserError: when they are more than is allowed.
+    """
     limit = left = max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
     for chunk in chunks:
         left -= len(chunk)

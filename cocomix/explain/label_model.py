@@ -73,7 +73,7 @@ class LabelModel:
                 f"explain.model.name: {name!r}: its tokenizer has {len(self._tokenizer)} tokens, the model "
                 f"{model.config.vocab_size}: they are of different models"
             )
-        self._longest = longest_context(model)
+        self._longest = longest_context(model.config)
         self._model = model.requires_grad_(False).eval().to(device())
         self._tokenizer.padding_side = "left"  # generation continues at the right end
         self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
@@ -101,11 +101,7 @@ class LabelModel:
     @torch.no_grad()
     def _generate(self, prompts: Sequence[str], tokens: int) -> Any:
         has_chat = bool(self._tokenizer.chat_template)
-        if has_chat:
-            turns = [[{"role": "user", "content": each}] for each in prompts]
-            prompts = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        else:
-            prompts = [f"{each}\n\nAnswer:" for each in prompts]
+        prompts = self._as_questions(prompts) if has_chat else [f"{each}\n\nAnswer:" for each in prompts]
         batch = self._tokenizer(
             list(prompts),
             return_tensors="pt",
@@ -128,6 +124,17 @@ class LabelModel:
             return_dict_in_generate=True,
             output_logits=True,
         )
+
+    def _as_questions(self, prompts: Sequence[str]) -> list[str]:
+        turns = [[{"role": "user", "content": each}] for each in prompts]
+        try:
+            asked: list[str] = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # any kind: a template is a program
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            raise UserError(
+                f"explain.model: its chat template takes no question: {type(error).__name__}: {reason}"
+            ) from None
+        return asked
 
     def _first_tokens(self, word: str) -> set[int]:
         spellings = [f"{space}{each}" for space in ("", " ") for each in (word, word.capitalize())]

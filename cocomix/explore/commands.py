@@ -11,7 +11,7 @@ from rich.text import Text
 from cocomix.explore.continuation import Sampling, checked_temperature, continuation, default_tokens
 from cocomix.explore.edit_syntax import Written, parse_edit
 from cocomix.explore.load import load_extractor, load_labels, load_model
-from cocomix.explore.terminal import Stream, meanings, side_by_side, table_of
+from cocomix.explore.terminal import Stream, harmless, meanings, side_by_side, table_of
 from cocomix.modeling import ConceptFields
 from cocomix.plumbing.artifact import MANIFEST
 from cocomix.plumbing.errors import UserError
@@ -52,7 +52,7 @@ def generate(options: argparse.Namespace, console: Console) -> None:
             text = continuation(writer, tokenizer, ids, sampling, **edited)
             print(json.dumps({"prompt": options.text, "edits": options.edit, "continuation": text}))
         else:
-            console.print(Text(options.text, "dim"), end="", soft_wrap=True)
+            console.print(Text(harmless(options.text), "dim"), end="", soft_wrap=True)
             continuation(writer, tokenizer, ids, sampling, streamer=Stream(tokenizer, console), **edited)
 
 

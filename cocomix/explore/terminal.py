@@ -1,4 +1,7 @@
-"""Concepts and continuations at a terminal, in colour where it is supported."""
+"""Concepts and continuations at a terminal, in colour where it is supported.
+
+Control characters of a text are escaped: some command a terminal.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -34,9 +37,17 @@ def table_of(positions: Sequence[Position], most: int) -> Table:
     return table
 
 
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def harmless(text: str) -> str:
+    """A text in which control characters are escaped, but for tabs and line ends."""
+    return text.translate(_CONTROLS)
+
+
 def visible(text: str) -> str:
     """A token's text with visible spaces, tabs and line ends."""
-    return text.replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u2192")
+    return harmless(text).replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u2192")
 
 
 def side_by_side(prompt: str, continuations: Mapping[str, str]) -> Table:
@@ -44,14 +55,15 @@ def side_by_side(prompt: str, continuations: Mapping[str, str]) -> Table:
     table = Table(header_style="bold", expand=True, show_lines=False)
     for name in continuations:
         table.add_column(name, ratio=1)
-    table.add_row(*(Text.assemble((prompt, "dim"), each) for each in continuations.values()))
+    prompt = harmless(prompt)
+    table.add_row(*(Text.assemble((prompt, "dim"), harmless(each)) for each in continuations.values()))
     return table
 
 
 def meanings(edits: Sequence[Written], labels: Mapping[int, str]) -> str:
     """The labels of the concepts in edits, one per line, where they have one."""
     numbers = dict.fromkeys(number for edit in edits for number in concepts_of(edit))
-    return "\n".join(f"{number}  {labels[number]}" for number in numbers if labels.get(number))
+    return "\n".join(f"{number}  {harmless(labels[number])}" for number in numbers if labels.get(number))
 
 
 def concepts_of(edit: Written) -> list[int]:
@@ -68,7 +80,7 @@ class Stream(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print the finalized text."""
-        self._console.print(Text(text), end="\n" if stream_end else "", soft_wrap=True)
+        self._console.print(Text(harmless(text)), end="\n" if stream_end else "", soft_wrap=True)
 
 
 def _listed(concepts: Sequence[Concept], agreed: set[int], *, strengths: bool) -> Text:
@@ -77,5 +89,5 @@ def _listed(concepts: Sequence[Concept], agreed: set[int], *, strengths: bool) -
     for each in concepts:
         number = (f"{each.concept:5d}", "bold green" if each.concept in agreed else "bold")
         strength = (f" {each.strength:4.1f}" if strengths else "", "dim")
-        lines.append(Text.assemble(number, strength, f"  {each.label or ''}"))
+        lines.append(Text.assemble(number, strength, f"  {harmless(each.label or '')}"))
     return Text("\n").join(lines)

@@ -1,7 +1,8 @@
 """Checks of model files from elsewhere before anything in them is loaded or allocated.
 
-Files must be regular and hold plain tensors. Otherwise a configuration may ask for a million layers, an index may point
-to another folder or a pickle, and a pipe may never end. The headers of the weight files bound a model's size.
+Files must be regular and hold plain tensors. Otherwise a configuration may ask for a million layers or for a program of
+the hub, an index may point to another folder or a pickle, and a pipe may never end. The headers of the weight files
+bound a model's size.
 """
 
 import json
@@ -25,6 +26,10 @@ JSON_BYTES = 1 << 26
 """Maximum size of a configuration or an index."""
 LAYERS = 10_000
 """Maximum of layers, labels and the like in a configuration: transformers builds lists of that length first."""
+NOT_READ = ("quantization_config", "transformers_weights")
+"""Fields of a configuration that name another form of the weights."""
+ATTENTION = ("eager", "sdpa")
+"""Implementations of attention that a configuration may ask for: others can be programs, which are downloaded."""
 PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 """safetensors' names of the dtypes of an unquantised model; masks and positions are integers."""
 
@@ -76,14 +81,26 @@ def look_at(name: str, revision: str | None) -> Held:
         for each in Path(name).iterdir():
             if not each.is_dir():
                 check_regular(each)
-    config, path = _read(name, "config.json", revision)
+    check_config(name, revision)
+    if _found(name, "adapter_config.json", revision):
+        raise UserError("adapter_config.json: adapters are not read, as they may name another model: give a whole one")
+    return _held(name, revision)
+
+
+def check_config(name: str, revision: str | None, *, local: bool = False) -> None:
+    """Check the configuration of a model, before it is used.
+
+    Args:
+        name: hub id or folder.
+        local: whether to download nothing.
+
+    Raises:
+        UserError: in one line, naming the file.
+    """
+    config, path = _read(name, "config.json", revision, local=local)
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no configuration")
-    _check_counts(config, path)
-    for field in ("quantization_config", "transformers_weights"):
-        if config.get(field):
-            raise UserError(f"{path}: {field}: not read; give the model's own weights, in 16 or 32 bits")
-    return _held(name, revision)
+    _check_fields(config, path)
 
 
 @contextmanager
@@ -114,34 +131,43 @@ def bounded(held: Held) -> Iterator[None]:
         yield
 
 
-def _read(name: str, file: str, revision: str | None) -> tuple[Any, Path]:
+def _read(name: str, file: str, revision: str | None, *, local: bool = False) -> tuple[Any, Path]:
     from transformers.utils import cached_file
 
-    path = cached_file(name, file, revision=revision)
+    path = cached_file(name, file, revision=revision, local_files_only=local)
     if path is None:
         raise UserError(f"{file}: no such file")
     return read_json(Path(path)), Path(path)
 
 
-def _check_counts(fields: Any, path: Path) -> None:
-    """Check the counts in a configuration, and in the configurations nested in it."""
+def _found(name: str, file: str, revision: str | None) -> str | None:
+    """The path of a file of a model; None: there is none."""
+    from transformers.utils import cached_file
+
+    path: str | None = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return path
+
+
+def _check_fields(fields: Any, path: Path) -> None:
+    """Check a configuration, and the configurations nested in it."""
     for field, value in fields.items() if isinstance(fields, dict) else ():
         counts = any(word in str(field) for word in ("layer", "label", "block", "depth", "stage"))
         if counts and isinstance(value, int | float) and value > LAYERS:
             raise UserError(f"{path}: {field}: {reprlib.repr(value)}: allowed: at most {LAYERS}")
-        _check_counts(value, path)
+        if field in NOT_READ and value:
+            raise UserError(f"{path}: {field}: not read; give the model's own weights, in 16 or 32 bits")
+        if field in ("attn_implementation", "_attn_implementation") and value not in (None, *ATTENTION):
+            allowed = f"allowed: {', '.join(ATTENTION)}, or no such field"
+            raise UserError(f"{path}: {field}: {reprlib.repr(value)}: {allowed}")
+        _check_fields(value, path)
 
 
 def _held(name: str, revision: str | None) -> Held:
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-
-    def found(file: str) -> str | None:
-        path: str | None = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-        return path
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
     names = [SAFE_WEIGHTS_NAME]
-    if not found(SAFE_WEIGHTS_NAME):
-        if not found(SAFE_WEIGHTS_INDEX_NAME):
+    if not _found(name, SAFE_WEIGHTS_NAME, revision):
+        if not _found(name, SAFE_WEIGHTS_INDEX_NAME, revision):
             raise UserError(f"no {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} there: other weights are not read")
         index, path = _read(name, SAFE_WEIGHTS_INDEX_NAME, revision)
         shards = index.get("weight_map") if isinstance(index, dict) else None
@@ -153,7 +179,7 @@ def _held(name: str, revision: str | None) -> Held:
                 raise UserError(f"{path}: names {reprlib.repr(each)}; allowed: .safetensors files beside it")
     tensors = numbers = 0
     for each in names:
-        shard = found(each)
+        shard = _found(name, each, revision)
         if shard is None:
             raise UserError(f"{each}: missing")
         check_regular(Path(shard))

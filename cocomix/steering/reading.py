@@ -116,7 +116,7 @@ def encode(
         ids = ids_of_text(tokenizer, unicode_text(text)) if isinstance(text, str) else text
     except ValueError as error:
         raise UserError(f"the text is {error}") from None
-    limit = longest_context(model)
+    limit = longest_context(model.config)
     if not ids:
         raise UserError("the text is empty; give at least one token")
     if limit and len(ids) + new_tokens > limit:
@@ -174,7 +174,7 @@ def _zeroed(vectors: Tensor, places: Tensor) -> Tensor:
 def _labelled(extractor: Extractor, ids: Tensor) -> list[tuple[list[int], list[float]]]:
     """The labels of each position and their scores."""
     base, sae, params, _ = extractor
-    limit = longest_context(base)
+    limit = longest_context(base.config)
     if limit and len(ids) > limit:
         raise UserError(f"the text has {len(ids)} tokens; the base model reads at most {limit}")
     found = label_windows(base, sae, ids[None], params)

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHeadModel, MptConfig, XLNetConfig
 
-from cocomix.base.loading import load_base, micro_batch
+from cocomix.base.loading import load_base, longest_context, micro_batch
 from cocomix.plumbing.artifact import Artifact
 from cocomix.pretrained import load_model
 from tests.conftest import CONTEXT
@@ -35,6 +35,11 @@ def test_weights_in_the_type_in_which_they_are_stored_are_mapped_and_not_copied(
 def own_memory() -> int:
     """Bytes of this process that are no mapped file."""
     return 1024 * int(re.findall(r"RssAnon:\s+([0-9]+)", Path("/proc/self/status").read_text())[0])
+
+
+def test_the_longest_context_is_what_a_configuration_states_by_any_name_or_none() -> None:
+    configs = (GPT2Config(n_positions=7), MptConfig(max_seq_len=7), BloomConfig(), XLNetConfig())
+    assert [longest_context(each) for each in configs] == [7, 7, None, None]
 
 
 def test_the_windows_of_a_forward_pass_are_a_runtime_knob(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,8 +141,8 @@ def files(folder: Path) -> Path:
         ),
         (base("./nowhere"), "base.pretrained: './nowhere': no such folder, and no id of the hub"),
         (base("a b"), "base.pretrained: 'a b': no such folder, and no id of the hub"),
-        (base("torn"), "base.pretrained: 'torn': no model can be loaded from this folder: "),
-        (base("empty"), "base.pretrained: 'empty': no model can be loaded from this folder: "),
+        (base("torn"), "base.pretrained: 'torn': torn/config.json: not JSON: "),
+        (base("empty"), "base.pretrained: 'empty': config.json: no such file"),
         (base("short"), "base.pretrained: 'short' has a context of 64; tokenize.context is 128"),
         (own("small"), "base.pretrained: 'small': its tokenizer knows no text: tokenizer.json is missing"),
         (own("with-tokenizer", 256), "base.pretrained: 'with-tokenizer' has a context of 128; base.context is 256"),
@@ -227,14 +227,14 @@ def files(folder: Path) -> Path:
         ),
         (
             {"explain": {"labeller": "model", "model": {"name": "torn"}}},
-            "explain.model.name: 'torn': no model can be loaded from this folder",
+            "explain.model.name: 'torn': torn/config.json: not JSON: ",
         ),
         (init("./nowhere"), "pretrain.init.path: './nowhere': no such folder, and no id of the hub"),
         (
             init("gpt2"),
             "pretrain.init.path: 'gpt2': no such folder; a hub id may change under its name: set pretrain.init.r",
         ),
-        (init("torn"), "pretrain.init.path: 'torn': no model can be loaded from this folder: "),
+        (init("torn"), "pretrain.init.path: 'torn': torn/config.json: not JSON: "),
         (init("opt"), "pretrain.init.path: 'opt': opt; allowed: gpt2, llama, qwen3"),
         (init("sliding"), "pretrain.init.path: 'sliding': has use_sliding_window: True; allowed: False"),
         (

@@ -65,6 +65,26 @@ def test_a_chat_template_is_used(folder_of_model: Path) -> None:
     assert LabelModel(asked).judge("time", ["<<May>>"]) != plain
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('no users') }}", "TemplateError: no users"),
+        ("{% for each in messages %}", "TemplateSyntaxError: "),
+        ("{{ messages[7].content }}", "UndefinedError: "),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError: "),
+    ],
+)
+def test_a_chat_template_that_takes_no_question_is_an_error_of_one_line(
+    folder_of_model: Path, template: str, reason: str
+) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder_of_model)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder_of_model)
+    model = LabelModel(ExplainModelParams(name=str(folder_of_model)))
+    with pytest.raises(UserError, match=f"explain.model: its chat template takes no question: {reason}"):
+        model.judge("time", ["<<May>>"])
+
+
 def test_a_special_token_that_is_spelt_in_an_excerpt_is_text(folder_of_model: Path) -> None:
     asked = ExplainModelParams(name=str(folder_of_model))
     expected = LabelModel(asked).judge("time", ["<|end|> <<May>>"])

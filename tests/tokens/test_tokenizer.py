@@ -171,10 +171,27 @@ def test_a_tokenizer_that_explodes_is_tried_elsewhere_and_refused(
     assert capfd.readouterr().err == ""
 
 
+TWICE = [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40
+MAKES_ENDLESS_TEXT = {
+    "normalizer": {"type": "Sequence", "normalizers": TWICE},
+    "decoder": {"type": "Sequence", "decoders": TWICE},
+}
+
+
 @pytest.mark.slow
-def test_a_tokenizer_that_makes_endless_text_is_ended(tmp_path: Path) -> None:
-    twice = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
-    name = edited(tmp_path, normalizer={"type": "Sequence", "normalizers": [twice] * 40})
+@pytest.mark.parametrize("part", MAKES_ENDLESS_TEXT)
+def test_a_tokenizer_that_makes_endless_text_is_ended(tmp_path: Path, part: str) -> None:
+    name = edited(tmp_path, **{part: MAKES_ENDLESS_TEXT[part]})
+    with pytest.raises(UserError, match="cannot be loaded and tried within 60 s and 4 GB"):
+        load_pretrained(name, None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_chat_template_that_loops_without_end_is_ended(tmp_path: Path) -> None:
+    name = edited(tmp_path)
+    loops = "{% for each in range(99999) %}" * 4 + "{% endfor %}" * 4
+    (Path(name) / "chat_template.jinja").write_text(loops)
     with pytest.raises(UserError, match="cannot be loaded and tried within 60 s and 4 GB"):
         load_pretrained(name, None)
 
