@@ -50,7 +50,7 @@ def _encode(work: Work, tokens: Tokens, params: Params) -> tuple[dict[str, Any],
     section, corpus = params.base, Artifact(ARTIFACTS / "corpus")
     tokenizer = load_pretrained(str(section.pretrained), section.revision, "base.pretrained")
     work.confirm_inputs()
-    check_dropped_tokens(params, tokenizer.get_vocab())
+    check_dropped_tokens(params, tokenizer.get_vocab(), "own")
     context = section.context or tokens.context
     packed = pack_corpus(work, corpus, tokenizer, context, "base.context")
     whose = f"of base.context ({context}), validation's"

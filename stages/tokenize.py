@@ -32,8 +32,7 @@ def run(params: Params) -> None:
     def compute(work: Work) -> Mapping[str, Any]:
         tokenizer = _tokenizer(section, corpus, work)
         work.confirm_inputs()
-        if params.base.tokenizer == "shared":
-            check_dropped_tokens(params, tokenizer.get_vocab())
+        check_dropped_tokens(params, tokenizer.get_vocab(), "shared")
         packed = pack_corpus(work, corpus, tokenizer, section.context, "tokenize.context")
         check_validation_windows(params, packed.metrics["validation"]["windows"])
         if runtime().rank == 0:

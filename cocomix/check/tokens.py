@@ -1,7 +1,7 @@
 """Checks of parameters against the tokens, made when there are some: before any model is trained."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cocomix.params import Params
 from cocomix.plumbing.errors import UserError
@@ -24,12 +24,18 @@ def check_validation_windows(params: Params, windows: int, whose: str = "validat
         raise UserError(f"steer.windows ({params.steer.windows}) must not exceed {whose} {windows} windows")
 
 
-def check_dropped_tokens(params: Params, vocabulary: Mapping[str, int]) -> None:
+def check_dropped_tokens(params: Params, vocabulary: Mapping[str, int], whose: Literal["shared", "own"]) -> None:
     """Check that `activations.drop_tokens` are in the vocabulary of the base model.
+
+    Args:
+        vocabulary: the ids of tokens; of a tokenizer that is not the base model's, nothing is checked.
+        whose: the value of `base.tokenizer` with which the vocabulary is the base model's.
 
     Raises:
         UserError: when one is not.
     """
+    if params.base.tokenizer != whose:
+        return
     from cocomix.activations.shards import ids_to_drop
 
     ids_to_drop(vocabulary, params.activations)

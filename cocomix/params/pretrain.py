@@ -139,6 +139,8 @@ class PretrainParams(Section):
             if len(set(values)) < len(values):  # type: ignore[arg-type]
                 raise ValueError(f"{name} lists a value twice: {values}")
         known = [*get_args(Method), *self.forms]
-        if unknown := next((each for each in self.methods if each not in known), None):
-            raise ValueError(f"methods lists {unknown!r}, which is no method or form; {suggestion(unknown, known)}")
+        if unknown := [each for each in self.methods if each not in known]:
+            raise ValueError(
+                f"methods lists {unknown[0]!r}, which is no method or form; {suggestion(unknown[0], known)}"
+            )
         return self

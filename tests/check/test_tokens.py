@@ -24,6 +24,8 @@ def test_a_model_to_go_on_from_needs_the_tokenizer_of_the_tokens(tokens_folder: 
 
 @pytest.mark.parametrize("token", ["c", 2, -1])
 def test_a_token_to_drop_is_one_of_the_vocabulary(token: str | int) -> None:
-    check_dropped_tokens(params({"activations": {"drop_tokens": ["a", 1]}}), {"a": 0, "b": 1})
+    check_dropped_tokens(params({"activations": {"drop_tokens": ["a", 1]}}), {"a": 0, "b": 1}, "shared")
+    asked = params({"activations": {"drop_tokens": [token]}})
     with pytest.raises(UserError, match=f"activations.drop_tokens: {token!r}: no token of the vocabulary of 2"):
-        check_dropped_tokens(params({"activations": {"drop_tokens": [token]}}), {"a": 0, "b": 1})
+        check_dropped_tokens(asked, {"a": 0, "b": 1}, "shared")
+    check_dropped_tokens(asked, {"a": 0, "b": 1}, "own")  # the base model has the other one
