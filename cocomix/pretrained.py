@@ -46,13 +46,9 @@ def load_config(key: str, name: str, revision: str | None, *, local: bool = Fals
     """
     from transformers import AutoConfig
 
-    try:
+    with _one_line(key, name):
         check_config(name, revision, local=local)
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, local_files_only=local)
-    except UserError as error:
-        raise UserError(f"{key}: {name!r}: {error}") from None
-    except Exception as error:  # any kind: the libraries that read the files raise it
-        raise unreadable(key, name, "model", error) from None
 
 
 def check_files(key: str, name: str, revision: str | None) -> None:

@@ -133,7 +133,7 @@ def _refused(left: Sequence[Task]) -> dict[str, str]:
     errors = dict[bytes, str]()
     for content in dict.fromkeys(task.content for task in left):
         try:
-            preflight(parse(Params, mapping(content, str(FILE)), str(FILE)))
+            preflight(_params(content))
         except UserError as error:
             errors[content] = str(error)
     return _logged({task.title: errors[task.content] for task in left if task.content in errors})
@@ -144,9 +144,12 @@ def _with_outside(asked: Sequence[Task]) -> list[Task]:
     found = dict[bytes, dict[str, str | None]]()
     for content in dict.fromkeys(task.content for task in asked):
         with suppress(UserError):
-            params = parse(Params, mapping(content, str(FILE)), str(FILE))
-            found[content] = decisive_outside(external.digests(params))
+            found[content] = decisive_outside(external.digests(_params(content)))
     return [task._replace(outside=found.get(task.content)) for task in asked]
+
+
+def _params(content: bytes) -> Params:
+    return parse(Params, mapping(content, str(FILE)), str(FILE))
 
 
 def _logged(failed: dict[str, str]) -> dict[str, str]:

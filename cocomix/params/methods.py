@@ -90,7 +90,7 @@ class CocomixParams(Section):
     """Whether a learned scalar, initially 0, multiplies the vector that is mixed."""
     mixing_learning_rate: Rate | None = None
     """Peak learning rate of compress, or of the MLP with predicts: nothing; null: training.learning_rate. Compress
-    sums 32 vectors, so its output changes faster than its weights do."""
+    sums concept_k vectors, so its output changes faster than its weights do."""
     stop_gradient: bool
     """Whether the language model's loss has no gradient through the prediction."""
     concept_weight: Weight

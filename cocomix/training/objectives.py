@@ -87,9 +87,9 @@ class Objective(nn.Module):
 
     def mixing_weights(self) -> list[nn.Parameter]:
         """Weights of the layer that makes the mixed vector: of `compress`, or of the MLP in place of concepts."""
-        mixer = getattr(self.model.base_model, "mixer", None)
-        layers = dict(mixer.named_children()) if isinstance(mixer, nn.Module) else {}
-        return [each for name in ("compress", "mlp") if name in layers for each in layers[name].parameters()]
+        mixer: nn.Module = getattr(self.model.base_model, "mixer", nn.Module())
+        layers = (layer for name, layer in mixer.named_children() if name in ("compress", "mlp"))
+        return [each for layer in layers for each in layer.parameters()]
 
     def training_flops(self, context: int) -> int:
         """FLOPs of training on one text token: the forward pass, and twice as many for the backward pass.
