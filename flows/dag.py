@@ -44,6 +44,23 @@ class Stage:
     """The parameters of its last run, by key."""
     writes: bytes | None = None
     """For the stage `check`: the external.json that it will write; `changed` of other stages is based on it."""
+    folder: Path = Path()
+    """Where it runs: the project's folder, or a copy of it (`flows/copies.py`)."""
+    setting: str = ""
+    """The setting of a sweep that it runs for."""
+
+    @property
+    def title(self) -> str:
+        """Name of its task in logs and in the UI."""
+        return self._with_setting(self.name)
+
+    @property
+    def needed_titles(self) -> set[str]:
+        """The titles of `needs`, under the same setting."""
+        return set(map(self._with_setting, self.needs))
+
+    def _with_setting(self, name: str) -> str:
+        return f"{name} {self.setting}".rstrip()
 
     def as_foreseen(self) -> bool:
         """Whether external.json has the content `writes`."""

@@ -14,7 +14,7 @@ from selectors import EVENT_READ, DefaultSelector
 from threading import Event
 from typing import Literal, NamedTuple
 
-from cocomix.plumbing.lock import signs_of_life
+from cocomix.plumbing.lock import ROOT, signs_of_life
 
 GRACE_SECONDS = 8.0
 """Time for a stage to stop at a safe point, from its last sign of life (`cocomix.plumbing.lock`).
@@ -69,6 +69,7 @@ def reproduce(
     log: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
     end: Event | None = None,
+    folder: Path = Path(),
 ) -> Result:
     """Bring one stage up to date, whatever the state of the stages before it.
 
@@ -80,6 +81,7 @@ def reproduce(
         log: called with each line that DVC and the stage write, as soon as it is written.
         environment: variables that differ from this process's.
         end: when it is set, the stage must stop; signals reach only the main thread.
+        folder: the project's, or a copy of it.
 
     Raises:
         Stopped: after `end` is set.
@@ -87,7 +89,7 @@ def reproduce(
     work = object()
     _at_work.add(work)
     try:
-        return _reproduce(stage, log, environment or {}, end or Event())
+        return _reproduce(stage, log, environment or {}, end or Event(), folder)
     finally:
         _at_work.remove(work)
 
@@ -98,13 +100,16 @@ def wait_for_stages() -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str, str], end: Event) -> Result:
+def _reproduce(
+    stage: str, log: Callable[[str], None], environment: Mapping[str, str], end: Event, folder: Path
+) -> Result:
     if end.is_set():
         raise Stopped
     kills = _kills_for_memory()
     process = subprocess.Popen(
         # --wait-for-lock, because a finished stage is lost if DVC cannot take its lock to record it.
         [sys.executable, "-u", "-m", "flows.dvc", "--wait-for-lock", "repro", "--single-item", stage],
+        cwd=folder,
         env=_environment() | dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -126,7 +131,7 @@ def _reproduce(stage: str, log: Callable[[str], None], environment: Mapping[str,
                 cause, complaints["error: "] = "out of memory", line
         status = process.wait()
     except BaseException:
-        _stop(process, log)
+        _stop(process, log, folder / ROOT)
         raise
     if not status:
         return Result(outcome)
@@ -180,8 +185,12 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PATH": path, "FLOW_PID": str(os.getpid())}
 
 
-def _stop(process: "subprocess.Popen[bytes]", log: Callable[[str], None]) -> None:
-    """Stop DVC and its stage, which may run although DVC is dead; a stage that is saving its work gets the time."""
+def _stop(process: "subprocess.Popen[bytes]", log: Callable[[str], None], root: Path) -> None:
+    """Stop DVC and its stage, which may run although DVC is dead; a stage that is saving its work gets the time.
+
+    Args:
+        root: of the lock files of the stages.
+    """
     _signal_group(process, signal.SIGINT)
     start, signs = time.monotonic(), set[tuple[int, int]]()
     deadline, has_said = start + GRACE_SECONDS, False
@@ -192,7 +201,7 @@ def _stop(process: "subprocess.Popen[bytes]", log: Callable[[str], None]) -> Non
                 for line in filter(None, rest.decode(errors="replace").splitlines()):
                     log(line)
                 break
-            if (new := signs_of_life(partial(_is_in_group, process.pid))) != signs:
+            if (new := signs_of_life(partial(_is_in_group, process.pid), root)) != signs:
                 signs, deadline = new, time.monotonic() + GRACE_SECONDS
             if not has_said and time.monotonic() > start + GRACE_SECONDS:
                 log("the stage saves its work; waiting for it")

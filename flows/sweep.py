@@ -5,8 +5,9 @@
 
 The settings are the grid of all values given as `key=value,value`, or the named ones of a file (`name: {pretrain: ...}`
 with differences only), or each of the file's at each point of the grid. Under each setting, DVC brings `evaluate` of
-every method and seed up to date, with all that it needs; earlier results come from its cache. A setting that does not
-fit this machine, such as a file that is missing, is reported before any work; the others run. Settings that differ in
+every method and seed up to date, with all that it needs; earlier results come from its cache. With `--trainings` above
+1, models of several settings train beside each other, in copies of the project's folder. A setting that does not fit
+this machine, such as a file that is missing, is reported before any work; the others run. Settings that differ in
 nothing that a method reads are named too: its models are equal.
 
 Results are added to metrics/sweep/NAME.json one by one. The same command resumes after them: a run is skipped if a
@@ -20,8 +21,9 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -37,13 +39,15 @@ from cocomix.params import FILE, Params, Seed
 from cocomix.plumbing.artifact import write_atomically
 from cocomix.plumbing.checked import mapping, parse, whole_number
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.runtime import runtime
 from cocomix.plumbing.sources import digest_of_sources, states
 from cocomix.report.efficiency import equal_flops, loss_at, spread
 from cocomix.report.facts import read_run, run_files
 from cocomix.report.tuning import SWEEPS, SweepRun, decisive_outside, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
 from flows import publish
-from flows.dag import read_dag, select
+from flows.copies import copy_of_project, leaves_the_folder, remove
+from flows.dag import Stage, read_dag, select
 from flows.owner import check_definition
 from flows.pipeline import add_trainings, set_trainings
 from flows.server import end_with_runner, run_here
@@ -102,26 +106,34 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     for line in alike(asked):
         log.warning(line)
 
-    def collect(task: Task) -> None:
+    def collect(task: Task, folder: Path) -> None:
         nonlocal done
-        if FILE.read_bytes() != task.content:
+        if (folder / FILE).read_bytes() != task.content:
             raise UserError(f"{FILE} was edited meanwhile: the result does not count")
         if states() != files and _digest_of_code() != code:
             raise UserError("the code was edited since this sweep began: the result does not count")
         done = [each for each in done if _key(each) != (task.setting.name, task.method, task.seed)]
-        done.append(_collect(task, code))
+        done.append(_collect(task, folder, code))
         write_atomically(_path(name), _to_json(done))
         publish.comparison(name, comparison(asked, done))
 
     publish.comparison(name, comparison(asked, done))
-    groups = [list(group) for _, group in groupby(asked, attrgetter("setting.name"))]
+    left = [task for task in asked if _result_of(task, done) is None and task.title not in failed]
+    groups = [list(group) for _, group in groupby(left, attrgetter("setting.name"))]
+    if len(groups) > 1 and _may_run_beside(left):
+        log.info(f"{len(asked) - len(left)} of {len(asked)} models are done; {runtime().trainings} at a time")
+        return failed | _run_beside(groups, write_params, collect)
     for number, group in enumerate(groups, 1):
-        if left := [task for task in group if _result_of(task, done) is None and task.title not in failed]:
-            finished = sum(_result_of(task, done) is not None for task in asked)
-            setting = left[0].setting.name or FILE
-            log.info(f"[{number}/{len(groups)}] {setting}: {finished} of {len(asked)} models are done")
-            failed |= _run_setting(left, write_params, collect)
+        finished = sum(_result_of(task, done) is not None for task in asked)
+        setting = group[0].setting.name or FILE
+        log.info(f"[{number}/{len(groups)}] {setting}: {finished} of {len(asked)} models are done")
+        failed |= _run_setting(group, write_params, collect)
     return failed
+
+
+def _may_run_beside(left: Sequence[Task]) -> bool:
+    contents = {task.content for task in left}
+    return runtime().trainings > 1 and not any(leaves_the_folder(_params(each).model_dump()) for each in contents)
 
 
 def _refused(left: Sequence[Task]) -> dict[str, str]:
@@ -160,12 +172,12 @@ def _logged(failed: dict[str, str]) -> dict[str, str]:
 
 
 def _run_setting(
-    left: Sequence[Task], write_params: Callable[[bytes], None], collect: Callable[[Task], None]
+    left: Sequence[Task], write_params: Callable[[bytes], None], collect: Callable[[Task, Path], None]
 ) -> dict[str, str]:
-    """Run tasks of one setting, beside each other where `runtime().trainings` allows it.
+    """Run tasks of one setting in the project's folder, beside each other where `runtime().trainings` allows it.
 
     Args:
-        collect: called with each task that is done.
+        collect: called with each task that is done, and the folder of its results.
 
     Returns:
         Error messages of failed tasks, by title.
@@ -173,25 +185,76 @@ def _run_setting(
     Raises:
         UserError: when a person has edited params.yaml.
     """
-    wanted = {f"evaluate@{task.method}-{task.seed}": task for task in left}
-    failed: dict[str, str] = {}
-
-    def ended(stage: str) -> None:
-        if stage in wanted:
-            try:
-                collect(wanted[stage])
-            except UserError as error:
-                failed[stage] = str(error)
-
     write_params(left[0].content)
     try:
-        dag = read_dag()
-        # In the order of the tasks, so that each model is evaluated before the next ones are trained.
-        nodes = {node.name: node for stage in wanted for node in select(dag, [stage])}
-        failed |= bring_up_to_date(nodes.values(), left[0].setting.name, ended).failed
+        return _run_stages(_stages(left), {_evaluation(task): (task, Path()) for task in left}, collect)
     except UserError as error:
-        failed = dict.fromkeys(wanted, str(error))
-    return _logged({task.title: failed[stage] for stage, task in wanted.items() if stage in failed})
+        return _logged({task.title: str(error) for task in left})
+
+
+def _run_beside(
+    settings: Sequence[Sequence[Task]], write_params: Callable[[bytes], None], collect: Callable[[Task, Path], None]
+) -> dict[str, str]:
+    """Run tasks of several settings beside each other: see `_run_setting`.
+
+    First, the stages that all models of a setting share run in the project's folder, setting after setting. The models
+    then train and are evaluated in a copy of the folder for each setting.
+    """
+    failed, copies = dict[str, str](), list[Path]()
+    nodes, wanted = list[Stage](), dict[str, tuple[Task, Path]]()
+    for left in settings:
+        write_params(left[0].content)
+        try:
+            stages = _stages(left)
+            stopped = bring_up_to_date(each for each in stages if "@" not in each.name).failed
+        except UserError as error:
+            stopped = {"": str(error)}
+        if stopped:
+            failed |= _logged(dict.fromkeys((task.title for task in left), next(iter(stopped.values()))))
+            continue
+        copies.append(folder := copy_of_project(left[0].setting.name))
+        # DVC decides what changes: the flags of `stages` are from before the shared stages ran.
+        nodes += [replace(each, folder=folder, changed=True) for each in stages if "@" in each.name]
+        wanted |= {_evaluation(task): (task, folder) for task in left}
+    failed |= _run_stages(nodes, wanted, collect)
+    for folder in copies:
+        if not any(each == folder and task.title in failed for task, each in wanted.values()):
+            remove(folder)
+    return failed
+
+
+def _run_stages(
+    stages: Iterable[Stage], wanted: Mapping[str, tuple[Task, Path]], collect: Callable[[Task, Path], None]
+) -> dict[str, str]:
+    """Run stages, and collect the result of each of the tasks `wanted`, by the title of its evaluation.
+
+    Returns:
+        Error messages of failed tasks, by title.
+    """
+    failed: dict[str, str] = {}
+
+    def ended(title: str) -> None:
+        if title in wanted:
+            try:
+                collect(*wanted[title])
+            except UserError as error:
+                failed[title] = str(error)
+
+    failed |= bring_up_to_date(stages, ended).failed
+    return _logged({task.title: failed[title] for title, (task, _) in wanted.items() if title in failed})
+
+
+def _stages(left: Sequence[Task]) -> list[Stage]:
+    """The stages of tasks of one setting, in their order: each model is evaluated before the next ones are trained."""
+    dag = read_dag()
+    names = [f"evaluate@{task.method}-{task.seed}" for task in left]
+    nodes = {node.name: node for name in names for node in select(dag, [name])}
+    return [replace(node, setting=left[0].setting.name) for node in nodes.values()]
+
+
+def _evaluation(task: Task) -> str:
+    """The title of a task's last stage."""
+    return f"evaluate@{task.method}-{task.seed} {task.setting.name}".rstrip()
 
 
 def finished_runs(name: str) -> list[SweepRun]:
@@ -242,9 +305,9 @@ def comparison(asked: Sequence[Task], done: Sequence[SweepRun]) -> str:
     return table(rows)
 
 
-def _collect(task: Task, code: str) -> SweepRun:
-    training, evaluation, *_ = run_files(task.method, task.seed)
-    curve, noted = read_run(task.method, task.seed).curve, external.noted()
+def _collect(task: Task, folder: Path, code: str) -> SweepRun:
+    training, evaluation, *_ = run_files(task.method, task.seed, folder)
+    curve, noted = read_run(task.method, task.seed, folder).curve, external.noted(folder)
     return SweepRun(
         setting=task.setting.name,
         values=dict(task.setting.values),

@@ -30,13 +30,12 @@ RETRY_SECONDS = (2, 4, 8, 16)
 """Delays before the retries of a stage that was busy or killed; each grows by up to half as much at random."""
 
 
-@task(task_run_name="{title}", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="{node.title}", cache_policy=NO_CACHE, persist_result=False)
 def stage(
     node: Stage,
     changed: bool,
     share: Share,
     end: Event,
-    title: str,  # noqa: ARG001 (it names the run)
 ) -> State[None]:
     """Bring one stage up to date.
 
@@ -47,7 +46,6 @@ def stage(
         changed: whether the stage may have something to do; only then DVC is asked, which decides.
         share: its part of the machine.
         end: when it is set, the stage is cancelled.
-        title: name of the task run.
     """
     if not changed:
         return Completed(name=UP_TO_DATE, message="nothing changed")
@@ -56,7 +54,7 @@ def stage(
     except Stopped:
         return Cancelled()
     if result.outcome in ("ran", "restored"):
-        publish.metrics(node.name, node.metrics)
+        publish.metrics(node.name, [node.folder / each for each in node.metrics])
     match result.outcome:
         case "ran":
             return Completed()
@@ -80,7 +78,7 @@ def _run_with_retries(node: Stage, share: Share, end: Event) -> Result:
 
     def run() -> Result:
         with hold(share.gpus, end) if node.gpu and share.gpus else nullcontext():
-            return _run(node.name, share.environment, end)
+            return _run(node, share.environment, end)
 
     for least in RETRY_SECONDS:
         result = run()
@@ -93,17 +91,20 @@ def _run_with_retries(node: Stage, share: Share, end: Event) -> Result:
     return run()
 
 
-def _run(name: str, environment: Mapping[str, str], end: Event) -> Result:
+def _run(node: Stage, environment: Mapping[str, str], end: Event) -> Result:
     """Run a stage; after each out-of-memory error, retry with half as many windows per forward pass."""
     log = get_run_logger()
-    progress = publish.StageProgress(name)
+    progress = publish.StageProgress(node.name)
     windows = runtime().micro_batch
 
     def note(line: str) -> None:
         log.info(line)
         progress.read(line)
 
-    while (result := reproduce(name, note, environment, end)).cause == "out of memory" and windows != 1:
+    def run() -> Result:
+        return reproduce(node.name, note, environment, end, node.folder)
+
+    while (result := run()).cause == "out of memory" and windows != 1:
         windows = FIRST_MICRO_BATCH if windows == "auto" else windows // 2
         environment = {**environment, "COCOMIX_MICRO_BATCH": str(windows)}
         log.warning(f"out of memory; once more with COCOMIX_MICRO_BATCH={windows}")
@@ -116,12 +117,12 @@ class Ended(NamedTuple):
     """How stages have ended."""
 
     states: dict[str, State[Any]]
-    """The state of each stage that was run, by its name."""
+    """The state of each stage that was run, by its title."""
     failed: dict[str, str]
-    """The reason, by the name of each stage that failed, or was not run because one that it needs failed."""
+    """The reason, by the title of each stage that failed, or was not run because one that it needs failed."""
 
 
-def bring_up_to_date(nodes: Iterable[Stage], suffix: str = "", ended: Callable[[str], None] = lambda _: None) -> Ended:
+def bring_up_to_date(nodes: Iterable[Stage], ended: Callable[[str], None] = lambda _: None) -> Ended:
     """Run stages within a flow, each as a task.
 
     Stages of a matrix, which are trainings and evaluations, run `runtime().trainings` at a time. Any other stage runs
@@ -129,12 +130,11 @@ def bring_up_to_date(nodes: Iterable[Stage], suffix: str = "", ended: Callable[[
 
     Args:
         nodes: stages, each after those that it needs, as `select` returns them; of those that can start, the first do.
-        suffix: of the task names.
-        ended: called with the name of each stage once it is up to date.
+        ended: called with the title of each stage once it is up to date.
     """
     run, end = Ended({}, {}), Event()
-    chosen = {node.name: node for node in nodes}
-    order = TopologicalSorter({name: chosen.keys() & node.needs for name, node in chosen.items()})
+    chosen = {node.title: node for node in nodes}
+    order = TopologicalSorter({title: chosen.keys() & node.needed_titles for title, node in chosen.items()})
     order.prepare()
     ready = set[str]()
     running: dict[PrefectFuture[Any], tuple[str, list[Share]]] = {}
@@ -148,32 +148,32 @@ def bring_up_to_date(nodes: Iterable[Stage], suffix: str = "", ended: Callable[[
     try:
         while True:
             ready |= set(order.get_ready())
-            for name in [each for each in chosen if each in ready]:
-                node, size = chosen[name], 1 if "@" in name else all_shares
+            for title in [each for each in chosen if each in ready]:
+                node = chosen[title]
+                size = 1 if "@" in node.name else all_shares
                 if size > len(free):
                     continue
-                ready.remove(name)
+                ready.remove(title)
                 taken, free = free[:size], free[size:]
-                changed = node.changed or not unsure.isdisjoint(node.needs)
+                changed = node.changed or not unsure.isdisjoint(node.needed_titles)
                 share = taken[0] if size == 1 else whole()
-                inputs = [run.states[each] for each in node.needs if each in run.states]
-                title = f"{name} {suffix}".rstrip()
-                future = stage.submit(node, changed, share, end, title, wait_for=inputs, return_state=False)
-                running[future] = name, taken
+                inputs = [run.states[each] for each in node.needed_titles if each in run.states]
+                future = stage.submit(node, changed, share, end, wait_for=inputs, return_state=False)
+                running[future] = title, taken
                 future.add_done_callback(finished.put)
             if not running:
                 break
-            name, taken = running.pop(future := finished.get())
+            title, taken = running.pop(future := finished.get())
             free += taken
             future.wait()
-            run.states[name] = state = future.state
-            if state.name != UP_TO_DATE and not chosen[name].as_foreseen():
-                unsure.add(name)
+            run.states[title] = state = future.state
+            if state.name != UP_TO_DATE and not chosen[title].as_foreseen():
+                unsure.add(title)
             if state.is_completed():
-                order.done(name)
-                ended(name)
+                order.done(title)
+                ended(title)
             else:
-                run.failed[name] = f"{name}: {state.message}"
+                run.failed[title] = f"{chosen[title].name}: {state.message}"
     except BaseException as error:
         end.set()
         for future in running:
@@ -181,8 +181,8 @@ def bring_up_to_date(nodes: Iterable[Stage], suffix: str = "", ended: Callable[[
         if isinstance(error, KeyboardInterrupt):
             raise TerminationSignal(signal.SIGTERM) from None  # otherwise Prefect would report Crashed
         raise
-    for name, node in chosen.items():
-        if name not in run.states:
-            run.failed[name] = next(run.failed[each] for each in node.needs if each in run.failed)
-            get_run_logger().warning(f"{name}: not run, because of {run.failed[name]}")
+    for title, node in chosen.items():
+        if title not in run.states:
+            run.failed[title] = next(run.failed[each] for each in node.needed_titles if each in run.failed)
+            get_run_logger().warning(f"{title}: not run, because of {run.failed[title]}")
     return run

@@ -140,10 +140,10 @@ def digests(params: Params) -> dict[str, str | None]:
     return {key: digest_of(key, params) for key in KEYS}
 
 
-def noted() -> dict[str, str | None] | None:
-    """The digests in external.json by parameter; None: the file is missing or damaged."""
+def noted(folder: Path = Path()) -> dict[str, str | None] | None:
+    """The digests in a project folder's external.json by parameter; None: the file is missing or damaged."""
     try:
-        content = json.loads(FILE.read_bytes())
+        content = json.loads((folder / FILE).read_bytes())
         return {key: reduce(lambda inner, name: inner.get(name, {}), key.split("."), content) or None for key in KEYS}
     except (FileNotFoundError, ValueError, AttributeError):
         return None

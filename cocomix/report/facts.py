@@ -353,14 +353,14 @@ def pipeline_files() -> list[Path]:
     return [METRICS / f"{each}.json" for each in ("corpus", "tokenize", *models)]
 
 
-def run_files(method: str, seed: int) -> list[Path]:
-    """The files that `read_run` reads."""
+def run_files(method: str, seed: int, folder: Path = Path()) -> list[Path]:
+    """The files that `read_run` reads, in the project's folder or a copy of it."""
     name = f"{method}-{seed}"
     return [
-        METRICS / "pretrain" / f"{name}.json",
-        METRICS / "evaluate" / f"{name}.json",
-        PLOTS / "pretrain" / f"{name}.csv",
-        EVALUATIONS / name / MANIFEST,
+        folder / METRICS / "pretrain" / f"{name}.json",
+        folder / METRICS / "evaluate" / f"{name}.json",
+        folder / PLOTS / "pretrain" / f"{name}.csv",
+        folder / EVALUATIONS / name / MANIFEST,
     ]
 
 
@@ -388,15 +388,15 @@ def read_pipeline() -> Pipeline:
     )
 
 
-def read_run(method: str, seed: int) -> Run:
-    """Read the metrics and the learning curve of one model.
+def read_run(method: str, seed: int, folder: Path = Path()) -> Run:
+    """Read the metrics and the learning curve of one model, in the project's folder or a copy of it.
 
     Raises:
         UserError: when a file is missing or malformed.
     """
-    training, evaluation, curve_file, _ = run_files(method, seed)
+    training, evaluation, curve_file, manifest = run_files(method, seed, folder)
     trained, measured = _read(TrainingFacts, training), _read(EvaluationFacts, evaluation)
-    documents, curve = Artifact(EVALUATIONS / f"{method}-{seed}"), _read_curve(curve_file)
+    documents, curve = Artifact(manifest.parent), _read_curve(curve_file)
     if curve.seconds[-1] != trained.seconds:
         raise UserError(f"{curve_file}: not of the training that {training} is of; run pretrain@{method}-{seed} again")
     return Run(

@@ -3,7 +3,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import pytest
 from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SweepRun
 from flows import sweep as module
+from flows.copies import FOLDER
+from flows.dag import Stage
 from flows.settings import Setting, Task
 from flows.sweep import _asked, _result_of, finished_runs, sweep
 from flows.tasks import Ended
 from tests.flows.conftest import ROOT
 from tests.flows.test_ends import start, stopped
 from tests.flows.test_pipeline import artifacts, retries, tasks
+from tests.flows.test_ui import until
 
 EVALUATE = """
 stages:
@@ -34,8 +37,8 @@ def run(project: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Callable
     """A sweep named mine, of one model whose loss is `sae.seed`; a seed of 13 fails."""
     (project / "dvc.yaml").write_text(EVALUATE)
 
-    def collect(task: Task, code: str) -> SweepRun:
-        loss = float(Path("number.txt").read_text())
+    def collect(task: Task, folder: Path, code: str) -> SweepRun:
+        loss = float((folder / "number.txt").read_text())
         return SweepRun(
             setting=task.setting.name,
             values={},
@@ -125,6 +128,76 @@ def test_models_that_train_at_the_same_time_are_collected_as_they_end(
     assert "ntp     0 1" in artifacts(final)["sweep-mine"]
 
 
+@pytest.fixture
+def beside(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The same with two trainings at a time; seeds 3 and 4 wait for each other, once and only if they can meet."""
+    Path("number.py").write_text(
+        f"""
+import os, pathlib, signal, time, yaml
+from cocomix.plumbing.parent import end_with_parent
+end_with_parent(os.getppid(), signal.SIGTERM)
+number, root = yaml.safe_load(open("params.yaml"))["sae"]["seed"], pathlib.Path({str(Path.cwd())!r})
+(root / f"began-{{number}}").write_text(str(pathlib.Path.cwd()))
+if number == 13:
+    raise SystemExit("error: params.yaml: sae.seed: 13: must not be 13")
+while not all((root / f"began-{{each}}").exists() for each in (3, 4)) or (root / "hang").exists():
+    time.sleep(0.05)
+open("number.txt", "w").write(str(number))
+"""
+    )
+    monkeypatch.setenv("COCOMIX_TRAININGS", "2")
+    return run
+
+
+def test_settings_train_at_the_same_time_and_leave_the_folder_as_it_was(beside: Callable[..., Any]) -> None:
+    before = {each: each.read_bytes() for each in Path().iterdir() if each.is_file()}
+    final = beside("sae.seed=3,13,4")
+    assert final.message == (
+        "1 of 3 failed:\n  sae.seed=13 ntp seed 0: evaluate@ntp-0: params.yaml: sae.seed: 13: must not be 13"
+    )
+    assert {each.setting: each.validation_loss for each in finished_runs("mine")} == {"sae.seed=3": 3, "sae.seed=4": 4}
+    began = {each: Path(f"began-{each}") for each in (3, 4, 13)}
+    assert len({each.read_text() for each in began.values()}) == 3
+    assert {each: each.read_bytes() for each in Path().iterdir() if each.is_file()} == before | {
+        each: each.read_bytes() for each in began.values()
+    }
+    kept = [each.absolute() for each in FOLDER.iterdir()]  # the failed one may have unfinished work
+    assert kept == [Path(began[13].read_text())]
+
+
+def test_settings_that_are_killed_together_go_on_in_their_copies(beside: Callable[..., Any], server: str) -> None:
+    Path("hang").touch()
+    environment = {"PREFECT_API_URL": server, "PYTHONPATH": str(ROOT)}
+    flow = start("flows.sweep mine sae.seed=3,4 --methods ntp --seeds 0", environment)
+    until(lambda: all(Path(f"began-{each}").exists() for each in (3, 4)))
+    stopped(flow, signal.SIGKILL)
+    for each in (Path(Path(f"began-{each}").read_text()) for each in (3, 4)):
+        (each / "artifacts/.work/checkpoint").touch()
+        (each / "number.py").unlink()  # a copy that was not whole
+    Path("hang").unlink()
+    script = Path("number.py").read_text()
+    Path("number.py").write_text(script.replace("while", 'assert os.path.exists("artifacts/.work/checkpoint")\nwhile'))
+    assert beside("sae.seed=3,4").is_completed()
+    assert {each.setting: each.validation_loss for each in finished_runs("mine")} == {"sae.seed=3": 3, "sae.seed=4": 4}
+    assert not any(FOLDER.iterdir())
+
+
+def test_settings_of_equal_parameters_have_a_copy_each(beside: Callable[..., Any]) -> None:
+    Path("began-4").touch()
+    Path("same.yaml").write_text("one: {sae: {seed: 3}}\nother: {sae: {seed: 3}}\n")
+    assert sweep("same.yaml", methods=("ntp",), seeds=(0,), return_state=True).is_completed()
+    assert sorted(each.setting for each in finished_runs("same")) == ["one", "other"]
+
+
+def test_a_path_that_leaves_the_folder_keeps_settings_one_after_another(beside: Callable[..., Any]) -> None:
+    Path("began-4").touch()
+    (Path("..") / "beside.txt").write_text("text\n" * 100)
+    corpora = "evaluate: {corpora: {near: {paths: [../beside.txt]}}}"
+    Path("paths.yaml").write_text(f"one: {{sae: {{seed: 3}}, {corpora}}}\nother: {{sae: {{seed: 5}}, {corpora}}}\n")
+    assert sweep("paths.yaml", methods=("ntp",), seeds=(0,), return_state=True).is_completed()
+    assert Path("began-3").read_text() == Path("began-5").read_text() == str(Path.cwd())
+
+
 def test_a_killed_stage_of_a_sweep_is_tried_again(run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     Path("kill").touch()
     assert run("sae.seed=3").is_completed()
@@ -182,7 +255,7 @@ def test_what_is_no_name_is_refused_in_one_line(folder: Path, name: str) -> None
 def test_a_result_of_parameters_that_a_person_edited_meanwhile_does_not_count(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def edit(_nodes: object, _suffix: str, ended: Callable[[str], None]) -> Ended:
+    def edit(_stages: object, ended: Callable[[str], None]) -> Ended:
         Path("params.yaml").write_text("edited")
         ended("evaluate@ntp-0")
         return Ended({}, {})
@@ -198,8 +271,8 @@ def test_an_edit_of_the_parameters_between_two_settings_ends_the_sweep(
 ) -> None:
     begun = list[str]()
 
-    def edit(_nodes: object, suffix: str, _ended: object) -> Ended:
-        begun.append(suffix)
+    def edit(stages: Iterable[Stage], _ended: object) -> Ended:
+        begun.extend(each.setting for each in stages)
         Path("params.yaml").write_text("edited")
         return Ended({}, {})
 
