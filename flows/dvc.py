@@ -17,6 +17,7 @@ if flow := os.environ.get("FLOW_PID"):
 
 from dvc.cli import main
 
+from flows.run_cache import remember
 from flows.workspace import alone, drop_torn_locks, dvc_at_work, to_stderr
 
 
@@ -36,8 +37,12 @@ if __name__ == "__main__":
             drop_torn_locks()
         else:
             _wait_for_others()
+            remember()
         # SIGINT is the signal that DVC handles. A flow stops its stage by it, but a background process of a script
         # inherits it as ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        sys.exit(main(sys.argv[1:]))
+        status = main(sys.argv[1:])
+        if not flow:
+            remember()
+        sys.exit(status)

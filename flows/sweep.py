@@ -50,6 +50,7 @@ from flows.copies import copy_of_project, leaves_the_folder, remove
 from flows.dag import Stage, read_dag, select
 from flows.owner import check_definition
 from flows.pipeline import add_trainings, set_trainings
+from flows.run_cache import remember
 from flows.server import end_with_runner, run_here
 from flows.settings import Task, alike, settings, tasks
 from flows.tasks import bring_up_to_date
@@ -218,6 +219,7 @@ def _run_beside(
         wanted |= {_evaluation(task): (task, folder) for task in left}
     failed |= _run_stages(nodes, wanted, collect)
     for folder in copies:
+        remember(folder)
         if not any(each == folder and task.title in failed for task, each in wanted.values()):
             remove(folder)
     return failed

@@ -21,6 +21,7 @@ from flows import publish
 from flows.dag import Stage
 from flows.gpu import hold
 from flows.reproduce import Result, Stopped, reproduce
+from flows.run_cache import remember
 from flows.shares import Share, shares, whole
 
 UP_TO_DATE = "Up to date"
@@ -132,6 +133,7 @@ def bring_up_to_date(nodes: Iterable[Stage], ended: Callable[[str], None] = lamb
         nodes: stages, each after those that it needs, as `select` returns them; of those that can start, the first do.
         ended: called with the title of each stage once it is up to date.
     """
+    remember()
     run, end = Ended({}, {}), Event()
     chosen = {node.title: node for node in nodes}
     order = TopologicalSorter({title: chosen.keys() & node.needed_titles for title, node in chosen.items()})
@@ -185,4 +187,5 @@ def bring_up_to_date(nodes: Iterable[Stage], ended: Callable[[str], None] = lamb
         if title not in run.states:
             run.failed[title] = next(run.failed[each] for each in node.needed_titles if each in run.failed)
             get_run_logger().warning(f"{title}: not run, because of {run.failed[title]}")
+    remember()
     return run

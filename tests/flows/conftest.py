@@ -23,8 +23,7 @@ stages:
     cmd: exec python number.py
     deps: [number.py]
     params: [sae.seed]
-    outs: [number.txt]
-    metrics: [metrics/number.json: {cache: false}]
+    outs: [number.txt, metrics/number.json: {cache: false}]
   parity:
     cmd: exec python parity.py
     deps: [number.txt]
