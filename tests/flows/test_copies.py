@@ -2,6 +2,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from cocomix.plumbing.provenance import provenance
 from flows.copies import copy_for, update
@@ -30,6 +31,15 @@ def test_a_copy_has_parameters_of_its_own_and_links_to_artifacts(model: Path) ->
     assert (FOLDER / "params.yaml").read_bytes() == PARAMS
     assert (FOLDER / model).samefile(model)
     assert Path("params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("setting", ["", "[cache]\n dir = ../store\n"])
+def test_a_copy_uses_the_cache_of_the_project(project: Path, setting: str) -> None:
+    Path(".dvc/config").write_text(f"[core]\n no_scm = true\n{setting}")
+    update(FOLDER, PARAMS)
+    with Repo() as own, Repo(str(FOLDER)) as of_copy:
+        assert of_copy.cache.local.path == own.cache.local.path
+        assert of_copy.stage_cache.cache_dir == own.stage_cache.cache_dir
 
 
 def test_artifacts_that_cannot_be_linked_are_copied(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
