@@ -3,9 +3,9 @@
 A copy holds the code, and the artifacts as hard links, so it takes little disk. It uses the project's DVC cache.
 """
 
-import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,42 +14,58 @@ from dvc.config import Config
 from dvc.repo import Repo
 
 from cocomix.params import FILE
+from cocomix.plumbing.artifact import place_file
 from flows.workspace import LOCK, SAVED, SMALL
 
 FOLDER = SAVED / "copies"
 ARTIFACTS = Path("artifacts")
-_COPIED = {Path("cocomix"), Path("stages"), Path("flows"), Path("dvc.yaml"), Path(".dvcignore"), FILE, LOCK, *SMALL}
+_COPIED = {Path("cocomix"), Path("stages"), Path("flows"), Path("dvc.yaml"), Path(".dvcignore"), LOCK, *SMALL}
 """What a stage may write, or a person may edit meanwhile. All other files of the folder are links."""
+_OWN = {ARTIFACTS, Path(".dvc"), Path(".git"), FILE}
+"""What a copy has in a form of its own."""
 
 
-def copy_of_project(setting: str) -> Path:
-    """Make a copy of the working directory, whose params.yaml holds the setting.
+def copy_for(sweep: str, setting: str) -> Path:
+    """Where the copy for a setting of a sweep is; it need not exist."""
+    shown = re.sub(r"[^\w.,=-]+", "-", setting, flags=re.ASCII)[:60]
+    digest = sha256(f"{sweep}\0{setting}".encode()).hexdigest()
+    return FOLDER / f"{shown}-{digest[:16]}"
 
-    A copy of the same setting with the same params.yaml is updated; its unfinished work stays.
+
+def update(folder: Path, params: bytes) -> None:
+    """Make a copy of the working directory, or update one; unfinished work in it stays.
+
+    Args:
+        params: content of its params.yaml.
     """
-    folder = FOLDER / sha256(setting.encode() + b"\0" + FILE.read_bytes()).hexdigest()[:16]
     kept = folder / ARTIFACTS / ".work"
     kept.mkdir(parents=True, exist_ok=True)
     for each in [*folder.iterdir(), *(folder / ARTIFACTS).iterdir()]:
         if each not in (folder / ARTIFACTS, kept):
             _remove(each)
+    (folder / FILE).write_bytes(params)
     for each in Path().iterdir():
         if each in _COPIED and each.is_dir():
             shutil.copytree(each, folder / each, ignore=shutil.ignore_patterns("__pycache__"))
         elif each in _COPIED:
             shutil.copyfile(each, folder / each)
-        elif each not in (ARTIFACTS, Path(".dvc"), Path(".git")):
+        elif each not in _OWN:
             (folder / each).symlink_to(each.absolute())
-    for each in ARTIFACTS.glob("*/"):
-        if each.name != ".work":
-            shutil.copytree(each, folder / each, copy_function=os.link)
+    for each in ARTIFACTS.iterdir():
+        if each.name != kept.name and each.is_dir():
+            shutil.copytree(each, folder / each, copy_function=_link)
+        elif each.name != kept.name:
+            _link(each, folder / each)
+    if Path(".git").is_dir():  # from a file, which a worktree has, git would take the copy for the worktree
+        (folder / ".git").symlink_to(Path(".git").absolute())  # the metrics name the commit
     _configure(folder)
-    return folder
 
 
-def remove(folder: Path) -> None:
-    """Remove a copy; the DVC cache has what its stages have finished."""
-    shutil.rmtree(folder)
+def remove_finished(folders: Iterable[Path]) -> None:
+    """Remove copies without unfinished work. The DVC cache has what their stages have finished."""
+    for folder in folders:
+        if not any(folder.glob("artifacts/.work/*/*/scratch")):
+            shutil.rmtree(folder)
 
 
 def leaves_the_folder(values: Mapping[str, Any]) -> bool:
@@ -73,10 +89,14 @@ def _configure(folder: Path) -> None:
     for each in Path(".dvc").glob("config*"):
         shutil.copyfile(each, own / each.name)
     with Repo() as repo:
-        cache = repo.cache.local.path
+        cache = repo.cache.local_cache_dir
     with Config(str(own), validate=False).edit("local") as config:
         config.setdefault("cache", {})["dir"] = cache
         config.setdefault("core", {}).update(no_scm=True, site_cache_dir=str((own / "site").absolute()))
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    place_file(Path(source), Path(target), link=True)
 
 
 def _remove(path: Path) -> None:

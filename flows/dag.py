@@ -52,19 +52,21 @@ class Stage:
     @property
     def title(self) -> str:
         """Name of its task in logs and in the UI."""
-        return self._with_setting(self.name)
+        return titled(self.name, self.setting)
 
     @property
     def needed_titles(self) -> set[str]:
         """The titles of `needs`, under the same setting."""
-        return set(map(self._with_setting, self.needs))
-
-    def _with_setting(self, name: str) -> str:
-        return f"{name} {self.setting}".rstrip()
+        return {titled(each, self.setting) for each in self.needs}
 
     def as_foreseen(self) -> bool:
         """Whether external.json has the content `writes`."""
         return self.writes is not None and external.FILE.exists() and external.FILE.read_bytes() == self.writes
+
+
+def titled(stage: str, setting: str) -> str:
+    """See `Stage.title`."""
+    return f"{stage} {setting}" if setting else stage
 
 
 def read_dag(params: bytes | None = None) -> dict[str, Stage]:

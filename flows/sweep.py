@@ -46,8 +46,8 @@ from cocomix.report.facts import read_run, run_files
 from cocomix.report.tuning import SWEEPS, SweepRun, decisive_outside, read_sweep
 from cocomix.report.wording import duration, over_seeds, si, table
 from flows import publish
-from flows.copies import copy_of_project, leaves_the_folder, remove
-from flows.dag import Stage, read_dag, select
+from flows.copies import FOLDER, copy_for, leaves_the_folder, remove_finished, update
+from flows.dag import Stage, read_dag, select, titled
 from flows.owner import check_definition
 from flows.pipeline import add_trainings, set_trainings
 from flows.run_cache import remember
@@ -95,7 +95,7 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
         Error messages of failed tasks, by title.
 
     Raises:
-        UserError: when a person has edited params.yaml between two settings.
+        UserError: when a person has edited params.yaml or the code before the last setting began.
     """
     log = get_run_logger()
     done = finished_runs(name)
@@ -107,11 +107,19 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     for line in alike(asked):
         log.warning(line)
 
+    def is_edited() -> bool:
+        return states() != files and _digest_of_code() != code
+
+    def begin(content: bytes) -> None:
+        if is_edited():
+            raise UserError("the code was edited while the sweep was at work; the same command goes on")
+        write_params(content)
+
     def collect(task: Task, folder: Path) -> None:
         nonlocal done
         if (folder / FILE).read_bytes() != task.content:
             raise UserError(f"{FILE} was edited meanwhile: the result does not count")
-        if states() != files and _digest_of_code() != code:
+        if folder == Path() and is_edited():
             raise UserError("the code was edited since this sweep began: the result does not count")
         done = [each for each in done if _key(each) != (task.setting.name, task.method, task.seed)]
         done.append(_collect(task, folder, code))
@@ -121,20 +129,25 @@ def run(name: str, asked: Sequence[Task], write_params: Callable[[bytes], None])
     publish.comparison(name, comparison(asked, done))
     left = [task for task in asked if _result_of(task, done) is None and task.title not in failed]
     groups = [list(group) for _, group in groupby(left, attrgetter("setting.name"))]
-    if len(groups) > 1 and _may_run_beside(left):
+    if _runs_beside(name, asked, left):
         log.info(f"{len(asked) - len(left)} of {len(asked)} models are done; {runtime().trainings} at a time")
-        return failed | _run_beside(groups, write_params, collect)
+        failed |= _run_beside(name, groups, begin, collect)
+        groups = []
     for number, group in enumerate(groups, 1):
         finished = sum(_result_of(task, done) is not None for task in asked)
         setting = group[0].setting.name or FILE
         log.info(f"[{number}/{len(groups)}] {setting}: {finished} of {len(asked)} models are done")
-        failed |= _run_setting(group, write_params, collect)
+        failed |= _run_setting(group, begin, collect)
+    remove_finished(FOLDER.glob("*/"))
     return failed
 
 
-def _may_run_beside(left: Sequence[Task]) -> bool:
-    contents = {task.content for task in left}
-    return runtime().trainings > 1 and not any(leaves_the_folder(_params(each).model_dump()) for each in contents)
+def _runs_beside(name: str, asked: Sequence[Task], left: Sequence[Task]) -> bool:
+    """Whether models run in copies of the folder: also the last ones, whose unfinished work may be in a copy."""
+    if any(leaves_the_folder(_params(each).model_dump()) for each in {task.content for task in left}):
+        return False
+    several = len({task.setting.name for task in asked}) > 1
+    return (several and runtime().trainings > 1) or any(copy_for(name, each.setting.name).exists() for each in left)
 
 
 def _refused(left: Sequence[Task]) -> dict[str, str]:
@@ -173,20 +186,21 @@ def _logged(failed: dict[str, str]) -> dict[str, str]:
 
 
 def _run_setting(
-    left: Sequence[Task], write_params: Callable[[bytes], None], collect: Callable[[Task, Path], None]
+    left: Sequence[Task], begin: Callable[[bytes], None], collect: Callable[[Task, Path], None]
 ) -> dict[str, str]:
     """Run tasks of one setting in the project's folder, beside each other where `runtime().trainings` allows it.
 
     Args:
+        begin: called with the content of params.yaml, which it writes.
         collect: called with each task that is done, and the folder of its results.
 
     Returns:
         Error messages of failed tasks, by title.
 
     Raises:
-        UserError: when a person has edited params.yaml.
+        UserError: from `begin`.
     """
-    write_params(left[0].content)
+    begin(left[0].content)
     try:
         return _run_stages(_stages(left), {_evaluation(task): (task, Path()) for task in left}, collect)
     except UserError as error:
@@ -194,17 +208,29 @@ def _run_setting(
 
 
 def _run_beside(
-    settings: Sequence[Sequence[Task]], write_params: Callable[[bytes], None], collect: Callable[[Task, Path], None]
+    name: str,
+    settings: Sequence[Sequence[Task]],
+    begin: Callable[[bytes], None],
+    collect: Callable[[Task, Path], None],
 ) -> dict[str, str]:
     """Run tasks of several settings beside each other: see `_run_setting`.
 
     First, the stages that all models of a setting share run in the project's folder, setting after setting. The models
-    then train and are evaluated in a copy of the folder for each setting.
+    then train and are evaluated in a copy of the folder for each setting. Edits of the project's folder do not matter
+    to them.
     """
-    failed, copies = dict[str, str](), list[Path]()
+    failed, waiting = dict[str, str](), dict[Path, set[str]]()
     nodes, wanted = list[Stage](), dict[str, tuple[Task, Path]]()
+
+    def collect_in_copy(task: Task, folder: Path) -> None:
+        collect(task, folder)
+        waiting[folder].remove(task.title)
+        if not waiting[folder]:
+            remember(folder)
+            remove_finished([folder])
+
     for left in settings:
-        write_params(left[0].content)
+        begin(left[0].content)
         try:
             stages = _stages(left)
             stopped = bring_up_to_date(each for each in stages if "@" not in each.name).failed
@@ -213,16 +239,14 @@ def _run_beside(
         if stopped:
             failed |= _logged(dict.fromkeys((task.title for task in left), next(iter(stopped.values()))))
             continue
-        copies.append(folder := copy_of_project(left[0].setting.name))
+        folder = copy_for(name, left[0].setting.name)
+        update(folder, left[0].content)
+        begin(left[0].content)  # again: a person may have edited what the copy was made of
+        waiting[folder] = {task.title for task in left}
         # DVC decides what changes: the flags of `stages` are from before the shared stages ran.
         nodes += [replace(each, folder=folder, changed=True) for each in stages if "@" in each.name]
         wanted |= {_evaluation(task): (task, folder) for task in left}
-    failed |= _run_stages(nodes, wanted, collect)
-    for folder in copies:
-        remember(folder)
-        if not any(each == folder and task.title in failed for task, each in wanted.values()):
-            remove(folder)
-    return failed
+    return failed | _run_stages(nodes, wanted, collect_in_copy)
 
 
 def _run_stages(
@@ -256,7 +280,7 @@ def _stages(left: Sequence[Task]) -> list[Stage]:
 
 def _evaluation(task: Task) -> str:
     """The title of a task's last stage."""
-    return f"evaluate@{task.method}-{task.seed} {task.setting.name}".rstrip()
+    return titled(f"evaluate@{task.method}-{task.seed}", task.setting.name)
 
 
 def finished_runs(name: str) -> list[SweepRun]:

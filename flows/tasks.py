@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from graphlib import TopologicalSorter
+from pathlib import Path
 from queue import SimpleQueue
 from random import uniform
 from threading import Event
@@ -97,6 +98,8 @@ def _run(node: Stage, environment: Mapping[str, str], end: Event) -> Result:
     log = get_run_logger()
     progress = publish.StageProgress(node.name)
     windows = runtime().micro_batch
+    if node.folder != Path() and (logs := runtime().tensorboard):  # they outlive the copy
+        environment = {**environment, "COCOMIX_TENSORBOARD": str((logs / node.folder.name).absolute())}
 
     def note(line: str) -> None:
         log.info(line)

@@ -329,7 +329,7 @@ class Work:
         for name in manifest.files:
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            _place(self.files / name, target, link=linked)
+            place_file(self.files / name, target, link=linked)
         shutil.copyfile(self.path / MANIFEST, staging / MANIFEST)
         for folder in (staging, *(each for each in staging.rglob("*") if each.is_dir())):
             _sync(folder)
@@ -464,11 +464,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _place(source: Path, target: Path, *, link: bool) -> None:
+def place_file(source: Path, target: Path, *, link: bool) -> None:
+    """Make `target` a hard link to a file, or a copy of it, also where a hard link is not possible."""
     if link:
         try:
             target.hardlink_to(source)
-        except OSError:  # a file system without hard links
+        except OSError:  # a file system without hard links, or two of them
             link = False
     if not link:
         shutil.copyfile(source, target)

@@ -12,11 +12,11 @@ import pytest
 from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SweepRun
 from flows import sweep as module
-from flows.copies import FOLDER
+from flows.copies import FOLDER, copy_for, update
 from flows.dag import Stage
 from flows.settings import Setting, Task
 from flows.sweep import _asked, _result_of, finished_runs, sweep
-from flows.tasks import Ended
+from flows.tasks import Ended, bring_up_to_date
 from tests.flows.conftest import ROOT
 from tests.flows.test_ends import start, stopped
 from tests.flows.test_pipeline import artifacts, retries, tasks
@@ -30,6 +30,7 @@ stages:
     params: [sae.seed]
     outs: [number.txt]
 """
+SCRATCH = "artifacts/.work/evaluate/key/scratch"
 
 
 @pytest.fixture
@@ -128,6 +129,12 @@ def test_models_that_train_at_the_same_time_are_collected_as_they_end(
     assert "ntp     0 1" in artifacts(final)["sweep-mine"]
 
 
+def edit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the code look edited to a sweep."""
+    monkeypatch.setattr(module, "states", dict)
+    monkeypatch.setattr(module, "_digest_of_code", lambda: "other")
+
+
 @pytest.fixture
 def beside(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """The same with two trainings at a time; seeds 3 and 4 wait for each other, once and only if they can meet."""
@@ -137,12 +144,15 @@ import os, pathlib, signal, time, yaml
 from cocomix.plumbing.parent import end_with_parent
 end_with_parent(os.getppid(), signal.SIGTERM)
 number, root = yaml.safe_load(open("params.yaml"))["sae"]["seed"], pathlib.Path({str(Path.cwd())!r})
+scratch = pathlib.Path("{SCRATCH}")
+scratch.mkdir(parents=True, exist_ok=True)
 (root / f"began-{{number}}").write_text(str(pathlib.Path.cwd()))
 if number == 13:
     raise SystemExit("error: params.yaml: sae.seed: 13: must not be 13")
 while not all((root / f"began-{{each}}").exists() for each in (3, 4)) or (root / "hang").exists():
     time.sleep(0.05)
 open("number.txt", "w").write(str(number))
+scratch.rmdir()
 """
     )
     monkeypatch.setenv("COCOMIX_TRAININGS", "2")
@@ -161,7 +171,7 @@ def test_settings_train_at_the_same_time_and_leave_the_folder_as_it_was(beside: 
     assert {each: each.read_bytes() for each in Path().iterdir() if each.is_file()} == before | {
         each: each.read_bytes() for each in began.values()
     }
-    kept = [each.absolute() for each in FOLDER.iterdir()]  # the failed one may have unfinished work
+    kept = [each.absolute() for each in FOLDER.iterdir()]  # the failed one has unfinished work
     assert kept == [Path(began[13].read_text())]
 
 
@@ -172,11 +182,11 @@ def test_settings_that_are_killed_together_go_on_in_their_copies(beside: Callabl
     until(lambda: all(Path(f"began-{each}").exists() for each in (3, 4)))
     stopped(flow, signal.SIGKILL)
     for each in (Path(Path(f"began-{each}").read_text()) for each in (3, 4)):
-        (each / "artifacts/.work/checkpoint").touch()
+        (each / SCRATCH).with_name("checkpoint").touch()
         (each / "number.py").unlink()  # a copy that was not whole
     Path("hang").unlink()
     script = Path("number.py").read_text()
-    Path("number.py").write_text(script.replace("while", 'assert os.path.exists("artifacts/.work/checkpoint")\nwhile'))
+    Path("number.py").write_text(script.replace("while", 'assert scratch.with_name("checkpoint").exists()\nwhile'))
     assert beside("sae.seed=3,4").is_completed()
     assert {each.setting: each.validation_loss for each in finished_runs("mine")} == {"sae.seed=3": 3, "sae.seed=4": 4}
     assert not any(FOLDER.iterdir())
@@ -196,6 +206,99 @@ def test_a_path_that_leaves_the_folder_keeps_settings_one_after_another(beside: 
     Path("paths.yaml").write_text(f"one: {{sae: {{seed: 3}}, {corpora}}}\nother: {{sae: {{seed: 5}}, {corpora}}}\n")
     assert sweep("paths.yaml", methods=("ntp",), seeds=(0,), return_state=True).is_completed()
     assert Path("began-3").read_text() == Path("began-5").read_text() == str(Path.cwd())
+
+
+@pytest.mark.parametrize("trainings", [1, 2])
+def test_the_last_setting_that_is_left_goes_on_in_its_copy(
+    beside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, trainings: int
+) -> None:
+    Path("began-4").touch()
+    assert beside("sae.seed=3").is_completed()
+    folder = copy_for("mine", "sae.seed=4")
+    (folder / SCRATCH).mkdir(parents=True)
+    monkeypatch.setenv("COCOMIX_TRAININGS", str(trainings))
+    assert beside("sae.seed=3,4").is_completed()
+    assert Path("began-4").read_text() == str(folder.absolute())
+
+
+def test_what_a_copy_has_finished_comes_from_the_cache_later(
+    beside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(".dvc/config").write_text("[core]\n no_scm = true\n[cache]\n dir = ../store\n")
+    assert beside("sae.seed=3,4").is_completed()
+    Path("metrics/sweep/mine.json").unlink()
+    monkeypatch.setenv("COCOMIX_TRAININGS", "1")
+    assert {each.state_name for each in tasks(beside("sae.seed=3,4"))} == {"Restored"}
+
+
+def test_copies_are_removed_at_the_end_of_any_sweep_unless_they_hold_unfinished_work(run: Callable[..., Any]) -> None:
+    (copy_for("other", "done") / "artifacts").mkdir(parents=True)
+    (copy_for("other", "killed") / SCRATCH).mkdir(parents=True)
+    assert run("sae.seed=3").is_completed()
+    assert [*FOLDER.iterdir()] == [copy_for("other", "killed")]
+
+
+def test_names_of_settings_may_differ_in_a_space_only(beside: Callable[..., Any]) -> None:
+    Path("space.yaml").write_text('"a": {sae: {seed: 3}}\n"a ": {sae: {seed: 4}}\n')
+    assert sweep("space.yaml", methods=("ntp",), seeds=(0,), return_state=True).is_completed()
+    assert {each.setting: each.validation_loss for each in finished_runs("space")} == {"a": 3, "a ": 4}
+
+
+def test_edits_of_the_folder_do_not_matter_while_copies_train(
+    beside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edit(stages: Iterable[Stage], *others: Any) -> Ended:
+        chosen = [*stages]
+        if any(each.folder != Path() for each in chosen):
+            Path("params.yaml").write_text("edited")
+            edit_code(monkeypatch)
+        return bring_up_to_date(chosen, *others)
+
+    monkeypatch.setattr(module, "bring_up_to_date", edit)
+    assert beside("sae.seed=3,4").is_completed()
+    assert {each.setting: each.validation_loss for each in finished_runs("mine")} == {"sae.seed=3": 3, "sae.seed=4": 4}
+    assert Path("params.yaml").read_text() == "edited"
+
+
+@pytest.mark.parametrize("edited", ["params.yaml", "the code"])
+def test_an_edit_while_a_copy_is_made_ends_the_sweep_before_anything_trains(
+    beside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, edited: str
+) -> None:
+    def edit(folder: Path, params: bytes) -> None:
+        update(folder, params)
+        if edited == "the code":
+            edit_code(monkeypatch)
+        else:
+            Path(edited).write_text("edited")
+
+    monkeypatch.setattr(module, "update", edit)
+    assert "edited while the sweep was at work; the same command goes on" in beside("sae.seed=3,4").message
+    assert not Path("began-3").exists()
+
+
+def test_an_edit_of_the_code_between_two_settings_ends_the_sweep(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = list[str]()
+
+    def edit(stages: Iterable[Stage], _ended: object) -> Ended:
+        begun.extend(each.setting for each in stages)
+        edit_code(monkeypatch)
+        return Ended({}, {})
+
+    monkeypatch.setattr(module, "bring_up_to_date", edit)
+    final = run("sae.seed=3,4,5")
+    assert final.message == "the code was edited while the sweep was at work; the same command goes on"
+    assert begun == ["sae.seed=3"]
+
+
+def test_logs_for_tensorboard_outlive_the_copies(beside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Path("number.py").read_text()
+    write = 'logs = pathlib.Path(os.environ["COCOMIX_TENSORBOARD"])\nlogs.mkdir(parents=True)\n(logs / "log").touch()\n'
+    Path("number.py").write_text(script + write)
+    monkeypatch.setenv("COCOMIX_TENSORBOARD", "logs")
+    assert beside("sae.seed=3,4").is_completed()
+    assert len([*Path("logs").glob("*/log")]) == 2
 
 
 def test_a_killed_stage_of_a_sweep_is_tried_again(run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
