@@ -18,7 +18,7 @@ if flow := os.environ.get("FLOW_PID"):
 from dvc.cli import main
 
 from flows.run_cache import remember
-from flows.workspace import alone, drop_torn_locks, dvc_at_work, to_stderr
+from flows.workspace import alone, dvc_at_work, repair_locks, to_stderr
 
 
 def _wait_for_others() -> None:
@@ -34,7 +34,7 @@ def _wait_for_others() -> None:
 if __name__ == "__main__":
     with nullcontext() if flow else alone(wait=True):
         if flow:
-            drop_torn_locks()
+            repair_locks()
         else:
             _wait_for_others()
             remember()

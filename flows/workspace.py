@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 from dvc.dvcfile import Lockfile
@@ -25,6 +26,8 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.lock import file_lock
 
 LOCK = Path("dvc.lock")
+HELD = Path(".dvc/tmp/rwlock")
+"""DVC's list of locks: what each DVC that works in this folder reads and writes."""
 TORN = Path("dvc.lock.torn")
 WITHOUT_LOCK = "what is finished is published again, not computed"
 SMALL = (Path("metrics"), Path("plots"))
@@ -44,21 +47,17 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def drop_torn_locks(say: Callable[[str], None] = to_stderr) -> None:
-    """Move a truncated dvc.lock aside, and delete a truncated list of locks, after DVC was killed while writing them.
+def repair_locks(say: Callable[[str], None] = to_stderr) -> None:
+    """Move a truncated dvc.lock aside, and delete a list of locks that is truncated or has no living process.
 
-    DVC itself refuses to continue. No results are lost: an entry of the list counts only while its process lives, and
-    the stages know without dvc.lock what they have finished.
+    They are left by a DVC that was killed. With a truncated file, DVC refuses to continue. Of a dead process, it warns
+    at each path that the process held, also days later, and it waits for a new process with the same number. No results
+    are lost: a lock counts only while its process lives, and the stages know without dvc.lock what they have finished.
     """
-    held = Path(".dvc/tmp/rwlock")
-    if held.exists():
-        with suppress(LockError), make_lock(f"{held}.lock", tmp_dir=str(held.parent)):  # otherwise it is being written
-            try:
-                json.loads(held.read_bytes())
-            except FileNotFoundError:
-                pass
-            except ValueError:
-                held.unlink()
+    if HELD.exists():
+        with suppress(LockError), make_lock(f"{HELD}.lock", tmp_dir=str(HELD.parent)):  # otherwise it is being written
+            if not any(psutil.pid_exists(each["pid"]) for each in _holders()):
+                HELD.unlink(missing_ok=True)
     if lock_is_torn():
         with suppress(DvcException), Repo() as repo, repo.lock:  # otherwise it is being written
             if lock_is_torn():
@@ -79,12 +78,16 @@ def lock_is_torn() -> bool:
 
 def dvc_at_work() -> str:
     """A DVC process that works in this folder, from DVC's list of locks; empty if there is none."""
+    return next((f"process {each['pid']}: {each['cmd']}" for each in _holders() if _is_dvc(each["pid"])), "")
+
+
+def _holders() -> list[dict[str, Any]]:
+    """The processes in DVC's list of locks; none if it is missing, truncated or being written."""
     try:
-        locks = json.loads(Path(".dvc/tmp/rwlock").read_bytes())
-    except (FileNotFoundError, ValueError):  # missing, or being written
-        return ""
-    holders = [*locks.get("write", {}).values(), *chain(*locks.get("read", {}).values())]
-    return next((f"process {each['pid']}: {each['cmd']}" for each in holders if _is_dvc(each["pid"])), "")
+        locks = json.loads(HELD.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return []
+    return [*locks.get("write", {}).values(), *chain(*locks.get("read", {}).values())]
 
 
 def _is_dvc(process: int) -> bool:
@@ -109,8 +112,8 @@ def check_folder() -> None:
 def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iterator[None]:
     """Lock the project's folder against other flows, sweeps and presets, which could change parameters meanwhile.
 
-    A killed process leaves no lock. First, other remains of killed processes are repaired: truncated files of DVC, and
-    the changes of a sweep, unless params.yaml has been edited since.
+    A killed process leaves no lock. First, other remains of killed processes are repaired: files of DVC, and the
+    changes of a sweep, unless params.yaml has been edited since.
 
     Args:
         wait: whether to wait for another run to end.
@@ -134,7 +137,7 @@ def alone(*, wait: bool = False, say: Callable[[str], None] = to_stderr) -> Iter
         command = " ".join(" ".join(sys.orig_argv[1:]).split())
         # Arguments need not be text.
         IN_USE.write_text(f"process {os.getpid()}: python {command}", encoding="utf-8", errors="backslashreplace")
-        drop_torn_locks(say)
+        repair_locks(say)
         if BEFORE.exists():
             _end_sweep(say, killed=True)
         yield

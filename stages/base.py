@@ -69,13 +69,7 @@ def _train(params: Params, tokens: Tokens, scratch: Path) -> tuple[PreTrainedMod
 def _load(params: Params, tokens: BaseTokens) -> PreTrainedModel:
     source = str(params.base.pretrained)
     model = load_model("base.pretrained", source, params.base.revision, DTYPES[params.base.dtype])
-    if tokens.shared:
-        check_vocabulary("base.pretrained", source, model.config.vocab_size, tokens)
-    elif model.config.vocab_size < tokens.vocab_size:
-        raise UserError(
-            f"base.pretrained: {source!r} has a vocabulary of {model.config.vocab_size}; the tokenizer beside it needs "
-            f"{tokens.vocab_size}: it is not its own"
-        )
+    check_vocabulary("base.pretrained", source, model.config.vocab_size, tokens, beside=not tokens.shared)
     try:
         check_base(model.requires_grad_(False).eval(), tokens.context)
     except UserError as error:

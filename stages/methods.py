@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.check.external import outside
-from cocomix.params import Params, PretrainParams
+from cocomix.check.tokens import check_init_tokenizer
+from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.shapes.methods import METHODS, supervision
 from cocomix.shapes.models import Shape, TeacherSizes, dimensions, shape_of, shapes
@@ -35,7 +36,7 @@ def run(params: Params) -> None:
             base_flops=base.about["flops"],
             base_flops_to_layer=base.about["flops_to_layer"][sae.about["layer"] - 1],
         )
-        found = shapes(section, tokens, teacher, _pretrained(section, tokens))
+        found = shapes(section, tokens, teacher, _pretrained(params, tokens))
         entries = {
             name: {
                 "kind": section.kind(name),
@@ -66,20 +67,17 @@ def run(params: Params) -> None:
     produce("methods", ARTIFACTS / "methods", inputs, used, compute, side)
 
 
-def _pretrained(section: PretrainParams, tokens: Tokens) -> Shape | None:
+def _pretrained(params: Params, tokens: Tokens) -> Shape | None:
     """The shape of the model from which the methods go on; None: they start from scratch."""
-    init = section.init
+    init = params.pretrain.init
     if init.source == "scratch":
         return None
     from cocomix.pretrained import load_config  # imports torch
-    from cocomix.tokens.comparison import check_tokenizer, check_vocabulary
 
-    key, name = "pretrain.init.path", str(init.path)
-    config = load_config(key, name, init.revision).to_dict()
-    check_pretrained(config, section, tokens.context)
-    check_vocabulary(key, name, config["vocab_size"], tokens)
-    check_tokenizer(key, name, init.revision, tokens)
-    return pretrained_shape(config, section.model.dropout, tokens)
+    config = load_config("pretrain.init.path", str(init.path), init.revision).to_dict()
+    check_pretrained(config, params.pretrain, tokens.context)
+    check_init_tokenizer(params, config, tokens)
+    return pretrained_shape(config, params.pretrain.model.dropout, tokens)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,7 @@ def best_cues(
     for counts in _counted(sample, part_of, cues_at, sizes, len(rates)):
         usual.index_add_(0, counts.cues, counts.shares)
     usual = torch.maximum(rates, usual / (sizes > 0).sum().clamp(min=1))
+    # Counted once more, because the counts of all parts together may not fit into memory.
     for counts in _counted(sample, part_of, cues_at, sizes, len(rates)):
         scores = _scores(counts, usual[counts.cues], factors)
         best = scores.new_zeros(concepts).scatter_reduce(0, counts.concepts, scores, "amax")

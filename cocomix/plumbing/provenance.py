@@ -31,7 +31,7 @@ def _commit() -> str:
         return "unknown"
     head = _git("rev-parse", "--verify", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=normal", "--", *CODE)
-    return (head or "unknown") + (", changed since" if changed else "")
+    return (head or "unknown") + (" and uncommitted changes" if changed else "")
 
 
 def _git(*arguments: str) -> str:

@@ -140,12 +140,12 @@ def use_of_labels(method: str, own: float, others: float, may_hurt: bool) -> str
         others: its loss with those of another text.
         may_hurt: whether a loss that rises shows that the model uses them: see `labels_may_hurt`.
     """
-    figures = f"loss {own:.3f} with its text's labels fed in, {others:.3f} with another text's"
+    figures = f"loss {own:.3f} with its text's labels, {others:.3f} with another text's"
     if abs(own - others) <= EQUAL:
-        return f"{subject(method)} does not use its labels ({figures})."
+        return f"{subject(method)} does not use labels that are fed to it ({figures})."
     if own > others and not may_hurt:
-        return f"{subject(method)} does not benefit from its labels, which raise its loss ({figures})."
-    return f"{subject(method)} uses its labels ({figures})."
+        return f"{subject(method)} does not benefit from labels that are fed to it, which raise its loss ({figures})."
+    return f"{subject(method)} uses labels that are fed to it ({figures})."
 
 
 def steered(method: str, sweep: Sweep) -> str:

@@ -115,11 +115,11 @@ def steering_says(sweeps: Sequence[Sweep]) -> list[str]:
     by_name = {each.name: each for each in sweeps}
     for method in methods:
         last = by_name[f"{method}_set"].effects[-1]
-        what = "Given the strength" if methods == [method, "base"] else f"In {name_of(method)}, given the strength"
+        what = "With its strength" if methods == [method, "base"] else f"In {name_of(method)}, with its strength"
         if method == "base":
-            what = "In the base model, through its autoencoder, given the latent"
+            what = "In the base model, through its autoencoder, with its latent"
         said.append(
-            f"{what} {last.strength:g} at every position, a concept's tokens become "
+            f"{what} set to {last.strength:g} at every position, a concept's tokens become "
             f"{_times(last.log_ratio.own.mean)} as likely ({_within(last.log_ratio.own)}; other concepts' tokens "
             f"{_times(last.log_ratio.control)}), and the loss on text changes by {signed(last.loss.mean, '.2f')} nats."
         )

@@ -211,8 +211,8 @@ def _test_loss(result: MethodResult) -> float:
 def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tuning | None) -> str:
     """Notes on all answers: how certain they are, which costs they include, how settings differ from the paper."""
     count, methods = len(results[0].runs), [each.method for each in results]
-    about = "; the intervals are about other documents and other seeds" if len(results) > 1 else ""
-    chance = one_seed(results) or f"These are means of {count} seeds{about}."
+    about = ", intervals are about other documents and other seeds" if len(results) > 1 else ""
+    chance = one_seed(results) or f"These are means of {count} seeds: ranges are from the lowest to the highest{about}."
     chosen = ["Loss weights were compared on the validation split; the final losses are of the test split."]
     return " ".join([chance, *(chosen if tuned else []), *_counted(methods, pretrain), *_settings(methods, pretrain)])
 
@@ -275,8 +275,9 @@ def labels(attribution: AttributionParams) -> str:
     if attribution.score == "activation":
         return "those that are most active"
     change = {"released": "lower", "helpful": "raise", "absolute": "change"}[attribution.sign]
+    sign = " (attribution.sign is that of the paper's code)" if attribution.sign == "released" else ""
     where = {"sequence": "the text that follows", "next_token": "the next token"}[attribution.scope]
-    return f"those whose absence would {change} the base model's loss on {where} the most"
+    return f"those whose absence would most {change} the base model's loss on {where}{sign}"
 
 
 def labels_may_hurt(attribution: AttributionParams) -> bool:

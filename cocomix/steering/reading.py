@@ -17,7 +17,7 @@ from cocomix.params import AttributionParams
 from cocomix.plumbing.errors import UserError
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.alignment import aligned
-from cocomix.tokens.encoding import ids_of, ids_of_text, plain, spans_of
+from cocomix.tokens.encoding import ids_and_spans_of, ids_of_text, plain
 
 
 class Extractor(NamedTuple):
@@ -192,7 +192,6 @@ def _labelled_in_own_tokens(
     if not isinstance(text, str) or extractor.tokenizer is None:
         raise UserError("labels of a base model with its own tokenizer need a text, not token ids")
     both = (tokenizer, extractor.tokenizer)
-    student, base = (spans_of(plain(each.backend_tokenizer), [text], "the text")[0] for each in both)
-    (ids,) = ids_of(plain(extractor.tokenizer.backend_tokenizer), [text], "the text")
+    (_, student), (ids, base) = (ids_and_spans_of(plain(each.backend_tokenizer), text, "the text") for each in both)
     labelled = _labelled(extractor, torch.tensor(ids, dtype=torch.int64, device=extractor.base.device))
     return [labelled[place] if place >= 0 else ([], []) for place in aligned(text, student, base).tolist()]

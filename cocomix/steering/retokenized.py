@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.tokens.encoding import ids_of, plain, spans_of
+from cocomix.tokens.encoding import ids_and_spans_of, ids_of, plain
 
 
 class Retokenized(NamedTuple):
@@ -53,8 +53,7 @@ class Retokenizer(NamedTuple):
         for end in [*ends, len(written)]:  # documents
             text, prompt = (self._text(written[start:stop]) for stop in (end, max(start, min(end, prompt_tokens))))
             begins = len(prompt.rstrip("\ufffd"))  # decoded alone, it may end within a character
-            (tokens,) = ids_of(encoder, [text], "what a model wrote")
-            (spans,) = spans_of(encoder, [text], "what a model wrote")
+            tokens, spans = ids_and_spans_of(encoder, text, "what a model wrote")
             found += zip(tokens, (spans[:, 1] > begins).tolist(), strict=True)
             if end < len(written):
                 found.append((int(self.base.eos_token_id), end >= prompt_tokens))

@@ -47,22 +47,21 @@ def difference(tokens: Tokens, theirs: "PreTrainedTokenizerBase") -> str | None:
     return None
 
 
-def check_vocabulary(key: str, name: str, size: int, tokens: Tokens) -> None:
+def check_vocabulary(key: str, name: str, size: int, tokens: Tokens, *, beside: bool = False) -> None:
     """Check that a model has an embedding for each of the tokens.
 
     Args:
         key: the parameter that holds `name`.
         name: hub id or folder of the model.
         size: entries of the model's vocabulary.
+        beside: whether the tokens are those of the tokenizer beside the model.
 
     Raises:
         UserError: in one line, when it has fewer.
     """
     if size < tokens.vocab_size:
-        raise UserError(
-            f"{key}: {name!r} has a vocabulary of {size}; the tokens need {tokens.vocab_size}: "
-            "use its tokenizer (tokenize.pretrained)"
-        )
+        advice = "the tokenizer beside it is not its own" if beside else "use its tokenizer (tokenize.pretrained)"
+        raise UserError(f"{key}: {name!r} has a vocabulary of {size}; the tokens need {tokens.vocab_size}: {advice}")
 
 
 def check_tokenizer(key: str, name: str, revision: str | None, tokens: Tokens) -> None:

@@ -46,8 +46,21 @@ def spans_of(tokenizer: Tokenizer, texts: Sequence[str], where: str) -> list[NDA
     Raises:
         UserError: when the tokenizer cannot encode a text.
     """
-    encodings = _encoded(tokenizer.encode_batch, texts, where)
-    return [np.array(encoding.offsets, np.int64).reshape(-1, 2) for encoding in encodings]
+    return [_spans(encoding) for encoding in _encoded(tokenizer.encode_batch, texts, where)]
+
+
+def ids_and_spans_of(tokenizer: Tokenizer, text: str, where: str) -> tuple[list[int], NDArray[np.int64]]:
+    """`ids_of` and `spans_of` one text, which is encoded once.
+
+    Raises:
+        UserError: when the tokenizer cannot encode it.
+    """
+    (encoding,) = _encoded(tokenizer.encode_batch, [text], where)
+    return encoding.ids, _spans(encoding)
+
+
+def _spans(encoding: Encoding) -> NDArray[np.int64]:
+    return np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
 
 def _encoded(encode: Callable[..., list[Encoding]], texts: Sequence[str], where: str) -> list[Encoding]:

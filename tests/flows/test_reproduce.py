@@ -110,6 +110,19 @@ def test_a_stage_that_another_dvc_holds_is_busy(project: Path) -> None:
     assert "\n" not in result.error
 
 
+def test_of_what_a_killed_dvc_held_there_is_no_warning(project: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    held = {"pid": dead.pid, "cmd": "dvc repro"}
+    Path(".dvc/tmp").mkdir(exist_ok=True)
+    locks = {"write": {str(project / "number.txt"): held}, "read": {str(project / "number.py"): [held]}}
+    Path(".dvc/tmp/rwlock").write_text(json.dumps(locks))
+    said = list[str]()
+    assert reproduce("number", said.append).outcome == "ran"
+    assert not [line for line in said if "killed" in line]
+    assert lock_holders() == []
+
+
 def test_a_stage_that_another_process_works_on_is_busy(project: Path) -> None:
     Path("number.py").write_text(
         "from pathlib import Path\n"

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -175,6 +176,23 @@ def test_who_only_reads_leaves_torn_files_alone_and_says_what_helps(finished: Pa
     assert LOCK.read_bytes() == torn
     assert alone_says()
     assert not held.exists()
+
+
+def test_where_a_run_begins_what_a_killed_dvc_held_is_forgotten_and_what_a_living_one_holds_is_not(
+    finished: Path,
+) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    killed, living = ({"pid": pid, "cmd": "dvc repro"} for pid in (dead.pid, os.getpid()))
+    held = Path(".dvc/tmp/rwlock")
+    for mode, holder in (("read", [killed]), ("write", killed)):
+        held.write_text(json.dumps({mode: {str(finished / "number.txt"): holder}}))
+        assert alone_says() == []
+        assert not held.exists()
+    text = json.dumps({"read": {str(finished / "number.txt"): [killed, living]}})
+    held.write_text(text)
+    assert alone_says() == []
+    assert held.read_text() == text
 
 
 def test_what_another_dvc_holds_can_be_read(finished: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_commit_is_that_of_the_code(project: Path) -> None:
 def test_changed_and_untracked_code_is_told(project: Path, name: str) -> None:
     commit = committed()
     Path(name).write_text("x = 2\n")
-    assert provenance()["commit"] == f"{commit}, changed since"
+    assert provenance()["commit"] == f"{commit} and uncommitted changes"
 
 
 def test_the_commit_of_a_repository_around_the_project_is_not_its_own(

@@ -44,12 +44,12 @@ def test_whether_mixing_helps_is_said_either_way(gap: Interval, said: str) -> No
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (conclusions.use_of_labels("cocomix", 4.1, 4.105, False), "CoCoMix does not use its labels"),
-        (conclusions.use_of_labels("cocomix", 4.1, 4.3, False), "CoCoMix uses its labels"),
-        (conclusions.use_of_labels("cocomix", 4.3, 4.1, True), "CoCoMix uses its labels"),
+        (conclusions.use_of_labels("cocomix", 4.1, 4.105, False), "CoCoMix does not use labels that are fed to it"),
+        (conclusions.use_of_labels("cocomix", 4.1, 4.3, False), "CoCoMix uses labels that are fed to it"),
+        (conclusions.use_of_labels("cocomix", 4.3, 4.1, True), "CoCoMix uses labels that are fed to it"),
         (
             conclusions.use_of_labels("cocomix", 4.3, 4.1, False),
-            "CoCoMix does not benefit from its labels, which raise",
+            "CoCoMix does not benefit from labels that are fed to it, which raise",
         ),
         (conclusions.mixture("cocomix", 4.1, 4.3), "CoCoMix needs the concepts that it mixes in"),
         (conclusions.mixture("cocomix", 4.1, 4.105), "CoCoMix does not need the concepts that it mixes in"),

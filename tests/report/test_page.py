@@ -245,13 +245,13 @@ def test_several_seeds_show_their_spread(folder: Path) -> None:
     html, summary = report({"ntp": [4.0, 4.2], "cocomix": [3.0, 3.2]})
     assert "4.100 (4.000 to 4.200)" in summary
     assert "4.000 to 4.200" in html
-    assert "means of 2 seeds" in " ".join(summary.split())
+    assert "means of 2 seeds: ranges are from the lowest to the highest, intervals" in " ".join(summary.split())
 
 
 def test_what_intervals_have_for_their_sample_is_counted_in_groups(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    groups = "25 groups of validation, 25 groups of test; resampled 2,000 times, with the tails that few of them have)"
-    assert f"in pairs ({groups}" in " ".join(html.split())
+    groups = "25 groups of validation, 25 groups of test; resampled 2,000 times; "
+    assert f"in pairs ({groups}Student's t widens the intervals, as the groups are few)" in " ".join(html.split())
     assert json.loads(Path("metrics/compare.json").read_text())["methods"]["ntp"]["corpora"]["test"]["groups"] == 25
 
 
@@ -394,9 +394,9 @@ def test_steering_is_told_of_each_form_that_is_steered(folder: Path) -> None:
     page = Page(Path("artifacts/report/index.html").read_text())
     text = " ".join(page.text.split())
     for start in (
-        "In added, given the",
-        "In CoCoMix, given the",
-        "In the base model, through its autoencoder, given the",
+        "In added, with its strength set to",
+        "In CoCoMix, with its strength set to",
+        "In the base model, through its autoencoder, with its latent set to",
     ):
         assert start in text
     assert "added, strength set" in text
@@ -447,9 +447,17 @@ RISES, FALLS = "the loss may well rise", "Where the loss falls, the model uses i
 @pytest.mark.parametrize(
     ("changes", "labels", "follows"),
     [
-        ([], "would lower the base model's loss on the text that follows the most", RISES),
-        ([("sign: released", "sign: helpful")], "would raise the base model's loss on the text", FALLS),
-        ([("scope: sequence", "scope: next_token")], "lower the base model's loss on the next token the most", RISES),
+        (
+            [],
+            "most lower the base model's loss on the text that follows (attribution.sign is that of the paper's",
+            RISES,
+        ),
+        (
+            [("sign: released", "sign: helpful")],
+            "would most raise the base model's loss on the text that follows.",
+            FALLS,
+        ),
+        ([("scope: sequence", "scope: next_token")], "most lower the base model's loss on the next token", RISES),
         (
             [("score: gradient", "score: activation")],
             "labels of a position are those that are most active",
@@ -800,8 +808,9 @@ def test_the_stage_needs_no_torch() -> None:
 def test_steering_is_told_with_its_control_and_its_cost(folder: Path) -> None:
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
     text = " ".join(Page(html).text.split())
-    assert "Given the strength 10 at every position, a concept's tokens become 3 times as likely" in text
+    assert "With its strength set to 10 at every position, a concept's tokens become 3 times as likely" in text
     assert "(95% interval 3 to 3; other concepts' tokens 1 times)" in text
+    assert "Distinct pairs: the share of different pairs among the pairs of tokens in a row" in text
     table = rows(html, "Edit")
     assert table["CoCoMix, strength set, \N{MINUS SIGN}10"][:3] == ["50%", "50%", "0.33 0.33 to 0.33"]
     numbers = json.loads(Path("metrics/compare.json").read_text())["steering"]

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
-from cocomix.tokens.comparison import check_tokenizer, difference
+from cocomix.tokens.comparison import check_tokenizer, check_vocabulary, difference
 from cocomix.tokens.tokenizer import load_trained, train_tokenizer
 from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
@@ -114,6 +114,15 @@ def test_a_base_model_of_another_tokenizer_is_refused_and_what_to_set_is_said(to
         UserError, match=r"'other' has another tokenizer than the tokens: .*pretrained: other, .* to base\.revision"
     ):
         check_tokenizer("base.pretrained", "other", None, tokens)
+
+
+def test_a_model_with_fewer_entries_than_the_tokens_is_refused_by_whose_tokens_they_are(tokens: Tokens) -> None:
+    check_vocabulary("base.pretrained", "small", 300, tokens)
+    needs = r"^base\.pretrained: 'small' has a vocabulary of 299; the tokens need 300: "
+    with pytest.raises(UserError, match=rf"{needs}use its tokenizer \(tokenize\.pretrained\)$"):
+        check_vocabulary("base.pretrained", "small", 299, tokens)
+    with pytest.raises(UserError, match=rf"{needs}the tokenizer beside it is not its own$"):
+        check_vocabulary("base.pretrained", "small", 299, tokens, beside=True)
 
 
 def test_a_base_model_without_a_tokenizer_is_taken_at_the_word_of_the_parameters_alone(
