@@ -41,7 +41,7 @@ def stage(
 ) -> State[None]:
     """Bring one stage up to date.
 
-    Its state is Completed, Restored (from DVC's cache), Up to date, Failed, or Cancelled. Busy (another DVC
+    Its state is Completed, Restored (from DVC's run cache), Up to date, Failed, or Cancelled. Busy (another DVC
     holds a resource) and Killed are failures that remained after all retries.
 
     Args:
@@ -61,7 +61,7 @@ def stage(
         case "ran":
             return Completed()
         case "restored":
-            return Completed(name="Restored", message="from DVC's cache")
+            return Completed(name="Restored", message="from DVC's run cache")
         case "up to date":
             return Completed(name=UP_TO_DATE, message="nothing changed")
         case "failed":

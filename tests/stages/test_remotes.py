@@ -35,7 +35,7 @@ def digests(project: Project) -> dict[str, str]:
 def test_a_second_clone_takes_everything_from_the_remote_and_runs_nothing(finished: Project, tmp_path: Path) -> None:
     first = finished.copy(tmp_path / "first")
     first.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
-    first.dvc("push")
+    first.dvc("push", "--run-cache")
     second = clone(first, tmp_path / "second")
     assert ran(second.dvc("repro", "--pull")) == set()
     assert digests(second) == digests(first)
@@ -85,7 +85,7 @@ def test_the_same_through_s3(finished: Project, tmp_path: Path, s3: str, monkeyp
     first = finished.copy(tmp_path / "first")
     first.dvc("remote", "add", "--default", "store", "s3://cocomix/store")
     first.dvc("remote", "modify", "store", "endpointurl", s3)
-    first.dvc("push")
+    first.dvc("push", "--run-cache")
     second = clone(first, tmp_path / "second")
     assert ran(second.dvc("repro", "--pull")) == set()
     assert digests(second) == digests(first)
