@@ -79,6 +79,11 @@ class Tuning(NamedTuple):
     others: dict[str, int]
     """By method, the number of settings that differ from params.yaml in more of its section than the weight."""
 
+    @property
+    def compares(self) -> bool:
+        """Whether a method was tried with several weights; a sweep of other parameters tries each with one."""
+        return any(each.lowest for each in self.trials)
+
 
 def sweep_files() -> list[Path]:
     """The files that sweeps have written into the project's folder, sorted by name."""

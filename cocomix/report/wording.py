@@ -214,7 +214,14 @@ def caveats(results: Sequence[MethodResult], pretrain: PretrainParams, tuned: Tu
     about = ", intervals are about other documents and other seeds" if len(results) > 1 else ""
     chance = one_seed(results) or f"These are means of {count} seeds: ranges are from the lowest to the highest{about}."
     chosen = ["Loss weights were compared on the validation split; the final losses are of the test split."]
-    return " ".join([chance, *(chosen if tuned else []), *_counted(methods, pretrain), *_settings(methods, pretrain)])
+    return " ".join(
+        [
+            chance,
+            *(chosen if tuned and tuned.compares else []),
+            *_counted(methods, pretrain),
+            *_settings(methods, pretrain),
+        ]
+    )
 
 
 def _counted(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
@@ -325,10 +332,10 @@ def tuned_says(tuned: Tuning) -> str:
         if each.weight is not None:
             grids.setdefault(each.method, []).append(each)
     said = []
-    if len(grids) > 1:
+    if len(grids) > 1 and tuned.compares:
         alike = len({tuple(each.weight for each in trials) for trials in grids.values()}) == 1
-        listed = listing(map(inside, grids))
-        said.append(f"The grid of {listed} is {'the same' if alike else 'not the same: one had more chances'}.")
+        more = "" if len(set(map(len, grids.values()))) == 1 else ": one had more chances"
+        said.append(f"The grid of {listing(map(inside, grids))} is {'the same' if alike else f'not the same{more}'}.")
     if tuned.others:
         counts = listing(f"{count} of {inside(method)}" for method, count in tuned.others.items())
         said.append(f"Settings that differ in more than the weight were tried too: {counts}.")

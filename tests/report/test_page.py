@@ -19,7 +19,7 @@ from cocomix.report.figures import _dots
 from cocomix.statistics import Interval
 from stages.report import run
 from tests.report.made_metrics import falling, write_params, write_pipeline, write_run, write_steering
-from tests.report.test_tuning import swept
+from tests.report.test_tuning import keep, swept
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -662,6 +662,12 @@ def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
     assert "CoCoMix 0.3 4.000 7.000 0 as in params.yaml" in told
     assert "tries one grid" not in html
     assert json.loads(Path("metrics/compare.json").read_text())["tuning"]["trials"]["kd"]["0.3"]["loss"]["mean"] == 9.0
+    assert "Loss weights were compared" in html
+    keep("distillation 1.0", "interleaved 0.3")
+    run(load())
+    html = Path("artifacts/report/index.html").read_text()
+    assert "tries one grid" not in html
+    assert "Loss weights were compared" not in html
 
 
 def test_the_supervision_is_priced_by_stage_and_shared_by_the_runs_that_use_it(folder: Path) -> None:

@@ -88,6 +88,27 @@ def test_what_a_method_was_tried_with_besides_its_weight_is_counted_also_when_it
     assert "were tried too" not in tuned_says(found())
 
 
+def keep(*names: str) -> None:
+    """Leave only the runs of these settings in the results."""
+    entries = json.loads((SWEEPS / "made.json").read_text())
+    (SWEEPS / "made.json").write_text(json.dumps([each for each in entries if each["setting"] in names]))
+
+
+def test_methods_that_were_tried_with_one_weight_each_have_no_grid_and_none_had_more_chances(folder: Path) -> None:
+    swept({})
+    keep("distillation 1.0", "interleaved 0.3")
+    assert tried(found()) == [("kd", 1.0), ("cocomix", 0.3)]
+    assert not found().compares
+    assert tuned_says(found()) == ""
+
+
+def test_grids_of_one_size_gave_nobody_more_chances(folder: Path) -> None:
+    swept({})
+    keep("distillation 0.1", "distillation 1.0", "interleaved 0.1", "interleaved 0.3")
+    assert found().compares
+    assert "The grid of knowledge distillation and CoCoMix is not the same." in tuned_says(found())
+
+
 def test_what_others_were_tried_with_is_still_known_when_another_form_of_cocomix_has_been_chosen(folder: Path) -> None:
     swept({"added 0.1": 4.0})
     FILE.write_text(FILE.read_text().replace("    mixing: interleave  ", "    mixing: add  "))
