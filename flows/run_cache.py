@@ -21,5 +21,5 @@ def remember(folder: Path = Path()) -> None:
                 loose = [out for out in stage.outs if not out.use_cache]
                 if loose and not any(out.workspace_status() for out in loose):
                     repo.stage_cache.save(stage)
-    except DvcException:
-        return  # a dvc.yaml or dvc.lock that cannot be read is reported by the run
+    except (DvcException, OSError):
+        return  # a full disk, or a dvc.yaml that cannot be read: the run itself reports it, and keeps its results
