@@ -12,6 +12,7 @@ import pytest
 
 from cocomix.plumbing.artifact import Work
 from flows.reproduce import _NO_MEMORY, GRACE_SECONDS, Result, reproduce
+from flows.run_cache import remember
 from tests.flows.conftest import set_params
 
 
@@ -20,6 +21,7 @@ def test_a_stage_runs_then_is_up_to_date_then_is_restored(project: Path) -> None
     assert reproduce("number", lines.append) == Result("ran")
     assert "counting:  50% 1/2 [00:01<00:01,  1.00 numbers/s]" in lines
     assert reproduce("number", lines.append) == Result("up to date")
+    remember()
     set_params(number=2)
     assert reproduce("number", lines.append) == Result("ran")
     set_params(number=1)
