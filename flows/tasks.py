@@ -190,5 +190,6 @@ def bring_up_to_date(nodes: Iterable[Stage], ended: Callable[[str], None] = lamb
         if title not in run.states:
             run.failed[title] = next(run.failed[each] for each in node.needed_titles if each in run.failed)
             get_run_logger().warning(f"{title}: not run, because of {run.failed[title]}")
-    remember()
+    if unsure:
+        remember()
     return run
