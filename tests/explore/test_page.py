@@ -104,9 +104,10 @@ def opened(session: Session, page: Page) -> Iterator[Page]:
 
 
 def finished(page: Page) -> None:
-    """Wait until nothing is being written."""
+    """Wait until all is written. A text that is read again stops a continuation, which then starts anew."""
     expect(page.locator("#original")).not_to_be_empty()
-    expect(page.locator("#writing")).not_to_have_text("writing …")
+    expect(page.locator("#count")).not_to_have_text("reading …")
+    expect(page.locator("#writing")).not_to_have_text(re.compile("writing …|Stopped"))
     expect(page.locator("#stop")).to_be_hidden()
 
 
