@@ -18,7 +18,7 @@ def paper_form() -> str:
     presets = SHIPPED.parent / "presets"
     default, paper = presets / "default.yaml", presets / "paper-form.yaml"
     text = with_values(default.read_bytes(), [YAML().load(paper)], str(paper)).decode()
-    return re.sub(r"(?m)^  forms: .*\n    predicted: .*$", "  forms: {}", text)
+    return re.sub(r"(?m)^  forms: .*\n(    .*\n)+", "  forms: {}\n", text)
 
 
 def paper_values() -> dict[str, Any]:

@@ -194,7 +194,7 @@ def test_larger_base_has_a_base_model_larger_than_its_students(params: Path) -> 
     chosen = load()
     assert chosen.base.model.d_model > chosen.pretrain.model.d_model
     assert chosen.pretrain.model == shipped_params.pretrain.model
-    assert chosen.pretrain.methods == ["ntp", "predicted", "cocomix", "kd", "both"]
+    assert chosen.pretrain.methods == ["ntp", "predicted", "cocomix", "kd", "cocomix_kd"]
 
 
 def test_an_unknown_preset_is_refused_with_a_suggestion(params: Path) -> None:
