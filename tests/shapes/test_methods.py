@@ -17,7 +17,7 @@ FORMS: dict[str, Any] = {
     "unlabelled": {"concept_weight": 0.0},
     "regressed": {"predicts": "hidden"},
     "control": {"predicts": "nothing"},
-    "taught": {"kd": {"kl_weight": 1.0}},
+    "taught": {"kd": {"kl_weight": 1.0, "source": "online"}},
     "cached": {"kd": {"kl_weight": 1.0, "source": "cached"}},
 }
 LABELS = ["predicted", "unlabelled", "taught", "cached", "cocomix"]
@@ -44,8 +44,8 @@ def publish(name: str, content: str = "", about: dict[str, Any] | None = None, m
         ({"name": "concepts", "content": "others", "about": {"layer": 2}}, LABELS),
         ({"name": "concepts", "about": {"layer": 3}}, [*LABELS, "regressed"]),
         ({"name": "concepts", "about": {"layer": 2}, "made": "again"}, []),
-        ({"name": "base", "content": "another"}, ["kd", "regressed", "taught"]),
-        ({"name": "distribution", "content": "others"}, ["cached"]),
+        ({"name": "base", "content": "another"}, ["regressed", "taught"]),
+        ({"name": "distribution", "content": "others"}, ["cached", "kd"]),
         ({"name": "distribution", "made": "again"}, []),
     ],
     ids=["labels", "layer", "same labels", "base", "draws", "same draws"],
