@@ -19,22 +19,24 @@ from cocomix.params.tokenize import TokenizeParams
 
 def check_tokenizer(base: BaseParams, distribution: DistributionParams, pretrain: PretrainParams) -> None:
     """What students learn from the base model token by token needs the same tokens."""
-    if base.tokenizer == "own" and (key := _of_one_tokenizer(distribution, pretrain)):
-        raise ValueError(f"{key} needs base.tokenizer: shared, not own: the students have other tokens")
+    if base.tokenizer == "own" and (keys := _of_one_tokenizer(distribution, pretrain)):
+        raise ValueError(
+            f"base.tokenizer: own gives the students other tokens, which does not go with {', '.join(keys)}: set draws "
+            "to null, and take these methods out of pretrain.methods"
+        )
 
 
-def _of_one_tokenizer(distribution: DistributionParams, pretrain: PretrainParams) -> str | None:
-    """A parameter, with its value, by which students learn from the base model token by token."""
-    if distribution.draws is not None:
-        return f"distribution.draws ({distribution.draws})"
+def _of_one_tokenizer(distribution: DistributionParams, pretrain: PretrainParams) -> list[str]:
+    """The parameters, with their values, by which students learn from the base model token by token."""
+    keys = [] if distribution.draws is None else [f"distribution.draws ({distribution.draws})"]
     for name, section in pretrain.listed.items():
         key = _key(name, pretrain)
         if taught := distillation(section):
             own = key if isinstance(section, KdParams) else f"{key}.kd"
-            return f"{own}.kl_weight ({taught.kl_weight:g})"
-        if regresses(section):
-            return f"{key}.predicts (hidden)"
-    return None
+            keys.append(f"{own}.kl_weight ({taught.kl_weight:g})")
+        elif regresses(section):
+            keys.append(f"{key}.predicts (hidden)")
+    return keys
 
 
 def check_tokens_ahead(tokenize: TokenizeParams, pretrain: PretrainParams) -> None:
