@@ -42,7 +42,11 @@ def init(path: str, revision: str | None = None, **more: Any) -> dict[str, Any]:
 
 
 def own(name: str, context: int | None = None) -> dict[str, Any]:
-    return {"base": {**base(name)["base"], "tokenizer": "own", "context": context}}
+    return {
+        "base": {**base(name)["base"], "tokenizer": "own", "context": context},
+        "distribution": {"draws": None},
+        "pretrain": {"methods": ["ntp", "cocomix"]},
+    }
 
 
 def published(path: str, format: str, **more: Any) -> dict[str, Any]:

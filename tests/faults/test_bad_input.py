@@ -134,7 +134,17 @@ CASES = [
     (("activations", {"activations": {"drop_tokens": [512]}}), "activations.drop_tokens: 512: no token of the vocabul"),
     (("activations", {"activations": {"drop_tokens": [-1]}}), "activations.drop_tokens: -1: no token of the vocabul"),
     (
-        ("methods", {"pretrain": {"match": "flops", "methods": ["kd"], "model": {"d_model": 8, "n_head": 1}}}),
+        (
+            "methods",
+            {
+                "pretrain": {
+                    "match": "flops",
+                    "methods": ["kd"],
+                    "kd": {"source": "online"},
+                    "model": {"d_model": 8, "n_head": 1},
+                }
+            },
+        ),
         "pretrain.match: flops: kd cannot match CoCoMix's training FLOPs",
     ),
     (evaluate(tasks=["foo"]), "evaluate.tasks: 'foo': "),
@@ -216,7 +226,7 @@ def test_a_folder_in_the_place_of_parameters_is_refused_in_one_line(folder: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "usage: METHOD SEED, with a method of ntp, predicted, cocomix; got ''"),
+        ([], "usage: METHOD SEED, with a method of ntp, cocomix, cocomix_kd; got ''"),
         (["npt", "0"], "npt: not in pretrain.methods of params.yaml; did you mean 'ntp'?"),
         (["ntp", "-1"], "usage: METHOD SEED"),
         (["ntp", "\u00b2"], "usage: METHOD SEED"),
@@ -225,7 +235,7 @@ def test_a_folder_in_the_place_of_parameters_is_refused_in_one_line(folder: Path
         (["ntp", "0" * 5000], "usage: METHOD SEED"),
         (["ntp", "0", "0"], "usage: METHOD SEED"),
         (["ntp", "7"], "ntp 7: not in pretrain.seeds of params.yaml"),
-        (["kd", "0"], "kd: not in pretrain.methods of params.yaml; allowed: cocomix, ntp"),
+        (["kd", "0"], "kd: not in pretrain.methods of params.yaml; allowed: cocomix, cocomix_kd, ntp"),
     ],
 )
 def test_a_command_line_is_refused_in_one_line(arguments: list[str], message: str) -> None:

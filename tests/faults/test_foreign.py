@@ -94,7 +94,9 @@ def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
     """A copy whose stage `methods` has been asked for more methods."""
     project = finished.copy(tmp_path_factory.mktemp("foreign") / "project")
     params = (project.path / "params.yaml").read_bytes()
-    project.change({"pretrain": {"methods": ["ntp", "kd", *FORMS, "cocomix"], "forms": FORMS}})
+    project.change(
+        {"pretrain": {"methods": ["ntp", "kd", *FORMS, "cocomix"], "kd": {"source": "online"}, "forms": FORMS}}
+    )
     done = project.stage("methods")
     assert done.returncode == 0, done.stderr
     (project.path / "params.yaml").write_bytes(params)

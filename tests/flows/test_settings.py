@@ -93,7 +93,7 @@ def test_methods_and_seeds_of_the_command_line_are_those_of_every_setting(monkey
     [
         (["pretrain.kd.kl_weight=0.1,0.3"], ["ntp", "pause", "cocomix"]),
         (["pretrain.cocomix.concept_weight=0.1,0.3"], ["pause"]),
-        (["distribution.draws=10,20"], ["ntp", "kd"]),
+        (["distribution.draws=10,20"], ["ntp", "cocomix"]),
         (["pretrain.forms.predicted.concept_weight=0.1,0.3"], ["cocomix"]),
     ],
 )

@@ -74,7 +74,7 @@ SMALL: dict[str, Any] = {
 
 def parameters(**changes: Any) -> Params:
     content = read_yaml(ROOT / "params.yaml")
-    for each in (SMALL, changes):
+    for each in (changes, SMALL):
         merge(content, each)
     return parse(Params, content, "params.yaml")
 

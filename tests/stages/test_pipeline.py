@@ -231,7 +231,8 @@ def test_match_sets_the_width_of_the_methods_that_have_no_second_path(finished: 
     project = finished.copy(tmp_path / "project")
     widths = {}
     for match in ("width", "flops"):
-        project.change({"pretrain": {"match": match, "methods": ["ntp", "kd", "pause", "mtp", "cocomix"]}})
+        methods = ["ntp", "kd", "pause", "mtp", "cocomix"]
+        project.change({"pretrain": {"match": match, "methods": methods, "kd": {"source": "online"}}})
         done = project.stage("methods")
         assert done.returncode == 0, done.stderr
         found = json.loads((project.path / "artifacts/methods/methods.json").read_text())
