@@ -2,12 +2,13 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from cocomix.check import external
@@ -134,6 +135,25 @@ def run(params: Params) -> None:
     )
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "si": si,
+        "number": lambda value, form: format(value, form),
+        "signed": signed,
+        "within": within,
+        "loss_weight": loss_weight,
+        "listing": listing,
+        "duration": duration,
+        "visible": visible,
+        "exp": exp,
+    }
+    return environment.get_template(TEMPLATE.name)
+
+
 def page(
     params: Params,
     pipeline: Pipeline,
@@ -149,27 +169,13 @@ def page(
     Args:
         differs: the parameters that differ from the shipped ones: see `changed`.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {
-        "si": si,
-        "number": lambda value, form: format(value, form),
-        "signed": signed,
-        "within": within,
-        "loss_weight": loss_weight,
-        "listing": listing,
-        "duration": duration,
-        "visible": visible,
-        "exp": exp,
-    }
     concepts = {each.method: mean_concepts(each.concepts) for each in results if each.concepts}
     drawn = looks(params.pretrain.forms)
     needed = {source for each in results for source in each.sources}
     seed = params.pretrain.seeds[0]
     atlas = Atlas(ATLAS)
     reference = next((each for each in results if each.method == BASELINE), results[0])
-    return environment.get_template(TEMPLATE.name).render(
+    return _template().render(
         title=params.report.title,
         label_runs=params.report.label_runs,
         pretrain=params.pretrain,

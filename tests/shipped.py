@@ -1,18 +1,20 @@
 """The parameters as they ship."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAML
 
 from cocomix.params import Params
+from cocomix.plumbing.checked import mapping
 from flows.preset import with_values
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
 
+@cache
 def paper_form() -> str:
     """The content of params.yaml in the paper's form and without forms: tests change single values of it."""
     presets = SHIPPED.parent / "presets"
@@ -23,8 +25,7 @@ def paper_form() -> str:
 
 def paper_values() -> dict[str, Any]:
     """The same as values."""
-    values: dict[str, Any] = yaml.safe_load(paper_form())
-    return values
+    return mapping(paper_form().encode(), "params.yaml")
 
 
 def paper_params() -> Params:

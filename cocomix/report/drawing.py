@@ -66,6 +66,8 @@ _STYLE = {
     "grid.color": RULE,
     "grid.linewidth": 0.8,
 }
+_DPI = 72
+"""Of SVG in matplotlib."""
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -73,7 +75,7 @@ class Drawing:
     """A figure with one pair of axes, and the resulting SVG."""
 
     def __init__(self, width: float, height: float) -> None:
-        self._figure = Figure(figsize=(width, height), layout="constrained")
+        self._figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
         FigureCanvasSVG(self._figure)
         self.axes: Axes = self._figure.add_subplot()
         self.axes.set_axisbelow(True)
@@ -83,6 +85,10 @@ class Drawing:
         """The `<svg>` element; set when `drawing` ends."""
 
     def _finish(self, name: str, title: str) -> None:
+        # Left to savefig, the layout would cost a drawing of its own, which nobody sees.
+        if layout := self._figure.get_layout_engine():
+            layout.execute(self._figure)
+        self._figure.set_layout_engine("none")
         stream = io.StringIO()
         self._figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
         self.svg = _inline(stream.getvalue(), name, title)
