@@ -1,12 +1,13 @@
 import csv
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import chdir
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from tests.report.made_metrics import falling, write_params, write_pipeline, wri
 from tests.report.test_tuning import keep, swept
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
+FOUR = {"ntp": [4.0, 4.1], "kd": [3.5, 3.6], "pause": [4.2, 4.3], "cocomix": [3.0, 3.1]}
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -62,10 +64,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-def report(
-    ends: dict[str, list[float]], *changes: tuple[str, str], right: dict[str, int] | None = None
-) -> tuple[str, str]:
-    """Page and summary of runs whose validation losses fall from 6 to `ends`, by method, a run a seed.
+def write_runs(ends: dict[str, list[float]], *changes: tuple[str, str], right: dict[str, int] | None = None) -> None:
+    """Write what the report reads of runs whose validation losses fall from 6 to `ends`, by method, a run a seed.
 
     Args:
         right: answers in a task, of `DOCUMENTS`, by method; none: there are no tasks.
@@ -82,9 +82,54 @@ def report(
     for method, losses in ends.items():
         for seed, loss in enumerate(losses):
             write_run(method, seed, falling(6.0, loss), right and right[method])
+
+
+def report(
+    ends: dict[str, list[float]], *changes: tuple[str, str], right: dict[str, int] | None = None
+) -> tuple[str, str]:
+    """Page and summary of the runs of `write_runs`."""
+    write_runs(ends, *changes, right=right)
     run(load())
     artifact = Artifact(Path("artifacts/report"))
     return artifact.file("index.html").read_text(), artifact.file("summary.txt").read_text()
+
+
+class Shown(NamedTuple):
+    """A report that several tests read."""
+
+    html: str
+    summary: str
+    numbers: dict[str, Any]
+    """metrics/compare.json."""
+
+
+def shown(folder: Path, ends: dict[str, list[float]], right: dict[str, int] | None = None) -> Shown:
+    with chdir(folder):
+        return Shown(*report(ends, right=right), json.loads(Path("metrics/compare.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """The report of two methods, a seed each."""
+    return shown(tmp_path_factory.mktemp("plain"), {"ntp": [4.0], "cocomix": [3.0]})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """The report of the baseline alone."""
+    return shown(tmp_path_factory.mktemp("alone"), {"ntp": [4.0]})
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """The report of four methods, two seeds each."""
+    return shown(tmp_path_factory.mktemp("four"), FOUR)
+
+
+@pytest.fixture(scope="module")
+def with_tasks(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """The report of four methods that answer tasks."""
+    return shown(tmp_path_factory.mktemp("with_tasks"), FOUR, {"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
 
 
 def test_the_page_stands_alone_and_is_well_formed(folder: Path) -> None:
@@ -98,8 +143,8 @@ def test_the_page_stands_alone_and_is_well_formed(folder: Path) -> None:
     assert page.references <= page.ids.keys()
 
 
-def test_the_answer_with_what_it_costs_comes_first(folder: Path) -> None:
-    html, summary = report({"ntp": [4.0], "cocomix": [3.0]})
+def test_the_answer_with_what_it_costs_comes_first(plain: Shown) -> None:
+    html, summary, _ = plain
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
         assert "after 7.00 k of 10.0 k tokens, 30% fewer." in text
         assert "1.50 times the training FLOPs" in text
@@ -118,9 +163,9 @@ def test_no_sentence_stands_twice(folder: Path, losses: dict[str, list[float]]) 
 
 
 @pytest.mark.parametrize("dropped", [{}, {"contaminated documents": 41, "near-duplicates": 1234}])
-def test_contaminated_documents_are_counted(folder: Path, dropped: dict[str, int]) -> None:
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "Contamination" not in html
+def test_contaminated_documents_are_counted(folder: Path, plain: Shown, dropped: dict[str, int]) -> None:
+    assert "Contamination" not in plain.html
+    write_runs({"ntp": [4.0], "cocomix": [3.0]})
     content = json.loads((path := Path("metrics/corpus.json")).read_text())
     found = {
         "tasks.hellaswag": {"documents": 40, "texts": 5000, "long_texts": 1200},
@@ -150,9 +195,9 @@ def test_bold_is_what_the_interval_supports(folder: Path, losses: dict[str, list
     assert re.findall(r"<strong>(.*?)</strong>", html) == bold
 
 
-def test_the_final_gap_is_of_the_split_that_chose_nothing(folder: Path) -> None:
-    _, summary = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "on the validation split;" not in " ".join(summary.split())
+def test_the_final_gap_is_of_the_split_that_chose_nothing(folder: Path, plain: Shown) -> None:
+    assert "on the validation split;" not in " ".join(plain.summary.split())
+    write_runs({"ntp": [4.0], "cocomix": [3.0]})
     for method, loss in (("ntp", 4.5129), ("cocomix", 4.5434)):
         path = Path(f"metrics/evaluate/{method}-0.json")
         content = json.loads(path.read_text())
@@ -189,7 +234,7 @@ def test_nothing_is_said_to_be_saved_where_only_some_seeds_got_there(folder: Pat
 
 
 def test_nothing_is_said_to_be_saved_where_the_first_evaluation_came_too_late(folder: Path) -> None:
-    report({"ntp": [4.0], "cocomix": [3.0]})
+    write_runs({"ntp": [4.0], "cocomix": [3.0]})
     for path in Path("plots/pretrain").glob("*.csv"):
         header, *_, last = path.read_text().splitlines()
         path.write_text(f"{header}\n{last}\n")
@@ -234,9 +279,8 @@ def test_a_method_that_is_better_than_the_one_it_is_about_is_named_first_of_all(
         assert "The lowest test loss of all is that of knowledge distillation, 3.200. Knowledge distillation" in text
 
 
-def test_what_was_made_for_a_method_is_what_it_learns_from(folder: Path) -> None:
-    _, summary = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "including the base model, the autoencoder and the labels. After" in " ".join(summary.split())
+def test_what_was_made_for_a_method_is_what_it_learns_from(folder: Path, plain: Shown) -> None:
+    assert "including the base model, the autoencoder and the labels. After" in " ".join(plain.summary.split())
     _, summary = report({"ntp": [4.0], "cocomix": [3.0]}, ("predicts: concepts ", "predicts: hidden "))
     assert "including the base model. After" in " ".join(summary.split())
 
@@ -248,14 +292,13 @@ def test_several_seeds_show_their_spread(folder: Path) -> None:
     assert "means of 2 seeds: ranges are from the lowest to the highest, intervals" in " ".join(summary.split())
 
 
-def test_what_intervals_have_for_their_sample_is_counted_in_groups(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+def test_what_intervals_have_for_their_sample_is_counted_in_groups(plain: Shown) -> None:
     groups = "25 groups of validation, 25 groups of test; resampled 2,000 times; "
-    assert f"in pairs ({groups}Student's t widens the intervals, as the groups are few)" in " ".join(html.split())
-    assert json.loads(Path("metrics/compare.json").read_text())["methods"]["ntp"]["corpora"]["test"]["groups"] == 25
+    assert f"in pairs ({groups}Student's t widens the intervals, as the groups are few)" in " ".join(plain.html.split())
+    assert plain.numbers["methods"]["ntp"]["corpora"]["test"]["groups"] == 25
 
 
-def test_a_saving_has_an_interval_over_seeds_and_none_with_one(folder: Path) -> None:
+def test_a_saving_has_an_interval_over_seeds_and_none_with_one(folder: Path, plain: Shown) -> None:
     html, _ = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [3.0, 3.2, 3.4]})
     spent = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]["down_to_baseline"]["spent"]
     cells = rows(html, "Method", "efficiency")["CoCoMix"]
@@ -266,21 +309,17 @@ def test_a_saving_has_an_interval_over_seeds_and_none_with_one(folder: Path) -> 
             spent[name]["interval"]["low"] < spent[name]["low"] < spent[name]["high"] < spent[name]["interval"]["high"]
         )
     assert "by Student's t over the seeds." in html
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert rows(html, "Method", "efficiency")["CoCoMix"][1] == "30%"
+    assert rows(plain.html, "Method", "efficiency")["CoCoMix"][1] == "30%"
 
 
-def test_one_method_alone_is_reported_without_a_comparison(folder: Path) -> None:
-    html, summary = report({"ntp": [4.0]})
+def test_one_method_alone_is_reported_without_a_comparison(alone: Shown) -> None:
+    html, summary, _ = alone
     assert "nothing to compare it with" in html
     assert "fewer" not in summary
 
 
-FOUR = {"ntp": [4.0, 4.1], "kd": [3.5, 3.6], "pause": [4.2, 4.3], "cocomix": [3.0, 3.1]}
-
-
-def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(folder: Path) -> None:
-    html, summary = report(FOUR)
+def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(four: Shown) -> None:
+    html, summary, _ = four
     page = Page(html)
     for text in (" ".join(page.text.split()), " ".join(summary.split())):
         positions = [text.index(f"{each} reached") for each in ("CoCoMix", "Knowledge distillation")]
@@ -293,7 +332,7 @@ def test_four_methods_are_compared_and_the_one_that_it_is_about_comes_first(fold
     assert html.count('class="headline"') == 1
 
 
-def test_the_lowest_loss_is_set_against_every_other_method(folder: Path) -> None:
+def test_the_lowest_loss_is_set_against_every_other_method(folder: Path, plain: Shown) -> None:
     ends = {"ntp": [4.0, 4.1, 4.2], "kd": [3.5, 3.6, 3.9], "pause": [4.2, 4.3, 4.4], "cocomix": [3.0, 3.1, 3.2]}
     html, _ = report(ends)
     text = " ".join(Page(html).text.split()).replace("\N{MINUS SIGN}", "-")
@@ -305,25 +344,23 @@ def test_the_lowest_loss_is_set_against_every_other_method(folder: Path) -> None
     assert verdicts["cocomix"]["differences"]["kd"]["mean"] == pytest.approx(-1.7 / 3)
     assert verdicts["cocomix"]["differences"]["ntp"] == verdicts["cocomix"]["difference"]
     assert verdicts["kd"]["differences"] == {}
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "The lowest loss on" not in html
+    assert "The lowest loss on" not in plain.html
 
 
-def test_each_method_has_its_own_colour_and_dashes_whatever_the_order(folder: Path) -> None:
+def test_each_method_has_its_own_colour_and_dashes_whatever_the_order(folder: Path, four: Shown) -> None:
     def lines(html: str) -> set[tuple[str, str]]:
         found = re.findall(r'stroke="var\(--(\w+)\)" stroke-width="3" stroke-dasharray="([^"]*)"', html)
         curves = re.findall(r'class="swatch".*?</svg>(?:Next|Know|Pause|CoCo)', html)
         assert len(curves) == len(found)
         return set(found)
 
-    forwards = lines(report(FOUR)[0])
-    shutil.rmtree("artifacts")
+    forwards = lines(four.html)
     assert lines(report(dict(reversed(FOUR.items())))[0]) == forwards
     assert len({color for color, _ in forwards}) == len({dashes for _, dashes in forwards}) == 4
 
 
-def test_every_colour_of_a_curve_is_one_that_the_page_knows_in_light_and_dark(folder: Path) -> None:
-    html, _ = report(FOUR)
+def test_every_colour_of_a_curve_is_one_that_the_page_knows_in_light_and_dark(four: Shown) -> None:
+    html = four.html
     for name in set(re.findall(r"var\(--([\w-]+)\)", html)):
         if name not in ("text", "plain"):  # fonts
             assert html.count(f"--{name}: #") == 2
@@ -340,14 +377,13 @@ def test_without_the_baseline_the_methods_are_still_ranked(folder: Path) -> None
     assert "not reached" not in summary
 
 
-def test_a_variant_of_cocomix_is_called_one(folder: Path) -> None:
+def test_a_variant_of_cocomix_is_called_one(folder: Path, plain: Shown) -> None:
     changes = [("mixing: interleave ", "mixing: add "), ("predicts: concepts ", "predicts: hidden ")]
     html, summary = report({"ntp": [4.0], "cocomix": [3.0]}, *changes)
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
         assert "a variant of CoCoMix: it predicts the base model's hidden state (l2 distance); the prediction" in text
         assert "forward pass to the regressed layer" in text
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "a variant of CoCoMix" not in html
+    assert "a variant of CoCoMix" not in plain.html
 
 
 FORMS = "forms: {predicted: {mixing: none}, control: {predicts: nothing, kd: {kl_weight: 1.0}}}"
@@ -388,7 +424,7 @@ def test_what_a_form_learns_from_is_paid_without_cocomix_too(folder: Path) -> No
 
 
 def test_steering_is_told_of_each_form_that_is_steered(folder: Path) -> None:
-    report({"ntp": [4.0], "added": [3.9], "cocomix": [3.0]}, ("forms: {}", "forms: {added: {mixing: add}}"))
+    write_runs({"ntp": [4.0], "added": [3.9], "cocomix": [3.0]}, ("forms: {}", "forms: {added: {mixing: add}}"))
     write_steering(["added_set", "added_scale", "cocomix_set", "cocomix_scale", "base_set"])
     run(load())
     page = Page(Path("artifacts/report/index.html").read_text())
@@ -477,29 +513,26 @@ def test_what_labels_are_is_said_and_what_follows_when_a_model_is_told_them(
     assert "Its loss is 3.850 when the labels of each position are put among its concepts, 4.300 when" in text
 
 
-def test_dvc_gets_the_same_numbers(folder: Path) -> None:
-    report({"ntp": [4.0], "cocomix": [3.0]})
-    methods = json.loads(Path("metrics/compare.json").read_text())["methods"]
+def test_dvc_gets_the_same_numbers(plain: Shown) -> None:
+    methods = plain.numbers["methods"]
     assert methods["ntp"]["corpora"]["validation"]["loss"]["mean"] == 4.0
     assert methods["cocomix"]["down_to_baseline"]["spent"]["tokens_saved"]["mean"] == pytest.approx(0.3)
     assert methods["cocomix"]["corpora"]["test"]["verdict"]["difference"]["high"] < -0.9
 
 
-def test_the_same_metrics_give_the_same_bytes(folder: Path) -> None:
-    first = report({"ntp": [4.0], "cocomix": [3.0]})
-    shutil.rmtree("artifacts")
-    assert report({"ntp": [4.0], "cocomix": [3.0]}) == first
+def test_the_same_metrics_give_the_same_bytes(folder: Path, plain: Shown) -> None:
+    assert report({"ntp": [4.0], "cocomix": [3.0]}) == plain[:2]
 
 
-def test_runs_of_methods_that_are_no_longer_asked_for_are_left_out(folder: Path) -> None:
-    report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "How CoCoMix predicts and uses them" in Path("artifacts/report/index.html").read_text()
+def test_runs_of_methods_that_are_no_longer_asked_for_are_left_out(folder: Path, plain: Shown) -> None:
+    write_runs({"ntp": [4.0], "cocomix": [3.0]})
+    assert "How CoCoMix predicts and uses them" in plain.html
     html, _ = report({"ntp": [4.0]})
     assert "How CoCoMix predicts and uses them" not in html
 
 
 def test_a_title_is_text_and_not_markup(folder: Path) -> None:
-    report({"ntp": [4.0]})
+    write_runs({"ntp": [4.0]})
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(re.sub(r"(?m)^  title: .*$", "  title: A < B & <script>", text))
     run(load())
@@ -522,7 +555,7 @@ def test_a_title_is_text_and_not_markup(folder: Path) -> None:
     ],
 )
 def test_a_file_that_is_missing_or_damaged_is_named(folder: Path, path: str, content: str | None, message: str) -> None:
-    report({"ntp": [4.0]})
+    write_runs({"ntp": [4.0]})
     Path(path).unlink()
     if content is not None:
         Path(path).write_text(content)
@@ -543,8 +576,8 @@ def rows(html: str, title: str, section: str = "") -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in texts}
 
 
-def test_the_table_has_tasks_beside_texts_with_intervals_of_the_difference(folder: Path) -> None:
-    html, _ = report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
+def test_the_table_has_tasks_beside_texts_with_intervals_of_the_difference(with_tasks: Shown) -> None:
+    html = with_tasks.html
     table = rows(html, "Method")
     assert table["Method"] == ["Validation", "Test", "lambada openai", "hellaswag", "piqa", "mean"]
     assert table["Next-token prediction"] == ["57.47", "57.47", "57.5", "30.0", "15.0", "22.5"]
@@ -575,7 +608,7 @@ def test_the_log_likelihood_of_right_answers_and_its_margin_have_intervals_too(f
 
 
 def test_a_metric_that_is_no_share_is_shown_as_it_is_and_enters_no_mean_figure_or_comparison(folder: Path) -> None:
-    report({"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]}, right={"ntp": 12, "cocomix": 36})
+    write_runs({"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]}, right={"ntp": 12, "cocomix": 36})
     for method, value in (("ntp", 20.04), ("cocomix", 30.0)):
         for path in Path("metrics/evaluate").glob(f"{method}-*.json"):
             content = json.loads(path.read_text())
@@ -627,7 +660,7 @@ def test_losses_are_compared_by_equal_compute_with_and_without_what_is_learned_f
 
 
 def test_a_method_whose_supervision_alone_costs_as_much_is_said_to_be_one(folder: Path) -> None:
-    report({"ntp": [4.0], "cocomix": [3.0]})
+    write_runs({"ntp": [4.0], "cocomix": [3.0]})
     path = Path("metrics/base.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"flops": 1e12}))
     run(load())
@@ -649,9 +682,9 @@ def test_size_and_training_of_the_models_are_said_beside_the_base_models(folder:
     assert yaml.safe_load(settings[1]) == {"pretrain": pretrain.model_dump(mode="json")}
 
 
-def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
-    assert "python -m flows.sweep sweeps/weights.yaml</code> tries one grid" in html
+def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path, plain: Shown) -> None:
+    assert "python -m flows.sweep sweeps/weights.yaml</code> tries one grid" in plain.html
+    write_runs({"ntp": [4.0], "cocomix": [3.0]})
     swept({"interleaved 0.1": 3.9, "interleaved 0.3": 4.0})
     run(load())
     html = Path("artifacts/report/index.html").read_text()
@@ -670,11 +703,11 @@ def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path) -> None:
     assert "Loss weights were compared" not in html
 
 
-def test_the_supervision_is_priced_by_stage_and_shared_by_the_runs_that_use_it(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+def test_the_supervision_is_priced_by_stage_and_shared_by_the_runs_that_use_it(folder: Path, plain: Shown) -> None:
+    html = plain.html
     assert list(rows(html, "Stage")) == ["Stage", "base", "activations", "sae", "attribution"]
     assert "Time is that of the training steps; of the supervision it is that of whole stages" in html
-    alone = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]
+    alone = plain.numbers["methods"]["cocomix"]
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, ("label_runs: 1 ", "label_runs: 4 "))
     shared = json.loads(Path("metrics/compare.json").read_text())["methods"]["cocomix"]
     assert shared["supervision"]["flops"] == pytest.approx(alone["supervision"]["flops"] / 4)
@@ -703,8 +736,8 @@ def test_a_method_without_supervision_has_no_supervision_cost(folder: Path) -> N
     assert "supervision costs" not in html
 
 
-def test_examples_show_text_and_labels_of_concepts_as_text(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+def test_examples_show_text_and_labels_of_concepts_as_text(plain: Shown) -> None:
+    html = plain.html
     text = " ".join(Page(html).text.split())
     assert "Start of <middle> end." in text
     assert "names of months 1 Predicted" in text
@@ -712,8 +745,8 @@ def test_examples_show_text_and_labels_of_concepts_as_text(folder: Path) -> None
     assert "<mark> &lt;middle&gt;</mark>" in html
 
 
-def test_what_models_write_and_what_labels_tell_is_shown_as_text(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+def test_what_models_write_and_what_labels_tell_is_shown_as_text(plain: Shown) -> None:
+    html = plain.html
     text = " ".join(Page(html).text.split())
     assert "Start of … Next-token prediction <middle> end CoCoMix <middle>. " in text
     best, typical = (
@@ -739,10 +772,10 @@ def test_the_page_says_when_where_and_with_what_it_was_made_and_what_differs(fol
     assert "Commit123; 456 Date2026-01-01 to 2026-01-02 (UTC) Machinea GPU VersionsPython 3" in text
 
 
-def test_a_base_model_and_an_autoencoder_from_elsewhere_have_no_curves(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0]})
-    assert "The training of the base model" in html
-    assert "The training of the autoencoder" in html
+def test_a_base_model_and_an_autoencoder_from_elsewhere_have_no_curves(folder: Path, alone: Shown) -> None:
+    assert "The training of the base model" in alone.html
+    assert "The training of the autoencoder" in alone.html
+    write_runs({"ntp": [4.0]})
     for name, columns in (("base", "tokens,validation_loss"), ("sae", "tokens,fvu")):
         Path(f"plots/{name}.csv").write_text(f"{columns}\n")
     run(load())
@@ -752,7 +785,7 @@ def test_a_base_model_and_an_autoencoder_from_elsewhere_have_no_curves(folder: P
 
 
 def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
-    report({"ntp": [4.0]})
+    write_runs({"ntp": [4.0]})
     path = Path("metrics/sae.json")
     usage = {"seconds": 61.0, "startup_seconds": 8.0, "peak_memory": 900_000_000, "bytes": 1_100_000, "processes": 2}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"usage": usage}))
@@ -762,9 +795,8 @@ def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
     assert stages["pretrain"] == ["1", "not recorded"]
 
 
-def test_every_number_of_the_page_is_in_a_file_too(folder: Path) -> None:
-    report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
-    numbers = json.loads(Path("metrics/compare.json").read_text())
+def test_every_number_of_the_page_is_in_a_file_too(with_tasks: Shown) -> None:
+    numbers = with_tasks.numbers
     parts = {"pipeline", "methods", "tuning", "supervision", "steering", "stages"}
     assert set(numbers) == {*parts, "artifact", "plots", "usage"}
     assert numbers["pipeline"]["sae"]["fvu"] == 0.041
@@ -811,20 +843,20 @@ def test_the_stage_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_steering_is_told_with_its_control_and_its_cost(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0], "cocomix": [3.0]})
+def test_steering_is_told_with_its_control_and_its_cost(plain: Shown) -> None:
+    html = plain.html
     text = " ".join(Page(html).text.split())
     assert "With its strength set to 10 at every position, a concept's tokens become 3 times as likely" in text
     assert "(95% interval 3 to 3; other concepts' tokens 1 times)" in text
     assert "Distinct pairs: the share of different pairs among the pairs of tokens in a row" in text
     table = rows(html, "Edit")
     assert table["CoCoMix, strength set, \N{MINUS SIGN}10"][:3] == ["50%", "50%", "0.33 0.33 to 0.33"]
-    numbers = json.loads(Path("metrics/compare.json").read_text())["steering"]
+    numbers = plain.numbers["steering"]
     assert numbers["base_set"]["10"]["loss"]["mean"] == pytest.approx(0.2)
 
 
 def test_a_page_without_models_to_steer_says_nothing_of_it(folder: Path) -> None:
-    report({"ntp": [4.0]})
+    write_runs({"ntp": [4.0]})
     write_steering([])
     run(load())
     assert "changing them" not in Path("artifacts/report/index.html").read_text()
