@@ -6,7 +6,7 @@ from cocomix.params import Params, PretrainParams, load
 from cocomix.plumbing.checked import parse
 from cocomix.plumbing.errors import UserError
 from tests.params.changed import formed, refusal
-from tests.shipped import paper_form, paper_values
+from tests.shipped import SHIPPED, paper_form, paper_values
 
 FORMS = {"predicted": {"mixing": "none"}, "taught": {"kd": {"kl_weight": 1.0}}}
 
@@ -97,3 +97,13 @@ def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Pat
     path.write_text(text.replace("stop_gradient: false", "stop_gradient: true"))
     with pytest.raises(UserError, match=r"pretrain.cocomix: stop_gradient must be false with mixing: none"):
         load(path)
+
+
+def test_the_shipped_form_with_distillation_is_cocomix_that_learns_from_stored_draws_too() -> None:
+    params = load(SHIPPED)
+    cocomix = params.pretrain.cocomix.model_dump()
+    with_distillation = cocomix | {"kd": cocomix["kd"] | {"kl_weight": 1.0}}
+    assert params.pretrain.forms["cocomix_kd"].model_dump() == with_distillation
+    assert with_distillation["kd"]["source"] == "cached"
+    assert params.distribution.draws == 50
+    assert params.pretrain.methods == ["ntp", "cocomix", "cocomix_kd"]
