@@ -233,10 +233,12 @@ def _counted(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
     labelled = [
         method for method, section in sections.items() if isinstance(section, CocomixParams) and section.uses_labels
     ]
+    drawn = [method for method, params in taught.items() if params and params.source == "cached"]
     said = {
         "includes the base model's forward pass": whole,
         "includes the base model's forward pass to the regressed layer": to_layer,
         "excludes the cost of the concept labels unless stated": labelled,
+        "excludes the cost of the sampled distribution unless stated": drawn,
     }
     return [f"The training compute of {listing(map(inside, some))} {what}." for what, some in said.items() if some]
 

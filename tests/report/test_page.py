@@ -728,7 +728,9 @@ def test_draws_that_distillation_reads_are_described_and_priced(folder: Path) ->
     )
     assert "50 tokens drawn from the base model's distribution at each position, 33.3 different ones" in html
     assert list(rows(html, "Stage")) == ["Stage", "base", "distribution"]
-    assert "including the base model and the sampled distribution. After" in " ".join(summary.split())
+    text = " ".join(summary.split())
+    assert "including the base model and the sampled distribution. After" in text
+    assert "of knowledge distillation excludes the cost of the sampled distribution unless stated." in text
 
 
 def test_a_method_without_supervision_has_no_supervision_cost(folder: Path) -> None:
