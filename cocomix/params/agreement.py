@@ -21,8 +21,8 @@ def check_tokenizer(base: BaseParams, distribution: DistributionParams, pretrain
     """What students learn from the base model token by token needs the same tokens."""
     if base.tokenizer == "own" and (keys := _of_one_tokenizer(distribution, pretrain)):
         raise ValueError(
-            f"base.tokenizer: own gives the students other tokens, which does not go with {', '.join(keys)}: set draws "
-            "to null, and take these methods out of pretrain.methods"
+            f"base.tokenizer: own gives the students other tokens, which does not go with {', '.join(keys)}; "
+            "distribution.draws can be null, and pretrain.methods can leave methods out"
         )
 
 

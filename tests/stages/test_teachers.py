@@ -233,7 +233,7 @@ def test_what_such_a_preset_needs_is_checked_and_estimated_before_any_work(prese
     preflight(params)
     needs = stage_needs(params, estimated_corpus(params, 1e6))
     assert needs["activations"].memory < needs["explain"].memory
-    with pytest.raises(UserError, match=r"needs base\.tokenizer: shared, not own: the students have other tokens"):
+    with pytest.raises(UserError, match=r"other tokens, which does not go with pretrain\.kd\.kl_weight \(1\);"):
         asked(preset, pretrain={"methods": ["ntp", "kd"]})
     path = Path(str(params.sae.published.path))
     path.rename("elsewhere")
