@@ -25,7 +25,7 @@ from rich.table import Table
 
 from cocomix.check.preflight import init_config, preflight
 from cocomix.corpus.files import find_files
-from cocomix.params import FILE, Params
+from cocomix.params import FILE, Params, reads_distribution
 from cocomix.plumbing.checked import mapping, parse
 from cocomix.plumbing.errors import UserError, suggestion
 from cocomix.plumbing.gpus import GPUS, Gpu, gpu_named
@@ -145,6 +145,14 @@ def refusal(preset: str | None = None) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def unread(preset: str | None = None) -> str | None:
+    """A line that says that the base model would be sampled for no listed method, or None."""
+    params = _asked(preset)[1]
+    if params.distribution.draws is None or any(map(reads_distribution, params.pretrain.listed.values())):
+        return None
+    return "No method of pretrain.methods reads the draws of distribution; distribution.draws: null makes none."
 
 
 def _asked(preset: str | None) -> tuple[bytes, Params]:
@@ -368,6 +376,8 @@ def main() -> None:
         print(json.dumps(found, indent=2))
     else:
         show(planned, gpus, Console())
+        if line := unread(given.preset):
+            print(line)
     trouble = ["damaged:", *damaged, REMEDY] if damaged else []
     if refused:
         trouble.append(f"error: refused at the start: {refused}")

@@ -11,8 +11,10 @@ from cocomix.plumbing.errors import UserError
 from flows import dag
 from flows.changes import found_outside
 from flows.dag import Stage
-from flows.plan import Why, plan, reasons
+from flows.plan import Why, plan, reasons, unread
 from tests.flows.conftest import ROOT, set_params
+
+PRESETS = sorted({path.stem for path in (ROOT / "presets").glob("*.yaml")} - {"smoke"})  # smoke tries every stage
 
 
 def stage(name: str, *needs: str, changed: str = "", keys: tuple[str, ...] = ()) -> Stage:
@@ -84,6 +86,20 @@ def test_an_unknown_preset_is_refused(folder: Path) -> None:
     (folder / "presets/default.yaml").write_bytes((ROOT / "presets/default.yaml").read_bytes())
     with pytest.raises(UserError, match="defalt: no such preset in presets; did you mean 'default'"):
         plan("defalt")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_samples_the_base_model_for_nobody(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert unread(name) is None
+
+
+def test_draws_that_no_listed_method_reads_are_named(folder: Path) -> None:
+    shipped = (ROOT / "presets/default.yaml").read_text()
+    Path("params.yaml").write_text(shipped.replace("methods: [ntp, cocomix, cocomix_kd]", "methods: [ntp, cocomix]"))
+    assert "distribution.draws: null makes none" in (unread() or "")
+    Path("params.yaml").write_text(shipped)
+    assert unread() is None
 
 
 def repro() -> None:
