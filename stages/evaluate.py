@@ -40,7 +40,7 @@ from cocomix.tokens.windows import Split, Tokens
 from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
 
-SPLITS: tuple[Split, ...] = ("validation", "test")
+EVALUATED: tuple[Split, ...] = ("validation", "test")
 
 
 class TextSource(NamedTuple):
@@ -61,7 +61,7 @@ def run(params: Params, method: str, seed: int) -> None:
     if listed.kind == "cocomix":
         check_origins({"tokens": tokens.artifact, "concepts": labels, "methods": methods})
     key = {"model": trained.digest, "tokens": tokens.artifact.digest}
-    sources = {split: TextSource(split, partial(split_text, tokens, split)) for split in SPLITS} | {
+    sources = {split: TextSource(split, partial(split_text, tokens, split)) for split in EVALUATED} | {
         corpus: TextSource(corpus_digest(corpus, chosen, tokens), partial(read_corpus, corpus, chosen, tokens))
         for corpus, chosen in section.corpora.items()
     }
@@ -75,7 +75,7 @@ def run(params: Params, method: str, seed: int) -> None:
 
         def score(corpus: str, source: TextSource) -> TextScore:
             def measure() -> TextScore:
-                kept, text = work.scratch / f"text-{list(sources).index(corpus)}", source.read()
+                kept, text = work.scratch / f"text-{source.digest}", source.read()
                 work.confirm_inputs()
                 return score_text(model, text, section.batch_size, f"{name}: {corpus}", section.stride, kept)
 
@@ -125,7 +125,7 @@ def run(params: Params, method: str, seed: int) -> None:
             metrics: dict[str, Any] = {
                 "method": method,
                 "seed": seed,
-                **{split: whole[split] for split in SPLITS},
+                **{split: whole[split] for split in EVALUATED},
                 "corpora": {corpus: whole[corpus] for corpus in section.corpora},
                 "concepts": concept_metrics,
                 "tasks": {each.task: _without_documents(each) for each in on_tasks},

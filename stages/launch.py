@@ -1,7 +1,7 @@
 """Start several processes of one stage on this machine, with torchrun's environment variables.
 
 Across machines, `torchrun --nnodes ... -m stages.NAME` does the same. On one machine this starts seconds faster (it
-imports none of the stage's modules), keeps exit statuses, and prints nothing.
+imports none of the stage's modules), keeps exit statuses, and prints nothing itself unless a signal ended a process.
 """
 
 import os

@@ -6,6 +6,7 @@ if __name__ == "__main__":
     share_work()
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +83,16 @@ def run(params: Params, method: str, seed: int) -> None:
             with work.write_folder() as folder:
                 last = curve[-1]
                 trained = Trained(
-                    name, kind, tokens.origin, tokens.context, last.tokens, last.flops, last.validation_loss, init
+                    name,
+                    kind,
+                    tokens.origin,
+                    tokens.context,
+                    last.tokens,
+                    last.flops,
+                    last.validation_loss,
+                    init,
+                    distilled=distillation(own) is not None,
+                    shuffled=isinstance(own, CocomixParams) and own.labels == "shuffled",
                 )
                 write_model(folder, objective.model, tokens.tokenizer(), trained)
             write_curve(work.side / "curve.csv", curve)
@@ -148,6 +158,7 @@ def labels_of(
 def _objective(section: MethodParams, model: PreTrainedModel, teacher: Teacher, context: int) -> Objective:
     """A model with the training objective of a method."""
 
+    @cache
     def base_model() -> PreTrainedModel:
         return load_base(teacher.base, context)
 

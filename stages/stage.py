@@ -268,6 +268,8 @@ def _processes(params: Params) -> int:
         return asked
     trainings = (params.base.training, params.pretrain.training)
     most = min(params.sae.batch_size, *chain.from_iterable((each.batch_size, each.eval_windows) for each in trainings))
+    if (ARTIFACTS / "tokens").exists():
+        most = min(most, Artifact(ARTIFACTS / "tokens").rows("validation.npy"))
     return min(_devices(), most)
 
 

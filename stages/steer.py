@@ -188,7 +188,7 @@ def _drawn(count: int, some: int, seed: int) -> NDArray[np.int64]:
 
 
 def _metrics(sweep: Sweep) -> dict[str, Any]:
-    """The effects of the strongest edits, for a reader of the metrics; the report has all strengths."""
+    """The effects of the lowest and the highest strength; the report has those of all."""
     return {
         f"{each.strength:g}": {
             "success": each.success.own.mean,

@@ -3,8 +3,9 @@
     python -m cocomix.attribution.agreement                   # reads artifacts/ and params.yaml, prints a table
     python -m cocomix.attribution.agreement --positions 256 --json
 
-Each scope has its own oracle: the loss minus the loss with a latent set to zero. All options use `attribution.sign`
-and `attribution.k_attr`. The last position of a window has no next token and is left out. Columns:
+Each scope has its own oracle: the loss minus the loss with a latent set to zero. All options use
+`attribution.k_attr`, and all but `activation` use `attribution.sign`. The last position of a window has no next token
+and is left out. Columns:
 
 - rank: Spearman correlation of `strength` with the oracle's over the active latents of a position, averaged over
   positions

@@ -11,8 +11,9 @@ from cocomix.base.blocks import blocks_of
 def forward_flops(model: PreTrainedModel, context: int, layers: int | None = None) -> int:
     """FLOPs per token of a forward pass over `context` tokens.
 
-    Matrix products only, attention over the full square, as `cocomix.modeling.flops_per_token` counts; in a mixture of
-    experts, only the experts that a token is routed to. A recurrence's own steps are not matrix products: not counted.
+    Matrix products only, attention over the full square, as `cocomix.shapes.models.flops_per_token` counts; in a
+    mixture of experts, only the experts that a token is routed to. A recurrence's own steps are not matrix products and
+    do not count.
 
     Args:
         layers: count only this many blocks; None: the whole model.

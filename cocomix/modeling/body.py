@@ -196,7 +196,7 @@ class CoCoMixBody(PreTrainedModel):
                 least = torch.finfo(embeds.dtype).min
                 return mask if kind == "sdpa" else embeds.new_zeros(mask.shape).masked_fill_(~mask, least)
             return mask.to(embeds.dtype)
-        if mask.dim() != 2:
+        if mask.shape != (rows, past + seq):
             flat, square = [rows, past + seq], [rows, 1, seq, past + seq]
             raise ValueError(f"attention_mask: {list(mask.shape)}; must be {flat} or {square}")
         return mask

@@ -30,6 +30,10 @@ class Trained(NamedTuple):
     """Nats per token, at the end of the learning curve."""
     init: InitParams = InitParams()
     """The weights from which it started."""
+    distilled: bool = False
+    """Whether it learned a base model's distribution."""
+    shuffled: bool = False
+    """Whether its concept labels were those of other windows."""
 
 
 def model_card(model: PreTrainedModel, trained: Trained) -> str:
@@ -49,7 +53,7 @@ def model_card(model: PreTrainedModel, trained: Trained) -> str:
 
 # {trained.name}
 
-{_what(config, trained.kind)}
+{_what(config, trained)}
 
 {config.num_hidden_layers} blocks of width {config.hidden_size} with {_heads(config)}; {positions} positions; a
 vocabulary of {config.vocab_size}. {stored:,} parameters, of which {active:,} work on a token.
@@ -97,13 +101,13 @@ def _heads(config: PreTrainedConfig) -> str:
     return f"{heads} heads" if shared == heads else f"{heads} heads of queries, {shared} of keys and values"
 
 
-def _what(config: PreTrainedConfig, kind: Method) -> str:
+def _what(config: PreTrainedConfig, trained: Trained) -> str:
     paper = "[LLM Pretraining with Continuous Concepts](https://arxiv.org/abs/2502.08524)"
     if not isinstance(config, ConceptFields):
         also = {
             "kd": " and to match the distribution of a base model (knowledge distillation)",
-            "mtp": " and, by further heads, tokens after it (multi-token prediction)",
-        }.get(kind, "")
+            "mtp": " and, by further blocks in training only, tokens after it (multi-token prediction)",
+        }.get(trained.kind, "")
         return f"A {_backbone(config)} trained to predict the next token{also}: a baseline of {paper}."
     vector = {
         "concepts": f"predicts concepts, latents of another model's sparse autoencoder ({config.num_concepts} of them,"
@@ -119,7 +123,12 @@ def _what(config: PreTrainedConfig, kind: Method) -> str:
         "add": "The vector is added to the token's hidden state.",
         "none": "Nothing of it is mixed into the hidden states.",
     }[config.mixing]
-    return f"A {_backbone(config)} that after block {config.concept_layer} {vector}. {mixed} A model of {paper}."
+    sentences = [f"A {_backbone(config)} that after block {config.concept_layer} {vector}.", mixed]
+    if trained.distilled:
+        sentences.append("It also learned to match the distribution of a base model (knowledge distillation).")
+    if trained.shuffled:
+        sentences.append("It learned the concepts of other windows, as a control.")
+    return " ".join([*sentences, f"A model of {paper}."])
 
 
 def _start(init: InitParams) -> str:

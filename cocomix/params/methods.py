@@ -148,9 +148,8 @@ MethodParams = NtpParams | KdParams | PauseParams | MtpParams | CocomixParams
 
 def distillation(section: MethodParams) -> KdParams | None:
     """The distillation from the base model that a method consists of, or has beside its concepts."""
-    if isinstance(section, CocomixParams):
-        return section.kd if section.kd.kl_weight > 0 else None
-    return section if isinstance(section, KdParams) else None
+    taught = section.kd if isinstance(section, CocomixParams) else section
+    return taught if isinstance(taught, KdParams) and taught.kl_weight > 0 else None
 
 
 def regresses(section: MethodParams) -> bool:

@@ -45,7 +45,7 @@ class Runtime(BaseModel):
     """Trainings and evaluations that a flow runs at a time, each with a share of the cores or of the GPUs."""
     processes: Count | Literal["auto"] = "auto"
     """Processes of the stages that can share work; auto: one per GPU, or one per CPU core, at most one per window of a
-    training step."""
+    training step or of its evaluation."""
     threads: Count | Literal["auto"] = "auto"
     """Threads of each process; auto: OMP_NUM_THREADS if set, else the cores divided by the processes."""
     workers: Count | Literal["auto"] = "auto"

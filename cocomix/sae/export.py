@@ -33,7 +33,7 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
     files = ", ".join(sorted(each.name for each in arguments.out.iterdir()))
-    print(f"{arguments.out}: {sae.config.concepts} latents for {arguments.format}: {files}")
+    print(f"{arguments.out}: {sae.config.latents} latents for {arguments.format}: {files}")
 
 
 if __name__ == "__main__":

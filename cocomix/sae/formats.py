@@ -218,7 +218,15 @@ def _one_line(path: Path, format: SaeFormat) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be read as {format}: {error.strerror}: {error.filename}") from None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: cannot be read as {format}: {reason}") from None
 

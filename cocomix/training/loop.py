@@ -131,11 +131,11 @@ class Training:
             )
         self._objective = objective.to(device()).train()
         if runtime().activation_checkpointing:
-            objective.model.activation_checkpointing_enable()
+            objective.checkpoint_activations()
         self._run = distribute(self._objective)
         # Evaluation has other batch shapes, which are not worth compiling.
         self._evaluated = self._run if isinstance(self._run, FSDPModule) else self._objective
-        self._weights = [each for each in objective.parameters() if each.requires_grad]
+        self._parameters = [each for each in objective.parameters() if each.requires_grad]
         self._optimizers = optimizers(objective, params)
         self._order = WindowOrder(len(train.windows), params.batch_size, seed)
         self._step, self._seconds, self._saved_step = 0, 0.0, -1
@@ -207,7 +207,7 @@ class Training:
                     total = total + weights[name] * loss_sum / max(supervised[name], 1)
                 (total * scale).backward()
             loss += losses.tokens.detach()
-        norm = clip(self._weights, self._params.clip)
+        norm = clip(self._parameters, self._params.clip)
         update(self._optimizers, self._params, self._step)
         self._next = self._batch(self._step + 1) if self._step + 1 < self._params.steps else None
         # Everything above is queued on a GPU asynchronously; this is the only synchronisation of a step.

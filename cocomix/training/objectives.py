@@ -85,6 +85,10 @@ class Objective(nn.Module):
         """The transformer blocks that are trained."""
         return list(blocks_of(self.model))
 
+    def checkpoint_activations(self) -> None:
+        """Recompute each block's activations in the backward pass from now on, instead of keeping them."""
+        self.model.activation_checkpointing_enable()
+
     def mixing_weights(self) -> list[nn.Parameter]:
         """Weights of the layer that makes the mixed vector: of `compress`, or of the MLP in place of concepts."""
         mixer: nn.Module = getattr(self.model.base_model, "mixer", nn.Module())
@@ -233,6 +237,13 @@ class MultiToken(Objective):
     def blocks_in_training(self) -> list[nn.Module]:
         """The transformer blocks that are trained, the further ones included."""
         return [*super().blocks_in_training(), *self.blocks]
+
+    def checkpoint_activations(self) -> None:
+        """As in `Objective`, in the further blocks too, which transformers does not find in the model."""
+        super().checkpoint_activations()
+        function = blocks_of(self.model)[-1]._gradient_checkpointing_func
+        for block in self.blocks:
+            block.gradient_checkpointing, block._gradient_checkpointing_func = True, function
 
     def training_flops(self, context: int) -> int:
         """FLOPs per text token as in `Objective`, plus the further blocks, each with a pass of the head."""

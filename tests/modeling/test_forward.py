@@ -501,7 +501,7 @@ def test_a_mask_of_all_that_came_before_changes_nothing_also_with_a_cache(
 
 
 @pytest.mark.parametrize(
-    "shape", [(9,), (2, 1, 9), (2, 9, 9), (3, 1, 9, 9), (2, 4, 9, 9), (2, 1, 9, 8), (2, 1, 18, 18)]
+    "shape", [(9,), (2, 8), (3, 9), (2, 1, 9), (2, 9, 9), (3, 1, 9, 9), (2, 4, 9, 9), (2, 1, 9, 8), (2, 1, 18, 18)]
 )
 def test_a_mask_of_another_shape_is_an_error_that_says_what_it_must_be(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"attention_mask: \[.*\]; must be \[2, "):

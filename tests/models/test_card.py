@@ -58,8 +58,12 @@ def test_each_method_and_ablation_is_described_in_its_own_words() -> None:
     kinds = [tiny(), tiny(mixing="add"), tiny(mixing="none"), tiny(predicts="hidden"), tiny(predicts="nothing")]
     kinds += [tiny(predicts="nothing", mlp_width=8), tiny(**LLAMA)]
     cards = [model_card(model, trained("cocomix")) for model in kinds]
-    cards += [model_card(plain(), trained("ntp")), model_card(plain(), trained("kd"))]
+    cards += [model_card(plain(), trained(method)) for method in ("ntp", "kd", "mtp")]
+    cards += [model_card(tiny(), trained("cocomix")._replace(distilled=True))]
+    cards += [model_card(tiny(), trained("cocomix")._replace(shuffled=True))]
     assert len(set(cards)) == len(cards)
+    assert "learned to match the distribution of a base model (knowledge distillation)" in cards[-2]
+    assert "learned the concepts of other windows, as a control" in cards[-1]
 
 
 def test_the_card_names_the_backbone_and_its_heads() -> None:

@@ -120,6 +120,13 @@ def test_an_openai_file_that_would_grow_by_unpacking_is_refused_unread(tmp_path:
         load_published(path, "openai", layer=6)
 
 
+def test_a_damaged_archive_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = openai_file(tmp_path / "5.pt")
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03", 1))
+    with pytest.raises(UserError, match=r"^[^\n]*5\.pt: cannot be read as openai: [^\n]*$"):
+        load_published(path, "openai", layer=6)
+
+
 def test_a_file_of_no_tensors_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "5.pt").write_bytes(b"no tensors\n")
     with pytest.raises(UserError, match=r"^[^\n]*5\.pt: not a file of tensors[^\n]*$"):

@@ -348,6 +348,17 @@ def test_there_are_no_more_processes_than_windows_of_a_training_step(
     assert _processes(params) == processes
 
 
+def test_there_are_no_more_processes_than_validation_windows(
+    tokens_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COCOMIX_PROCESSES", raising=False)
+    monkeypatch.setattr("stages.stage._devices", lambda: 64)
+    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes().replace(b"batch_size: 16 ", b"batch_size: 48 "))
+    params = load(Path("params.yaml"))
+    assert params.base.training.batch_size == params.pretrain.training.batch_size == 48
+    assert _processes(params) == Artifact(tokens_folder).rows("validation.npy") == 24
+
+
 @pytest.mark.parametrize(
     "error",
     [

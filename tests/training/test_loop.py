@@ -1,6 +1,7 @@
 import itertools
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -365,11 +366,11 @@ def test_activation_checkpointing_changes_nothing_but_rounding(
     expected = training(kept, tmp_path / "kept").run("test")
     monkeypatch.setenv("COCOMIX_ACTIVATION_CHECKPOINTING", "true")
     runtime.cache_clear()
-    runs = list[int]()
-    block = again.model.transformer.h[0]
-    block.ln_1.register_forward_hook(lambda each, *_: runs.append(1) if each.training else None)
+    runs, blocks = list[int](), again.blocks_in_training()
+    for number, block in enumerate(blocks):
+        block.ln_1.register_forward_hook(lambda each, *_, number=number: runs.append(number) if each.training else None)
     curve = training(again, tmp_path / "again").run("test")
-    assert len(runs) == 2 * PARAMS.steps
+    assert Counter(runs) == dict.fromkeys(range(len(blocks)), 2 * PARAMS.steps)
     assert [row.validation_loss for row in curve] == pytest.approx([row.validation_loss for row in expected], abs=1e-4)
     for name, weight in kept.state_dict().items():
         torch.testing.assert_close(weight, again.state_dict()[name], atol=2e-4, rtol=1e-3)
