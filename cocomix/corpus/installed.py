@@ -15,12 +15,12 @@ import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from email import message_from_bytes
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from itertools import groupby
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from packaging.metadata import parse_email
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -233,8 +233,7 @@ def _texts(path: Path) -> Iterator[str]:
     except FileNotFoundError:  # listed, but removed since
         return
     if path.name == "METADATA":
-        message = message_from_bytes(content)
-        yield str(message.get_payload()) or message.get("Description", "")
+        yield parse_email(content)[0].get("description", "")
     elif (b'"""' in content or b"'''" in content) and not _GENERATED.search(content, 0, 2000):
         try:
             with warnings.catch_warnings(action="ignore"):

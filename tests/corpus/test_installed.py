@@ -61,10 +61,15 @@ def test_files_that_cannot_be_read_as_python_are_passed_over(tmp_path: Path) -> 
     assert list(installed._paragraphs(origins)) == []
 
 
-def test_the_description_of_a_distribution_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "METADATA"
-    path.write_text(f"Metadata-Version: 2.1\nName: a\n\n# Title\n\n{PROSE}\n\n```\ncode\n```\n", encoding="utf-8")
-    assert list(installed._paragraphs([DocumentationFile("a", "a", path)])) == [Document("a", "a", PROSE)]
+@pytest.mark.parametrize(
+    "description",
+    ["\n\n# Title\n\n{}\n\n```\ncode\n```\n", "\nDescription: Title\n        \n        {}\n"],
+    ids=["body", "field"],
+)
+def test_the_description_of_a_distribution_is_read_as_utf_8(tmp_path: Path, description: str) -> None:
+    path, prose = tmp_path / "METADATA", PROSE.replace("optimizer", "naïve optimizer")
+    path.write_text(f"Metadata-Version: 2.1\nName: a{description.format(prose)}", encoding="utf-8")
+    assert list(installed._paragraphs([DocumentationFile("a", "a", path)])) == [Document("a", "a", prose)]
 
 
 @pytest.fixture
