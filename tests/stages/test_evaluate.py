@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from cocomix.evaluation.language_model import TextScore
 from cocomix.modeling import CoCoMixConfig, CoCoMixForCausalLM
 from cocomix.params import EvaluateParams, EvaluationCorpusParams, Params
 from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.interrupt import Interrupted
 from cocomix.shapes.methods import METHODS, supervision
 from tests.conftest import CONTEXT, VOCAB
 from tests.shipped import paper_params
@@ -144,6 +146,30 @@ def test_a_model_is_measured_on_what_is_new_only(
     measured.clear()
     stages.evaluate.run(params(corpora=more, stride=4), "cocomix", 0)
     assert measured == ["cocomix-0: validation", "cocomix-0: test", "cocomix-0: more"]
+
+
+def test_the_saved_sums_of_one_corpus_are_not_those_of_another_that_takes_its_place(
+    trained: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score_text, corpora, losses = stages.evaluate.score_text, {}, {}
+    for name, text in {"a": "w1 w2 w3 ", "b": "w4 w5 w6 "}.items():
+        Path(f"{name}.txt").write_text(text * 40)
+        corpora[name] = EvaluationCorpusParams(paths=[f"{name}.txt"])
+
+    def stopped_after_b(*arguments: Any) -> TextScore:
+        score = score_text(*arguments)
+        losses[arguments[3].removeprefix("ntp-0: ")] = score.whole.loss
+        if "b" in losses:
+            raise Interrupted(signal.SIGTERM)
+        return score
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.evaluate, "score_text", stopped_after_b)
+        with pytest.raises(Interrupted):
+            stages.evaluate.run(params(corpora=corpora), "ntp", 0)
+    stages.evaluate.run(params(corpora={"b": corpora["b"], "a": corpora["a"]}), "ntp", 0)
+    found = json.loads(Path("metrics/evaluate/ntp-0.json").read_text())["corpora"]
+    assert {name: found[name]["loss"] for name in "ab"} == {name: losses[name] for name in "ab"}
 
 
 @pytest.mark.slow
