@@ -29,7 +29,11 @@ PLUMBING = (
     "stages.reads",
     "stages.stage",
 )
-"""Modules and packages that execute, store and show work but affect no result: changing them invalidates no work."""
+"""Modules and packages that run, store and show work, or check parameters: changing them invalidates no work.
+
+`cocomix.params` also says what some values mean, such as `CorpusParams.limit` and `distillation`. If you change such a
+meaning, also change a module that counts, or remove the old results.
+"""
 
 ROOT = Path(__file__).parents[2]
 
