@@ -1,6 +1,7 @@
 """Artifacts that a run shows in Prefect in addition to states and logs.
 
-They are only for people who watch: if the server cannot store one, the run logs a warning and continues.
+They are only for people who watch: if the server cannot store one, the run logs a warning and continues. It does not
+try again: Prefect's client would wait for a minute and more, while nobody reads the output of the stage.
 """
 
 import json
@@ -22,6 +23,7 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from cocomix.params import FILE
 from flows.overrides import flat
@@ -104,7 +106,8 @@ def comparison(sweep: str, table: str) -> None:
 @contextmanager
 def _if_possible() -> Iterator[None]:
     try:
-        yield
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            yield
     except (httpx.HTTPError, PrefectException) as error:
         get_run_logger().warning(f"not shown in Prefect: {' '.join(str(error).split()) or type(error).__name__}")
 
