@@ -31,12 +31,12 @@ def _project(artifacts: Path) -> None:
     shutil.copy(PROJECT / "params.yaml", ".")
 
 
-def atlas() -> None:
-    with Work("explain", Path("artifacts/atlas"), {}, {}) as work:
+def atlas(concepts: int = 40, **inputs: str) -> None:
+    with Work("explain", Path("artifacts/atlas"), inputs, {"concepts": concepts}) as work:
         with work.write("concepts.parquet") as pending:
-            labels = [f"meaning {number}" if number != 3 else "" for number in range(40)]
-            pq.write_table(pa.table({"concept": range(40), "label": labels}), pending.path)
-        work.finish({"concepts": 40})
+            labels = [f"meaning {number}" if number != 3 else "" for number in range(concepts)]
+            pq.write_table(pa.table({"concept": range(concepts), "label": labels}), pending.path)
+        work.finish({"concepts": concepts})
         work.publish()
 
 
@@ -59,7 +59,7 @@ def test_concepts_are_listed_with_labels_and_meanings(capsys: pytest.CaptureFixt
     found = json.loads(printed(capsys, "concepts", "w5 w9 w2", "--top", "2", "--json"))
     model, tokenizer = load_model(Path("artifacts/models/cocomix-0"))
     extractor = load_extractor(Path("artifacts"), model)
-    expected = concepts(model, "w5 w9 w2", tokenizer, extractor, load_labels(Path("artifacts")))
+    expected = concepts(model, "w5 w9 w2", tokenizer, extractor, load_labels(Path("artifacts"), model))
     assert [each["gain"] for each in found] == [each.gain for each in expected]
     assert [each["predicted"] for each in found] == [[c._asdict() for c in each.predicted[:2]] for each in expected]
     assert [each["labelled"] for each in found] == [[c._asdict() for c in each.labelled] for each in expected]
@@ -73,10 +73,13 @@ def test_concepts_are_listed_with_labels_and_meanings(capsys: pytest.CaptureFixt
 def test_concepts_are_listed_without_what_only_the_rest_of_the_pipeline_knows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    atlas()
     shutil.rmtree("artifacts/concepts")
     table = printed(capsys, "concepts", "w5 w9 w2")
     assert "predicted" in table
     assert "labelled" not in table
+    assert "meaning" in table
+    assert "9  meaning 9" in printed(capsys, "steer", "w5 w9", "--edit", "9=20", *SHORT)
 
 
 def test_a_continuation_is_that_of_generate_with_the_edits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,17 +169,18 @@ def test_a_model_that_mixes_nothing_has_no_edits_but_its_base_model_has(capsys: 
 
 
 def test_what_is_of_another_autoencoder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with Work("explain", Path("artifacts/atlas"), {"sae": "another"}, {}) as work:
-        with work.write("concepts.parquet") as pending:
-            pq.write_table(pa.table({"concept": range(40), "label": [""] * 40}), pending.path)
-        work.finish({"concepts": 40})
-        work.publish()
-    assert "artifacts/atlas, artifacts/concepts: made from different sae; run explain and attribution again" in refused(
-        "concepts", "w5"
-    )
+    atlas(sae="another")
+    message = "artifacts/atlas, artifacts/concepts: made from different sae; run explain and attribution again"
+    assert message in refused("concepts", "w5")
+    shutil.rmtree("artifacts/atlas")
+    atlas(concepts=41)
+    steer = ["steer", "w5", "--edit", "9=20", *SHORT]
+    assert "artifacts/atlas: has 41 concepts, the model 40" in refused(*steer)
 
 
 def test_labels_that_the_model_was_not_trained_on_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    atlas()
+    steer = ["steer", "w5 w9", "--edit", "9=20", *SHORT]
     folder = Path("artifacts/models/cocomix-0")
     files = {each.name: each.read_bytes() for each in folder.iterdir()}
     section = load().pretrain.cocomix
@@ -191,7 +195,9 @@ def test_labels_that_the_model_was_not_trained_on_are_refused(capsys: pytest.Cap
             work.publish()
         if learned != "another":
             assert printed(capsys, "concepts", "w5 w9")
+            assert "meaning 9" in printed(capsys, *steer)
     message = (
         "artifacts/models/cocomix-0: made from another supervision.cocomix than the one that is there; run pretrain"
     )
     assert message in refused("concepts", "w5 w9")
+    assert message in refused(*steer)

@@ -26,7 +26,7 @@ def show_concepts(options: argparse.Namespace, console: Console) -> None:
     model, tokenizer = load_model(options.model)
     labels_at_hand = (options.artifacts / "concepts" / MANIFEST).is_file()
     extractor = load_extractor(options.artifacts, model) if labels_at_hand else None
-    positions = concepts(model, options.text, tokenizer, extractor, load_labels(options.artifacts))
+    positions = concepts(model, options.text, tokenizer, extractor, load_labels(options.artifacts, model))
     if options.json:
         rows = [
             {**each._asdict(), "predicted": _plain(each.predicted[: options.top]), "labelled": _plain(each.labelled)}
@@ -75,7 +75,7 @@ def steer(options: argparse.Namespace, console: Console) -> None:
     if options.json:
         print(json.dumps({"prompt": options.text, "edits": options.edit, "continuations": found}))
     else:
-        if known := meanings(edits, load_labels(options.artifacts)):
+        if known := meanings(edits, load_labels(options.artifacts, model)):
             console.print(Text(known, "dim"), soft_wrap=True)
         console.print(side_by_side(options.text, found))
 

@@ -1,5 +1,6 @@
 """Load a finished pipeline's models, labels and atlas, to read and change concepts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -55,20 +56,9 @@ def load_extractor(artifacts: Path, model: CoCoMixLanguageModel) -> Extractor:
     """
     concepts = Artifact(artifacts / "concepts")
     labels = ConceptLabels(concepts)
-    if labels.latents != model.config.num_concepts:
-        raise UserError(
-            f"{concepts.path}: has {labels.latents} concepts, the model {model.config.num_concepts}; they are "
-            "of different pipelines"
-        )
+    _check_number(concepts, labels.latents, model)
     base, sae = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
-    made = Path(model.name_or_path)
-    opened: dict[str, Artifact | str] = {"concepts": concepts, "base": base, "sae": sae}
-    if (made / MANIFEST).is_file():
-        trained = Artifact(made)
-        section = parse(CocomixParams, trained.manifest.params["cocomix"], str(made / MANIFEST))
-        opened[f"models/{made.name}"] = trained
-        opened[f"supervision.{trained.about['method']}"] = supervision(section, artifacts)
-    check_origins(opened)
+    _check_model(artifacts, model, {"concepts": concepts, "base": base, "sae": sae})
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))
     found = Extractor(load_base(base, labels.context), load_sae(sae), params)
     if base.manifest.params.get("tokenizer") != "own":
@@ -76,15 +66,35 @@ def load_extractor(artifacts: Path, model: CoCoMixLanguageModel) -> Extractor:
     return found._replace(tokenizer=PreTrainedTokenizerFast.from_pretrained(base.path))
 
 
-def load_labels(artifacts: Path) -> dict[int, str]:
-    """The labels of concepts in the atlas, by concept; empty without an atlas.
+def load_labels(artifacts: Path, model: CoCoMixLanguageModel) -> dict[int, str]:
+    """The labels of the concepts of `model` in the atlas, by concept; empty without an atlas.
 
     Raises:
-        UserError: when the atlas and the labels that models learn from have different origins.
+        UserError: when the atlas has other concepts than `model`, or they do not belong together.
     """
     if not (artifacts / "atlas" / MANIFEST).is_file():
         return {}
-    atlas, concepts = Atlas(artifacts / "atlas"), Artifact(artifacts / "concepts")
-    if (concepts.path / MANIFEST).is_file():
-        check_origins({"atlas": atlas, "concepts": concepts})
+    atlas = Atlas(artifacts / "atlas")
+    _check_number(atlas, len(atlas), model)
+    opened: dict[str, Artifact] = {"atlas": atlas}
+    if (artifacts / "concepts" / MANIFEST).is_file():
+        opened["concepts"] = Artifact(artifacts / "concepts")
+    _check_model(artifacts, model, opened)
     return {concept: atlas.label(concept) for concept in range(len(atlas))}
+
+
+def _check_number(artifact: Artifact, concepts: int, model: CoCoMixLanguageModel) -> None:
+    if concepts != (known := model.config.num_concepts):
+        raise UserError(f"{artifact.path}: has {concepts} concepts, the model {known}; they are of different pipelines")
+
+
+def _check_model(artifacts: Path, model: CoCoMixLanguageModel, opened: Mapping[str, Artifact]) -> None:
+    """Check that artifacts belong together and to the model, as far as the model's folder and the labels tell."""
+    checked: dict[str, Artifact | str] = dict(opened)
+    made = Path(model.name_or_path)
+    if (made / MANIFEST).is_file():
+        checked[f"models/{made.name}"] = trained = Artifact(made)
+        if "concepts" in opened:
+            section = parse(CocomixParams, trained.manifest.params["cocomix"], str(made / MANIFEST))
+            checked[f"supervision.{trained.about['method']}"] = supervision(section, artifacts)
+    check_origins(checked)

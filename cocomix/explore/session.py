@@ -15,9 +15,8 @@ from cocomix.explore.calls import Continuation, python_call, shell_call
 from cocomix.explore.continuation import continuation, default_tokens
 from cocomix.explore.edit_syntax import Written, parse_edit
 from cocomix.explore.load import load_extractor, load_labels, load_model
-from cocomix.plumbing.artifact import MANIFEST, Artifact
+from cocomix.plumbing.artifact import MANIFEST
 from cocomix.plumbing.errors import UserError
-from cocomix.plumbing.origins import check_origins
 from cocomix.predictions.reader import Predictions, open_predictions
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.steering.autoencoder import editing
@@ -62,19 +61,11 @@ class Session:
     def __init__(self, folder: Path, artifacts: Path) -> None:
         self._folder, self._artifacts = folder, artifacts
         self._model, self._tokenizer = load_model(folder)
-        known = self._model.config.num_concepts
         labelled = (artifacts / "concepts" / MANIFEST).is_file()
         self._extractor = load_extractor(artifacts, self._model) if labelled else None
+        self._labels = load_labels(artifacts, self._model)
         self._atlas = Atlas(artifacts / "atlas") if (artifacts / "atlas" / MANIFEST).is_file() else None
-        if self._atlas is not None and len(self._atlas) != known:
-            raise UserError(
-                f"{self._atlas.path}: has {len(self._atlas)} concepts, the model {known}; they are of different "
-                "pipelines"
-            )
-        if self._atlas is not None and (folder / MANIFEST).is_file():
-            check_origins({f"models/{folder.name}": Artifact(folder), "atlas": self._atlas})
         self._predictions = open_predictions(artifacts / "steering", self._atlas, folder) if self._atlas else None
-        self._labels = load_labels(artifacts)
         self._busy = Lock()  # torch's random state is global, and reading puts hooks on the model
         self._looking = Lock()  # an open Parquet file is not thread-safe
         self._closing = Event()

@@ -59,7 +59,7 @@ def stream_error(client: TestClient, **asked: Any) -> str:
 def test_a_text_is_read_as_in_python(client: TestClient) -> None:
     model, tokenizer = load_model(Path("artifacts/models/cocomix-0"))
     artifacts = Path("artifacts")
-    expected = concepts(model, "w5 w9 w2", tokenizer, load_extractor(artifacts, model), load_labels(artifacts))
+    expected = concepts(model, "w5 w9 w2", tokenizer, load_extractor(artifacts, model), load_labels(artifacts, model))
     assert client.post("/api/read", json={"text": "w5 w9 w2"}).json() == json.loads(json.dumps(plain(expected)))
 
 
@@ -203,9 +203,12 @@ def test_an_edit_that_makes_numbers_overflow_is_an_error_and_the_server_goes_on(
 
 
 def test_the_page_needs_neither_labels_nor_an_atlas(session: Session) -> None:
-    shutil.rmtree("artifacts/atlas")
-    shutil.rmtree("artifacts/concepts")
-    with TestClient(application(Session(Path("artifacts/models/cocomix-0"), Path("artifacts"))), HERE) as client:
+    artifacts = Path("artifacts")
+    shutil.rmtree(artifacts / "concepts")
+    found = Session(artifacts / "models/cocomix-0", artifacts)
+    assert (found.about.labels, found.about.atlas) == (False, True)
+    shutil.rmtree(artifacts / "atlas")
+    with TestClient(application(Session(artifacts / "models/cocomix-0", artifacts)), HERE) as client:
         about = client.get("/api/about").json()
         assert not about["labels"]
         assert not about["atlas"]
