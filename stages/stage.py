@@ -21,7 +21,7 @@ from cocomix.params import Params, load
 from cocomix.plumbing import distributed, interrupt, sources
 from cocomix.plumbing.allocator import keep_freed_memory
 from cocomix.plumbing.artifact import Artifact, Work, digest_of, write_atomically
-from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.errors import UserError, WorkerDiedError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.progress import say
@@ -70,8 +70,8 @@ def main(run: Callable[[Params], None], *, by_torchrun: bool = False) -> NoRetur
     With `by_torchrun`, it may also be one of several processes that torchrun has started, such as one for each machine.
     Worker processes of such a stage use all cores of the machine, so it starts no further processes of this program.
 
-    The exit status is 0, 2 after bad input or a full disk (with a one-line message), or 128 + the signal that stopped
-    it.
+    The exit status is 0, 2 after bad input or a full disk (with a one-line message), 128 + the signal that stopped it,
+    or that of a killed process if one of its workers was killed.
     """
     global _shared
     _shared = _shared or by_torchrun
@@ -112,7 +112,7 @@ def _check_settings() -> None:
 
 def _end_after(error: Exception) -> NoReturn:
     """End the process with one line, or raise the error if it is in the program."""
-    trouble = str(error) if isinstance(error, UserError) else _machine_trouble(error)
+    trouble = str(error) if isinstance(error, UserError | WorkerDiedError) else _machine_trouble(error)
     if runtime().world_size > 1:
         if trouble is None or isinstance(error, distributed.LostError) or distributed.is_broken_connection(error):
             # A collective fails when another process ends. That process reports the cause, and the launcher stops
@@ -124,7 +124,7 @@ def _end_after(error: Exception) -> NoReturn:
     if trouble is None:
         raise error
     print(f"error: {trouble}", file=sys.stderr)
-    _leave(2)
+    _leave(128 + signal.SIGKILL if isinstance(error, WorkerDiedError) else 2)
 
 
 def produce(

@@ -1,4 +1,4 @@
-"""The exception for errors that the user can fix."""
+"""Exceptions of which the user sees one line: errors that the user can fix, and the death of a worker process."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,6 +12,10 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
+
+
+class WorkerDiedError(Exception):
+    """A worker process has died, such as by the kernel's SIGKILL for lack of memory. The message is one line."""
 
 
 def suggestion(word: str, allowed: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
@@ -12,7 +13,8 @@ from pathlib import Path
 from threading import Thread
 from typing import TypeVar
 
-from cocomix.plumbing import sources
+from cocomix.plumbing import interrupt, sources
+from cocomix.plumbing.errors import WorkerDiedError
 from cocomix.plumbing.runtime import runtime
 
 Item = TypeVar("Item")
@@ -23,6 +25,10 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     """Map `function` over the items, in order, in `runtime().workers` processes, or its share of the machine's cores.
 
     Only a few items and results are in memory at a time, so memory does not grow with their number.
+
+    Raises:
+        WorkerDiedError: when a worker was killed.
+        Interrupted: when it was killed by a signal that this process received, too.
     """
     workers = runtime().workers
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -43,6 +49,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool:
+        # Workers do not ignore SIGTERM: the pool uses it to end the others when one has died.
+        interrupt.check()
+        raise WorkerDiedError(
+            "a worker process has died (out of memory? a smaller COCOMIX_WORKERS needs less); what it had finished is "
+            "kept"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -234,6 +234,19 @@ def test_a_killed_process_ends_all_and_is_named() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_killed_worker_is_one_line_and_the_status_of_a_killed_process() -> None:
+    done = run(*ALONE, "worker-killed", COCOMIX_WORKERS="2")
+    assert done.returncode == 128 + signal.SIGKILL
+    assert [line[:34] for line in errors_in(done.stderr)] == ["error: a worker process has died ("]
+
+
+def test_a_signal_that_ends_the_workers_too_stops_the_stage() -> None:
+    with start(*ALONE, "group-stopped", COCOMIX_WORKERS="2") as process:
+        assert process.wait() == 128 + signal.SIGTERM
+        assert process.stderr
+        assert [line[:19] for line in errors_in(process.stderr.read())] == ["stopped by SIGTERM;"]
+
+
 @pytest.mark.parametrize("whom", ["parent", pytest.param("group", marks=pytest.mark.slow)])
 def test_a_signal_to_the_parent_or_to_all_stops_all_and_keeps_their_work(whom: str, whole: dict[str, bytes]) -> None:
     with start(*SHARED) as process:

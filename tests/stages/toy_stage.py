@@ -1,6 +1,6 @@
 """A stage of a dozen small files, for killing.
 
-python -m toy_stage alone|shared [RANK TROUBLE|lockstep|save N|blind|lose]
+python -m toy_stage alone|shared [RANK TROUBLE|worker-killed|group-stopped|lockstep|save N|blind|lose]
 """
 
 import sys
@@ -26,6 +26,7 @@ from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
+from cocomix.plumbing.workers import in_order
 from stages import launch
 from stages.stage import main, produce, share_work
 
@@ -105,6 +106,18 @@ def get_into(trouble: list[str]) -> None:
             raise UserError("toy.k: 7: must be even")
         case [rank, "killed"] if int(rank) == runtime().rank:
             os.kill(os.getpid(), signal.SIGKILL)
+        case ["worker-killed"]:
+            list(in_order(kill_itself, [1, 2]))
+        case ["group-stopped"]:
+            list(in_order(stop_the_group, [1, 2]))
+
+
+def kill_itself(_item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_the_group(_item: int) -> None:
+    os.killpg(0, signal.SIGTERM)
 
 
 if __name__ == "__main__":
