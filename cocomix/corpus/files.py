@@ -184,8 +184,8 @@ def _folders(root: str) -> Iterator[str]:
             continue
         yield folder
         for entry in inside:
-            if entry.is_dir() and not entry.name.startswith("."):
-                name = os.path.join(folder, entry.name)
+            name = os.path.join(folder, entry.name)
+            if os.path.isdir(name) and not entry.name.startswith("."):  # entry.is_dir() raises for some links
                 (waiting.append if entry.is_symlink() else waiting.appendleft)(name)
 
 

@@ -291,6 +291,21 @@ def test_links_that_lead_in_circles_are_followed_once(folder: Path) -> None:
     ]
 
 
+def test_links_that_lead_nowhere_or_through_a_locked_folder_are_passed_over(folder: Path) -> None:
+    Path("data/locked/inside").mkdir(parents=True)
+    Path("data/a.txt").write_text("x")
+    Path("data/loop").symlink_to("loop")
+    Path("data/loop.txt").symlink_to("loop.txt")
+    Path("data/gone").symlink_to("nowhere")
+    Path("data/through").symlink_to("locked/inside")
+    Path("data/through.txt").symlink_to("locked/inside/b.txt")
+    Path("data/locked").chmod(0)  # root may enter it
+    try:
+        assert [str(path) for path in find_files(["data/**/*.txt"])] == ["data/a.txt"]
+    finally:
+        Path("data/locked").chmod(0o755)
+
+
 def test_what_is_no_regular_file_is_not_opened(folder: Path) -> None:
     os.mkfifo("pipe.txt")
     Path("zero.txt").symlink_to("/dev/zero")
