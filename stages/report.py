@@ -178,6 +178,7 @@ def page(
     return _template().render(
         title=params.report.title,
         label_runs=params.report.label_runs,
+        limit=params.corpus.limit[0],
         pretrain=params.pretrain,
         evaluate=params.evaluate,
         seeds=len(params.pretrain.seeds),

@@ -39,7 +39,7 @@ class CorpusSummary(NamedTuple):
     contaminated: Mapping[str, Contamination] | None
     """Documents that contain a piece of each benchmark; None: they were not looked for."""
     limited: bool
-    """Whether corpus.megabytes left out the rest of the source."""
+    """Whether a limit (`CorpusParams.limit`) left out the rest of the source."""
 
 
 def fingerprint(params: CorpusParams) -> str:
@@ -80,7 +80,7 @@ def build(params: CorpusParams, folder: Path, benchmarks: Path | None = None) ->
     assign: Callable[[int, str], Split] = partial(_by_digest, params.validation_share, params.test_share)
     match params.source:
         case "installed-docs":
-            found = read_installed_docs(parts, most)
+            found = read_installed_docs(parts, params.limit)
             of_source = {"repeated paragraphs": found.repeated, "short documents": found.short}
             sources, limited = len(found.groups), found.limited
             batches, assign = _in_batches(found, params)
@@ -112,7 +112,7 @@ def build(params: CorpusParams, folder: Path, benchmarks: Path | None = None) ->
     limited = limited or selection.first_beyond is not None
     dropped = {**of_source, **selection.dropped}
     if not documents_left and selection.first_beyond:
-        raise none_fits(*selection.first_beyond)
+        raise none_fits(limit, *selection.first_beyond)
     if not documents_left:
         raise UserError(f"corpus: nothing is left of {params.source}; dropped: {dropped or 'nothing'}")
     for split in SPLITS:

@@ -74,15 +74,17 @@ def versions() -> str:
     return hashlib.sha256("\n".join([sys.version, *names]).encode()).hexdigest()
 
 
-def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDocs:
-    """Read, clean and de-duplicate the documentation on this machine, until `limit` bytes of text are kept.
+def read_installed_docs(parts: Path, limit: tuple[str, float]) -> InstalledDocs:
+    """Read, clean and de-duplicate the documentation on this machine, until the bytes of text that it allows are kept.
 
     Args:
         parts: the folder that keeps the paragraphs of the files, so that a resumed run does not read them again.
+        limit: see `CorpusParams.limit`.
 
     Raises:
-        UserError: when the first text is larger than `limit`.
+        UserError: when the first text is larger than the limit.
     """
+    parameter, left = limit
     origins = find_documentation()
     groups: dict[str, list[Document]] = {}
     seen: set[str] = set()
@@ -100,10 +102,10 @@ def read_installed_docs(parts: Path, limit: float = float("inf")) -> InstalledDo
                     kept.append(paragraph)
             text = "\n\n".join(kept)
             size = len(text.encode())
-            limit -= size
-            if limit < 0:
+            left -= size
+            if left < 0:
                 if not groups:
-                    raise none_fits(source, size)
+                    raise none_fits(parameter, source, size)
                 limited = True
                 break
             if len(text) >= _MIN_CHARACTERS:

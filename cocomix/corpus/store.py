@@ -54,9 +54,9 @@ def digest_of_text(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=8).digest()
 
 
-def none_fits(source: str, size: int) -> UserError:
-    """The error for a first document that is larger than corpus.megabytes."""
-    return UserError(f"corpus.megabytes: the first document, {source}, alone has {size / 1e6:g}: allow more, or null")
+def none_fits(limit: str, source: str, size: int) -> UserError:
+    """The error for a first document that is larger than the limit, which is given by its key."""
+    return UserError(f"{limit}: the first document, {source}, alone has {size / 1e6:g}: allow more, or null")
 
 
 class CorpusWriter:

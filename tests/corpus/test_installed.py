@@ -1,5 +1,6 @@
 import ast
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cocomix.corpus.store import Document
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 
+ALL = ("corpus.megabytes", math.inf)
 PROSE = "The optimizer keeps a running average of the gradient, which it uses to scale the step."
 OTHER = "It is safe to call this function from several threads at the same time, as long as they wait."
 
@@ -90,7 +92,7 @@ def test_paragraphs_of_one_template_are_kept_once(
     origins: list[DocumentationFile], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
-    found = read_installed_docs(tmp_path / "parts")
+    found = read_installed_docs(tmp_path / "parts", ALL)
     first, last = found.groups["package0"][0], found.groups["package9"][0]
     assert (first.source, last.source) == ("m0.py", "m98.py")
     assert first.text.startswith("The Optim0 keeps")
@@ -103,10 +105,10 @@ def test_processes_do_not_change_what_is_read(
     origins: list[DocumentationFile], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
-    alone = read_installed_docs(tmp_path / "alone")
+    alone = read_installed_docs(tmp_path / "alone", ALL)
     runtime.cache_clear()
     monkeypatch.setenv("COCOMIX_WORKERS", "2")
-    assert read_installed_docs(tmp_path / "shared") == alone
+    assert read_installed_docs(tmp_path / "shared", ALL) == alone
 
 
 def test_reading_stops_when_the_text_asked_for_is_there(
@@ -114,13 +116,15 @@ def test_reading_stops_when_the_text_asked_for_is_there(
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
 
+    key = "corpus.installed_docs.megabytes"
+
     def size(limit: float) -> int:
-        found = read_installed_docs(tmp_path / "parts", limit)  # what was read for one limit serves any
+        found = read_installed_docs(tmp_path / "parts", (key, limit))  # what was read for one limit serves any
         return sum(len(each.text) for documents in found.groups.values() for each in documents)
 
     everything = size(float("inf"))
     assert 0 < size(everything / 2) <= everything / 2
-    with pytest.raises(UserError, match=r"corpus\.megabytes: the first document, m\d+\.py, alone has"):
+    with pytest.raises(UserError, match=r"^corpus\.installed_docs\.megabytes: the first document, m\d+\.py, alone has"):
         size(10)
 
 

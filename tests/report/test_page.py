@@ -162,6 +162,11 @@ def test_no_sentence_stands_twice(folder: Path, losses: dict[str, list[float]]) 
     assert {each for each, times in sentences.items() if times > 1 and each.count(" ") > 3} == set()
 
 
+def test_the_parameter_that_left_out_text_is_named(plain: Shown) -> None:
+    text = " ".join(Page(plain.html).text.split())
+    assert "; corpus.installed_docs.megabytes left out the rest of the text" in text
+
+
 @pytest.mark.parametrize("dropped", [{}, {"contaminated documents": 41, "near-duplicates": 1234}])
 def test_contaminated_documents_are_counted(folder: Path, plain: Shown, dropped: dict[str, int]) -> None:
     assert "Contamination" not in plain.html

@@ -7,7 +7,7 @@ from cocomix.params import Params
 from cocomix.plumbing.errors import UserError
 
 INSTALLED_DOCS_BYTES = 13e6
-"""Text in the documentation of some 200 packages, where corpus.megabytes sets no limit."""
+"""Text in the documentation of some 200 packages, where no parameter limits it."""
 BYTES_PER_TOKEN = ((512, 2.3), (4096, 3.86), (50257, 4.40))
 """By vocabulary size of a byte-level BPE: smoke test, default run, GPT-2's on OpenWebText."""
 PRETRAINED_VOCABULARY = 50257
