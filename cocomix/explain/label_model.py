@@ -46,6 +46,7 @@ PROMPTS = 16
 LONGEST = 100
 """Maximum characters of a label."""
 NEW_TOKENS = 32
+"""Maximum tokens of a label."""
 
 
 class Answers(BaseModel):
@@ -86,7 +87,8 @@ class LabelModel:
         prompts = [WRITE.format(excerpts="\n".join(f"- {each}" for each in every)) for every in excerpts]
         labels: list[str] = []
         for some in _batches(prompts):
-            answers = self._generate(some, NEW_TOKENS).sequences[:, -NEW_TOKENS:]
+            found = self._generate(some, NEW_TOKENS)
+            answers = found.sequences[:, -len(found.logits) :]  # logits: one entry for each new token
             labels += map(label_in, self._tokenizer.batch_decode(answers, skip_special_tokens=True))
         return labels
 
@@ -118,7 +120,6 @@ class LabelModel:
             input_ids=batch["input_ids"].to(device()),
             attention_mask=batch["attention_mask"].to(device()),
             max_new_tokens=tokens,
-            min_new_tokens=tokens,
             do_sample=False,
             pad_token_id=self._tokenizer.pad_token_id,
             return_dict_in_generate=True,

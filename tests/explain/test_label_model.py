@@ -1,7 +1,9 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -44,6 +46,31 @@ def params(model: Path, **changes: Any) -> ExplainParams:
 )
 def test_a_label_is_the_first_line_that_says_something(answer: str, label: str) -> None:
     assert label_in(answer) == label
+
+
+@pytest.fixture
+def folder_of_writer(folder_of_model: Path) -> Path:
+    """A model that writes `one` and then its EOS, or else `x`."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder_of_model)
+    size, (*written, other) = 300, tokenizer.convert_tokens_to_ids([*":one!x"])
+    config = GPT2Config(n_embd=size, n_layer=1, n_head=1, n_positions=2048, vocab_size=size, tie_word_embeddings=False)
+    config.bos_token_id, config.eos_token_id = None, tokenizer.eos_token_id
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for each in model.parameters():
+            each.zero_()
+        model.transformer.ln_f.weight.fill_(1.0)
+        model.transformer.wte.weight.copy_(torch.eye(size))
+        for before, after in pairwise(written):
+            model.lm_head.weight[after, before] = 1.0
+        model.lm_head.weight[other, [written[-2], other]] = 0.5
+    model.save_pretrained(folder_of_model)
+    return folder_of_model
+
+
+def test_a_label_ends_where_the_model_ends_it(folder_of_writer: Path) -> None:
+    model = LabelModel(ExplainModelParams(name=str(folder_of_writer)))
+    assert model.write([["in <<May>>"], ["a much longer excerpt, of <<other>> words"]]) == ["o n e", "o n e"]
 
 
 def test_padding_changes_no_judgement(folder_of_model: Path) -> None:
