@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from cocomix.plumbing.loopback import LOOPBACK, ask_directly
 from flows import signals
-from flows.loopback import LOOPBACK, ask_directly
 
 if sys.argv[0] == "-m":  # one of these programs is starting
     signals.end_at_once()

@@ -23,10 +23,10 @@ from prefect.settings import (
 )
 
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.loopback import LOOPBACK
 from cocomix.plumbing.parent import end_with_parent
 from flows import gate, signals
 from flows.children import server_log, start_server, stop
-from flows.loopback import LOOPBACK
 from flows.reproduce import wait_for_stages
 
 RUNNER_PID = "RUNNER_PID"

@@ -27,9 +27,10 @@ from starlette.routing import Route
 
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.gate import Gate, netloc
+from cocomix.plumbing.loopback import LOOPBACK, ask_directly
 from flows import gate, signals
 from flows.children import server_log, start, start_server, stop
-from flows.loopback import LOOPBACK, ask_directly
 
 REPORT = Path("artifacts/report")
 REPORT_URL = "REPORT_URL"
@@ -60,7 +61,7 @@ def _run() -> None:
         _check_free(each)
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     ask_directly(here)
-    address, report = f"http://{gate.netloc(here, port)}", f"http://127.0.0.1:{port + 1}"
+    address, report = f"http://{netloc(here, port)}", f"http://127.0.0.1:{port + 1}"
     environment = os.environ | {
         "PREFECT_API_URL": f"{address}/api",
         REPORT_URL: report,
@@ -102,7 +103,7 @@ def _check_free(port: int) -> None:
 
 
 def _serve_report(port: int) -> None:
-    server = uvicorn.Server(uvicorn.Config(gate.Gate(report_pages(), port), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(Gate(report_pages(), port), log_level="error"))
     listening = socket.create_server((LOOPBACK[0], port))
     threading.Thread(target=server.run, args=([listening],), daemon=True).start()
 

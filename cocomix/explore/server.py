@@ -1,9 +1,8 @@
 """The server of the page, on loopback only; it loads nothing from the network.
 
-Other pages in the same browser can send requests to a loopback port. By DNS rebinding to 127.0.0.1 they could even read
-the answers. So requests must name this host, and bodies must be JSON, which other origins may not send without
-permission; none is given. The content security policy allows the page only its own files. Requests are limited
-(`limits`): a request with any other content gets {"error": one line} with a 4xx status, and the server continues.
+Only this page and programs get in (`cocomix.plumbing.gate`). The content security policy allows the page only its own
+files. Requests are limited (`limits`): a request with any other content gets {"error": one line} with a 4xx status, and
+the server continues.
 """
 
 import asyncio
@@ -24,22 +23,19 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cocomix.explore import limits
 from cocomix.explore.as_json import plain
 from cocomix.explore.calls import Continuation
 from cocomix.explore.session import Session
-from cocomix.explore.start import HOST
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.gate import Gate
 
 STATIC = Path(__file__).with_name("static")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
 
@@ -62,7 +58,6 @@ def application(session: Session) -> FastAPI:
     """The page and its API; a request with an error is answered by {"error": one line}."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(limits.LimitedBody)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
 
     @app.middleware("http")
     async def guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -152,15 +147,13 @@ async def _pieces(session: Session, asked: Continuation) -> AsyncIterator[str]:
 
 def serve(session: Session, opened: socket.socket) -> None:
     """Serve requests on a listening socket until Ctrl-C, which is raised again after the shutdown."""
-    _Server(settings(session), session).run(sockets=[opened])
+    _Server(settings(session, opened), session).run(sockets=[opened])
 
 
-def settings(session: Session) -> uvicorn.Config:
-    """uvicorn's configuration for the application."""
-    limit = limits.CONNECTIONS
-    return uvicorn.Config(
-        application(session), log_level="warning", limit_concurrency=limit, timeout_graceful_shutdown=10
-    )
+def settings(session: Session, opened: socket.socket) -> uvicorn.Config:
+    """uvicorn's configuration for the application, behind the gate."""
+    app, limit = Gate(application(session), opened.getsockname()[1]), limits.CONNECTIONS
+    return uvicorn.Config(app, log_level="warning", limit_concurrency=limit, timeout_graceful_shutdown=10)
 
 
 class _Server(uvicorn.Server):

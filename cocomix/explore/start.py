@@ -5,8 +5,9 @@ from pathlib import Path
 
 from cocomix.params import CocomixParams, load
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.loopback import LOOPBACK
 
-HOST = "127.0.0.1"
+HOST = LOOPBACK[0]
 
 
 def default_model(artifacts: Path) -> Path:

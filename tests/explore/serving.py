@@ -15,7 +15,7 @@ from cocomix.explore.session import Session
 def serving(session: Session) -> Iterator[str]:
     """Inside, it answers; gives host and port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(settings(session))
+        server = uvicorn.Server(settings(session, listening))
         server.config.timeout_graceful_shutdown = 1
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

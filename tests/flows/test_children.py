@@ -13,8 +13,8 @@ import pytest
 import websockets
 
 from cocomix.plumbing.errors import UserError
+from cocomix.plumbing.loopback import LOOPBACK, ask_directly
 from flows.children import start_server
-from flows.loopback import LOOPBACK, ask_directly
 from flows.server import check_proxies
 from tests.faults.mounting import READ_ONLY, in_namespace
 from tests.flows.conftest import ROOT

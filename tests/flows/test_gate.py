@@ -27,7 +27,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from cocomix.plumbing.artifact import Work
-from flows.gate import Gate
+from cocomix.plumbing.gate import Gate
 from flows.ui import report_pages
 from tests.flows.conftest import ROOT, make_project, set_params
 from tests.flows.test_reproduce import ends, wait_for_pid
