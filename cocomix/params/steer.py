@@ -15,7 +15,7 @@ class SteerParams(Section):
     """Concepts to steer, sampled from those that every CoCoMix model mixes in the text; for each, the edits of the
     others are the control."""
     strengths: Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Field(min_length=1)]
-    """Strengths that are set, or factors by which strengths are scaled."""
+    """Strengths that are set, or factors by which strengths are scaled; some negative, some positive."""
     windows: Size
     """Validation windows to measure the loss on; their first tokens are the prompts."""
     prompt_tokens: Size
@@ -33,4 +33,6 @@ class SteerParams(Section):
     def _steer(cls, strengths: list[float]) -> list[float]:
         if 0 in strengths or len(set(strengths)) < len(strengths):
             raise ValueError("must be different numbers other than 0, of which the direction is known")
+        if not min(strengths) < 0 < max(strengths):
+            raise ValueError("must have a negative and a positive number, to raise and to lower concepts")
         return sorted(strengths)

@@ -70,6 +70,12 @@ def check_computes(value: object) -> None:
         ("  seeds: [0]", "  seeds: [-1]", "pretrain.seeds.0: -1: input should be greater than or equal to 0"),
         ("-25, -10", "1e308, -10", "steer.strengths.0: 1e+308: input should be less than or equal to 1000000"),
         ("-25, -10", ".nan, -10", "steer.strengths.0: nan: input should be a finite number"),
+        (
+            "[-25, -10, -5, 5, 10, 25]",
+            "[5, 10]",
+            "steer.strengths: [5, 10]: must have a negative and",
+        ),
+        ("[-25, -10, -5, 5, 10, 25]", "[-5]", "steer.strengths: [-5]: must have a negative and a"),
         ("title: Language", 'title: "\\ud800', ":"),
         ("[resid_post_2]", "[resid_post_\u0663]", "activations.sites.0: 'resid_post_\u0663': allowed: resid_post, "),
         ("also: {}", "also: {\u0663: {k: 5}}", "sae.also.\u0663: '\u0663': string should match pattern"),

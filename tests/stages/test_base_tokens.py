@@ -68,7 +68,14 @@ SMALL: dict[str, Any] = {
         "cocomix": {"concept_layer": 1, "concept_k": 6},
         "forms": {"predicted": {"mixing": "none"}},
     },
-    "steer": {"concepts": 2, "strengths": [5], "windows": 2, "prompt_tokens": 4, "new_tokens": 3, "read_windows": 2},
+    "steer": {
+        "concepts": 2,
+        "strengths": [-5, 5],
+        "windows": 2,
+        "prompt_tokens": 4,
+        "new_tokens": 3,
+        "read_windows": 2,
+    },
 }
 
 

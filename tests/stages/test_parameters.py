@@ -34,7 +34,14 @@ SMALL = {
         "cocomix": {"concept_layer": 1, "concept_k": 6},
         "forms": {"predicted": {"mixing": "none"}},
     },
-    "steer": {"concepts": 2, "strengths": [5], "windows": 2, "prompt_tokens": 4, "new_tokens": 2, "read_windows": 2},
+    "steer": {
+        "concepts": 2,
+        "strengths": [-5, 5],
+        "windows": 2,
+        "prompt_tokens": 4,
+        "new_tokens": 2,
+        "read_windows": 2,
+    },
 }
 """Of the size of the fixtures."""
 

@@ -56,7 +56,7 @@ SMALL: dict[str, Any] = {
     "attribution": {"score": "activation"},
     "distribution": {"draws": None},
     "pretrain": {"training": {"steps": 4, "eval_every": 4, "checkpoint_every": 4, "eval_windows": 8}},
-    "steer": {"concepts": 2, "strengths": [5], "new_tokens": 3, "read_windows": 2},
+    "steer": {"concepts": 2, "strengths": [-5, 5], "new_tokens": 3, "read_windows": 2},
 }
 """What is smaller than in `smoke`, and what the presets leave as shipped."""
 

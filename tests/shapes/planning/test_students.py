@@ -81,11 +81,11 @@ def test_draws_that_are_read_cost_disk_in_place_of_the_base_models_forward_pass(
 def test_steering_costs_a_token_for_each_place_at_which_a_concept_is_doubled() -> None:
     assert DOUBLED == measure.DOUBLED
     context, concepts = params().tokenize.context, params().sae.concepts
-    edits = {"concepts": 2, "strengths": [5], "windows": 1, "prompt_tokens": 1, "new_tokens": 2}
+    edits = {"concepts": 2, "strengths": [-5, 5], "windows": 1, "prompt_tokens": 1, "new_tokens": 2}
     few, many = (needs(steer=edits | {"read_windows": windows})["steer"] for windows in (1, 101))
     per_token = (many.flops - few.flops) / (100 * 2 * context)
     places = few.flops / per_token - 2 * context
-    edited = 2 * (context + 3)  # by two models and the base model
+    edited = 4 * (context + 3)  # by two models and the base model
     assert DOUBLED * concepts < places < DOUBLED * concepts + 3 * edited
     hidden = 4 * 2 * DOUBLED * concepts * params().pretrain.model.d_model
     assert hidden < few.scratch < many.scratch < 2 * hidden
