@@ -264,8 +264,11 @@ def _gpus_here() -> list[str]:
     """Names of the GPUs that stages will use on this machine."""
     if not shutil.which("nvidia-smi") or not (runtime().device == "auto" or runtime().device.startswith("cuda")):
         return []
+    from flows.gpu import gpus  # imports Prefect, which takes seconds
+
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()[: len(gpus())] if done.returncode == 0 else []
 
 
 def _windows_at_a_time(batch_size: int) -> int:

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Thread
@@ -5,7 +6,7 @@ from threading import Event, Thread
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows import gpu
+from flows import gpu, plan
 from flows.gpu import gpus, hold
 from flows.reproduce import Stopped
 
@@ -48,6 +49,29 @@ def test_gpus_are_those_of_the_machine_that_stages_may_use(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert ",".join(gpus()) == found
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "number"),
+    [
+        ({}, 0, 8),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, 0, 1),
+        ({"COCOMIX_DEVICE": "cuda:1"}, 0, 1),
+        ({"COCOMIX_DEVICE": "cpu"}, 0, 0),
+        ({}, 9, 0),
+    ],
+)
+def test_a_plan_counts_the_gpus_that_stages_may_use(
+    devices: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], status: int, number: int
+) -> None:
+    for each in range(8):
+        (devices / f"nvidia{each}").touch()
+    program = devices / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nyes 'NVIDIA H100 80GB HBM3' | head -n 8\nexit {status}\n")
+    program.chmod(0o755)
+    for name, value in {"PATH": f"{devices}:{os.environ['PATH']}", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert plan._gpus_here() == ["NVIDIA H100 80GB HBM3"] * number
 
 
 def test_a_stage_holds_its_gpus_and_another_waits_for_them_until_it_must_end(
