@@ -19,7 +19,7 @@ class TokenizeParams(Section):
     vocab_size: Annotated[int, Field(ge=257, le=2**24)] = 4096
     """Entries of the trained byte-level BPE, the end-of-document token included."""
     train_megabytes: Megabytes = 100.0
-    """Most text to train the tokenizer on, in 10^6 UTF-8 bytes."""
+    """Text to train the tokenizer on, in 10^6 UTF-8 bytes: about, since row groups of the corpus are read whole."""
     context: Annotated[int, Field(ge=2, le=2**24)]
     """Tokens per window; the last token of a window has no next token."""
 

@@ -1,6 +1,5 @@
 """The tokenizer: a byte-level BPE trained on the corpus, or a pretrained one."""
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from cocomix.plumbing.errors import UserError
+from cocomix.tokens.spaced import spaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,11 +47,12 @@ def load_trained(path: Path) -> "PreTrainedTokenizerFast":
 
 
 def sample_texts(text: Path, size: float) -> Iterator[str]:
-    """Yield about `size` bytes of documents from a Parquet file, in evenly spaced row groups."""
+    """Yield about `size` bytes of documents from a Parquet file: whole row groups, evenly spaced, at least one."""
     parquet = pq.ParquetFile(text)
     groups = parquet.metadata.num_row_groups
     total = sum(parquet.metadata.row_group(group).total_byte_size for group in range(groups))
-    for group in range(0, groups, max(1, math.ceil(total / size))):
+    wanted = groups if size >= total else max(1, round(groups * size / total))
+    for group in spaced(groups, wanted).tolist():
         yield from read_texts(parquet, group)
 
 

@@ -74,13 +74,23 @@ def test_a_word_without_end_is_cut_for_training_alone(piece: str) -> None:
 def test_the_sample_comes_from_all_over_the_corpus(tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     texts = [f"{number:04d}" * 100 for number in range(100)]
-    pq.write_table(pa.table({"text": texts}), path, row_group_size=5)
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=5, write_statistics=False)
     assert list(sample_texts(path, 1e9)) == texts
     sampled = list(sample_texts(path, 10_000))
     assert sampled == [text for text in texts if text in set(sampled)]
     assert 8_000 <= sum(map(len, sampled)) <= 12_000
     assert sampled[0] == texts[0]
-    assert texts.index(sampled[-1]) >= 75
+    assert sampled[-1] == texts[-1]
+
+
+@pytest.mark.parametrize(("share", "groups"), [(2.0, 20), (1.0, 20), (0.99, 20), (0.9, 18), (0.5, 10), (0.001, 1)])
+def test_the_sample_has_about_the_size_asked_for(tmp_path: Path, share: float, groups: int) -> None:
+    path = tmp_path / "train.parquet"
+    texts = [f"{number:04d}" * 100 for number in range(100)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=5, write_statistics=False)
+    metadata = pq.ParquetFile(path).metadata
+    total = sum(metadata.row_group(number).total_byte_size for number in range(20))
+    assert len(list(sample_texts(path, share * total))) == 5 * groups
 
 
 def test_a_folder_is_loaded(tmp_path: Path) -> None:
