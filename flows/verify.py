@@ -14,6 +14,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -196,14 +197,16 @@ def main() -> None:
     given = parser.parse_args()
     try:
         check_folder()
-        found = verify(whole_cache=given.all)
-        for each in found:
-            print(each)
+        # Nothing may be made anew between its reading and its removal.
+        with alone(wait=False, say=print) if given.remove else nullcontext():
+            found = verify(whole_cache=given.all)
+            for each in found:
+                print(each)
+            if given.remove:
+                remove(found)
         if not found:
             print("All is as it was written.")
         elif given.remove:
-            with alone(wait=False, say=print):
-                remove(found)
             print("Removed; `dvc repro` makes it again, or `dvc pull` brings it where a remote has it.")
         else:
             sys.exit(f"damaged places: {len(found)}; {REMEDY}")

@@ -10,7 +10,9 @@ import pytest
 from dvc.repo import Repo
 
 from cocomix.plumbing.artifact import Artifact
-from flows.verify import cut_short, main, verify
+from cocomix.plumbing.errors import UserError
+from flows.verify import Damage, cut_short, main, verify
+from flows.workspace import alone
 from tests.flows.conftest import ROOT
 
 SCRIPT = """
@@ -117,6 +119,22 @@ def test_an_artifact_that_is_gone_is_named_and_so_is_its_manifest(project: Path)
     assert list(map(str, verify())) == ["artifacts/thing: missing"]
     repro()
     assert verify() == []
+
+
+def test_what_is_removed_is_read_while_no_other_run_may_make_it_anew(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(Path("artifacts/thing/two"))
+
+    def checked(**options: bool) -> list[Damage]:
+        with pytest.raises(UserError, match="another run is at work in this folder"), alone():
+            pass
+        return verify(**options)
+
+    monkeypatch.setattr("flows.verify.verify", checked)
+    monkeypatch.setattr(sys, "argv", ["verify", "--remove"])
+    main()
+    assert not Path("artifacts/thing").exists()
 
 
 def test_nothing_to_verify_is_no_damage(folder: Path) -> None:
