@@ -56,7 +56,10 @@ def settings(file: Path | None, grid: Sequence[str]) -> list[Setting]:
     """
     found = [Setting("", {})]
     if file:
-        found = [Setting("" if name is None else str(name), values or {}) for name, values in read_yaml(file).items()]
+        found = [
+            Setting("" if name is None else str(name), {} if values is None else values)
+            for name, values in read_yaml(file).items()
+        ]
         if not all(each.name.strip() for each in found):
             raise UserError(f"{file}: a setting has no name")
         if wrong := next((each.name for each in found if not isinstance(each.values, Mapping)), None):

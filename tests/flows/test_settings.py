@@ -55,6 +55,9 @@ def test_an_axis_that_is_none_is_refused(grid: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("half: 0\n", "half: must be a section of 'key: value'"),
+        ("half: false\n", "half: must be a section of 'key: value'"),
+        ("half: []\n", "half: must be a section of 'key: value'"),
         ("'': {sae: {k: 8}}\n", "a setting has no name"),
         ("~: {sae: {k: 8}}\n", "a setting has no name"),
         ("1: {sae: {k: 8}}\n'1': {sae: {k: 4}}\n", "setting 1: is given twice"),
