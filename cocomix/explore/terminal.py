@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, TextStreamer
 from cocomix.explore.edit_syntax import Written
 from cocomix.modeling import Swap
 from cocomix.steering.reading import Concept, Position
+from cocomix.tokens.visible import with_symbols
 
 
 def table_of(positions: Sequence[Position], most: int) -> Table:
@@ -46,8 +47,8 @@ def harmless(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """A token's text with visible spaces, tabs and line ends."""
-    return harmless(text).replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u2192")
+    """A token's text with visible white space."""
+    return with_symbols(harmless(text))
 
 
 def side_by_side(prompt: str, continuations: Mapping[str, str]) -> Table:

@@ -19,7 +19,7 @@ from cocomix.report.comparison import BASELINE, MethodResult
 from cocomix.report.efficiency import Spread, TrainingToReach
 from cocomix.report.tuning import Trial, Tuning
 from cocomix.statistics import CONFIDENCE, Interval
-from cocomix.tokens.visible import is_visible
+from cocomix.tokens.visible import is_visible, with_symbols
 
 NAMES: dict[Method, str] = {
     "ntp": "Next-token prediction",
@@ -315,11 +315,7 @@ def fed_labels(attribution: AttributionParams) -> str:
 
 def visible(token: str) -> str:
     """The text of a token; symbols, if it consists of white space."""
-    return (
-        token
-        if is_visible(token)
-        else token.translate({ord(" "): "\N{OPEN BOX}", ord("\n"): "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"})
-    )
+    return token if is_visible(token) else with_symbols(token)
 
 
 def loss_weight(weight: float | None) -> str:

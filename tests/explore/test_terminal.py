@@ -6,7 +6,7 @@ from rich.console import Console, RenderableType
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from cocomix.explore.terminal import Stream, harmless, meanings, side_by_side, table_of
+from cocomix.explore.terminal import Stream, harmless, meanings, side_by_side, table_of, visible
 from cocomix.modeling import Set
 from cocomix.steering.reading import Concept, Position
 
@@ -23,6 +23,10 @@ def printed(*what: RenderableType) -> str:
 def test_control_characters_of_a_text_are_escaped_but_for_tabs_and_line_ends() -> None:
     assert harmless(COMMANDS) == ESCAPED
     assert harmless("one\n\ttwo \u00e9\u3000\U0001f600") == "one\n\ttwo \u00e9\u3000\U0001f600"
+
+
+def test_white_space_of_a_token_is_seen() -> None:
+    assert visible("one\n\ttwo \r\u3000") == "one\u21b5\u2192two\u00b7\\r\\u3000"
 
 
 def test_no_text_from_elsewhere_commands_the_terminal() -> None:

@@ -120,8 +120,8 @@ def test_forms_differ_in_their_own_changes_only() -> None:
 
 
 def test_white_space_is_shown_only_where_there_is_nothing_else() -> None:
-    end, space = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\N{OPEN BOX}"
-    assert [visible(each) for each in (" a", "\n", " \n")] == [" a", end, space + end]
+    shown = {" a": " a", "\n": "\u21b5", " \n": "\u00b7\u21b5", "\t": "\u2192", "\r\u3000": r"\r\u3000"}
+    assert {each: visible(each) for each in shown} == shown
 
 
 UNLABELLED = 40
