@@ -153,11 +153,6 @@ def outdated_inputs(dag: Mapping[str, Stage], selected: Iterable[Stage]) -> list
     return [name for name in dag if name in _upstream(chosen, dag) - chosen and dag[name].changed]
 
 
-def selected_stages(targets: Iterable[str] = (), mode: Mode = "upstream") -> list[Stage]:
-    """`select` from `read_dag()`."""
-    return select(read_dag(), targets, mode)
-
-
 def names() -> list[str]:
     """All possible targets, in the order of dvc.yaml; empty in a folder without a pipeline."""
     try:

@@ -139,6 +139,7 @@ class Card(NamedTuple):
     promotes: list[Promoted]
     nearest: list[Near]
     contexts: list[Context]
+    """The strongest first, then the quantiles from strong to weak."""
 
 
 class Atlas(Artifact):
@@ -187,10 +188,6 @@ class Atlas(Artifact):
             ],
             contexts=list(map(self._context, row["contexts"])),
         )
-
-    def contexts(self, concept: int) -> Iterator[Context]:
-        """The contexts of a concept: the strongest first, then the quantiles from strong to weak."""
-        yield from map(self._context, self._context_rows(self._checked(concept), concept + 1))
 
     def stored_rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """The rows of concepts.parquet from `start` to before `stop`, each with its `contexts`, as rows too."""

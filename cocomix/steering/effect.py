@@ -154,7 +154,7 @@ def steering_effects(
     strengths: Sequence[float],
     edit: Callable[[int, float], Edit],
     kept: Path,
-    name: str = "steering",
+    name: str,
 ) -> list[EditEffect]:
     """Measure the edits `edit(concept, strength)` of all concepts and strengths, applied at every position.
 

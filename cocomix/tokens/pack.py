@@ -162,7 +162,7 @@ def in_row_groups(
 
 
 def encode(
-    texts: Mapping[Split, Path], tokenizer: Path, eos_id: int, vocab_size: int, folder: Path, task: str = "tokenize"
+    texts: Mapping[Split, Path], tokenizer: Path, eos_id: int, vocab_size: int, folder: Path, task: str
 ) -> dict[Split, list[Path]]:
     """Encode all documents into one-dimensional `.npy` files of token ids, in the order of the text.
 

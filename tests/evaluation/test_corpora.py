@@ -58,7 +58,8 @@ def test_it_is_packed_like_the_corpus(
     with pytest.raises(UserError, match="no document for the validation split"):
         build(build_params, folder / "built")
     texts = {"train": folder / "built" / "train.parquet"}
-    shards = encode(texts, tokens.artifact.file("tokenizer/tokenizer.json"), 0, 300, folder / "built")["train"]  # type: ignore[arg-type]
+    tokenizer = tokens.artifact.file("tokenizer/tokenizer.json")
+    shards = encode(texts, tokenizer, 0, 300, folder / "built", "tokenize")["train"]  # type: ignore[arg-type]
     write_windows(shards, CONTEXT, folder / "expected.npy")
     text = read_corpus("more", params, tokens)
     assert np.array_equal(text.windows, np.load(folder / "expected.npy"))

@@ -191,8 +191,6 @@ def test_a_number_that_is_no_concept_is_an_error(atlas: Atlas) -> None:
             atlas.label(concept)
         with pytest.raises(IndexError):
             atlas.concept(concept)
-        with pytest.raises(IndexError):
-            next(atlas.contexts(concept))
 
 
 def test_the_tables_are_plain_for_pandas(atlas: Atlas) -> None:

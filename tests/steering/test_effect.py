@@ -48,7 +48,7 @@ def measure(
     base, sae, *_ = setting.extractor
     bench = Bench(base, sae, SAMPLE, promoted, windows(setting, 7), Writing(4, 5, 0))
     with TemporaryDirectory() as nothing:
-        return steering_effects(model or setting.model, bench, strengths, edit, kept or Path(nothing))
+        return steering_effects(model or setting.model, bench, strengths, edit, kept or Path(nothing), "steering")
 
 
 def test_a_concept_that_drives_its_tokens_succeeds_and_its_control_less_often(

@@ -45,7 +45,7 @@ def test_documents_follow_each_other_and_end_with_eos(
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", workers)
     monkeypatch.setattr(pack, "_BATCH_CHARACTERS", 100)
-    shards = encode(dict.fromkeys(SPLITS, text), tokenizer, EOS, 300, tmp_path)
+    shards = encode(dict.fromkeys(SPLITS, text), tokenizer, EOS, 300, tmp_path, "tokenize")
     plain = pack.opened(tokenizer)
     expected = [each for text in TEXTS for each in [*plain.encode(text).ids, EOS]]
     for split in SPLITS:
@@ -59,11 +59,11 @@ def test_shards_that_are_there_are_kept(
     tmp_path: Path, text: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
-    shards = encode({"train": text}, tokenizer, EOS, 300, tmp_path)["train"]
+    shards = encode({"train": text}, tokenizer, EOS, 300, tmp_path, "tokenize")["train"]
     whole = ids_of(shards)
     times = [shard.stat().st_mtime_ns for shard in shards]
     shards[3].unlink()
-    again = encode({"train": text}, tokenizer, EOS, 300, tmp_path)["train"]
+    again = encode({"train": text}, tokenizer, EOS, 300, tmp_path, "tokenize")["train"]
     assert ids_of(again) == whole
     assert [shard.stat().st_mtime_ns == time for shard, time in zip(again, times, strict=True)].count(False) == 1
 
@@ -78,7 +78,7 @@ def test_ids_are_as_small_as_the_vocabulary_allows(
     dtype: type[np.unsignedinteger],
 ) -> None:
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
-    shards = encode({"train": text}, tokenizer, EOS, vocab_size, tmp_path)["train"]
+    shards = encode({"train": text}, tokenizer, EOS, vocab_size, tmp_path, "tokenize")["train"]
     write_windows(shards, 16, tmp_path / "train.npy")
     assert np.load(tmp_path / "train.npy").dtype == dtype
 
@@ -148,7 +148,7 @@ def test_documents_end_where_they_end_whatever_ids_their_text_gives(
     pq.write_table(pa.table({"text": texts}), folder / "text.parquet", row_group_size=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COCOMIX_WORKERS", "1")
-        shards = encode({"train": folder / "text.parquet"}, path, eos, 300, folder)["train"]
+        shards = encode({"train": folder / "text.parquet"}, path, eos, 300, folder, "tokenize")["train"]
     ends = document_ends(shards)
     assert np.diff(ends, prepend=0).tolist() == [len(plain.encode(text).ids) + 1 for text in texts]
     assert (np.array(ids_of(shards))[ends - 1] == eos).all()
@@ -169,5 +169,5 @@ def test_a_text_that_the_tokenizer_fails_on_is_one_line(tmp_path: Path, monkeypa
     pq.write_table(pa.table({"text": ["a" * 60 + "!"]}), tmp_path / "text.parquet")
     monkeypatch.setenv("COCOMIX_WORKERS", "1")
     with pytest.raises(UserError, match=r"cannot encode a document of row group 0 of .*text\.parquet: Onig") as caught:
-        encode({"train": tmp_path / "text.parquet"}, tmp_path / "tokenizer.json", EOS, 300, tmp_path)
+        encode({"train": tmp_path / "text.parquet"}, tmp_path / "tokenizer.json", EOS, 300, tmp_path, "tokenize")
     assert "\n" not in str(caught.value)
