@@ -47,11 +47,11 @@ from cocomix.explain.lens import Best
 from cocomix.explain.scan import BACKGROUND
 from cocomix.explain.search import Found, Why
 from cocomix.explain.tables import Chosen, concepts_table, contexts_tables, tokens_fired_on, vocabulary_table
-from cocomix.explore.as_json import plain
 from cocomix.explore.export import parts_of, write_page
 from cocomix.explore.session import LISTED
 from cocomix.params import ExplainParams
 from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.as_json import plain
 from cocomix.tokens.windows import Tokens
 
 SAMPLE = 64

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -14,9 +12,10 @@ from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.explore.terminal import Stream, harmless, meanings, side_by_side, table_of
 from cocomix.modeling import ConceptFields
 from cocomix.plumbing.artifact import MANIFEST
+from cocomix.plumbing.as_json import plain
 from cocomix.plumbing.errors import UserError
 from cocomix.steering.autoencoder import concepts_edited, editing
-from cocomix.steering.reading import Concept, concepts, encode
+from cocomix.steering.reading import concepts, encode
 
 
 def show_concepts(options: argparse.Namespace, console: Console) -> None:
@@ -28,11 +27,7 @@ def show_concepts(options: argparse.Namespace, console: Console) -> None:
     extractor = load_extractor(options.artifacts, model) if labels_at_hand else None
     positions = concepts(model, options.text, tokenizer, extractor, load_labels(options.artifacts, model))
     if options.json:
-        rows = [
-            {**each._asdict(), "predicted": _plain(each.predicted[: options.top]), "labelled": _plain(each.labelled)}
-            for each in positions
-        ]
-        print(json.dumps(rows))
+        print(json.dumps([plain(each._replace(predicted=each.predicted[: options.top])) for each in positions]))
     else:
         console.print(table_of(positions, options.top))
 
@@ -100,7 +95,3 @@ def _edits(options: argparse.Namespace, config: ConceptFields) -> list[Written]:
         advice = "`generate --base` edits the base model"
         raise UserError(f"--edit: this model mixes no concepts (mixing: none), so edits change nothing; {advice}")
     return [parse_edit(each, config.num_concepts, before_selection=options.before_selection) for each in options.edit]
-
-
-def _plain(found: Sequence[Concept] | None) -> list[dict[str, Any]] | None:
-    return None if found is None else [each._asdict() for each in found]

@@ -21,8 +21,8 @@ import numpy as np
 
 from cocomix.explain.atlas import Atlas
 from cocomix.explain.search import Lists
-from cocomix.explore.as_json import plain
 from cocomix.plumbing.artifact import write_atomically
+from cocomix.plumbing.as_json import plain
 from cocomix.plumbing.distributed import stand_alone
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import progress

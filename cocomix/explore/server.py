@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from cocomix.explore import limits
-from cocomix.explore.as_json import plain
 from cocomix.explore.calls import Continuation
 from cocomix.explore.session import Session
+from cocomix.plumbing.as_json import plain
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.gate import Gate
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cocomix.plumbing.as_json import plain
 from cocomix.report.comparison import MethodResult
 from cocomix.report.concepts import mean_concepts
 from cocomix.report.costs import Cost, SupervisionStage
@@ -64,8 +65,8 @@ def numbers(
         "pipeline": {name: facts.model_dump(exclude={"usage"}) for name, facts in pipeline._asdict().items()},
         "methods": {each.method: _of_method(each) for each in results},
         "tuning": _of_tuning(tuned) if tuned else {},
-        "supervision": _plain(spent),
-        "steering": {sweep.name: {f"{each.strength:g}": _plain(each) for each in sweep.effects} for sweep in sweeps},
+        "supervision": plain(spent),
+        "steering": {sweep.name: {f"{each.strength:g}": plain(each) for each in sweep.effects} for sweep in sweeps},
         "stages": {each.name: each.usage and each.usage.model_dump() for each in usages},
     }
 
@@ -79,15 +80,15 @@ def _of_method(result: MethodResult) -> dict[str, Any]:
         "tokens": training.tokens,
         "flops": training.flops,
         "flops_per_token": training.flops_per_token,
-        "seconds": _plain(result.seconds),
+        "seconds": plain(result.seconds),
         "seeds": len(result.runs),
-        "supervision": _plain(result.supervision_cost),
-        "corpora": _plain(result.corpora),
-        "tasks": _plain(result.tasks),
+        "supervision": plain(result.supervision_cost),
+        "corpora": plain(result.corpora),
+        "tasks": plain(result.tasks),
         "mean_accuracy": result.mean_accuracy,
-        "down_to_baseline": _plain(result.saving),
-        "at_equal_compute": _plain(result.at_equal),
-        "at_equal_compute_with_supervision": _plain(result.at_equal_with_supervision),
+        "down_to_baseline": plain(result.saving),
+        "at_equal_compute": plain(result.at_equal),
+        "at_equal_compute_with_supervision": plain(result.at_equal_with_supervision),
         "concepts": mean_concepts(result.concepts).model_dump() if result.concepts else None,
     }
 
@@ -95,13 +96,6 @@ def _of_method(result: MethodResult) -> dict[str, Any]:
 def _of_tuning(tuned: Tuning) -> dict[str, Any]:
     trials: dict[str, Any] = {}
     for each in tuned.trials:
-        found = {"loss": _plain(each.loss), "loss_at_equal_compute": _plain(each.loss_at_equal)}
+        found = {"loss": plain(each.loss), "loss_at_equal_compute": plain(each.loss_at_equal)}
         trials.setdefault(each.method, {})[loss_weight(each.weight)] = found | {"seeds": len(each.seeds)}
     return {"flops": tuned.flops, "trials": trials, "other_settings": tuned.others}
-
-
-def _plain(value: Any) -> Any:
-    """Convert named tuples to mappings, recursively."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    return {key: _plain(each) for key, each in value.items()} if isinstance(value, Mapping) else value

@@ -24,12 +24,12 @@ from starlette.testclient import TestClient
 
 from cocomix.__main__ import main
 from cocomix.explain.atlas import Atlas
-from cocomix.explore.as_json import plain
 from cocomix.explore.calls import Continuation
 from cocomix.explore.load import load_extractor, load_labels, load_model
 from cocomix.explore.server import application
 from cocomix.explore.session import Session
 from cocomix.plumbing.artifact import Work
+from cocomix.plumbing.as_json import plain
 from cocomix.plumbing.errors import UserError
 from cocomix.predictions.reader import open_predictions
 from cocomix.steering.reading import concepts
