@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -11,6 +12,7 @@ from cocomix.params.model import ModelParams
 from cocomix.params.ranges import Seed
 from cocomix.params.section import Section
 from cocomix.params.training import TrainingParams
+from cocomix.plumbing.checked import merge
 from cocomix.plumbing.errors import suggestion
 
 Match = Literal["width", "stored", "active", "flops"]
@@ -44,12 +46,9 @@ def _is_form_name(name: str) -> str:
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with `changes`, which are nested likewise."""
-    return {**values} | {
-        key: _changed(values[key], change)
-        if isinstance(change, Mapping) and isinstance(values.get(key), Mapping)
-        else change
-        for key, change in changes.items()
-    }
+    found = deepcopy(dict(values))
+    merge(found, changes)
+    return found
 
 
 def _agrees(form: Any) -> bool:

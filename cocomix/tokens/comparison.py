@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import say
 from cocomix.pretrained import load_tokenizer
+from cocomix.tokens.spaced import spaced
 from cocomix.tokens.windows import Tokens
 
 if TYPE_CHECKING:
@@ -114,5 +113,5 @@ def _spelt(tokenizer: "PreTrainedTokenizerBase") -> Iterable[str]:
 
 def _texts(tokens: Tokens) -> Iterable[str]:
     windows, tokenizer = tokens.windows("validation"), tokens.tokenizer()
-    for number in np.linspace(0, len(windows) - 1, min(_WINDOWS, len(windows)), dtype=int):
+    for number in spaced(len(windows), _WINDOWS):
         yield tokenizer.decode(windows[number], clean_up_tokenization_spaces=False)
