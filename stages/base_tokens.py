@@ -10,15 +10,12 @@ from typing import Any
 from cocomix.check.external import outside
 from cocomix.check.preflight import init_config
 from cocomix.check.tokens import check_dropped_tokens, check_init_tokenizer, check_validation_windows
-from cocomix.corpus.splits import Split
+from cocomix.corpus.splits import LABELLED
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.windows import Tokens
 from stages.stage import ARTIFACTS, main, produce, to_json
-
-LABELLED: tuple[Split, ...] = ("train", "validation")
-"""The splits whose positions have labels."""
 
 
 def run(params: Params) -> None:

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cocomix.attribution.labels import ConceptLabels
+from cocomix.corpus.splits import EVALUATED
 from cocomix.evaluation import concepts, corpora, downstream, language_model, mixing
 from cocomix.evaluation.concepts import ConceptScores, score_concepts
 from cocomix.evaluation.corpora import corpus_digest, read_corpus
@@ -36,11 +37,9 @@ from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.methods import read_method
 from cocomix.tokens.window_data import WindowData, WindowLabels
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 from stages.matrix import matrix_item
 from stages.stage import ARTIFACTS, main, produce, to_json
-
-EVALUATED: tuple[Split, ...] = ("validation", "test")
 
 
 class TextSource(NamedTuple):

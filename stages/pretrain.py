@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.attribution.labels import ConceptLabels
 from cocomix.base.loading import load_base
 from cocomix.check.external import outside
+from cocomix.corpus.splits import Split
 from cocomix.distribution.draws import Draws
 from cocomix.models.accounting import parameters
 from cocomix.models.card import Trained, model_card
@@ -34,7 +35,7 @@ from cocomix.plumbing.origins import check_origins
 from cocomix.plumbing.runtime import runtime
 from cocomix.shapes.methods import ListedMethod, read_method
 from cocomix.tokens.window_data import WindowData, WindowLabels
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 from cocomix.training.distillation import Distillation
 from cocomix.training.loop import Training, TrainingCurveRow, write_curve
 from cocomix.training.objectives import ConceptMixing, HiddenMixing, MultiToken, Objective, Weighted

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cocomix.corpus.splits import SPLITS, Split
 from cocomix.params import ActivationsParams
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.progress import say
-from cocomix.tokens.windows import SPLITS, Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 COUNTED_WINDOWS = 4096
 """Windows whose kept positions are counted at a time."""

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cocomix.activations.coding import READ, STORED, Coded, Scale, as_tensor, decoded, metadata_of, scale_of
+from cocomix.corpus.splits import Split
 from cocomix.params import Site
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.columns import raw_column, rows_of
-from cocomix.tokens.windows import Split
 
 MIXED_GROUPS = 8
 """Row groups that are read and shuffled together."""

@@ -14,11 +14,12 @@ from cocomix.activations.coding import Coded, decoded
 from cocomix.activations.compute import make, shuffled
 from cocomix.activations.shards import activation_shards
 from cocomix.activations.store import ActivationStore, RowGroup
+from cocomix.corpus.splits import Split
 from cocomix.params import ActivationsParams
 from cocomix.plumbing import interrupt
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 
 def open_activations(

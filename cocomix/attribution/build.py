@@ -12,6 +12,7 @@ from cocomix.attribution.labelling import label_windows
 from cocomix.attribution.labels import Labels, label_type, write_labels
 from cocomix.attribution.positions_apart import check_positions_apart
 from cocomix.base.blocks import check_layer
+from cocomix.corpus.splits import Split
 from cocomix.params import AttributionParams
 from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.errors import UserError
@@ -19,7 +20,6 @@ from cocomix.plumbing.parts import Advance
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.shards import WindowShard, in_batches, write_shards
-from cocomix.tokens.windows import Split
 
 
 def make_labels(

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike, NDArray
 
+from cocomix.corpus.splits import Split
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.columns import raw_column, rows_of
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.shards import check_shards
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 LARGEST_SCORE = float(np.finfo(np.float16).max)
 ROW_GROUP_WINDOWS = 256

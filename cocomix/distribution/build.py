@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from cocomix.corpus.splits import Split
 from cocomix.distribution.draws import PackedDraws, pack, write_draws
 from cocomix.distribution.sampling import sample, uniforms
 from cocomix.params import DistributionParams
@@ -11,7 +12,7 @@ from cocomix.plumbing.artifact import Work
 from cocomix.plumbing.device import autocast
 from cocomix.plumbing.parts import Advance
 from cocomix.tokens.shards import WindowShard, in_batches, write_shards
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 
 def make_draws(work: Work, model: PreTrainedModel, tokens: Tokens, params: DistributionParams) -> None:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import DTypeLike, NDArray
 
+from cocomix.corpus.splits import Split
 from cocomix.plumbing import distributed
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.columns import ragged_column, raw_column, rows_of, values_of
@@ -28,7 +29,7 @@ from cocomix.plumbing.mapped import read_at_random
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.shards import check_shards
 from cocomix.tokens.window_data import Drawn
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 ROW_GROUP_WINDOWS = 256
 """Windows per row group, and read at a time."""

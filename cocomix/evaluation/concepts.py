@@ -15,8 +15,8 @@ from cocomix.plumbing.device import device, send
 from cocomix.plumbing.distributed import totals
 from cocomix.plumbing.parts import Summing
 from cocomix.plumbing.progress import progress
-from cocomix.tokens.window_data import WindowData
-from cocomix.training.losses import NO_LABEL, concept_loss, labelled_positions
+from cocomix.tokens.window_data import NO_LABEL, WindowData
+from cocomix.training.losses import concept_loss, labelled_positions
 
 IGNORED = 1 / 64
 """A concept is ignored when the norm of its compress column is below this share of the mean norm. The paper's threshold

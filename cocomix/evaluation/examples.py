@@ -12,8 +12,7 @@ from cocomix.modeling import CoCoMixLanguageModel
 from cocomix.plumbing.device import device, send
 from cocomix.tokens.spaced import spaced
 from cocomix.tokens.visible import is_visible
-from cocomix.tokens.window_data import WindowData
-from cocomix.training.losses import NO_LABEL
+from cocomix.tokens.window_data import NO_LABEL, WindowData
 
 EXAMPLES = 6
 BEFORE, AFTER = 24, 8

@@ -28,8 +28,7 @@ from cocomix.plumbing.distributed import totals
 from cocomix.plumbing.parts import Summing
 from cocomix.plumbing.progress import progress
 from cocomix.tokens.spaced import spaced
-from cocomix.tokens.window_data import WindowData
-from cocomix.training.losses import NO_LABEL
+from cocomix.tokens.window_data import NO_LABEL, WindowData
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import decoders
 
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.corpus.splits import Split
+from cocomix.tokens.windows import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

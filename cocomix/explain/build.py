@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.base.blocks import check_layer
+from cocomix.corpus.splits import Split
 from cocomix.explain.atlas import (
     CONCEPTS,
     CONCEPTS_SCHEMA,
@@ -43,7 +44,7 @@ from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import SparseAutoencoder
 from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.visible import is_visible
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 POOL = 4
 """Firings kept in the pool per quantile of the strength; one of them is chosen."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from cocomix.base.loading import longest_context
+from cocomix.corpus.splits import Split
 from cocomix.explain.firings import Firings, ScanResult, rank_within
 from cocomix.explain.scan import ids_around
 from cocomix.params import ExplainModelParams, ExplainParams
@@ -22,7 +23,7 @@ from cocomix.plumbing.device import device
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.parts import Advance, in_parts
 from cocomix.pretrained import load_model, load_tokenizer
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 WRITE = """Below are excerpts from texts. In each, a part of a language model that stands for one idea is most active
 at the word between << and >>.

@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 
 from cocomix.base.hooks import activations_at
 from cocomix.base.loading import micro_batch
+from cocomix.corpus.splits import SPLITS, Split
 from cocomix.explain.firings import FiringLimits, Firings, ScanResult, rank_within
 from cocomix.params import Site
 from cocomix.plumbing.device import autocast
 from cocomix.plumbing.parts import Advance
 from cocomix.sae.autoencoder import Latents, SparseAutoencoder
-from cocomix.tokens.windows import SPLITS, Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 BACKGROUND = 1024
 """Number of random positions of a pass that represent text in which a concept does not fire."""

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cocomix.corpus.splits import Split
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 
 class BaseTokens(Tokens):

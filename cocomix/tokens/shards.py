@@ -7,12 +7,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from cocomix.base.loading import micro_batch
+from cocomix.corpus.splits import LABELLED, Split
 from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.parts import Advance
 from cocomix.plumbing.progress import progress
 from cocomix.plumbing.runtime import runtime
-from cocomix.tokens.windows import Split, Tokens
+from cocomix.tokens.windows import Tokens
 
 Columns = TypeVar("Columns", bound=tuple)  # type: ignore[type-arg]
 """A NamedTuple of arrays, in the order of the windows."""
@@ -31,10 +32,9 @@ class WindowShard(NamedTuple):
 def window_shards(tokens: Tokens, shard_tokens: int) -> list[WindowShard]:
     """Cut all training and validation windows, in order, into shards of `shard_tokens`, at least one window each."""
     shard_windows = max(1, shard_tokens // tokens.context)
-    splits: tuple[Split, ...] = ("train", "validation")
     return [
         WindowShard(f"{split}-{start // shard_windows:05d}.parquet", split, start, min(start + shard_windows, windows))
-        for split in splits
+        for split in LABELLED
         for windows in [len(tokens.windows(split))]
         for start in range(0, windows, shard_windows)
     ]

@@ -13,6 +13,8 @@ from cocomix.plumbing.mapped import read_at_random
 
 SMALLEST_SCORE = 2.0**-24
 """The smallest positive fp16 number."""
+NO_LABEL = -1
+"""In place of a concept's id: a position has fewer labels than others."""
 
 
 class Drawn(NamedTuple):
@@ -69,8 +71,8 @@ class WindowLabels:
         if self.order is not None:
             rows = self.order[rows]
         found = self.concepts[rows]
-        concepts = torch.from_numpy(np.where(found == np.iinfo(found.dtype).max, -1, found.astype(np.int64)))
-        labels = self._side_by_side(concepts, -1)
+        concepts = torch.from_numpy(np.where(found == np.iinfo(found.dtype).max, NO_LABEL, found.astype(np.int64)))
+        labels = self._side_by_side(concepts, NO_LABEL)
         if self.scores is None:
             return labels, None
         # At least the smallest number that divides: a label may have the score 0.

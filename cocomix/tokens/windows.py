@@ -8,14 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cocomix.corpus.splits import SPLITS, Split
+from cocomix.corpus.splits import Split
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-__all__ = ["SPLITS", "Split", "TextOrigin", "Tokens"]
 
 
 class TextOrigin(NamedTuple):

@@ -6,8 +6,7 @@ from torch.nn import functional as F
 
 from cocomix.modeling.kernels import linear_cross_entropy
 from cocomix.params import HiddenDistance
-
-NO_LABEL = -1
+from cocomix.tokens.window_data import NO_LABEL
 
 
 def next_token_loss(logits: Tensor, windows: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Each wraps its model and returns sums, so that any split of a batch into micro-b
 gradient.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -241,9 +241,10 @@ class MultiToken(Objective):
     def checkpoint_activations(self) -> None:
         """As in `Objective`, in the further blocks too, which transformers does not find in the model."""
         super().checkpoint_activations()
-        function = blocks_of(self.model)[-1]._gradient_checkpointing_func
-        for block in self.blocks:
-            block.gradient_checkpointing, block._gradient_checkpointing_func = True, function
+        further: list[Any] = list(self.blocks)
+        for block in further:
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = blocks_of(self.model)[-1]._gradient_checkpointing_func
 
     def training_flops(self, context: int) -> int:
         """FLOPs per text token as in `Objective`, plus the further blocks, each with a pass of the head."""

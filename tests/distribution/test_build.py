@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cocomix.corpus.splits import Split
 from cocomix.distribution.build import make_draws
 from cocomix.distribution.draws import Drawn, Draws
 from cocomix.distribution.sampling import sample, uniforms
@@ -16,7 +17,6 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.interrupt import Interrupted
 from cocomix.plumbing.progress import Progress
 from cocomix.plumbing.runtime import runtime
-from cocomix.tokens.windows import Split
 from tests.conftest import CONTEXT, VOCAB, stopped_beyond
 from tests.distribution.conftest import Setting
 

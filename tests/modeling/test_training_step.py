@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix.modeling import CoCoMixForCausalLM
-from cocomix.training.losses import NO_LABEL, concept_loss, hidden_loss, next_token_loss
+from cocomix.tokens.window_data import NO_LABEL
+from cocomix.training.losses import concept_loss, hidden_loss, next_token_loss
 from cocomix.training.objectives import ConceptMixing, HiddenMixing, Objective, Weighted
 from tests.modeling.conftest import LLAMA, MAIN, ids, named, tiny
 

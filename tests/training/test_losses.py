@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from cocomix.modeling import kernels
 from cocomix.params import HiddenDistance
+from cocomix.tokens.window_data import NO_LABEL
 from cocomix.training.distillation import fused_distillation_losses
 from cocomix.training.losses import (
-    NO_LABEL,
     concept_loss,
     distillation_loss,
     fused_next_token_loss,

@@ -15,8 +15,9 @@ from cocomix.models.configs import config_of
 from cocomix.params import KdParams, ModelParams, MtpParams
 from cocomix.shapes.models import plain_shape
 from cocomix.shapes.planning.corpus import Words
+from cocomix.tokens.window_data import NO_LABEL
 from cocomix.training.distillation import Distillation
-from cocomix.training.losses import NO_LABEL, concept_loss, distillation_loss, hidden_loss
+from cocomix.training.losses import concept_loss, distillation_loss, hidden_loss
 from cocomix.training.objectives import ConceptMixing, HiddenMixing, Losses, MultiToken, Objective, Weighted
 
 SHAPE = {"vocab_size": 32, "n_positions": 8, "n_embd": 16, "n_layer": 3, "n_head": 2, "bos_token_id": 0}
