@@ -92,6 +92,18 @@ def test_a_training_that_died_goes_on_to_the_same_bits(pretrained: PreTrainedMod
     assert model.read_bytes() == resumed
 
 
+def test_a_base_model_that_two_losses_read_is_loaded_once(
+    pretrained: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, load = [], stages.pretrain.load_base
+    monkeypatch.setattr(stages.pretrain, "load_base", lambda *given: loaded.append(load(*given)) or loaded[-1])
+    both = {"predicts": "hidden", "kd": {"kl_weight": 1.0, "source": "online"}}
+    params = going_on({"pretrain": {"methods": ["both"], "forms": {"both": both}, "training": {"steps": 1}}})
+    stages.methods.run(params)
+    stages.pretrain.run(params, "both", 0)
+    assert len(loaded) == 1
+
+
 def test_other_weights_in_the_folder_are_other_work(pretrained: PreTrainedModel) -> None:
     params = going_on()
     stages.methods.run(params)
@@ -106,7 +118,7 @@ def test_other_weights_in_the_folder_are_other_work(pretrained: PreTrainedModel)
 
 
 def test_the_stages_read_what_dvc_yaml_says(pretrained: PreTrainedModel, read: Read) -> None:
-    params = going_on({"pretrain": {"methods": [*METHODS]}})
+    params = going_on({"distribution": {"draws": 50}, "pretrain": {"methods": [*METHODS]}})
     stages.methods.run(read.watch(params))
     assert "pretrain.init.path" in read.keys
     assert undeclared(read.keys, "methods") == set()
