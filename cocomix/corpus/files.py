@@ -185,7 +185,9 @@ def _folders(root: str) -> Iterator[str]:
         yield folder
         for entry in inside:
             name = os.path.join(folder, entry.name)
-            if os.path.isdir(name) and not entry.name.startswith("."):  # entry.is_dir() raises for some links
+            # entry.is_dir() raises for a link in a circle; for what is no link it asks the file system nothing.
+            is_folder = os.path.isdir(name) if entry.is_symlink() else entry.is_dir()
+            if is_folder and not entry.name.startswith("."):
                 (waiting.append if entry.is_symlink() else waiting.appendleft)(name)
 
 
