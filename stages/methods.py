@@ -31,7 +31,7 @@ def run(params: Params) -> None:
 
     def compute(work: Work) -> Mapping[str, Any]:
         teacher = TeacherSizes(
-            latents=sae.about["concepts"],
+            concepts=sae.about["concepts"],
             base_width=base.about["d_model"],
             base_flops=base.about["flops"],
             base_flops_to_layer=base.about["flops_to_layer"][sae.about["layer"] - 1],
@@ -52,7 +52,7 @@ def run(params: Params) -> None:
             "widths": {name: dimensions(shape).d_model for name, shape in found.items() if shape},
             "context": tokens.context,
             "base_context": read.context,
-            "latents": teacher.latents,
+            "concepts": teacher.concepts,
             "base_flops": teacher.base_flops,
             "base_flops_to_layer": teacher.base_flops_to_layer,
         }

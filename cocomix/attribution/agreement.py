@@ -43,6 +43,7 @@ from cocomix.attribution.labelling import (
     strongest_of_dictionary,
 )
 from cocomix.attribution.positions_apart import check_positions_apart
+from cocomix.attribution.summary import frequencies
 from cocomix.base.loading import load_base, micro_batch
 from cocomix.params import AttributionParams, Scope, Sign, load
 from cocomix.plumbing.artifact import Artifact
@@ -154,18 +155,16 @@ def _scored(
 def _compared(scope: Scope, name: str, option: Sequence[Scored], oracle: Sequence[Scored], concepts: int) -> Agreement:
     given, exact = (torch.cat([part.labels.concepts for part in each]).cpu().numpy() for each in (option, oracle))
     shared = ((exact[:, :, None] == given[:, None]).any(2) & (exact >= 0)).sum()
-    valid = given[given >= 0]
-    counts = np.bincount(valid, minlength=concepts)
-    shares = counts[counts > 0] / max(1, len(valid))
+    found = frequencies(np.bincount(given[given >= 0], minlength=concepts))
     return Agreement(
         scope=scope,
         option=name,
         rank=mean_correlation(option, oracle),
         overlap=float(shared / max(1, (exact >= 0).sum())),
         short=float((given[:, -1] < 0).mean()),
-        entropy=float(-(shares * np.log2(shares)).sum()),
-        most_frequent=int(counts.argmax()),
-        most_frequent_share=float(shares.max(initial=0.0)),
+        entropy=found.entropy,
+        most_frequent=found.most_frequent,
+        most_frequent_share=found.most_frequent_share,
     )
 
 

@@ -63,7 +63,7 @@ def make_labels(
 
     write_shards(work, tokens.students, params.shard_tokens, compute, write_labels)
     return {
-        "latents": sae.config.concepts,
+        "concepts": sae.config.concepts,
         "layer": sae.config.layer,
         "k_attr": params.k_attr,
         "context": tokens.students.context,

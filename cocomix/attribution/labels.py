@@ -38,9 +38,9 @@ class Labels(NamedTuple):
     """[windows, context, k_attr]."""
 
 
-def label_type(latents: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest unsigned integer type that holds every concept and the mark of no label."""
-    return np.dtype(np.uint16 if latents <= np.iinfo(np.uint16).max else np.uint32)
+def label_type(number: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest unsigned integer type that holds each of a number of concepts and the mark of no label."""
+    return np.dtype(np.uint16 if number <= np.iinfo(np.uint16).max else np.uint32)
 
 
 def write_labels(path: Path, labels: Labels) -> None:
@@ -64,10 +64,11 @@ class ConceptLabels:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        self.latents: int = artifact.about["latents"]
+        self.number: int = artifact.about["concepts"]
+        """Number of concepts to choose labels from."""
         self.k_attr: int = artifact.about["k_attr"]
         self.context: int = artifact.about["context"]
-        self.dtype = label_type(self.latents)
+        self.dtype = label_type(self.number)
         self.no_label = int(np.iinfo(self.dtype).max)
         """Marks an entry without a label."""
 

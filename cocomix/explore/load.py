@@ -56,7 +56,7 @@ def load_extractor(artifacts: Path, model: CoCoMixLanguageModel) -> Extractor:
     """
     concepts = Artifact(artifacts / "concepts")
     labels = ConceptLabels(concepts)
-    _check_number(concepts, labels.latents, model)
+    _check_number(concepts, labels.number, model)
     base, sae = Artifact(artifacts / "base"), Artifact(artifacts / "sae")
     _check_model(artifacts, model, {"concepts": concepts, "base": base, "sae": sae})
     params = parse(AttributionParams, concepts.manifest.params, str(concepts.path / MANIFEST))

@@ -111,7 +111,7 @@ def check_number_of_labels(sae: SaeParams, attribution: AttributionParams) -> No
 def check_distillation(distribution: DistributionParams, pretrain: PretrainParams) -> None:
     """What reads the sampled distribution needs it to be there, at its own temperature."""
     learns = {f"{key}.kd": distillation(form) for key, form in _forms(pretrain).items() if _is_read(key, pretrain)}
-    learns |= {"kd": pretrain.kd} if "kd" in pretrain.methods else {}
+    learns |= {"kd": distillation(pretrain.kd)} if "kd" in pretrain.methods else {}
     for key, kd in learns.items():
         if kd and kd.source == "cached" and distribution.draws is None:
             raise ValueError(f"pretrain.{key}.source is cached, which needs distribution.draws, such as 50")

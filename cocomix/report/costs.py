@@ -68,7 +68,7 @@ def share(all_costs: Mapping[SupervisionStage, Cost], stages: tuple[SupervisionS
 
 def _flops(pipeline: Pipeline, params: Params) -> dict[SupervisionStage, float]:
     sizes, active = pipeline.methods, pipeline.sae.l0
-    teacher = TeacherSizes(sizes.latents, pipeline.activations.d_model, sizes.base_flops, sizes.base_flops_to_layer)
+    teacher = TeacherSizes(sizes.concepts, pipeline.activations.d_model, sizes.base_flops, sizes.base_flops_to_layer)
     stored, epochs = pipeline.activations.train_tokens, params.sae.epochs
     trained = params.sae.source == "train"
     read = (pipeline.base_tokens.train or pipeline.tokens.train).tokens

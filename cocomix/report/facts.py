@@ -186,7 +186,7 @@ class MethodFacts(StageFacts):
     context: int
     base_context: int
     """Tokens of the base model's windows."""
-    latents: int
+    concepts: int
     base_flops: int
     base_flops_to_layer: int
 

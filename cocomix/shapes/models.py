@@ -52,8 +52,8 @@ class Parameters(NamedTuple):
 class TeacherSizes(NamedTuple):
     """Sizes of the base model and of the autoencoder, on which shapes depend."""
 
-    latents: int
-    """Size of the dictionary of concepts."""
+    concepts: int
+    """Number of concepts."""
     base_width: int
     base_flops: int
     """FLOPs per token of the base model's forward pass: the cost of distillation besides the student."""
@@ -163,7 +163,7 @@ def cocomix_shape(
         "predicts": cocomix.predicts,
         "mixing": cocomix.mixing,
         "concept_layer": cocomix.concept_layer,
-        "num_concepts": teacher.latents,
+        "num_concepts": teacher.concepts,
         "concept_k": cocomix.concept_k,
         "concept_head": cocomix.concept_head,
         "concept_init": cocomix.concept_init,
@@ -284,13 +284,13 @@ def parameters_of(shape: Mapping[str, Any]) -> Parameters:
         stored += size.n_layer * block + d
     if "concept_layer" not in shape:
         return Parameters(stored, stored)
-    mixes, latents = shape["mixing"] != "none", shape["num_concepts"]
+    mixes, concepts = shape["mixing"] != "none", shape["num_concepts"]
     stored += shape.get("gate", False)
     match shape["predicts"]:
         case "concepts":
             pre_bias = d if mixes or shape["concept_head"] == "released" else 0
-            stored += latents * d + latents + pre_bias + mixes * latents * d + shape.get("learned_scale", False)
-            return Parameters(stored, stored - mixes * (latents - shape["concept_k"]) * d)
+            stored += concepts * d + concepts + pre_bias + mixes * concepts * d + shape.get("learned_scale", False)
+            return Parameters(stored, stored - mixes * (concepts - shape["concept_k"]) * d)
         case "hidden":
             width = shape["base_width"]
             stored += norm + (4 * d * d + 4 * d) + (4 * d * width + width) + mixes * (width * d + d)

@@ -13,23 +13,23 @@ from cocomix.plumbing.artifact import Artifact, Work
 from cocomix.plumbing.errors import UserError
 
 
-def some_labels(windows: int, context: int, k_attr: int, latents: int) -> Labels:
+def some_labels(windows: int, context: int, k_attr: int, number: int) -> Labels:
     generator = np.random.default_rng(0)
     shape = (windows, context, k_attr)
-    concepts = generator.integers(0, latents, size=shape).astype(label_type(latents))
+    concepts = generator.integers(0, number, size=shape).astype(label_type(number))
     concepts[:, -1] = np.iinfo(concepts.dtype).max
     return Labels(concepts, generator.standard_normal(shape).astype(np.float16))
 
 
-def publish(folder: Path, labels: Labels, latents: int, files: int) -> Artifact:
+def publish(folder: Path, labels: Labels, number: int, files: int) -> Artifact:
     with Work("attribution", folder / "out", {}, {}, root=folder / "work") as work:
         parts = [np.array_split(each, files) for each in labels]
-        for number, (concepts, scores) in enumerate(zip(*parts, strict=True)):
-            with work.write(f"train-{number:05d}.parquet") as pending:
+        for index, (concepts, scores) in enumerate(zip(*parts, strict=True)):
+            with work.write(f"train-{index:05d}.parquet") as pending:
                 write_labels(pending.path, Labels(concepts, scores))
                 pending.rows = len(concepts)
         _, context, k_attr = labels.concepts.shape
-        work.finish({"latents": latents, "k_attr": k_attr, "context": context})
+        work.finish({"concepts": number, "k_attr": k_attr, "context": context})
         work.publish()
     return Artifact(folder / "out")
 
@@ -44,16 +44,16 @@ def tokens_of(labels: Labels) -> Any:
     windows=st.integers(1, 600),
     context=st.integers(1, 5),
     k_attr=st.integers(1, 3),
-    latents=st.sampled_from([10, 65535, 65536]),
+    number=st.sampled_from([10, 65535, 65536]),
     files=st.integers(1, 3),
 )
 @settings(max_examples=20)
 def test_labels_are_read_as_they_were_written(
-    tmp_path_factory: pytest.TempPathFactory, windows: int, context: int, k_attr: int, latents: int, files: int
+    tmp_path_factory: pytest.TempPathFactory, windows: int, context: int, k_attr: int, number: int, files: int
 ) -> None:
     folder = tmp_path_factory.mktemp("labels")
-    written = some_labels(windows, context, k_attr, latents)
-    labels = ConceptLabels(publish(folder, written, latents, min(files, windows)))
+    written = some_labels(windows, context, k_attr, number)
+    labels = ConceptLabels(publish(folder, written, number, min(files, windows)))
     unpacked = labels.unpack(tokens_of(written), "train", folder / "train.npy")
     np.testing.assert_array_equal(unpacked, written.concepts)
     for kind, parts in zip(written, zip(*labels.read("train"), strict=True), strict=True):
@@ -62,10 +62,10 @@ def test_labels_are_read_as_they_were_written(
     assert isinstance(unpacked, np.memmap)
 
 
-@pytest.mark.parametrize(("latents", "kind"), [(1024, np.uint16), (65535, np.uint16), (65536, np.uint32)])
-def test_the_mark_of_no_label_is_never_a_concept(latents: int, kind: type) -> None:
-    assert label_type(latents) == kind
-    assert latents - 1 < np.iinfo(kind).max
+@pytest.mark.parametrize(("number", "kind"), [(1024, np.uint16), (65535, np.uint16), (65536, np.uint32)])
+def test_the_mark_of_no_label_is_never_a_concept(number: int, kind: type) -> None:
+    assert label_type(number) == kind
+    assert number - 1 < np.iinfo(kind).max
 
 
 def test_scores_are_beside_the_concepts(tmp_path: Path) -> None:

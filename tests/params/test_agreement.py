@@ -81,6 +81,16 @@ def test_the_cached_distribution_must_be_there_for_forms_that_are_listed() -> No
     assert formed(["cached"], cached, distribution=stored | {"temperature": 2.0}).pretrain.listed
 
 
+def test_distillation_without_a_weight_needs_no_draws() -> None:
+    values = read_yaml(SHIPPED)
+    values["distribution"]["draws"] = None
+    values["pretrain"] |= {"methods": ["kd"], "kd": values["pretrain"]["kd"] | {"kl_weight": 0.0}}
+    assert parse(Params, values, "params.yaml").pretrain.methods == ["kd"]
+    values["pretrain"]["kd"]["kl_weight"] = 1.0
+    with pytest.raises(UserError, match=r"pretrain\.kd\.source is cached, which needs distribution\.draws"):
+        parse(Params, values, "params.yaml")
+
+
 REFUSED = "base.tokenizer: own gives the students other tokens, which does not go with"
 OWN = {"source": "pretrained", "pretrained": "gpt2", "revision": "a", "tokenizer": "own"}
 

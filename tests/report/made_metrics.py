@@ -89,7 +89,7 @@ def write_pipeline() -> None:
             "widths": WIDTHS,
             "context": 128,
             "base_context": 128,
-            "latents": 1024,
+            "concepts": 1024,
             "base_flops": 2000,
             "base_flops_to_layer": 800,
         },

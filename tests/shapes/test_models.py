@@ -52,7 +52,7 @@ COCOMIX = CocomixParams(
     concept_weight=0.3,
     hidden_loss="l2",
 )
-SOURCES = TeacherSizes(latents=512, base_width=32, base_flops=500_000, base_flops_to_layer=200_000)
+SOURCES = TeacherSizes(concepts=512, base_width=32, base_flops=500_000, base_flops_to_layer=200_000)
 
 
 def matched(
@@ -132,7 +132,7 @@ def test_baselines_on_llama_have_the_size_of_cocomix_to_within_a_step_of_the_wid
     params = asked(match)
     llama = {"backbone": "llama", "n_kv_head": 2, "qk_norm": True, "d_model": 192, "n_head": 4}
     params = params.model_copy(update={"model": params.model.model_copy(update=llama)})
-    teacher = SOURCES._replace(latents=4096)
+    teacher = SOURCES._replace(concepts=4096)
     found = shapes(params, words, teacher)
 
     def cost(name: str, section: MethodParams) -> int:

@@ -40,7 +40,7 @@ def trained(tokens_folder: Path) -> None:
         with work.write("validation-00000.parquet") as pending:
             write_labels(pending.path, Labels(labels, np.ones(labels.shape, np.float16)))
             pending.rows = len(labels)
-        work.finish({"latents": CONCEPTS, "k_attr": 1, "context": CONTEXT})
+        work.finish({"concepts": CONCEPTS, "k_attr": 1, "context": CONTEXT})
         work.publish()
     with Work("methods", Path("artifacts/methods"), {}, {}) as work:
         pretrain = paper_params().pretrain

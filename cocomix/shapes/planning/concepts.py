@@ -42,7 +42,7 @@ def sae_needs(params: Params, sizes: Sizes) -> StageNeeds:
 def attribution_needs(params: Params, sizes: Sizes) -> StageNeeds:
     """The needs of `attribution`."""
     section, teacher, context = params.attribution, sizes.teacher, sizes.base_words.context
-    label = (math.log2(teacher.latents) + SCORE_BITS) / 8
+    label = (math.log2(teacher.concepts) + SCORE_BITS) / 8
     flops = attribution_flops(section, teacher, params.sae.latents, params.sae.k, context)
     return StageNeeds(
         flops=flops * sizes.base_text.positions(context),
@@ -62,9 +62,9 @@ def explain_needs(params: Params, sizes: Sizes) -> StageNeeds:
     concept = 300 + (section.contexts + section.quantiles) * context
     return StageNeeds(
         flops=(teacher.base_flops_to_layer + 2 * teacher.base_width * params.sae.latents) * looked_at,
-        disk=teacher.latents * concept + 10 * sizes.base_words.vocab_size,
+        disk=teacher.concepts * concept + 10 * sizes.base_words.vocab_size,
         memory=LIBRARIES
         + held(params, sizes.base)
         + 16 * teacher.base_width * params.sae.latents
-        + 8 * section.sample * teacher.latents,
+        + 8 * section.sample * teacher.concepts,
     )

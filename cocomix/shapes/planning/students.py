@@ -23,7 +23,7 @@ def pretrain_needs(params: Params, section: MethodParams, shape: Shape, sizes: S
     base_bytes = held(params, sizes.base) if runs_base(section) else 0.0
     positions, unpacked = sizes.text.positions(context), 0.0
     if isinstance(section, CocomixParams) and section.predicts == "concepts":
-        label_bytes = (2 if teacher.latents < 2**16 else 4) + (2 if section.label_weights == "score" else 0)
+        label_bytes = (2 if teacher.concepts < 2**16 else 4) + (2 if section.label_weights == "score" else 0)
         unpacked += positions * params.attribution.k_attr * label_bytes
     if params.distribution.draws and reads_distribution(section):
         id_bytes = 2 if shape["vocab_size"] <= 2**16 else 4
