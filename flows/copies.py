@@ -15,6 +15,7 @@ from dvc.repo import Repo
 
 from cocomix.params import FILE
 from cocomix.plumbing.artifact import place_file
+from flows.run_cache import remember_copy
 from flows.workspace import LOCK, SAVED, SMALL
 
 FOLDER = SAVED / "copies"
@@ -62,9 +63,11 @@ def update(folder: Path, params: bytes) -> None:
 
 
 def remove_finished(folders: Iterable[Path]) -> None:
-    """Remove copies without unfinished work. The DVC cache has what their stages have finished."""
+    """Remove copies without unfinished work. DVC's run cache has what their stages have finished."""
     for folder in folders:
         if not any(folder.glob("artifacts/.work/*/*/scratch")):
+            if (folder / LOCK).exists():
+                remember_copy(folder)
             shutil.rmtree(folder)
 
 

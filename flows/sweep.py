@@ -50,7 +50,6 @@ from flows.copies import FOLDER, copy_for, leaves_the_folder, remove_finished, u
 from flows.dag import Stage, read_dag, select, titled
 from flows.owner import check_definition
 from flows.pipeline import add_trainings, set_trainings
-from flows.run_cache import remember
 from flows.server import end_with_runner, run_here
 from flows.settings import Task, alike, settings, tasks
 from flows.tasks import bring_up_to_date
@@ -226,7 +225,6 @@ def _run_beside(
         collect(task, folder)
         waiting[folder].remove(task.title)
         if not waiting[folder]:
-            remember(folder)
             remove_finished([folder])
 
     for left in settings:

@@ -5,7 +5,8 @@ import pytest
 from dvc.repo import Repo
 
 from cocomix.plumbing.provenance import provenance
-from flows.copies import copy_for, update
+from flows.copies import copy_for, remove_finished, update
+from flows.reproduce import reproduce
 
 FOLDER = copy_for("mine", "a setting")
 PARAMS = b"sae: {seed: 3}\n"
@@ -56,6 +57,14 @@ def test_a_copy_has_texts_that_a_person_keeps_among_the_artifacts(project: Path)
     (project / "artifacts/near.txt").write_text("text")
     update(FOLDER, PARAMS)
     assert (FOLDER / "artifacts/near.txt").read_text() == "text"
+
+
+def test_what_a_copy_has_finished_comes_back_after_its_removal(project: Path) -> None:
+    update(FOLDER, Path("params.yaml").read_bytes())
+    assert reproduce("number", lambda _: None, folder=FOLDER).outcome == "ran"
+    remove_finished([FOLDER])
+    assert not FOLDER.exists()
+    assert reproduce("number", lambda _: None).outcome == "restored"
 
 
 def test_metrics_that_are_made_in_a_copy_name_the_commit(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

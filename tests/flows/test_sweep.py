@@ -225,6 +225,10 @@ def test_what_a_copy_has_finished_comes_from_the_cache_later(
     beside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(".dvc/config").write_text("[core]\n no_scm = true\n[cache]\n dir = ../store\n")
+    with_metrics = EVALUATE.replace("[number.txt]", '[number.txt, "${item.method}.json": {cache: false}]')
+    Path("dvc.yaml").write_text(with_metrics)
+    with Path("number.py").open("a") as program:
+        program.write('open("ntp.json", "w").write(str(number))\n')
     assert beside("sae.seed=3,4").is_completed()
     Path("metrics/sweep/mine.json").unlink()
     monkeypatch.setenv("COCOMIX_TRAININGS", "1")
