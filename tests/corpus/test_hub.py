@@ -52,6 +52,23 @@ def test_a_dataset_or_split_that_is_not_there_is_one_line(dataset: str, monkeypa
         assert str(params.dataset) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(TimeoutError(), "TimeoutError"), (RuntimeError("Server disconnected\nwithout an answer"), "Server disconnected")],
+)
+def test_a_connection_that_ends_is_one_line(
+    error: Exception, reason: str, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def end(*_: object, **_named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", end)
+    with pytest.raises(UserError, match=f"@main: cannot be read: {reason}; corpus.source may also be files"):
+        list(read_hub(params_of(dataset)))
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
