@@ -9,6 +9,7 @@ from dvc.repo import Repo
 from cocomix.check import external
 from cocomix.plumbing.errors import UserError
 from flows import dag
+from flows import plan as module
 from flows.changes import found_outside
 from flows.dag import Stage
 from flows.plan import Why, plan, reasons, unread
@@ -105,3 +106,11 @@ def test_draws_that_no_listed_method_reads_are_named(folder: Path) -> None:
 def repro() -> None:
     with Repo() as repo:
         repo.reproduce()
+
+
+def test_metrics_in_the_middle_of_a_merge_only_give_no_rate(folder: Path) -> None:
+    metrics = Path("metrics/corpus.json")
+    metrics.parent.mkdir()
+    metrics.write_text("<<<<<<< HEAD\n{}\n=======\n")
+    assert module._seconds(metrics) == 0
+    assert module._measured_rates({}, (ROOT / "params.yaml").read_bytes()) == {}
