@@ -56,7 +56,8 @@ def hold(names: Sequence[str], end: Event) -> Iterator[None]:
     Raises:
         Stopped: when `end` is set while others hold them.
     """
-    limits = [f"gpu-{socket.gethostname()}-{each}" for each in names]
+    # Names of limits have no slash; MIG-GPU-<id>/1/0, as older drivers name a part of a GPU, has.
+    limits = [f"gpu-{socket.gethostname()}-{each}".replace("/", "-") for each in names]
     with get_client(sync_client=True) as client:
         for limit in limits:
             with suppress(ObjectAlreadyExists):

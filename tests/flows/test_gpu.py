@@ -74,6 +74,14 @@ def test_a_plan_counts_the_gpus_that_stages_may_use(
     assert plan._gpus_here() == ["NVIDIA H100 80GB HBM3"] * number
 
 
+def test_a_part_of_a_gpu_is_held_by_the_name_that_older_drivers_give_it(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "machine")
+    with hold(["MIG-GPU-5ebe/1/0"], Event()), get_client(sync_client=True) as client:
+        assert client.read_global_concurrency_limit_by_name("gpu-machine-MIG-GPU-5ebe-1-0").active_slots == 1
+
+
 def test_a_stage_holds_its_gpus_and_another_waits_for_them_until_it_must_end(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
