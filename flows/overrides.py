@@ -78,7 +78,12 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def override(values: Mapping[str, Any], preset: str | None = None) -> None:
-    """Set parameters in params.yaml, keeping its comments; after an error, none are set.
+    """Set parameters in params.yaml, keeping its comments; after an error, none are set: see `overridden`."""
+    write_atomically(FILE, overridden(values, preset))
+
+
+def overridden(values: Mapping[str, Any], preset: str | None = None) -> bytes:
+    """The content of params.yaml with other values of parameters, and its own comments.
 
     Args:
         values: by dotted key, `sae.k`, or nested as in params.yaml.
@@ -87,10 +92,7 @@ def override(values: Mapping[str, Any], preset: str | None = None) -> None:
     Raises:
         UserError: when params.yaml cannot be read, there is no such preset, or the result is not valid.
     """
-    before = sections(FILE)
-    after = with_values(content_of(preset) if preset else before, [nested(values)], "overrides")
-    if after != before:
-        write_atomically(FILE, after)
+    return with_values(content_of(preset) if preset else sections(FILE), [nested(values)], "overrides")
 
 
 def nested(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict[str, Any]:

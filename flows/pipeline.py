@@ -17,7 +17,7 @@ from cocomix.plumbing.runtime import runtime
 from flows import publish
 from flows.arguments import count
 from flows.dag import Mode, names, outdated_inputs, read_dag, select
-from flows.overrides import Overrides, assignments, current, flat, override
+from flows.overrides import Overrides, assignments, current, flat, overridden, override
 from flows.owner import check_definition
 from flows.preset import FOLDER
 from flows.server import end_with_runner, run_here
@@ -110,10 +110,11 @@ def _checked(
 
 def _pipeline(targets: tuple[str, ...], mode: Mode, overrides: dict[str, Any], preset: str | None) -> State[None]:
     runtime()
-    if overrides or preset:
-        override(overrides, preset)
-    dag = read_dag()
+    changes = bool(overrides or preset)
+    dag = read_dag(overridden(overrides, preset) if changes else None)
     nodes = select(dag, targets, mode)
+    if changes:  # not before: for a stage that does not exist, nothing is written
+        override(overrides, preset)
     publish.parameters(flat(overrides), preset)
     if outdated := outdated_inputs(dag, nodes):
         get_run_logger().warning(f"not run, as mode is {mode}, although out of date: {', '.join(outdated)}")

@@ -152,9 +152,11 @@ def test_a_lack_of_memory_for_one_window_is_an_error(
     assert pipeline(("number",), return_state=True).message == "number: MemoryError: no"
 
 
-def test_an_unknown_stage_fails_the_flow_in_one_line(project: Path, server: str) -> None:
-    final = pipeline(("nmber",), return_state=True)
+def test_an_unknown_stage_fails_the_flow_in_one_line_and_sets_no_parameter(project: Path, server: str) -> None:
+    before = Path("params.yaml").read_bytes()
+    final = pipeline(("nmber",), overrides=("sae.seed=7",), return_state=True)
     assert final.message == "nmber: no such stage in dvc.yaml; did you mean 'number'?"
+    assert Path("params.yaml").read_bytes() == before
 
 
 def test_parameters_are_set_by_one_option_or_by_several() -> None:
