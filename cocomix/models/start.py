@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cocomix.models.configs import config_of
 from cocomix.params import InitParams
+from cocomix.plumbing.errors import UserError
 from cocomix.pretrained import load_model
 from cocomix.shapes.models import Shape
 
@@ -17,11 +18,17 @@ def new_model(shape: Shape, context: int, init: InitParams, seed: int) -> PreTra
         context: tokens of the windows that it will read.
 
     Raises:
-        UserError: in one line, when the pretrained model cannot be loaded.
+        UserError: in one line, when the pretrained model cannot be loaded, or has embeddings that are not tied.
     """
     pretrained = None
     if init.source == "pretrained":
         pretrained = load_model("pretrain.init.path", str(init.path), init.revision, torch.float32)
+        # transformers ties them only if the files do not hold two different ones, whatever the configuration says.
+        if pretrained.get_output_embeddings().weight is not pretrained.get_input_embeddings().weight:
+            raise UserError(
+                f"pretrain.init.path: {init.path!r}: says tie_word_embeddings: true, but its weights have an "
+                "unembedding that differs from the embeddings"
+            )
     torch.manual_seed(seed)  # after loading, which may draw numbers
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(shape, context))
     if pretrained is not None:

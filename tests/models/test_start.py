@@ -1,5 +1,6 @@
 """Models that go on from a pretrained one start with what it predicts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,12 @@ def test_a_model_with_pickled_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^pretrain\.init\.path: .*") as error:
         started(tmp_path, model, {})
     assert "\n" not in str(error.value)
+
+
+def test_a_model_whose_weights_are_not_tied_as_it_says_is_refused(pretrained: PreTrainedModel, tmp_path: Path) -> None:
+    config = pretrained.config.to_dict() | {"tie_word_embeddings": False}
+    AutoModelForCausalLM.from_config(type(pretrained.config)(**config)).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"^pretrain\.init\.path: .*: says tie_word_embeddings: true, but its weights"):
+        started(tmp_path, pretrained, {})
