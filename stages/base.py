@@ -70,8 +70,9 @@ def _load(params: Params, tokens: BaseTokens) -> PreTrainedModel:
     source = str(params.base.pretrained)
     model = load_model("base.pretrained", source, params.base.revision, DTYPES[params.base.dtype])
     check_vocabulary("base.pretrained", source, model.config.vocab_size, tokens, beside=not tokens.shared)
+    parameter = "tokenize.context" if params.base.context is None else "base.context"
     try:
-        check_base(model.requires_grad_(False).eval(), tokens.context)
+        check_base(model.requires_grad_(False).eval(), tokens.context, parameter)
     except UserError as error:
         raise UserError(f"base.pretrained: {source!r}: {error}") from None
     if tokens.shared:

@@ -20,14 +20,17 @@ TOKENS = 8
 """Length of the sequences on which a model is checked."""
 
 
-def check_base(model: PreTrainedModel, context: int) -> None:
+def check_base(model: PreTrainedModel, context: int, parameter: str = "tokenize.context") -> None:
     """Check that `model`, frozen and in evaluation mode, can be a base model of windows of `context` tokens.
+
+    Args:
+        parameter: that says `context`, for the error.
 
     Raises:
         UserError: in one line, with what is missing.
     """
     try:
-        _check(model, context)
+        _check(model, context, parameter)
     except Exception as error:
         if isinstance(error, UserError):
             raise
@@ -60,11 +63,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.to(other.dtype), other)
 
 
-def _check(model: PreTrainedModel, context: int) -> None:
+def _check(model: PreTrainedModel, context: int, parameter: str) -> None:
     name, blocks, width = type(model).__name__, blocks_of(model), getattr(model.config, "hidden_size", None)
     limit = longest_context(model.config) or context
     if limit < context:
-        raise UserError(f"a {name} with a context of {limit}; the tokens need {context} (tokenize.context)")
+        raise UserError(f"a {name} with a context of {limit}; the tokens need {context} ({parameter})")
     ids = _some_ids(model)
     with torch.no_grad():
         trace = _trace(model, ids)

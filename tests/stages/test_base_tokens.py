@@ -43,6 +43,7 @@ from cocomix.explore.session import Session
 from cocomix.params import Params
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.checked import merge, parse, read_yaml
+from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.sae.autoencoder import load_sae
 from cocomix.tokens.alignment import aligned
@@ -156,6 +157,16 @@ def test_the_base_model_reads_the_same_documents_in_its_own_tokens(project: Base
         assert len(expected) - windows.size < project.context
         assert 2 not in expected, "the special token that begins a text"
         assert len(project.ends(split)) == len(project.students.ends(split)) == len(texts)
+
+
+def test_a_teacher_that_is_too_short_is_refused_with_the_parameter_that_says_the_windows(project: BaseTokens) -> None:
+    project.context = 40
+    for context, parameter in ((40, "base.context"), (None, "tokenize.context")):
+        params = parameters(**OWN | {"base": OWN["base"] | {"context": context}})
+        with pytest.raises(UserError) as error:
+            stages.base._load(params, project)
+        expected = f"a GPT2LMHeadModel with a context of 24; the tokens need 40 ({parameter})"
+        assert str(error.value) == f"base.pretrained: 'teacher': {expected}"
 
 
 def test_places_are_those_of_each_document_alone(project: BaseTokens) -> None:
