@@ -64,7 +64,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         swept({"interleaved 0.1": 3.0})
-        report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36})
+        report(FOUR, right={"ntp": 12, "kd": 12, "pause": 10, "cocomix": 36}, drawn=True)
     return (folder / "artifacts/report/index.html").as_uri()
 
 
@@ -85,7 +85,7 @@ def test_text_from_elsewhere_stays_text_wherever_it_enters_the_page(
     sweep.write_text(json.dumps([{**each, "setting": f"{each['setting']} {HOSTILE}"} for each in entries]))
     title = f"title {HOSTILE}"
     shipped = load(SHIPPED).report.title
-    report(FOUR, (f"title: {shipped}", f"title: {json.dumps(title)}"), right=dict.fromkeys(FOUR, 12))
+    report(FOUR, (f"title: {shipped}", f"title: {json.dumps(title)}"), right=dict.fromkeys(FOUR, 12), drawn=True)
     shown = browser.new_page()
     trouble: list[str] = []
     for event in ("console", "pageerror", "dialog"):

@@ -15,7 +15,7 @@ import yaml
 from cocomix.params import FILE, load
 from cocomix.plumbing.artifact import Artifact
 from cocomix.plumbing.errors import UserError
-from cocomix.report.drawing import looks
+from cocomix.report.drawing import Drawing, _inline, looks
 from cocomix.report.figures import _dots
 from cocomix.statistics import Interval
 from stages.report import run
@@ -84,12 +84,27 @@ def write_runs(ends: dict[str, list[float]], *changes: tuple[str, str], right: d
             write_run(method, seed, falling(6.0, loss), right and right[method])
 
 
+def make(*, drawn: bool = False) -> None:
+    """Run the stage. Its figures stay empty if they are not to be `drawn`, which takes most of its time."""
+
+    def leave_empty(figure: Drawing, name: str, title: str) -> None:
+        figure.svg = _inline('<svg viewBox="0 0 1 1"/>', name, title)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr(Drawing, "_finish", leave_empty)
+        run(load())
+
+
 def report(
-    ends: dict[str, list[float]], *changes: tuple[str, str], right: dict[str, int] | None = None
+    ends: dict[str, list[float]],
+    *changes: tuple[str, str],
+    right: dict[str, int] | None = None,
+    drawn: bool = False,
 ) -> tuple[str, str]:
     """Page and summary of the runs of `write_runs`."""
     write_runs(ends, *changes, right=right)
-    run(load())
+    make(drawn=drawn)
     artifact = Artifact(Path("artifacts/report"))
     return artifact.file("index.html").read_text(), artifact.file("summary.txt").read_text()
 
@@ -103,15 +118,17 @@ class Shown(NamedTuple):
     """metrics/compare.json."""
 
 
-def shown(folder: Path, ends: dict[str, list[float]], right: dict[str, int] | None = None) -> Shown:
+def shown(
+    folder: Path, ends: dict[str, list[float]], right: dict[str, int] | None = None, *, drawn: bool = False
+) -> Shown:
     with chdir(folder):
-        return Shown(*report(ends, right=right), json.loads(Path("metrics/compare.json").read_text()))
+        return Shown(*report(ends, right=right, drawn=drawn), json.loads(Path("metrics/compare.json").read_text()))
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     """The report of two methods, a seed each."""
-    return shown(tmp_path_factory.mktemp("plain"), {"ntp": [4.0], "cocomix": [3.0]})
+    return shown(tmp_path_factory.mktemp("plain"), {"ntp": [4.0], "cocomix": [3.0]}, drawn=True)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +140,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Shown:
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     """The report of four methods, two seeds each."""
-    return shown(tmp_path_factory.mktemp("four"), FOUR)
+    return shown(tmp_path_factory.mktemp("four"), FOUR, drawn=True)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +150,7 @@ def with_tasks(tmp_path_factory: pytest.TempPathFactory) -> Shown:
 
 
 def test_the_page_stands_alone_and_is_well_formed(folder: Path) -> None:
-    html, _ = report({"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]})
+    html, _ = report({"ntp": [4.0, 4.1], "cocomix": [3.0, 3.1]}, drawn=True)
     page = Page(html)
     addresses = re.findall(r"[^\s\"'(]*//[^\s\"')]*", re.sub(r"/\*.*?\*/", "", html))
     assert addresses == ["https://arxiv.org/abs/2502.08524"]  # a link, which loads nothing
@@ -177,7 +194,7 @@ def test_contaminated_documents_are_counted(folder: Path, plain: Shown, dropped:
         "corpora.books": {"documents": 0, "texts": 7, "long_texts": 7},
     }
     path.write_text(json.dumps(content | {"dropped": dropped, "contaminated": found}))
-    run(load())
+    make()
     html = Path("artifacts/report/index.html").read_text()
     assert rows(html, "Task or corpus")["tasks.hellaswag"] == ["40", "1,200", "5,000"]
     assert rows(html, "Task or corpus")["corpora.books"] == ["0", "7", "7"]
@@ -209,7 +226,7 @@ def test_the_final_gap_is_of_the_split_that_chose_nothing(folder: Path, plain: S
         content["test"]["loss"] = loss
         path.write_text(json.dumps(content))
     swept({})
-    run(load())
+    make()
     for name in ("index.html", "summary.txt"):
         text = " ".join(Path("artifacts/report", name).read_text().split())
         assert "test loss is 4.543 against 4.513, 0.0305 nats higher" in text
@@ -226,9 +243,9 @@ def test_a_method_that_falls_short_is_said_to(folder: Path) -> None:
 
 def test_nothing_is_said_to_be_saved_where_only_some_seeds_got_there(folder: Path) -> None:
     line_to_dot = "stroke: var(--muted); stroke-width: 0.6"
-    html, _ = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [3.0, 3.0, 3.0]})
+    html, _ = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [3.0, 3.0, 3.0]}, drawn=True)
     assert html.count(line_to_dot) == 3
-    html, summary = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [1.0, 4.5, 4.8]})  # their mean is below 4
+    html, summary = report({"ntp": [4.0, 4.0, 4.0], "cocomix": [1.0, 4.5, 4.8]}, drawn=True)  # their mean is below 4
     assert line_to_dot not in html
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
         assert "CoCoMix reached the final validation loss of next-token prediction in only 1 of 3 seeds." in text
@@ -243,7 +260,7 @@ def test_nothing_is_said_to_be_saved_where_the_first_evaluation_came_too_late(fo
     for path in Path("plots/pretrain").glob("*.csv"):
         header, *_, last = path.read_text().splitlines()
         path.write_text(f"{header}\n{last}\n")
-    run(load())
+    make()
     html, summary = (Path("artifacts/report", name).read_text() for name in ("index.html", "summary.txt"))
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
         assert "before its first evaluation, so the number of tokens was not measured. CoCoMix needs" in text
@@ -396,7 +413,7 @@ FORMS = "forms: {predicted: {mixing: none}, control: {predicts: nothing, kd: {kl
 
 def test_a_form_is_a_method_of_its_own_with_its_name_its_look_and_its_cost(folder: Path) -> None:
     ends = {"ntp": [4.0, 4.1], "predicted": [3.9, 3.8], "control": [3.7, 3.6], "cocomix": [3.0, 3.1]}
-    html, summary = report(ends, ("forms: {}", FORMS))
+    html, summary = report(ends, ("forms: {}", FORMS), drawn=True)
     page = Page(html)
     assert max(page.ids.values()) == 1
     assert list(rows(html, "Perplexity"))[1:] == ["Next-token prediction", "predicted", "control", "CoCoMix"]
@@ -431,7 +448,7 @@ def test_what_a_form_learns_from_is_paid_without_cocomix_too(folder: Path) -> No
 def test_steering_is_told_of_each_form_that_is_steered(folder: Path) -> None:
     write_runs({"ntp": [4.0], "added": [3.9], "cocomix": [3.0]}, ("forms: {}", "forms: {added: {mixing: add}}"))
     write_steering(["added_set", "added_scale", "cocomix_set", "cocomix_scale", "base_set"])
-    run(load())
+    make()
     page = Page(Path("artifacts/report/index.html").read_text())
     text = " ".join(page.text.split())
     for start in (
@@ -526,7 +543,7 @@ def test_dvc_gets_the_same_numbers(plain: Shown) -> None:
 
 
 def test_the_same_metrics_give_the_same_bytes(folder: Path, plain: Shown) -> None:
-    assert report({"ntp": [4.0], "cocomix": [3.0]}) == plain[:2]
+    assert report({"ntp": [4.0], "cocomix": [3.0]}, drawn=True) == plain[:2]
 
 
 def test_runs_of_methods_that_are_no_longer_asked_for_are_left_out(folder: Path, plain: Shown) -> None:
@@ -540,7 +557,7 @@ def test_a_title_is_text_and_not_markup(folder: Path) -> None:
     write_runs({"ntp": [4.0]})
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(re.sub(r"(?m)^  title: .*$", "  title: A < B & <script>", text))
-    run(load())
+    make()
     assert "script" not in Page(Path("artifacts/report/index.html").read_text()).names
 
 
@@ -565,7 +582,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(folder: Path, path: str, con
     if content is not None:
         Path(path).write_text(content)
     with pytest.raises(UserError, match=message):
-        run(load())
+        make()
 
 
 def rows(html: str, title: str, section: str = "") -> dict[str, list[str]]:
@@ -620,7 +637,7 @@ def test_a_metric_that_is_no_share_is_shown_as_it_is_and_enters_no_mean_figure_o
             figure = {"value": value, "standard_error": None}
             content["tasks"]["piqa"] |= {"metric": "bleu", "metrics": {"bleu": figure}}
             path.write_text(json.dumps(content))
-    run(load())
+    make()
     html = Path("artifacts/report/index.html").read_text()
     table = rows(html, "Method")
     assert table["Method"] == ["Validation", "Test", "lambada openai", "hellaswag", "piqa, bleu"]
@@ -659,7 +676,7 @@ def test_losses_are_compared_by_equal_compute_with_and_without_what_is_learned_f
         path = Path(f"plots/pretrain/{method}-0.csv")
         header, *points = path.read_text().splitlines()
         path.write_text(f"{header}\n{points[-1]}\n")
-    run(load())
+    make()
     table = rows(Path("artifacts/report/index.html").read_text(), "Method", "equal")
     assert (table["Pause tokens"], table["Next-token prediction"]) == (["not yet evaluated"], ["4.000", "10.0 k"])
 
@@ -668,7 +685,7 @@ def test_a_method_whose_supervision_alone_costs_as_much_is_said_to_be_one(folder
     write_runs({"ntp": [4.0], "cocomix": [3.0]})
     path = Path("metrics/base.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"flops": 1e12}))
-    run(load())
+    make()
     table = rows(Path("artifacts/report/index.html").read_text(), "Method", "equal")
     assert table["CoCoMix"][2:] == ["supervision alone costs as much"]
     assert table["Next-token prediction"][2:] == ["4.000", "10.0 k"]
@@ -691,7 +708,7 @@ def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path, plain: Shown
     assert "python -m flows.sweep sweeps/weights.yaml</code> tries one grid" in plain.html
     write_runs({"ntp": [4.0], "cocomix": [3.0]})
     swept({"interleaved 0.1": 3.9, "interleaved 0.3": 4.0})
-    run(load())
+    make()
     html = Path("artifacts/report/index.html").read_text()
     Page(html)
     table = re.findall(r"<tr>.*?</tr>", html[html.index('id="tuned"') :], re.DOTALL)
@@ -702,7 +719,7 @@ def test_what_sweeps_found_is_shown_or_how_to_find_it(folder: Path, plain: Shown
     assert json.loads(Path("metrics/compare.json").read_text())["tuning"]["trials"]["kd"]["0.3"]["loss"]["mean"] == 9.0
     assert "Loss weights were compared" in html
     keep("distillation 1.0", "interleaved 0.3")
-    run(load())
+    make()
     html = Path("artifacts/report/index.html").read_text()
     assert "tries one grid" not in html
     assert "Loss weights were compared" not in html
@@ -774,7 +791,7 @@ def test_the_page_says_when_where_and_with_what_it_was_made_and_what_differs(fol
         usage = {"seconds": 1.0, "peak_memory": 1, "bytes": 1, "processes": 1, "made": made}
         path = Path(f"metrics/{name}.json")
         path.write_text(json.dumps(json.loads(path.read_text()) | {"usage": usage}))
-    run(load())
+    make()
     text = " ".join(Page(Path("artifacts/report/index.html").read_text()).text.split())
     assert "Commit123; 456 Date2026-01-01 to 2026-01-02 (UTC) Machinea GPU VersionsPython 3" in text
 
@@ -785,7 +802,7 @@ def test_a_base_model_and_an_autoencoder_from_elsewhere_have_no_curves(folder: P
     write_runs({"ntp": [4.0]})
     for name, columns in (("base", "tokens,validation_loss"), ("sae", "tokens,fvu")):
         Path(f"plots/{name}.csv").write_text(f"{columns}\n")
-    run(load())
+    make()
     html = Path("artifacts/report/index.html").read_text()
     assert "The training of the base model" not in html
     assert "The training of the autoencoder" not in html
@@ -796,7 +813,7 @@ def test_stages_say_what_they_took_or_that_nobody_knows(folder: Path) -> None:
     path = Path("metrics/sae.json")
     usage = {"seconds": 61.0, "startup_seconds": 8.0, "peak_memory": 900_000_000, "bytes": 1_100_000, "processes": 2}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"usage": usage}))
-    run(load())
+    make()
     stages = rows(Path("artifacts/report/index.html").read_text(), "Stage")
     assert stages["sae"] == ["1", "8 s", "61 s", "1.10 MB", "900 MB", "2"]
     assert stages["pretrain"] == ["1", "not recorded"]
@@ -865,6 +882,6 @@ def test_steering_is_told_with_its_control_and_its_cost(plain: Shown) -> None:
 def test_a_page_without_models_to_steer_says_nothing_of_it(folder: Path) -> None:
     write_runs({"ntp": [4.0]})
     write_steering([])
-    run(load())
+    make()
     assert "changing them" not in Path("artifacts/report/index.html").read_text()
     assert json.loads(Path("metrics/compare.json").read_text())["steering"] == {}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cocomix.params import FILE, load
 from cocomix.plumbing.errors import UserError
 from cocomix.report.tuning import SWEEPS, Trial, Tuning, decisive_outside, read_sweep, tuning
 from cocomix.report.wording import tuned_says
-from flows.settings import settings, tasks
+from flows.settings import Task, settings, tasks
 from tests.report.made_metrics import WIDTHS, write_params
 
 PROJECT = Path(__file__).parents[2]
@@ -35,14 +36,19 @@ def entry(
 def swept(losses: dict[str, float], *grid: str, seeds: tuple[int, ...] = (0,)) -> None:
     """Results of the shipped sweep, as flows/sweep.py names its tasks; `losses` by setting, 9 if it is not there."""
     write_params(["ntp", "cocomix"], [0])
-    asked = tasks(settings(PROJECT / "sweeps/weights.yaml", grid), seeds=seeds)
     entries = [
         entry(each.setting.name, dict(each.setting.values), each.method, each.seed, each.params, loss + each.seed / 10)
-        for each in asked
+        for each in asked(grid, seeds)
         if (loss := losses.get(each.setting.name, 9.0))
     ]
     SWEEPS.mkdir(parents=True, exist_ok=True)
     (SWEEPS / "made.json").write_text(json.dumps(entries))
+
+
+@cache
+def asked(grid: tuple[str, ...], seeds: tuple[int, ...]) -> list[Task]:
+    """The tasks of the shipped sweep under the parameters of `swept`; to check them all takes seconds."""
+    return tasks(settings(PROJECT / "sweeps/weights.yaml", grid), seeds=seeds)
 
 
 def found() -> Tuning:
