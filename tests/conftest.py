@@ -72,6 +72,17 @@ def tokens_folder(folder: Path) -> Path:
 
     Beside it is artifacts/base_tokens, of a base model that reads them too.
     """
+    return publish_tokens()
+
+
+@pytest.fixture
+def base_folder(tokens_folder: Path) -> Path:
+    """A published base model, random: a GPT-2 of 3 blocks and width 32 that reads the windows of `tokens_folder`."""
+    return publish_base()
+
+
+def publish_tokens() -> Path:
+    """What `tokens_folder` is, in the working directory."""
     generator = np.random.default_rng(0)
     step = generator.integers(1, 4, size=(3,))
     with Work("tokenize", Path("artifacts/tokens"), {}, {}) as work:
@@ -113,9 +124,8 @@ def tokens_folder(folder: Path) -> Path:
     return Path("artifacts/tokens")
 
 
-@pytest.fixture
-def base_folder(tokens_folder: Path) -> Path:
-    """A published base model, random: a GPT-2 of 3 blocks and width 32 that reads the windows of `tokens_folder`."""
+def publish_base() -> Path:
+    """What `base_folder` is, in the working directory."""
     torch.manual_seed(0)
     config = GPT2Config(n_embd=32, n_layer=3, n_head=2, n_positions=CONTEXT, vocab_size=VOCAB, initializer_range=0.2)
     config.bos_token_id = config.eos_token_id = 0

@@ -18,9 +18,9 @@ from cocomix.plumbing.artifact import Work
 from cocomix.shapes.methods import supervision
 from cocomix.steering.reading import concepts
 from tests.modeling.conftest import tiny
-from tests.steering.conftest import artifacts
+from tests.steering.conftest import artifacts, made_artifacts
 
-__all__ = ["artifacts"]
+__all__ = ["artifacts", "made_artifacts"]
 
 PROJECT = Path(__file__).parents[1]
 SHORT = ["--tokens", "6", "--greedy"]

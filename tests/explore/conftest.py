@@ -1,6 +1,7 @@
 """A project with everything that the page shows: small, random, and of one piece."""
 
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cocomix.explain.build import make_atlas
 from cocomix.explore.session import Session
 from cocomix.params import FILE
 from cocomix.plumbing.artifact import Artifact, Work
+from cocomix.plumbing.runtime import runtime
 from cocomix.predictions.measure import measure_predictions
 from cocomix.predictions.table import PREDICTED, predictions_table
 from cocomix.sae.autoencoder import load_sae
@@ -23,20 +25,32 @@ from cocomix.tokens.windows import Tokens
 from tests.conftest import CONTEXT
 from tests.explain.test_build import PARAMS
 from tests.shipped import paper_form, paper_params
-from tests.steering.conftest import CONCEPTS, artifacts, fp32
+from tests.steering.conftest import CONCEPTS, artifacts, fp32, made_artifacts, set_fp32
 
-__all__ = ["artifacts", "fp32"]
+__all__ = ["artifacts", "fp32", "made_artifacts"]
 
 EXPLAIN = PARAMS.model_copy(update={"contexts": 8, "shard_tokens": 1024})
 
 
+@pytest.fixture(scope="session")
+def made_atlas(made_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `atlas` is a copy of."""
+    with chdir(tmp_path_factory.mktemp("atlas")), pytest.MonkeyPatch.context() as patch:
+        set_fp32(patch)
+        artifacts = made_artifacts / "artifacts"
+        base, sae = load_base(Artifact(artifacts / "base"), CONTEXT), load_sae(Artifact(artifacts / "sae"))
+        with Work("explain", Path("artifacts/atlas"), {}, {}) as work:
+            make_atlas(work, base, sae, BaseTokens(artifacts), EXPLAIN)
+            work.finish({"concepts": CONCEPTS, "context": CONTEXT})
+            work.publish()
+        made = Path.cwd()
+    runtime.cache_clear()
+    return made
+
+
 @pytest.fixture
-def atlas(artifacts: Path) -> Atlas:
-    base, sae = load_base(Artifact(artifacts / "base"), CONTEXT), load_sae(Artifact(artifacts / "sae"))
-    with Work("explain", artifacts / "atlas", {}, {}) as work:
-        make_atlas(work, base, sae, BaseTokens(artifacts), EXPLAIN)
-        work.finish({"concepts": CONCEPTS, "context": CONTEXT})
-        work.publish()
+def atlas(artifacts: Path, made_atlas: Path) -> Atlas:
+    shutil.copytree(made_atlas, Path.cwd(), dirs_exist_ok=True)
     return Atlas(artifacts / "atlas")
 
 

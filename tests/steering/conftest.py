@@ -1,5 +1,7 @@
 """A small finished pipeline: base model, autoencoder, labels, a CoCoMix model; all random, and fitting each other."""
 
+import shutil
+from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder, load_sae
 from cocomix.steering.reading import Extractor
 from cocomix.tokens.base_tokens import BaseTokens
 from cocomix.tokens.windows import Tokens
+from tests.conftest import publish_base, publish_tokens
 from tests.modeling.conftest import tiny
 
 PARAMS = AttributionParams(k_attr=3, score="gradient", sign="released", shard_tokens=1024)
@@ -33,9 +36,13 @@ class Setting(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COCOMIX_PRECISION", "fp32")
-    monkeypatch.setenv("COCOMIX_DEVICE", "cpu")
-    monkeypatch.setenv("COCOMIX_MICRO_BATCH", "3")
+    set_fp32(monkeypatch)
+
+
+def set_fp32(patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("COCOMIX_PRECISION", "fp32")
+    patch.setenv("COCOMIX_DEVICE", "cpu")
+    patch.setenv("COCOMIX_MICRO_BATCH", "3")
     runtime.cache_clear()
 
 
@@ -70,14 +77,26 @@ def publish_concepts(base_folder: Path, params: AttributionParams) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def made_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `artifacts` are copies of."""
+    with chdir(tmp_path_factory.mktemp("made")), pytest.MonkeyPatch.context() as patch:
+        set_fp32(patch)
+        publish_tokens()
+        root = publish_concepts(publish_base(), PARAMS)
+        folder = root / "models/cocomix-0"
+        tiny(vocab_size=64, num_concepts=CONCEPTS).save_pretrained(folder)
+        PreTrainedTokenizerFast.from_pretrained(root / "tokens/tokenizer").save_pretrained(folder)
+        made = Path.cwd()
+    runtime.cache_clear()
+    return made
+
+
 @pytest.fixture
-def artifacts(base_folder: Path) -> Path:
+def artifacts(made_artifacts: Path, folder: Path) -> Path:
     """artifacts/ with base, sae, tokens, concepts and models/cocomix-0."""
-    root = publish_concepts(base_folder, PARAMS)
-    folder = root / "models/cocomix-0"
-    tiny(vocab_size=64, num_concepts=CONCEPTS).save_pretrained(folder)
-    PreTrainedTokenizerFast.from_pretrained(root / "tokens/tokenizer").save_pretrained(folder)
-    return root
+    shutil.copytree(made_artifacts, folder, dirs_exist_ok=True)
+    return Path("artifacts")
 
 
 @pytest.fixture
