@@ -1,5 +1,6 @@
 """The parameters as they ship."""
 
+import copy
 import re
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from cocomix.params import Params
-from cocomix.plumbing.checked import mapping
+from cocomix.plumbing.checked import mapping, read_yaml
 from flows.preset import with_values
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
@@ -24,8 +25,23 @@ def paper_form() -> str:
 
 
 def paper_values() -> dict[str, Any]:
-    """The same as values."""
+    """The same as values, to be changed."""
+    return copy.deepcopy(_paper_values())
+
+
+@cache
+def _paper_values() -> dict[str, Any]:
     return mapping(paper_form().encode(), "params.yaml")
+
+
+def shipped_values() -> dict[str, Any]:
+    """The shipped values, to be changed."""
+    return copy.deepcopy(_shipped_values())
+
+
+@cache
+def _shipped_values() -> dict[str, Any]:
+    return read_yaml(SHIPPED)
 
 
 def paper_params() -> Params:

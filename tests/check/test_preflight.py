@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig, PreTrainedTokenizer
 
 from cocomix.check.preflight import preflight
 from cocomix.params import Params
-from cocomix.plumbing.checked import merge, parse, read_yaml
+from cocomix.plumbing.checked import merge, parse
 from cocomix.plumbing.errors import UserError
 from cocomix.plumbing.runtime import runtime
 from cocomix.tokens.tokenizer import END_OF_DOCUMENT, train_tokenizer
+from tests.shipped import SHIPPED, shipped_values
 
-SHIPPED = Path(__file__).parents[2] / "params.yaml"
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
 RELU = {"architecture": "relu", "normalize": "none", "sparsity_weight": 0.1}
 
 
 def params(changes: dict[str, Any]) -> Params:
-    content = read_yaml(SHIPPED)
+    content = shipped_values()
     merge(content, changes)
     return parse(Params, content, "params.yaml")
 
@@ -61,9 +62,8 @@ def openai(path: str, d_model: int = 128, *, is_archive: bool = True) -> None:
     torch.save(content | activation, path, _use_new_zipfile_serialization=is_archive)
 
 
-@pytest.fixture
-def files(folder: Path) -> Path:
-    """A folder with what parameters can name."""
+def make_files() -> None:
+    """What parameters can name, in the working directory."""
     sparse = {"activation": "topk", "num_latents": 1024, "k": 32}
     configs = {
         "lens": {"architecture": "standard", "d_in": 128, "d_sae": 1024},
@@ -120,7 +120,20 @@ def files(folder: Path) -> Path:
     Path("torn").mkdir()
     Path("torn/config.json").write_text("{")
     Path("empty").mkdir()
-    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with chdir(tmp_path_factory.mktemp("files")):
+        make_files()
+        return Path.cwd()
+
+
+@pytest.fixture
+def files(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what parameters can name, made the working directory. Read only."""
+    monkeypatch.chdir(made)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -330,7 +343,7 @@ def test_a_hub_id_without_a_revision_is_refused(files: Path, key: str, changes: 
 
 
 def test_validation_windows_are_those_of_the_tokens_that_these_parameters_made(
-    files: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = params({"steer": {"windows": 9}})
     manifests: dict[str, Any] = {
