@@ -5,10 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
+from flows.plan import plan
+from flows.reproduce import reproduce
 from tests.faults.killing import kill_at_random, left_behind, locked
 from tests.stages.project import Project
 
@@ -75,11 +78,11 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_ends_what_it_began(fin
 def test_a_list_of_locks_that_dvc_left_torn_stops_no_flow(project: Project) -> None:
     torn = project.path / ".dvc/tmp/rwlock"
     for content in ("", '{"write": {"'):
-        torn.write_text(content)
-        project.run(sys.executable, "-m", "flows.plan")
-        torn.write_text(content)
-        script = "from flows.reproduce import reproduce; assert reproduce('methods', print).outcome == 'up to date'"
-        project.run(sys.executable, "-c", script)
+        with chdir(project.path):
+            torn.write_text(content)
+            plan()
+            torn.write_text(content)
+            assert reproduce("methods", print).outcome == "up to date"
 
 
 def test_where_dvc_lock_is_torn_it_can_go_and_what_is_finished_is_published_again(project: Project) -> None:

@@ -33,6 +33,7 @@ def test_every_position_of_the_corpus_has_draws(finished: Project, tmp_path: Pat
     assert metrics["bytes_per_token"] > metrics["mean_unique"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one_and_a_killed_stage_those_of_an_undisturbed_one(
     project: Project, finished: Project
 ) -> None:

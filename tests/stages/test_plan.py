@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from contextlib import chdir
 from pathlib import Path
@@ -19,7 +20,7 @@ from cocomix.sae.autoencoder import SaeConfig, SparseAutoencoder
 from cocomix.sae.formats import save_for
 from cocomix.shapes.planning.corpus import measured_corpus
 from cocomix.shapes.planning.stages import stage_needs
-from flows.plan import START, Gpus, Planned, plan
+from flows.plan import START, Gpus, Planned, main, plan
 from tests.stages.project import OUTS, Project
 from tests.stages.test_pipeline import changed
 
@@ -122,15 +123,23 @@ def test_gpus_share_the_windows_of_each_stage_and_the_memory_of_a_sharded_model(
     assert many[training].gpu_windows is None  # one window each
 
 
-def test_the_command_prints_a_table_or_json(finished: Project, tmp_path: Path) -> None:
+def test_the_command_prints_a_table_or_json(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = finished.copy(tmp_path / "project")
     project.change({"report": {"title": "Other"}})
-    command = ("python", "-m", "flows.plan", "--gpu", "a100")
-    printed = project.run(*command)
-    stages = json.loads(project.run(*command, "--json"))["stages"]
+    monkeypatch.chdir(project.path)
+
+    def here(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["plan", "--gpu", "a100", *options])
+        main()
+        return capsys.readouterr().out
+
+    printed = project.run("python", "-m", "flows.plan", "--gpu", "a100")
+    stages = json.loads(here("--json"))["stages"]
     assert "check, report: report.title: " in printed
     assert "one a100" in printed
-    assert "16 a100 at 30% of the peak" in project.run(*command, "--gpus", "16")
+    assert "16 a100 at 30% of the peak" in here("--gpus", "16")
     assert re.search(r"\n\d+ s of either are for checkpoints and DVC's hashes", printed)
     assert f"2 of {len(stages)} stages would run" in printed
     assert [each["stage"] for each in stages if each["runs"] == "yes"] == ["check", "report"]
