@@ -321,9 +321,11 @@ def bomb(name: str, unpacked: bytes) -> None:
 
 
 def test_a_line_has_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.DOCUMENT_BYTES == 64_000_000
+    monkeypatch.setattr(files, "DOCUMENT_BYTES", 64_000)
     for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
-        bomb(name, jsonl(["x"]) + jsonl(["a" * (files.DOCUMENT_BYTES + 1)]))
-        assert error_of(name) == f"{name}:2: the line is longer than 64,000,000 bytes, the most that is allowed"
+        bomb(name, jsonl(["x"]) + jsonl(["a" * 64_001]))
+        assert error_of(name) == f"{name}:2: the line is longer than 64,000 bytes, the most that is allowed"
 
 
 @pytest.mark.parametrize("layout", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}])

@@ -20,9 +20,14 @@ NEW = 12
 PLAIN = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
 
 
-@pytest.fixture(params=[*MAIN, {"predicts": "nothing", "mlp_width": 20, "gate": True}, LLAMA], ids=named)
-def model(request: pytest.FixtureRequest, attention: str) -> CoCoMixLanguageModel:
-    return tiny(**request.param, attn_implementation=attention)
+EAGER = {"attn_implementation": "eager"}
+
+
+@pytest.fixture(
+    params=[*MAIN, {"predicts": "nothing", "mlp_width": 20, "gate": True}, LLAMA, EAGER, LLAMA | EAGER], ids=named
+)
+def model(request: pytest.FixtureRequest) -> CoCoMixLanguageModel:
+    return tiny(**{"attn_implementation": "sdpa"} | request.param)
 
 
 def greedy(model: CoCoMixLanguageModel, prompt: Tensor, steps: int = NEW) -> Tensor:

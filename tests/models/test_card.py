@@ -88,13 +88,13 @@ def test_the_ways_to_load_are_programs_and_only_a_model_of_our_own_needs_our_cod
 @pytest.mark.parametrize(
     ("model", "number"),
     [
-        pytest.param(tiny(), 0, marks=pytest.mark.slow, id="cocomix-with-the-package"),
-        pytest.param(tiny(), 1, id="cocomix-without-it"),
-        pytest.param(plain(), 0, marks=pytest.mark.slow, id="ntp"),
+        pytest.param(tiny(), 0, id="cocomix-with-the-package"),
+        pytest.param(tiny(), 1, marks=pytest.mark.slow, id="cocomix-without-it"),
+        pytest.param(plain(), 0, id="ntp"),
     ],
 )
 def test_a_way_to_load_runs_for_a_user_who_answers_no_question(
-    model: PreTrainedModel, number: int, tmp_path: Path
+    model: PreTrainedModel, number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vocabulary = {"<|endoftext|>": 0, "The": 1, "model": 2}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
@@ -103,13 +103,13 @@ def test_a_way_to_load_runs_for_a_user_who_answers_no_question(
     model.save_pretrained(tmp_path / "model")
     program = model_card(model, trained("cocomix")).split("```python\n")[1 + number].split("```")[0]
     program = program.replace('path = "..."', f"path = {str(tmp_path / 'model')!r}")
+    if number == 0:
+        exec(program, {})
+        assert capsys.readouterr().out.startswith("The model")
+        return
     hidden = "import sys\nsys.modules['cocomix'] = None\n"  # as where it is not installed
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            hidden * number + program.replace('path = "..."', f"path = {str(tmp_path / 'model')!r}"),
-        ],
+        [sys.executable, "-c", hidden + program],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
