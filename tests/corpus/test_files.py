@@ -370,7 +370,7 @@ def test_no_flipped_bit_of_a_footer_ends_the_process(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-1000:]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
 @given(
     texts=st.lists(st.text(max_size=300), min_size=1, max_size=60),
     dictionary=st.booleans(),

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocomix.corpus import installed
@@ -164,6 +164,7 @@ def test_a_project_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyP
 groups = st.dictionaries(st.text("abcdefgh", min_size=1, max_size=4), st.integers(1, 100), min_size=80, max_size=120)
 
 
+@settings(max_examples=25)
 @given(groups)
 def test_groups_fill_the_splits_about_as_asked(sizes: dict[str, int]) -> None:
     splits = split_groups(sizes, 0.1, 0.15)
@@ -175,6 +176,7 @@ def test_groups_fill_the_splits_about_as_asked(sizes: dict[str, int]) -> None:
         assert max(taken) <= share * total / 2
 
 
+@settings(max_examples=25)
 @given(groups, st.text("xyz", min_size=5, max_size=8), st.integers(1, 100))
 def test_one_more_package_moves_few_others(sizes: dict[str, int], name: str, size: int) -> None:
     before = split_groups(sizes, 0.1, 0.1)

@@ -46,7 +46,7 @@ def agree(found: list[Likelihood], expected: list[Likelihood]) -> None:
 MODELS = {"gpt2": gpt2(), **{named(change): tiny(**change) for change in MAIN}}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     questions=st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=6),
     batch_tokens=st.sampled_from([1, 40, 1000]),

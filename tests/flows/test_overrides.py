@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
@@ -83,6 +83,7 @@ def test_the_form_names_each_parameter_by_its_key_describes_it_and_fills_in_noth
     assert not any(word in json.dumps(SCHEMA["properties"]) for word in ('"$ref"', '"default"', '"required"'))
 
 
+@settings(max_examples=25)
 @given(parts())
 def test_any_part_of_params_yaml_is_let_through_nested_or_by_key(part: dict[str, Any]) -> None:
     assert errors(part) == []

@@ -4,7 +4,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import pytest
@@ -456,22 +456,26 @@ EVENTS = st.lists(
 )
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """As `whole`."""
+    with chdir(tmp_path_factory.mktemp("whole")):
+        make_all()
+        return content_of(OUT)
+
+
 @settings(max_examples=60)
 @given(events=EVENTS)
 def test_any_sequence_of_crashes_and_losses_ends_in_the_same_bytes(
-    tmp_path_factory: pytest.TempPathFactory, events: list[tuple[int, str]]
+    tmp_path_factory: pytest.TempPathFactory, undisturbed: dict[str, bytes], events: list[tuple[int, str]]
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("whole"))
-        make_all()
-        whole = content_of(OUT)
-        patch.chdir(tmp_path_factory.mktemp("crashes"))
+    with chdir(tmp_path_factory.mktemp("crashes")):
         for upto, loss in events:
             with make_work() as work:
                 make(work, upto)
             lose(work, loss)
         make_all()
-        assert content_of(OUT) == whole
+        assert content_of(OUT) == undisturbed
 
 
 def lose(work: Work, loss: str) -> None:
