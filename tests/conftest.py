@@ -1,5 +1,6 @@
 """Shared fixtures: small artifacts of exactly the real layout, in a temporary project folder."""
 
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ CONTEXT, VOCAB = 16, 64
 # The same examples each time, however long each takes: no luck in CI.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles the project anew
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, as then would its children
 

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,15 @@ class Tally:
         )
 
 
-def kill_at_random(finished: Project, seed: int, kills: int, seconds: float) -> Tally:
+def kill_at_random(
+    finished: Project, seed: int, kills: int, seconds: float, stages: Sequence[str] = tuple(OUTS)
+) -> Tally:
     """Kill until so many kills are made or the time is up; an AssertionError says what did not survive."""
     chance, tally, end = random.Random(seed), Tally(), time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="killing-") as folder:
         project = finished.copy(Path(folder) / "project")
         while tally.kills.total() < kills and time.monotonic() < end:
-            _one_stage(project, finished, chance.choice(list(OUTS)), chance, tally)
+            _one_stage(project, finished, chance.choice(stages), chance, tally)
             print(f"{tally.kills.total()} kills", flush=True)
             for each in ("metrics", "plots"):  # they hold times, which the report reads
                 shutil.copytree(finished.path / each, project.path / each, dirs_exist_ok=True)

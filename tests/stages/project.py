@@ -105,7 +105,7 @@ class Project:
     def copy(self, target: Path, *, linked: bool = True) -> "Project":
         """A copy to break, whose large files are links if `linked`."""
         copy = _link if linked else shutil.copy2
-        shutil.copytree(self.path, target, copy_function=copy, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(self.path, target, copy_function=copy)
         return Project(target)
 
 
