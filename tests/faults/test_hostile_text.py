@@ -173,10 +173,9 @@ def test_no_axis_of_a_grid_is_any_text(text: str) -> None:
         refusal(lambda axis=axis: tasks(settings(None, [axis])))
 
 
-@pytest.mark.parametrize("name", ["../../mine", "a\nb"])
-def test_what_is_no_name_of_a_sweep_is_refused(name: str) -> None:
+def test_what_is_no_name_of_a_sweep_is_refused() -> None:
     before = there()
-    command = [sys.executable, "-m", "flows.sweep", name]
+    command = [sys.executable, "-m", "flows.sweep", "../../mine"]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

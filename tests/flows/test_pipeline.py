@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from cocomix.plumbing.dialect import load_yaml
 from cocomix.plumbing.runtime import runtime
-from flows.pipeline import command_line, custom, pipeline
+from flows.pipeline import command_line, custom, main, pipeline
 from flows.server import RUNNER_PID
 from flows.shares import Share
 from tests.flows.conftest import DVC_YAML, ROOT, set_params
@@ -369,8 +369,11 @@ def test_fewer_trainings_at_a_time_than_asked_are_told_in_one_line(
     assert caplog.messages.count("1 of 2 trainings run at a time, one for each GPU") == 1
 
 
-def test_a_wrong_number_of_trainings_in_the_environment_is_one_line(project: Path) -> None:
-    environment = os.environ | {"COCOMIX_TRAININGS": "0"}
-    run = subprocess.run([sys.executable, "-m", "flows.pipeline"], env=environment, capture_output=True, text=True)
-    assert run.stderr == "error: COCOMIX_TRAININGS: '0': input should be greater than or equal to 1\n"
-    assert run.returncode == 1
+def test_a_wrong_number_of_trainings_in_the_environment_is_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COCOMIX_TRAININGS", "0")
+    monkeypatch.setattr(sys, "argv", ["pipeline"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == "error: COCOMIX_TRAININGS: '0': input should be greater than or equal to 1"
