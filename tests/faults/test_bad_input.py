@@ -1,5 +1,6 @@
 """What people may ask for by mistake: each is one line that says what is wrong, and where."""
 
+import copy
 import importlib
 import re
 import subprocess
@@ -23,6 +24,12 @@ def project(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
     copy = finished.copy(tmp_path_factory.mktemp("bad") / "project")
     make_all(copy.path)
     return copy
+
+
+@pytest.fixture(scope="module")
+def values(project: Project) -> dict[str, Any]:
+    """Its parameters."""
+    return read_yaml(project.path / "params.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -159,10 +166,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("asked", "message"), CASES, ids=lambda value: value if isinstance(value, str) else value[0])
-def test_a_stage_refuses_in_one_line(project: Project, asked: tuple[str, dict[str, Any]], message: str) -> None:
+def test_a_stage_refuses_in_one_line(
+    project: Project, values: dict[str, Any], asked: tuple[str, dict[str, Any]], message: str
+) -> None:
     (stage, *item), changes = asked[0].split(), asked[1]
     module = importlib.import_module(f"stages.{stage}")
-    content = read_yaml(project.path / "params.yaml")
+    content = copy.deepcopy(values)
     merge(content, changes)
     with chdir(project.path), pytest.raises(UserError) as error:
         module.run(parse(Params, content, "params.yaml"), *item[:1], *map(int, item[1:]))

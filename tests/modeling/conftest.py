@@ -37,6 +37,13 @@ VARIANTS = (
     + [{**LLAMA, "predicts": "nothing"}, {**LLAMA, "predicts": "nothing", "mlp_width": 20, "mixing": "add"}]
 )
 """Every model that the configuration allows; on Llama, those whose blocks see something else."""
+ATTENDING = [
+    *({**each, "attn_implementation": "sdpa"} for each in VARIANTS),
+    *({"mixing": mixing, "attn_implementation": "eager"} for mixing in MIXINGS),
+    *({**LLAMA, "mixing": mixing, "attn_implementation": "eager"} for mixing in MIXINGS),
+    {"backbone": "llama", "attn_implementation": "eager"},
+]
+"""The same with each attention; with the eager one, those whose blocks see something else."""
 MAIN = [{}, {"mixing": "add"}, {"predicts": "nothing"}]
 """CoCoMix, its adding ablation, pause tokens."""
 _OF_LLAMA = {
@@ -91,6 +98,11 @@ def ids(rows: int, length: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(params=VARIANTS, ids=named)
 def variant(request: pytest.FixtureRequest) -> dict[str, object]:
+    return request.param
+
+
+@pytest.fixture(params=ATTENDING, ids=named)
+def attending(request: pytest.FixtureRequest) -> dict[str, object]:
     return request.param
 
 

@@ -128,10 +128,8 @@ def test_by_default_the_concepts_and_the_hidden_state_are_those_of_gpt2() -> Non
 
 
 @pytest.mark.parametrize("length", [1, 11])
-def test_values_and_gradients_equal_the_equations_written_out(
-    variant: dict[str, object], attention: str, length: int
-) -> None:
-    model, tokens = randomised(**variant, attn_implementation=attention), ids(3, length)
+def test_values_and_gradients_equal_the_equations_written_out(attending: dict[str, object], length: int) -> None:
+    model, tokens = randomised(**attending), ids(3, length)
     output = model(tokens)
     predicted = output.base_hidden if model.config.predicts == "hidden" else output.concept_logits
     expected_logits, expected = reference(model, tokens)
@@ -266,9 +264,9 @@ def test_what_is_mixed_before_the_last_block_alone_follows_the_equations_too(
 
 
 def test_there_is_one_row_of_logits_a_text_token_and_no_row_sees_the_future(
-    variant: dict[str, object], attention: str
+    attending: dict[str, object],
 ) -> None:
-    model, tokens = tiny(**variant, attn_implementation=attention), ids(2, 9)
+    model, tokens = tiny(**attending), ids(2, 9)
     changed = tokens.clone()
     changed[:, 6:] = ids(2, 3, seed=5)
     first, second = model(tokens).logits, model(changed).logits
@@ -277,16 +275,16 @@ def test_there_is_one_row_of_logits_a_text_token_and_no_row_sees_the_future(
     assert not torch.allclose(first[:, 6:], second[:, 6:], atol=1e-2)
 
 
-def test_left_padding_changes_no_row_of_logits(variant: dict[str, object], attention: str) -> None:
-    model, tokens = precise(tiny(**variant, attn_implementation=attention)), ids(1, 6)
+def test_left_padding_changes_no_row_of_logits(attending: dict[str, object]) -> None:
+    model, tokens = precise(tiny(**attending)), ids(1, 6)
     mask = F.pad(torch.ones_like(tokens), (4, 0))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     padded = model(F.pad(tokens, (4, 0), value=7), attention_mask=mask, position_ids=positions)
     torch.testing.assert_close(padded.logits[:, 4:], model(tokens).logits, **tolerance(model))
 
 
-def test_documents_whose_positions_begin_anew_do_not_see_each_other(variant: dict[str, object], attention: str) -> None:
-    model, tokens = precise(tiny(**variant, attn_implementation=attention)), ids(2, 9)
+def test_documents_whose_positions_begin_anew_do_not_see_each_other(attending: dict[str, object]) -> None:
+    model, tokens = precise(tiny(**attending)), ids(2, 9)
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0, 1]]).expand(2, -1)
     packed = model(tokens, position_ids=positions, use_cache=False).logits
     for document in (slice(0, 3), slice(3, 7), slice(7, 9)):
@@ -307,9 +305,9 @@ def test_embeddings_can_be_given_instead_of_tokens() -> None:
 
 
 def test_a_window_of_the_whole_context_works_and_a_longer_one_does_not_where_positions_are_learned(
-    variant: dict[str, object], attention: str
+    attending: dict[str, object],
 ) -> None:
-    model = tiny(**variant, attn_implementation=attention)
+    model = tiny(**attending)
     assert model(ids(1, 48)).logits.isfinite().all()
     if model.config.model_type == "cocomix":
         with pytest.raises(IndexError):
