@@ -65,9 +65,8 @@ def update(folder: Path, params: bytes) -> None:
 def remove_finished(folders: Iterable[Path]) -> None:
     """Remove copies without unfinished work. DVC's run cache has what their stages have finished."""
     for folder in folders:
-        if not any(folder.glob("artifacts/.work/*/*/scratch")):
-            if (folder / LOCK).exists():
-                remember_copy(folder)
+        unfinished = any(folder.glob("artifacts/.work/*/*/scratch"))
+        if not unfinished and (not (folder / LOCK).exists() or remember_copy(folder)):
             shutil.rmtree(folder)
 
 

@@ -197,7 +197,7 @@ def _measured_rates(stages: Mapping[str, dag.Stage], content: bytes) -> dict[str
     try:
         params = parse(Params, mapping(with_values(content, ran_with, "dvc.lock"), "dvc.lock"), "dvc.lock")
         needs = stage_needs(params, _text(params, up_to_date=True), init_config(params))
-    except (UserError, FileNotFoundError, ValueError):  # an older pipeline, nothing has run yet, or a merge
+    except (UserError, FileNotFoundError, json.JSONDecodeError):  # an older pipeline, nothing has run yet, or a merge
         return {}
     found: dict[str, tuple[float, Rate]] = {}
     for stage in stages.values():
@@ -217,7 +217,7 @@ def _seconds(metrics: Path) -> float:
     """Duration of the stage that wrote this metrics file; 0 if it is not recorded, as in the middle of git's merge."""
     try:
         return json.loads(metrics.read_bytes()).get("usage", {}).get("seconds", 0.0)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, json.JSONDecodeError):
         return 0.0
 
 

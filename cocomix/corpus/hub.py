@@ -36,8 +36,8 @@ def read_hub(params: HubParams, skip: int = 0) -> Iterator[Document]:
                 place = f"{name}:{params.split}:{number}"
                 yield Document(place, place, text or "")
                 bar.advance(1)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # of several libraries: for network errors, unknown names and splits, damaged data
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{name}: cannot be read: {reason}; corpus.source may also be files") from None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from cocomix.params import (
     AttributionParams,
     CocomixParams,
+    KdParams,
     Method,
     Params,
     PretrainParams,
@@ -243,6 +244,11 @@ def _counted(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
     return [f"The training compute of {listing(map(inside, some))} {what}." for what, some in said.items() if some]
 
 
+def _weight(kd: KdParams) -> str:
+    """The weight of distillation, and whether it is constant."""
+    return f"{kd.kl_weight:g}" + (", which changes over the steps" if kd.schedule != ScheduleParams() else "")
+
+
 def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
     """Weights of the losses and initialisation of the head, compared with the paper's."""
     said, cocomix = [], pretrain.cocomix
@@ -252,7 +258,7 @@ def _settings(methods: Sequence[str], pretrain: PretrainParams) -> list[str]:
         if cocomix.predicts == "concepts" and cocomix.concept_init == "tied":
             said.append("Its head starts tied (released code: from a normal distribution).")
     if "kd" in methods:
-        said.append(f"Knowledge distillation weighs the divergence by {pretrain.kd.kl_weight:g} (paper: 0.1).")
+        said.append(f"Knowledge distillation weighs the divergence by {_weight(pretrain.kd)} (paper: 0.1).")
     if "mtp" in methods:
         said.append(f"Multi-token prediction weighs further tokens by {pretrain.mtp.weight:g} (paper: 1).")
     return said
@@ -362,7 +368,7 @@ def variant(cocomix: CocomixParams) -> str:
         (cocomix.label_weights == "score", "labels weigh by their scores"),
         (cocomix.label_offsets != [0], f"it learns the labels of the positions at {cocomix.label_offsets}"),
         (cocomix.concept_schedule != ScheduleParams(), "the weight of the concept loss changes over the steps"),
-        (cocomix.kd.kl_weight > 0, f"distillation is added with weight {cocomix.kd.kl_weight:g}"),
+        (cocomix.kd.kl_weight > 0, f"distillation is added with weight {_weight(cocomix.kd)}"),
         (cocomix.learned_scale, "a learned number scales the mixed vector"),
         (not cocomix.concept_weight, "the loss of its prediction has weight 0"),
         (cocomix.stop_gradient, "the language model's loss has no gradient through the prediction"),

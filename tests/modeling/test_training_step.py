@@ -92,7 +92,13 @@ def test_without_a_weight_on_the_concepts_every_parameter_still_has_a_gradient(v
 
 @pytest.mark.parametrize(
     ("change", "attention"),
-    [({}, "eager"), ({}, "sdpa"), ({"predicts": "hidden"}, "sdpa"), ({"backbone": "llama"}, "eager")],
+    [
+        ({}, "eager"),
+        ({}, "sdpa"),
+        ({"mixing": "add"}, "sdpa"),
+        ({"predicts": "hidden"}, "sdpa"),
+        ({"backbone": "llama"}, "eager"),
+    ],
 )
 def test_the_models_training_forward_compiles_to_one_graph_and_gives_the_same(
     change: dict[str, object], attention: str

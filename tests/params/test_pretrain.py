@@ -102,7 +102,8 @@ def test_a_gradient_that_is_stopped_where_nothing_flows_is_refused(tmp_path: Pat
 def test_the_shipped_form_with_distillation_is_cocomix_that_learns_from_stored_draws_too() -> None:
     params = load(SHIPPED)
     cocomix = params.pretrain.cocomix.model_dump()
-    with_distillation = cocomix | {"kd": cocomix["kd"] | {"kl_weight": 1.0}}
+    falling = {"shape": "learning_rate", "until": 1.0}
+    with_distillation = cocomix | {"kd": cocomix["kd"] | {"kl_weight": 1.0, "schedule": falling}}
     assert params.pretrain.forms["cocomix_kd"].model_dump() == with_distillation
     assert with_distillation["kd"]["source"] == "cached"
     assert params.distribution.draws == 50

@@ -467,6 +467,9 @@ def test_weights_and_start_are_said_beside_the_papers(folder: Path) -> None:
     for text in (" ".join(Page(html).text.split()), " ".join(summary.split())):
         assert "CoCoMix weighs its concept loss by 0.3 (paper: 0.1). Its head starts tied (released code: " in text
         assert "weighs the divergence by 0.5 (paper: 0.1)" in text
+    constant = "schedule: {shape: constant, until: 1.0} # of kl_weight"
+    _, summary = report({"kd": [4.0], "cocomix": [3.0]}, (constant, constant.replace("constant", "linear")))
+    assert "by 1, which changes over the steps (paper: 0.1)" in " ".join(summary.split())
     html, _ = report({"ntp": [4.0], "cocomix": [3.0]}, ("concept_init: tied", "concept_init: normal"))
     assert "a variant of CoCoMix" not in html
     assert "starts tied" not in html

