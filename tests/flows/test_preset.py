@@ -71,7 +71,7 @@ def test_default_restores_what_a_preset_of_ones_own_sets(params: Path) -> None:
     assert params.read_bytes() == before
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=2)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5)
 @given(seed=st.integers(0, 10**6), rate=st.floats(1e-5, 1e-1))
 def test_what_no_preset_sets_stays_as_it_is(params: Path, seed: int, rate: float) -> None:
     own = shipped().decode().replace("  seed: 0\n  checkpoint", f"  seed: {seed}\n  checkpoint")
